@@ -1,0 +1,268 @@
+// Package kafkasource stands in for Knative's KafkaSource, KafkaSink and PingSource where there is no
+// Knative: it reads the manifests that a cluster reads, and does what they say. One difference, on purpose:
+// when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops the event;
+// Config.Parity drops it too.
+package kafkasource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/cenkalti/backoff/v5"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+)
+
+// defaultInFlight is how many deliveries of one partition run side by side where order does not matter.
+const defaultInFlight = 256
+
+// Config is what the manifests leave to where they are read.
+type Config struct {
+	Brokers    []string                             // in place of the manifests' bootstrapServers
+	Topics     map[string]string                    // names in place of the manifests' topics; others stay
+	SinkURL    func(service string) (string, error) // base URL of a Knative Service
+	Transport  http.RoundTripper                    // how sinks are reached
+	Parity     bool                                 // drop events as KafkaSource does when their dead-letter sink fails
+	InFlight   int                                  // deliveries of one unordered partition side by side; 0: 256
+	Log        *slog.Logger
+	Registerer prometheus.Registerer
+	Sleep      func(context.Context, time.Duration) error // between retries; nil: by the clock
+}
+
+// Sources run all sources of a set of manifests.
+type Sources struct {
+	cfg      Config
+	sources  []*source
+	pings    []*ping
+	producer *kafka.Producer
+}
+
+type source struct {
+	manifest kafkaSource
+	deliver  *deliverer
+	assigned atomic.Int32 // group members that have had their partitions
+}
+
+type ping struct {
+	manifest pingSource
+	poster   poster
+}
+
+type metrics struct {
+	events  *prometheus.CounterVec
+	retries *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	lag     *prometheus.GaugeVec
+}
+
+type sourceMetrics struct {
+	delivered, deadLettered, dropped prometheus.Counter
+	seconds                          prometheus.Observer
+	lag                              func(topic string, partition int32) prometheus.Gauge
+}
+
+// New checks that every sink can be found.
+func New(m Manifests, cfg Config) (*Sources, error) {
+	if cfg.InFlight == 0 {
+		cfg.InFlight = defaultInFlight
+	}
+	if cfg.Sleep == nil {
+		cfg.Sleep = sleep
+	}
+	all := metrics{
+		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them."}, []string{"source", "outcome"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
+		lag:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pgw_source_lag", Help: "Records of a partition that are not yet read."}, []string{"source", "topic", "partition"}),
+	}
+	cfg.Registerer.MustRegister(all.events, all.retries, all.seconds, all.lag)
+
+	s := &Sources{cfg: cfg, producer: kafka.NewProducer(cfg.Brokers, "kafkasource")}
+	client := &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	newPoster := func(name string, to destination, p policy) (poster, error) {
+		url, err := s.url(to)
+		retries := all.retries.WithLabelValues(name)
+		return poster{url: url, client: client, policy: p, sleep: cfg.Sleep, retry: retries.Inc}, err
+	}
+	var errs []error
+	renamed := func(topic string) string {
+		if name, ok := cfg.Topics[topic]; ok {
+			return name
+		}
+		return topic
+	}
+	for _, manifest := range m.sources {
+		name := manifest.Metadata.Name
+		manifest.Spec.Topics = slices.Clone(manifest.Spec.Topics)
+		for i, topic := range manifest.Spec.Topics {
+			manifest.Spec.Topics[i] = renamed(topic)
+		}
+		post, err := newPoster(name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
+		errs = append(errs, err)
+		dead := deadLetter{kafka: s.producer}
+		if to := *manifest.Spec.Delivery.DeadLetterSink; to.Ref != nil && to.Ref.Kind == kindKafkaSink {
+			dead.topic, dead.mode = renamed(m.sinks[to.Ref.Name].Spec.Topic), m.sinks[to.Ref.Name].Spec.ContentMode
+		} else {
+			p, err := newPoster(name, to, newPolicy(manifest.Spec.Delivery))
+			errs = append(errs, err)
+			dead.http = &p
+		}
+		s.sources = append(s.sources, &source{manifest: manifest, deliver: &deliverer{
+			poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
+			metrics: &sourceMetrics{
+				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, "dead_lettered"),
+				dropped: all.events.WithLabelValues(name, "dropped"), seconds: all.seconds.WithLabelValues(name),
+				lag: func(topic string, partition int32) prometheus.Gauge {
+					return all.lag.WithLabelValues(name, topic, strconv.Itoa(int(partition)))
+				},
+			},
+		}})
+	}
+	for _, manifest := range m.pings {
+		post, err := newPoster(manifest.Metadata.Name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
+		errs = append(errs, err)
+		s.pings = append(s.pings, &ping{manifest: manifest, poster: post})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// url of a sink: a Service's, with the uri as a path behind it, or the uri alone.
+func (s *Sources) url(to destination) (string, error) {
+	if to.Ref == nil {
+		return to.URI, nil
+	}
+	base, err := s.cfg.SinkURL(to.Ref.Name)
+	if err != nil {
+		return "", fmt.Errorf("sink %s: %w", to.Ref.Name, err)
+	}
+	return strings.TrimSuffix(base, "/") + "/" + strings.TrimPrefix(to.URI, "/"), nil
+}
+
+// Run consumes and delivers until ctx ends, and then drains.
+func (s *Sources) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	for _, src := range s.sources {
+		for range src.consumers() {
+			running.Go(func() { s.consume(ctx, src) })
+		}
+	}
+	for _, p := range s.pings {
+		running.Go(func() { p.run(ctx, s.cfg.Log) })
+	}
+	running.Wait()
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+	defer cancel()
+	return s.producer.Close(bounded)
+}
+
+// Ready says which source has not been given its partitions yet.
+func (s *Sources) Ready() error {
+	for _, src := range s.sources {
+		if int(src.assigned.Load()) < src.consumers() {
+			return fmt.Errorf("source %s is waiting for its partitions", src.manifest.Metadata.Name)
+		}
+	}
+	return nil
+}
+
+func (src *source) consumers() int {
+	if n := src.manifest.Spec.Consumers; n != nil {
+		return *n
+	}
+	return 1
+}
+
+// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is waited for.
+func (s *Sources) consume(ctx context.Context, src *source) {
+	spec := src.manifest.Spec
+	settings := kafka.Settings(src.manifest.Metadata.Name)
+	settings.Consumer.Offsets.Initial = sarama.OffsetNewest
+	if spec.InitialOffset == "earliest" {
+		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
+	}
+	settings.Consumer.Group.Rebalance.Timeout = drainWithin + 15*time.Second
+	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
+	inFlight := 1
+	if spec.Ordering == "unordered" {
+		inFlight = s.cfg.InFlight
+	}
+	first := sync.OnceFunc(func() { src.assigned.Add(1) })
+	handler := &consumer{source: src.manifest, deliver: src.deliver, inFlight: inFlight, assigned: first}
+	log := src.deliver.log
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = 5 * time.Second
+	for ctx.Err() == nil {
+		err := func() error {
+			group, err := sarama.NewConsumerGroup(s.cfg.Brokers, spec.ConsumerGroup, settings)
+			if err != nil {
+				return err
+			}
+			defer group.Close()
+			for ctx.Err() == nil {
+				// Returns at each rebalance.
+				if err := group.Consume(ctx, spec.Topics, handler); err != nil {
+					return err
+				}
+				wait.Reset()
+			}
+			return nil
+		}()
+		if err != nil && ctx.Err() == nil {
+			log.Warn("consuming is interrupted", "error", err)
+			s.cfg.Sleep(ctx, wait.NextBackOff())
+		}
+	}
+}
+
+// run sends the pings. One that is still on its way when the next is due has that one left out.
+func (p *ping) run(ctx context.Context, log *slog.Logger) {
+	schedule, _ := p.manifest.schedule() // parses: validate has seen it
+	for {
+		next := schedule.Next(time.Now())
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if err := p.poster.post(ctx, p.message(ctx, next)); err != nil && !errors.Is(err, errAbandoned) {
+			log.Warn("a ping was not taken", "source", p.manifest.Metadata.Name, "error", err)
+		}
+	}
+}
+
+func (p *ping) message(ctx context.Context, at time.Time) message {
+	spec := p.manifest.Spec
+	e := cloudevents.New()
+	source := fmt.Sprintf("/apis/v1/namespaces/%s/pingsources/%s", p.manifest.Metadata.namespace(), p.manifest.Metadata.Name)
+	e.SetID(source + "@" + at.UTC().Format(time.RFC3339))
+	e.SetType(event.TypePing)
+	e.SetSource(source)
+	e.SetTime(at)
+	e.DataEncoded = []byte(spec.Data)
+	if len(spec.DataBase64) > 0 {
+		e.DataEncoded = spec.DataBase64
+	}
+	if spec.ContentType != "" {
+		e.SetDataContentType(spec.ContentType)
+	}
+	return fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{})
+}

@@ -1,0 +1,174 @@
+// Package db is the ledger's function: the only writer of the database. It reserves, commits and rolls back
+// (ledger.go), opens and funds accounts (accounts.go), keeps rates and rules for fx and risk (settings.go),
+// and sweeps what was left behind (sweep.go).
+package db
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// Config of the function.
+type Config struct {
+	DatabaseURL string        `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
+	BatchMax    int           `envconfig:"BATCH_MAX" default:"64" desc:"payments in one transaction"`
+	BatchLanes  int           `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
+	QueueMax    int           `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
+	Keys        event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Kafka       kafka.Config
+}
+
+// Publisher publishes the results of swept payments.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// DB is the function.
+type DB struct {
+	dbv1.UnimplementedDbServer
+	dbv1.UnimplementedAdminServer
+
+	cfg     Config
+	pool    *pgxpool.Pool
+	ledger  *ledger
+	publish Publisher
+	now     func() time.Time
+	log     *slog.Logger
+	metrics *metrics
+}
+
+type metrics struct {
+	reserves, commits, rollbacks *prometheus.CounterVec
+	accountEvents                *prometheus.CounterVec
+	batchSize                    *prometheus.HistogramVec
+	waiting                      *prometheus.GaugeVec
+	swept                        prometheus.Counter
+	oldestPending                prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	counter := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	}
+	m := &metrics{
+		reserves:      counter("pgw_db_reserve_total", "Reserves by TxStatus.", "status"),
+		commits:       counter("pgw_db_commit_total", "Commits by TxStatus.", "status"),
+		rollbacks:     counter("pgw_db_rollback_total", "Rollbacks by TxStatus.", "status"),
+		accountEvents: counter("pgw_db_account_events_total", "Account events by outcome.", "outcome"),
+		batchSize: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_db_batch_size", Help: "Calls in one transaction.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128},
+		}, []string{"kind"}),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgw_db_queue_waiting", Help: "Calls left waiting when the last batch was taken.",
+		}, []string{"kind"}),
+		swept: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pgw_db_swept_total", Help: "Reservations rolled back past their deadline.",
+		}),
+		oldestPending: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgw_db_oldest_pending_age_seconds", Help: "Age of the oldest PENDING reservation at the last sweep.",
+		}),
+	}
+	r.MustRegister(m.reserves, m.commits, m.rollbacks, m.accountEvents, m.batchSize, m.waiting, m.swept, m.oldestPending)
+	return m
+}
+
+func (m *metrics) observe(kind string) func(size, waiting int) {
+	size, left := m.batchSize.WithLabelValues(kind), m.waiting.WithLabelValues(kind)
+	return func(n, waiting int) {
+		size.Observe(float64(n))
+		left.Set(float64(waiting))
+	}
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	producer := kafka.NewProducer(cfg.Kafka.Brokers, "db")
+	f, err := New(cfg, producer, time.Now, log)
+	if err != nil {
+		return nil, err
+	}
+	closeLedger := f.Close
+	f.Close = func(ctx context.Context) error { return errors.Join(closeLedger(ctx), producer.Close(ctx)) }
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+	// Each lane of both kinds holds a connection while it works; a few more serve reads.
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", MaxConns: int32(2*cfg.BatchLanes + 4)})
+	if err != nil {
+		return nil, err
+	}
+	registry := function.NewRegistry()
+	m := newMetrics(registry)
+	d := &DB{
+		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, now, m.observe), publish: publish, now: now, log: log, metrics: m,
+	}
+	return &function.Function{
+		Name: "db", Log: log, Registry: registry,
+		GRPC: func(r grpc.ServiceRegistrar) {
+			dbv1.RegisterDbServer(r, d)
+			dbv1.RegisterAdminServer(r, d)
+		},
+		Events: d.handle,
+		Ready:  pool.Ping,
+		Close: func(ctx context.Context) error {
+			err := d.ledger.close(ctx)
+			pool.Close()
+			return err
+		},
+	}, nil
+}
+
+// handle takes account events and the sweep's ping.
+func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
+	switch e.Type() {
+	case event.TypePing:
+		// Unsigned: a ping carries nothing, and sweeping is harmless however often it is asked for.
+		_, _, err := d.sweep(ctx)
+		return err
+	case event.TypeAccountOpened, event.TypeAccountFunded:
+		err := d.applyAccountEvent(ctx, e)
+		d.metrics.accountEvents.WithLabelValues(outcomeLabel(err)).Inc()
+		return err
+	default:
+		return refused("%s is not for db", e.Type())
+	}
+}
+
+func outcomeLabel(err error) string {
+	switch {
+	case err == nil:
+		return "applied"
+	case errors.Is(err, event.ErrMalformed), errors.Is(err, event.ErrSignature), errors.Is(err, event.ErrRefused):
+		return "refused"
+	default:
+		return "put_off"
+	}
+}
+
+// txStatus gives a refusal the TxStatus that earlier callers switch on.
+func txStatus(r payment.Reason) dbv1.TxStatus {
+	switch r {
+	case payment.InsufficientFunds:
+		return dbv1.TxStatus_INSUFFICIENT
+	case payment.UnknownSender, payment.UnknownReceiver:
+		return dbv1.TxStatus_NOT_FOUND
+	default:
+		return dbv1.TxStatus_BAD_STATUS
+	}
+}

@@ -1,0 +1,600 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pgw/shared/batch"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// maxTries bounds how often a batch that lost against another transaction is run.
+const maxTries = 6
+
+// Claim is what the ledger knows of one idempotency key.
+type Claim struct {
+	ReservationID uuid.UUID
+	Fingerprint   payment.Fingerprint
+	AttemptID     string
+	Status        payment.ReservationStatus
+	Reason        payment.Reason // empty while PENDING
+}
+
+// Reserved is the answer to one reserve.
+type Reserved struct {
+	Claim
+	Replay  bool  // the claim is an earlier attempt's
+	Balance int64 // the sender's, after deciding; 0 where the claim was there before
+}
+
+// Mismatch tells that the key belongs to another request.
+func (r Reserved) Mismatch(req payment.Request) bool { return r.Fingerprint != req.Fingerprint() }
+
+// reserve asks for one payment. refuse, when set, is recorded instead of holding anything.
+type reserve struct {
+	payment.Request
+	refuse payment.Reason
+}
+
+// Finish ends one reservation: it pays the receiver, or gives the hold back.
+type Finish struct {
+	ReservationID uuid.UUID
+	Key           string         // for a commit: checked against the reservation when set
+	RollBack      payment.Reason // set: roll back, for this reason
+}
+
+// Finished is the answer to one Finish.
+type Finished struct {
+	Done  bool  // this call ended the reservation
+	Claim Claim // as it stands; the zero Claim when there is no such reservation
+	Key   string
+}
+
+// ledger is the only writer of accounts, reservations and payments. Calls that arrive together become one
+// transaction.
+type ledger struct {
+	pool     *pgxpool.Pool
+	now      func() time.Time
+	reserves *batch.Batcher[reserve, Reserved]
+	finishes *batch.Batcher[Finish, Finished]
+}
+
+type observer func(kind string) func(size, waiting int)
+
+func newLedger(pool *pgxpool.Pool, cfg Config, now func() time.Time, observe observer) *ledger {
+	l := &ledger{pool: pool, now: now}
+	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax}
+	bounds.Observe = observe("reserve")
+	l.reserves = batch.New(bounds, serve(l.reserveAll))
+	bounds.Observe = observe("finish")
+	l.finishes = batch.New(bounds, serve(l.finishAll))
+	return l
+}
+
+func (l *ledger) close(ctx context.Context) error {
+	return errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
+}
+
+// serve runs a batch as one transaction, again when it lost against another. Values that the database
+// refuses fail the transaction as a whole, so then each call is run alone: one bad row must not fail its
+// neighbours.
+func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, R] {
+	return func(ctx context.Context, calls []C) []batch.Result[R] {
+		results := make([]batch.Result[R], len(calls))
+		values, err := runTransaction(ctx, calls, run)
+		for i := range calls {
+			if err == nil {
+				results[i].Value = values[i]
+			} else if len(calls) > 1 && postgres.BadData(err) {
+				alone, err := runTransaction(ctx, calls[i:i+1], run)
+				if err == nil {
+					results[i].Value = alone[0]
+				}
+				results[i].Err = err
+			} else {
+				results[i].Err = err
+			}
+		}
+		return results
+	}
+}
+
+func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.Context, []C) ([]R, error)) ([]R, error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval = 2 * time.Millisecond
+	return backoff.Retry(ctx, func() ([]R, error) {
+		values, err := run(ctx, calls)
+		if err != nil && !postgres.Transient(err) {
+			return nil, backoff.Permanent(err)
+		}
+		return values, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxTries(maxTries))
+}
+
+const (
+	// Senders are locked in the order of their ids, so that two batches never wait for each other in a
+	// circle. NO KEY: what refers to the account may still be written.
+	lockSendersSQL = `
+SELECT account_id, balance_idr, status, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count
+FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE`
+
+	receiversSQL = `SELECT account_id, status FROM wallet_accounts WHERE account_id = ANY($1)`
+
+	// Read after the senders are locked: a transaction that claimed one of these keys for the same sender
+	// has ended by then, and this statement's snapshot shows its claim. A claim for another sender may
+	// still slip in between, and then the insert below fails on the unique key and the batch runs again.
+	claimsSQL = `
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.idempotency_key = ANY($1)`
+
+	insertReservationsSQL = `
+INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id,
+	amount_idr, currency_input, amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at,
+	deadline, created_at)
+SELECT id, key, fingerprint, attempt, sender, receiver, amount, currency, minor, nullif(rate, '')::numeric,
+	rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, $18
+FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
+	$9::bigint[], $10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::text[], $15::text[],
+	$16::timestamptz[], $17::timestamptz[])
+	AS c(id, key, fingerprint, attempt, sender, receiver, amount, currency, minor, rate, rate_id, rate_time,
+		rule_set, tx_date, status, accepted_at, deadline)`
+
+	insertRefusedSQL = `
+INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+	AS c(id, key, sender, receiver, currency, amount, reason)`
+
+	// The rows are locked since lockSendersSQL, so values computed here can be set as they are.
+	debitSQL = `
+UPDATE wallet_accounts a
+SET balance_idr = d.balance, spent_day = d.day, spent_today_idr = d.spent,
+	started_minute = d.minute, started_count = d.count, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::int[], $4::bigint[], $5::int[], $6::int[])
+	AS d(id, balance, day, spent, minute, count)
+WHERE a.account_id = d.id`
+)
+
+// sender is an account that is locked by the batch, with how many payments it started this minute.
+type sender struct {
+	payment.Account
+	minute, started int32
+	debited         bool
+}
+
+// reserveAll decides a batch: two round trips, one transaction.
+func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	defer conn.Release()
+	senders, blocked, claims, err := l.lockForReserve(ctx, conn, calls)
+	if err == nil {
+		var decided []Reserved
+		now := l.now()
+		decided, fresh := decide(calls, senders, blocked, claims, now)
+		if err = writeReserved(ctx, conn, calls, decided, fresh, senders, now); err == nil {
+			return decided, nil
+		}
+	}
+	// A connection whose rollback fails is not put back in the pool: pgxpool sees its transaction status.
+	conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
+	return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
+}
+
+func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve) (
+	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, err error,
+) {
+	keys, from, to := make([]string, len(calls)), make([]string, len(calls)), make([]string, len(calls))
+	for i, c := range calls {
+		keys[i], from[i], to[i] = c.Key, c.Sender, c.Receiver
+	}
+	senders, blocked, claims = map[string]*sender{}, map[string]bool{}, map[string]Claim{}
+
+	b := &pgx.Batch{}
+	b.Queue("BEGIN")
+	b.Queue(lockSendersSQL, distinct(from)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			s := &sender{}
+			var status string
+			if err := rows.Scan(&s.ID, &s.Balance, &status, &s.DailyLimit, &s.Day, &s.SpentToday, &s.minute, &s.started); err != nil {
+				return err
+			}
+			s.Blocked = status != "ACTIVE"
+			senders[s.ID] = s
+		}
+		return rows.Err()
+	})
+	b.Queue(receiversSQL, distinct(to)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var id, status string
+			if err := rows.Scan(&id, &status); err != nil {
+				return err
+			}
+			blocked[id] = status != "ACTIVE"
+		}
+		return rows.Err()
+	})
+	b.Queue(claimsSQL, distinct(keys)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var key string
+			c, err := scanClaim(rows, &key)
+			if err != nil {
+				return err
+			}
+			claims[key] = c
+		}
+		return rows.Err()
+	})
+	return senders, blocked, claims, conn.SendBatch(ctx, b).Close()
+}
+
+func scanClaim(rows pgx.Rows, key *string) (Claim, error) {
+	var c Claim
+	var fingerprint []byte
+	if err := rows.Scan(key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason); err != nil {
+		return c, err
+	}
+	if copy(c.Fingerprint[:], fingerprint) != len(c.Fingerprint) {
+		return c, fmt.Errorf("reservation %s has a fingerprint of %d bytes", c.ReservationID, len(fingerprint))
+	}
+	return c, nil
+}
+
+// decide is pure but for the new ids: it takes the calls one after the other, each against what the ones
+// before it left. fresh lists the calls that make a new claim.
+func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time) (decided []Reserved, fresh []int) {
+	decided = make([]Reserved, len(calls))
+	for i, c := range calls {
+		claim, seen := claims[c.Key]
+		if !seen {
+			claim = Claim{
+				ReservationID: newID(), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
+			}
+			s := senders[c.Sender]
+			claim.Reason = c.refuse
+			if claim.Reason == "" {
+				claim.Reason = hold(c.Request, s, blocked, now)
+			}
+			if claim.Reason != "" {
+				claim.Status = payment.RolledBack
+			}
+			claims[c.Key] = claim
+			fresh = append(fresh, i)
+			decided[i].Claim = claim
+			if s != nil {
+				decided[i].Balance = s.Balance
+			}
+			continue
+		}
+		decided[i].Claim = claim
+		// Without an attempt's id nothing tells a redelivery from a second attempt.
+		decided[i].Replay = c.AttemptID == "" || c.AttemptID != claim.AttemptID
+	}
+	return decided, fresh
+}
+
+func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time) payment.Reason {
+	var from, to *payment.Account
+	if s != nil {
+		from = &s.Account
+	}
+	if isBlocked, exists := blocked[r.Receiver]; exists {
+		to = &payment.Account{ID: r.Receiver, Blocked: isBlocked}
+	}
+	if reason := payment.Reserve(r, from, to, now); reason != "" {
+		return reason
+	}
+	if minute := int32(now.Unix() / 60); s.minute != minute {
+		s.minute, s.started = minute, 0
+	}
+	s.started++
+	s.debited = true
+	return ""
+}
+
+func writeReserved(ctx context.Context, conn *pgxpool.Conn, calls []reserve, decided []Reserved, fresh []int, senders map[string]*sender, now time.Time) error {
+	b := &pgx.Batch{}
+	if len(fresh) > 0 {
+		queueClaims(b, calls, decided, fresh, now)
+		queueRefusals(b, calls, decided, fresh)
+		queueDebits(b, senders)
+	}
+	b.Queue("COMMIT")
+	return conn.SendBatch(ctx, b).Close()
+}
+
+func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, now time.Time) {
+	// In the order of the keys: two batches that claim the same two keys must not each wait for the other.
+	slices.SortFunc(fresh, func(i, j int) int {
+		if calls[i].Key < calls[j].Key {
+			return -1
+		}
+		return 1
+	})
+	n := len(fresh)
+	ids, fingerprints := make([]pgtype.UUID, n), make([][]byte, n)
+	keys, attempts, from, to := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	currencies, rates, rateIDs := make([]string, n), make([]string, n), make([]string, n)
+	ruleSets, txDates, statuses := make([]string, n), make([]string, n), make([]string, n)
+	amounts, minors := make([]int64, n), make([]int64, n)
+	rateTimes, accepted, deadlines := make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n)
+	for at, i := range fresh {
+		r, claim := calls[i].Request, &decided[i].Claim
+		ids[at] = pgtype.UUID{Bytes: claim.ReservationID, Valid: true}
+		keys[at], fingerprints[at], attempts[at] = r.Key, claim.Fingerprint[:], r.AttemptID
+		from[at], to[at], amounts[at] = r.Sender, r.Receiver, r.AmountIDR
+		currencies[at], minors[at] = r.Sent.Currency.String(), r.Sent.Minor
+		rates[at], rateIDs[at], rateTimes[at] = r.Rate.String(), r.RateID, timestamp(r.RateTime)
+		ruleSets[at], txDates[at], statuses[at] = r.RuleSet, r.TxDate, string(claim.Status)
+		accepted[at], deadlines[at] = timestamp(r.AcceptedAt), timestamp(r.Deadline)
+	}
+	b.Queue(insertReservationsSQL, ids, keys, fingerprints, attempts, from, to, amounts, currencies, minors, rates,
+		rateIDs, rateTimes, ruleSets, txDates, statuses, accepted, deadlines, now)
+}
+
+func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
+	var ids []pgtype.UUID
+	var keys, from, to, currencies, reasons []string
+	var amounts []int64
+	for _, i := range fresh {
+		r, claim := calls[i].Request, decided[i].Claim
+		if claim.Reason == "" {
+			continue
+		}
+		ids = append(ids, pgtype.UUID{Bytes: claim.ReservationID, Valid: true})
+		keys, from, to = append(keys, r.Key), append(from, r.Sender), append(to, r.Receiver)
+		currencies, amounts = append(currencies, r.Sent.Currency.String()), append(amounts, r.AmountIDR)
+		reasons = append(reasons, string(claim.Reason))
+	}
+	if len(ids) > 0 {
+		b.Queue(insertRefusedSQL, ids, keys, from, to, currencies, amounts, reasons)
+	}
+}
+
+func queueDebits(b *pgx.Batch, senders map[string]*sender) {
+	var ids []string
+	var balances, spent []int64
+	var days, minutes, started []int32
+	for _, s := range senders {
+		if s.debited {
+			ids, balances = append(ids, s.ID), append(balances, s.Balance)
+			days, spent = append(days, s.Day), append(spent, s.SpentToday)
+			minutes, started = append(minutes, s.minute), append(started, s.started)
+		}
+	}
+	if len(ids) > 0 {
+		b.Queue(debitSQL, ids, balances, days, spent, minutes, started)
+	}
+}
+
+const (
+	// The accounts whose balance will change, in the order of their ids. A reservation's parties never
+	// change, so its row need not be locked to find them; and since every commit of one reservation locks
+	// the same receiver first, two commits of it never meet at the reservation row.
+	lockFinishingSQL = `
+SELECT account_id FROM wallet_accounts
+WHERE account_id IN (
+	SELECT receiver_id FROM reservations WHERE reservation_id = ANY($1::uuid[])
+	UNION
+	SELECT sender_id FROM reservations WHERE reservation_id = ANY($2::uuid[]))
+ORDER BY account_id FOR NO KEY UPDATE`
+
+	// Compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds it PENDING. The
+	// database's clock judges the deadline, after whatever wait there was for the locks.
+	commitSQL = `
+WITH done AS (
+	UPDATE reservations r SET status = 'COMMITTED'
+	FROM unnest($1::uuid[], $2::text[]) AS c(id, key)
+	WHERE r.reservation_id = c.id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
+		AND (c.key = '' OR c.key = r.idempotency_key)
+		AND EXISTS (SELECT FROM wallet_accounts a WHERE a.account_id = r.receiver_id AND a.status = 'ACTIVE')
+	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr
+), credit AS (
+	UPDATE wallet_accounts a SET balance_idr = a.balance_idr + s.amount, updated_at = now()
+	FROM (SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id) s
+	WHERE a.account_id = s.receiver_id
+), outcome AS (
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed'
+	FROM done
+)
+SELECT reservation_id FROM done`
+
+	// What was held today no longer counts against today's limit.
+	rollBackSQL = `
+WITH done AS (
+	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3
+	FROM unnest($1::uuid[], $2::text[]) AS c(id, reason)
+	WHERE r.reservation_id = c.id AND r.status = 'PENDING'
+	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr,
+		r.created_at, c.reason
+), refund AS (
+	UPDATE wallet_accounts a
+	SET balance_idr = a.balance_idr + s.amount, updated_at = now(),
+		spent_today_idr = CASE WHEN a.spent_day = s.day THEN greatest(0, a.spent_today_idr - s.of_day) ELSE a.spent_today_idr END
+	FROM (
+		SELECT sender_id, sum(amount_idr)::bigint AS amount, today.day,
+			coalesce(sum(amount_idr) FILTER (WHERE floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day
+		FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today
+		GROUP BY sender_id, today.day
+	) s
+	WHERE a.account_id = s.sender_id
+), outcome AS (
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason
+	FROM done
+)
+SELECT reservation_id FROM done`
+
+	standingSQL = `
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.reservation_id = ANY($1::uuid[])`
+)
+
+// finishAll ends a batch of reservations: one round trip, one transaction. A second round trip reads how
+// those stand that were not this batch's to end.
+func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
+	var commits, rollbacks []pgtype.UUID
+	var keys, reasons []string
+	first := make(map[uuid.UUID]int, len(calls)) // of several calls for one reservation the first counts
+	for i, c := range calls {
+		if _, seen := first[c.ReservationID]; seen {
+			continue
+		}
+		first[c.ReservationID] = i
+		id := pgtype.UUID{Bytes: c.ReservationID, Valid: true}
+		if c.RollBack == "" {
+			commits, keys = append(commits, id), append(keys, c.Key)
+		} else {
+			rollbacks, reasons = append(rollbacks, id), append(reasons, string(c.RollBack))
+		}
+	}
+
+	finished := make([]Finished, len(calls))
+	done := func(rows pgx.Rows) error {
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		for _, id := range ids {
+			f := &finished[first[id]]
+			f.Done = true
+			f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
+			if reason := calls[first[id]].RollBack; reason != "" {
+				f.Claim.Status, f.Claim.Reason = payment.RolledBack, reason
+			}
+		}
+		return err
+	}
+	// Without BEGIN: what is sent together is one transaction, which ends with the last statement.
+	b := &pgx.Batch{}
+	b.Queue(lockFinishingSQL, commits, rollbacks)
+	if len(commits) > 0 {
+		b.Queue(commitSQL, commits, keys).Query(done)
+	}
+	if len(rollbacks) > 0 {
+		b.Queue(rollBackSQL, rollbacks, reasons, false).Query(done)
+	}
+	if err := l.pool.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("finish a batch of %d: %w", len(calls), err)
+	}
+	return finished, l.readStanding(ctx, calls, finished)
+}
+
+func (l *ledger) readStanding(ctx context.Context, calls []Finish, finished []Finished) error {
+	var ids []pgtype.UUID
+	for i, f := range finished {
+		if !f.Done {
+			ids = append(ids, pgtype.UUID{Bytes: calls[i].ReservationID, Valid: true})
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, err := l.pool.Query(ctx, standingSQL, ids)
+	if err != nil {
+		return fmt.Errorf("read reservations: %w", err)
+	}
+	defer rows.Close()
+	standing := map[uuid.UUID]Finished{}
+	for rows.Next() {
+		var f Finished
+		if f.Claim, err = scanClaim(rows, &f.Key); err != nil {
+			return fmt.Errorf("read reservations: %w", err)
+		}
+		standing[f.Claim.ReservationID] = f
+	}
+	for i := range finished {
+		if !finished[i].Done {
+			finished[i] = standing[calls[i].ReservationID]
+		}
+	}
+	return rows.Err()
+}
+
+// reserve claims the key and holds the funds, or says why not.
+func (l *ledger) reserve(ctx context.Context, r payment.Request) (Reserved, error) {
+	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
+	return l.reserves.Do(ctx, reserve{Request: r})
+}
+
+// finish commits or rolls back one reservation.
+func (l *ledger) finish(ctx context.Context, f Finish) (Finished, error) {
+	return l.finishes.Do(ctx, f)
+}
+
+// fail closes a payment as FAILED for a reason, unless it is decided already.
+func (l *ledger) fail(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
+	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
+	got, err := l.reserves.Do(ctx, reserve{Request: r, refuse: reason})
+	if err != nil || got.Status != payment.Pending || got.Mismatch(r) {
+		return got, err
+	}
+	ended, err := l.finish(ctx, Finish{ReservationID: got.ReservationID, RollBack: reason})
+	got.Status, got.Reason = ended.Claim.Status, ended.Claim.Reason
+	return got, err
+}
+
+// newID is ordered by time, which keeps the ends of the indexes warm and lets the sweep find old rows.
+func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
+
+func timestamp(t time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
+}
+
+func distinct(ids []string) []string {
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// record is one payment as the ledger keeps it.
+type record struct {
+	payment.Request
+	Claim
+	ReservedAt time.Time
+	DecidedAt  time.Time // zero while PENDING
+}
+
+const paymentSQL = `
+SELECT r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr,
+	coalesce(r.rate::text, ''), r.rate_id, r.rate_time, r.rule_set, r.tx_date, r.attempt_id, r.accepted_at, r.deadline,
+	r.reservation_id, r.fingerprint, r.status, coalesce(p.reason, ''), r.created_at, p.decided_at
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.idempotency_key = $1`
+
+// payment reads one payment by its key; pgx.ErrNoRows when the ledger has none.
+func (l *ledger) payment(ctx context.Context, key string) (record, error) {
+	var rec record
+	var currency, rate string
+	var fingerprint []byte
+	var rateTime, accepted, decided pgtype.Timestamptz
+	err := l.pool.QueryRow(ctx, paymentSQL, key).Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Sent.Minor,
+		&rec.AmountIDR, &rate, &rec.RateID, &rateTime, &rec.RuleSet, &rec.TxDate, &rec.Request.AttemptID, &accepted,
+		&rec.Deadline, &rec.ReservationID, &fingerprint, &rec.Status, &rec.Reason, &rec.ReservedAt, &decided)
+	if err != nil {
+		return rec, fmt.Errorf("read payment: %w", err)
+	}
+	if rec.Sent.Currency, err = money.ParseCurrency(currency); err != nil {
+		return rec, fmt.Errorf("read payment: %w", err)
+	}
+	if rate != "" {
+		if rec.Rate, err = money.ParseRate(rate); err != nil {
+			return rec, fmt.Errorf("read payment: %w", err)
+		}
+	}
+	copy(rec.Claim.Fingerprint[:], fingerprint)
+	rec.RateTime, rec.AcceptedAt, rec.DecidedAt = rateTime.Time, accepted.Time, decided.Time
+	return rec, nil
+}

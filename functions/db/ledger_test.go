@@ -1,0 +1,625 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"pgregory.net/rapid"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/batch"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/event"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// world is one ledger on a database of its own.
+type world struct {
+	*DB
+	t         testing.TB
+	published *published
+}
+
+type published struct {
+	mu     sync.Mutex
+	events []cloudevents.Event
+	fail   error
+}
+
+func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fail != nil {
+		return p.fail
+	}
+	p.events = append(p.events, e)
+	return nil
+}
+
+const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	url := embeddedtest.Postgres(t)
+	if err := Migrate(context.Background(), url); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096}
+	if err := cfg.Keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Kafka.ResultTopic = "payments.result"
+	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", MaxConns: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, published: &published{}}
+	w.DB = &DB{cfg: cfg, pool: pool, publish: w.published, now: time.Now, log: slog.New(slog.DiscardHandler), metrics: discardMetrics()}
+	w.ledger = newLedger(pool, cfg, func() time.Time { return w.now() }, w.metrics.observe)
+	t.Cleanup(func() {
+		w.checkSum()
+		if err := w.ledger.close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		pool.Close()
+	})
+	return w
+}
+
+// open makes accounts with funds.
+func (w *world) open(balance int64, ids ...string) {
+	w.t.Helper()
+	in := &dbv1.SeedAccountsRequest{}
+	for _, id := range ids {
+		in.Accounts = append(in.Accounts, &dbv1.Account{AccountId: id, Owner: id, Currency: "IDR", Status: "ACTIVE", BalanceIdr: balance})
+	}
+	if _, err := w.SeedAccounts(context.Background(), in); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) balance(id string) (balance int64) {
+	w.t.Helper()
+	if err := w.pool.QueryRow(context.Background(), `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, id).Scan(&balance); err != nil {
+		w.t.Fatal(err)
+	}
+	return balance
+}
+
+func (w *world) exec(sql string, args ...any) {
+	w.t.Helper()
+	if _, err := w.pool.Exec(context.Background(), sql, args...); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// checkSum proves the ledger: balances and holds are what was funded, each reservation that is decided has
+// its one outcome, and each account has what its own history says.
+func (w *world) checkSum() {
+	w.t.Helper()
+	sumLedger(w.t, w.pool)
+}
+
+func sumLedger(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	var balances, holds, funded, undecided, wrong int64
+	err := pool.QueryRow(context.Background(), `
+SELECT (SELECT sum(balance_idr) FROM wallet_accounts),
+	(SELECT coalesce(sum(amount_idr), 0) FROM reservations WHERE status = 'PENDING'),
+	(SELECT coalesce(sum(amount_idr), 0) FROM fundings),
+	(SELECT count(*) FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+	 WHERE (r.status = 'COMMITTED' AND p.status IS DISTINCT FROM 'SUCCESS')
+		OR (r.status = 'ROLLEDBACK' AND p.status IS DISTINCT FROM 'FAILED')
+		OR (r.status = 'PENDING' AND p.status IS NOT NULL)),
+	(SELECT count(*) FROM wallet_accounts a WHERE a.balance_idr <>
+		(SELECT coalesce(sum(amount_idr), 0) FROM fundings f WHERE f.account_id = a.account_id)
+		- (SELECT coalesce(sum(amount_idr), 0) FROM reservations r WHERE r.sender_id = a.account_id AND r.status IN ('PENDING', 'COMMITTED'))
+		+ (SELECT coalesce(sum(amount_idr), 0) FROM reservations r WHERE r.receiver_id = a.account_id AND r.status = 'COMMITTED'))`,
+	).Scan(&balances, &holds, &funded, &undecided, &wrong)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if balances+holds != funded || undecided != 0 || wrong != 0 {
+		t.Errorf("the ledger does not add up: balances %d + holds %d, funded %d; %d reservations without their outcome, %d accounts off",
+			balances, holds, funded, undecided, wrong)
+	}
+}
+
+func pay(key, from, to string, amount int64) payment.Request {
+	return payment.Request{
+		Key: key, Sender: from, Receiver: to, AmountIDR: amount, Sent: money.Amount{Minor: amount, Currency: money.IDR},
+		AcceptedAt: time.Now(), Deadline: time.Now().Add(payment.DecideWithin), AttemptID: key + "-1",
+	}
+}
+
+func (w *world) mustReserve(r payment.Request) Reserved {
+	w.t.Helper()
+	got, err := w.ledger.reserve(context.Background(), r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return got
+}
+
+func (w *world) mustFinish(f Finish) Finished {
+	w.t.Helper()
+	got, err := w.ledger.finish(context.Background(), f)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return got
+}
+
+func TestReserveCommitMovesMoneyOnce(t *testing.T) {
+	w := newWorld(t)
+	w.open(1000, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 400))
+	if held.Status != payment.Pending || held.Replay || held.Balance != 600 {
+		t.Fatalf("reserve: %+v", held)
+	}
+	if w.balance("A") != 600 || w.balance("B") != 1000 {
+		t.Fatalf("held: A %d, B %d", w.balance("A"), w.balance("B"))
+	}
+	w.checkSum()
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "other"}); got.Done {
+		t.Fatal("committed for another key")
+	}
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "k"}); !got.Done {
+		t.Fatalf("commit: %+v", got)
+	}
+	again := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "k"})
+	if again.Done || again.Claim.Status != payment.Committed {
+		t.Fatalf("second commit: %+v", again)
+	}
+	late := w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.Expired})
+	if late.Done || late.Claim.Status != payment.Committed {
+		t.Fatalf("rollback after commit: %+v", late)
+	}
+	if w.balance("A") != 600 || w.balance("B") != 1400 {
+		t.Fatalf("A %d, B %d", w.balance("A"), w.balance("B"))
+	}
+	// The same attempt, redelivered, is no replay; a second attempt is.
+	if got := w.mustReserve(pay("k", "A", "B", 400)); got.Replay || got.Status != payment.Committed || got.ReservationID != held.ReservationID {
+		t.Errorf("redelivered: %+v", got)
+	}
+	second := pay("k", "A", "B", 400)
+	second.AttemptID = "k-2"
+	if got := w.mustReserve(second); !got.Replay || got.ReservationID != held.ReservationID {
+		t.Errorf("second attempt: %+v", got)
+	}
+	other := pay("k", "A", "B", 401)
+	if got := w.mustReserve(other); !got.Mismatch(other) {
+		t.Errorf("other amount: %+v", got)
+	}
+}
+
+func TestRefusalsAreForEver(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B", "BLOCKED")
+	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'BLOCKED'`)
+	late := pay("late", "A", "B", 10)
+	late.Deadline = time.Now().Add(-time.Second)
+	for _, tc := range []struct {
+		request payment.Request
+		want    payment.Reason
+	}{
+		{pay("poor", "A", "B", 101), payment.InsufficientFunds},
+		{pay("who", "X", "B", 1), payment.UnknownSender},
+		{pay("whom", "A", "X", 1), payment.UnknownReceiver},
+		{pay("from blocked", "BLOCKED", "B", 1), payment.SenderBlocked},
+		{pay("to blocked", "A", "BLOCKED", 1), payment.ReceiverBlocked},
+		{pay("self", "A", "A", 1), payment.RiskSameParty},
+		{late, payment.Expired},
+	} {
+		if got := w.mustReserve(tc.request); got.Status != payment.RolledBack || got.Reason != tc.want || got.Replay {
+			t.Errorf("%s: %+v", tc.want, got)
+		}
+	}
+	w.open(1000, "A", "X") // now there would be enough, and the account is there
+	for key, want := range map[string]payment.Reason{"poor": payment.InsufficientFunds, "who": payment.UnknownSender} {
+		r := pay(key, "A", "B", 101)
+		if key == "who" {
+			r = pay(key, "X", "B", 1)
+		}
+		if got := w.mustReserve(r); got.Status != payment.RolledBack || got.Reason != want {
+			t.Errorf("%s, again: %+v", key, got)
+		}
+	}
+	if w.balance("A") != 1000 || w.balance("B") != 100 {
+		t.Errorf("A %d, B %d", w.balance("A"), w.balance("B"))
+	}
+}
+
+func TestFundsForExactlyNofM(t *testing.T) {
+	w := newWorld(t)
+	const n, m = 7, 40
+	w.open(n*10+5, "A")
+	w.open(0, "B")
+	outcomes := make(chan payment.ReservationStatus, m)
+	var wg sync.WaitGroup
+	for i := range m {
+		wg.Go(func() { outcomes <- w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 10)).Status })
+	}
+	wg.Wait()
+	close(outcomes)
+	count := map[payment.ReservationStatus]int{}
+	for s := range outcomes {
+		count[s]++
+	}
+	if count[payment.Pending] != n || count[payment.RolledBack] != m-n || w.balance("A") != 5 {
+		t.Errorf("%v; A has %d", count, w.balance("A"))
+	}
+}
+
+// In one batch: a payment too large leaves the smaller ones behind it alone, a doubled key counts once, and
+// values that the database refuses fail only their own call.
+func TestABadMemberFailsAlone(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	w.open(money.MaxMinor, "FULL")
+	calls := []reserve{
+		{Request: pay("too large", "A", "B", 1000)},
+		{Request: pay("fits", "A", "B", 60)},
+		{Request: pay("fits", "A", "B", 60)},
+		{Request: pay("too large for the rest", "A", "B", 41)},
+		{Request: pay("the rest", "A", "B", 40)},
+	}
+	got, err := w.ledger.reserveAll(t.Context(), calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []payment.ReservationStatus{payment.RolledBack, payment.Pending, payment.Pending, payment.RolledBack, payment.Pending} {
+		if got[i].Status != want {
+			t.Errorf("%s: %+v", calls[i].Key, got[i])
+		}
+	}
+	if got[1].ReservationID != got[2].ReservationID || w.balance("A") != 0 {
+		t.Errorf("the doubled key: %v and %v; A has %d", got[1].ReservationID, got[2].ReservationID, w.balance("A"))
+	}
+
+	// The edge checks amounts; the ledger's constraint is what is left when the edge is passed by.
+	bad := pay("bad", "B", "A", 10)
+	bad.AmountIDR = -5
+	results := serve(w.ledger.reserveAll)(t.Context(), []reserve{{Request: pay("good", "B", "A", 10)}, {Request: bad}, {Request: pay("good too", "B", "A", 10)}})
+	if results[0].Err != nil || results[2].Err != nil || results[0].Value.Status != payment.Pending || results[2].Value.Status != payment.Pending {
+		t.Errorf("the neighbours: %+v, %+v", results[0], results[2])
+	}
+	if !postgres.BadData(results[1].Err) {
+		t.Errorf("the bad one: %+v", results[1])
+	}
+	if w.balance("B") != 80 {
+		t.Errorf("B has %d", w.balance("B"))
+	}
+}
+
+func TestCommitToABlockedReceiverIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 60))
+	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); got.Done || got.Claim.Status != payment.Pending {
+		t.Fatalf("commit: %+v", got)
+	}
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.CommitFailed}); !got.Done || got.Claim.Reason != payment.CommitFailed {
+		t.Fatalf("roll back: %+v", got)
+	}
+	if w.balance("A") != 100 || w.balance("B") != 100 {
+		t.Errorf("A %d, B %d", w.balance("A"), w.balance("B"))
+	}
+}
+
+func TestDailyLimit(t *testing.T) {
+	w := newWorld(t)
+	w.open(1000, "A", "B")
+	w.exec(`UPDATE wallet_accounts SET daily_limit_idr = 100 WHERE account_id = 'A'`)
+	first := w.mustReserve(pay("1", "A", "B", 80))
+	if got := w.mustReserve(pay("2", "A", "B", 21)); got.Reason != payment.DailyLimitExceeded {
+		t.Fatalf("past the limit: %+v", got)
+	}
+	// What is rolled back no longer counts.
+	w.mustFinish(Finish{ReservationID: first.ReservationID, RollBack: payment.CommitFailed})
+	if got := w.mustReserve(pay("3", "A", "B", 100)); got.Status != payment.Pending {
+		t.Fatalf("after the rollback: %+v", got)
+	}
+	// Tomorrow is another day.
+	now := time.Now().Add(24 * time.Hour)
+	w.now = func() time.Time { return now }
+	r := pay("4", "A", "B", 100)
+	r.Deadline = now.Add(time.Minute)
+	if got := w.mustReserve(r); got.Status != payment.Pending {
+		t.Fatalf("tomorrow: %+v", got)
+	}
+}
+
+func TestFailClosesAPaymentOut(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	ctx := t.Context()
+
+	unseen, err := w.ledger.fail(ctx, pay("unseen", "A", "B", 10), payment.Undeliverable)
+	if err != nil || unseen.Status != payment.RolledBack || unseen.Reason != payment.Undeliverable {
+		t.Errorf("unseen: %+v, %v", unseen, err)
+	}
+	w.mustReserve(pay("held", "A", "B", 10))
+	held, err := w.ledger.fail(ctx, pay("held", "A", "B", 10), payment.Undeliverable)
+	if err != nil || held.Status != payment.RolledBack || held.Reason != payment.Undeliverable {
+		t.Errorf("held: %+v, %v", held, err)
+	}
+	done := w.mustReserve(pay("done", "A", "B", 10))
+	w.mustFinish(Finish{ReservationID: done.ReservationID})
+	settled, err := w.ledger.fail(ctx, pay("done", "A", "B", 10), payment.Undeliverable)
+	if err != nil || settled.Status != payment.Committed {
+		t.Errorf("settled: %+v, %v", settled, err)
+	}
+	if w.balance("A") != 90 || w.balance("B") != 110 {
+		t.Errorf("A %d, B %d", w.balance("A"), w.balance("B"))
+	}
+}
+
+func TestSweepRollsBackAndTells(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	ctx := t.Context()
+	short := pay("short", "A", "B", 10)
+	short.Deadline = time.Now().Add(40 * time.Millisecond)
+	w.mustReserve(short)
+	w.mustReserve(pay("long", "A", "B", 20))
+
+	// The database's clock decides, so wait on it.
+	w.exec(`SELECT pg_sleep(0.1)`)
+	w.published.fail = context.DeadlineExceeded
+	if _, _, err := w.sweep(ctx); err == nil {
+		t.Fatal("a sweep that could not tell says nothing")
+	}
+	w.published.fail = nil
+	rolledBack, told, err := w.sweep(ctx)
+	if err != nil || rolledBack != 0 || told != 1 {
+		t.Fatalf("second sweep: %d, %d, %v", rolledBack, told, err)
+	}
+	result, err := event.Decode[event.PaymentResult](w.published.events[0])
+	if err != nil || result.Key != "short" || result.Status != payment.Failed || result.Reason != payment.Expired {
+		t.Errorf("told %+v, %v", result, err)
+	}
+	if err := w.cfg.Keys.Verify(w.published.events[0]); err != nil {
+		t.Error(err)
+	}
+	if _, told, err := w.sweep(ctx); err != nil || told != 0 {
+		t.Errorf("third sweep: %d, %v", told, err)
+	}
+	if w.balance("A") != 80 {
+		t.Errorf("A has %d", w.balance("A"))
+	}
+}
+
+func TestSweepMarkNeverPassesAHold(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 10))
+	later := time.Now().Add(time.Hour)
+	w.now = func() time.Time { return later }
+	if _, _, err := w.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var mark time.Time
+	if err := w.pool.QueryRow(t.Context(), `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil || mark.After(time.Now()) {
+		t.Fatalf("the mark is at %s, past a hold: %v", mark, err)
+	}
+	w.mustFinish(Finish{ReservationID: held.ReservationID})
+	if _, _, err := w.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pool.QueryRow(t.Context(), `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil || !mark.After(time.Now()) {
+		t.Fatalf("the mark stays at %s: %v", mark, err)
+	}
+}
+
+func TestCommitPastTheDeadlineIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	r := pay("k", "A", "B", 10)
+	r.Deadline = time.Now().Add(30 * time.Millisecond)
+	held := w.mustReserve(r)
+	w.exec(`SELECT pg_sleep(0.08)`)
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); got.Done {
+		t.Fatal("committed past the deadline")
+	}
+	w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.Expired})
+}
+
+// Commit, roll back and sweep all at once on the same reservations: each has one winner.
+func TestOneWinner(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B", "C")
+	const n = 300
+	var wg sync.WaitGroup
+	for i := range n {
+		from, to := "A", "B"
+		if i%2 == 0 {
+			from, to = to, from
+		}
+		held := w.mustReserve(pay(fmt.Sprint("k", i), from, to, 1+int64(i)))
+		wins := make([]bool, 4)
+		for j := range wins {
+			wg.Go(func() {
+				f := Finish{ReservationID: held.ReservationID}
+				if j%2 == 1 {
+					f.RollBack = payment.CommitFailed
+				}
+				wins[j] = w.mustFinish(f).Done
+			})
+		}
+		if i%20 == 19 {
+			wg.Wait()
+		}
+		t.Cleanup(func() {
+			won := 0
+			for _, win := range wins {
+				if win {
+					won++
+				}
+			}
+			if won != 1 {
+				t.Errorf("reservation %d has %d winners", i, won)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Payments both ways between few accounts, in concurrent batches with common keys: no deadlock outlives its
+// retries, and the sum holds.
+func TestCrossTrafficAddsUp(t *testing.T) {
+	w := newWorld(t)
+	ids := []string{"A", "B", "C", "D"}
+	w.open(10_000, ids...)
+	var wg sync.WaitGroup
+	for g := range 16 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(g), 0))
+			for i := range 60 {
+				from, to := ids[rng.IntN(4)], ids[rng.IntN(4)]
+				r := pay(fmt.Sprint("k", rng.IntN(400)), from, to, 1+rng.Int64N(300))
+				r.AttemptID = fmt.Sprint(g, "-", i)
+				got, err := w.ledger.reserve(t.Context(), r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got.Status != payment.Pending || got.Mismatch(r) {
+					continue
+				}
+				f := Finish{ReservationID: got.ReservationID}
+				if rng.IntN(4) == 0 {
+					f.RollBack = payment.CommitFailed
+				}
+				if _, err := w.ledger.finish(t.Context(), f); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The ledger against a simple model: any sequence of reserve, commit and roll back, in batches.
+func TestLedgerAgainstModel(t *testing.T) {
+	w := newWorld(t)
+	round := 0
+	rapid.Check(t, func(t *rapid.T) {
+		round++
+		name := func(id string) string { return fmt.Sprintf("%s%d", id, round) }
+		ids := []string{"A", "B", "C"}
+		balances := map[string]int64{}
+		for _, id := range ids {
+			balances[id] = rapid.Int64Range(0, 500).Draw(t, "balance")
+			w.open(balances[id], name(id))
+		}
+		type held struct {
+			id       uuid.UUID
+			from, to string
+			amount   int64
+			status   payment.ReservationStatus
+		}
+		claims := map[string]*held{}
+		var order []*held
+		for range rapid.IntRange(1, 6).Draw(t, "steps") {
+			if rapid.Bool().Draw(t, "reserve") || len(order) == 0 {
+				var calls []reserve
+				for range rapid.IntRange(1, 5).Draw(t, "batch") {
+					from, to := rapid.SampledFrom(ids).Draw(t, "from"), rapid.SampledFrom(ids).Draw(t, "to")
+					key := fmt.Sprintf("k%d-%d", round, rapid.IntRange(0, 8).Draw(t, "key"))
+					calls = append(calls, reserve{Request: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount"))})
+				}
+				got, err := w.ledger.reserveAll(context.Background(), calls)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, c := range calls {
+					h, seen := claims[c.Key]
+					if !seen {
+						h = &held{id: got[i].ReservationID, from: c.Sender, to: c.Receiver, amount: c.AmountIDR, status: payment.RolledBack}
+						sender := c.Sender[:1]
+						if c.Sender != c.Receiver && balances[sender] >= c.AmountIDR {
+							balances[sender] -= c.AmountIDR
+							h.status = payment.Pending
+						}
+						claims[c.Key] = h
+						order = append(order, h)
+					}
+					if got[i].Status != h.status || got[i].ReservationID != h.id {
+						t.Fatalf("%s: ledger says %s %s, model %s %s", c.Key, got[i].Status, got[i].ReservationID, h.status, h.id)
+					}
+				}
+				continue
+			}
+			h := rapid.SampledFrom(order).Draw(t, "finish")
+			f := Finish{ReservationID: h.id}
+			if rapid.Bool().Draw(t, "roll back") {
+				f.RollBack = payment.CommitFailed
+			}
+			got, err := w.ledger.finishAll(context.Background(), []Finish{f, f})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got[0].Done != (h.status == payment.Pending) || got[1].Done {
+				t.Fatalf("finish of a %s reservation: %+v", h.status, got)
+			}
+			if h.status == payment.Pending {
+				h.status = payment.Committed
+				balances[h.to[:1]] += h.amount
+				if f.RollBack != "" {
+					h.status = payment.RolledBack
+					balances[h.to[:1]] -= h.amount
+					balances[h.from[:1]] += h.amount
+				}
+			}
+		}
+		for id, want := range balances {
+			if got := w.balance(name(id)); got != want {
+				t.Fatalf("%s has %d, model %d", id, got, want)
+			}
+		}
+	})
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	// One lane, held up by a lock on the sender.
+	w.cfg.BatchLanes, w.cfg.BatchMax, w.cfg.QueueMax = 1, 1, 1
+	small := newLedger(w.pool, w.cfg, time.Now, w.metrics.observe)
+	defer small.close(context.Background())
+	tx, err := w.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM wallet_accounts WHERE account_id = 'A' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	full := make(chan error, 8)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := small.reserve(context.Background(), pay(fmt.Sprint(i), "A", "B", 1)); err != nil {
+				full <- err
+			}
+		})
+	}
+	if err := <-full; err != batch.ErrFull {
+		t.Errorf("beyond the queue: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+}

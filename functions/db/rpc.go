@@ -1,0 +1,231 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/batch"
+	"pgw/shared/event"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+	"pgw/shared/rpc"
+)
+
+// ReserveFunds implements db.v1.Db.
+func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*dbv1.ReserveFundsResponse, error) {
+	r, err := request(in)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	got, err := d.ledger.reserve(ctx, r)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	out := &dbv1.ReserveFundsResponse{
+		ReservationId: got.ReservationID.String(), CurrentBalance: got.Balance, Reason: string(got.Reason),
+		ReservationStatus: string(got.Status), Replay: got.Replay,
+	}
+	code := dbv1.TxStatus_OK
+	switch {
+	case got.Mismatch(r):
+		code = dbv1.TxStatus_BAD_STATUS
+		out.Reason, out.ReservationId, out.ReservationStatus = string(payment.IdempotencyMismatch), "", ""
+	case got.Status == payment.RolledBack:
+		code = txStatus(got.Reason)
+	case got.Replay || got.Status == payment.Committed:
+		code = dbv1.TxStatus_DUPLICATE
+	}
+	out.Status, out.Message = int32(code), out.Reason
+	if out.Message == "" {
+		out.Message = string(got.Status)
+	}
+	d.metrics.reserves.WithLabelValues(code.String()).Inc()
+	return out, nil
+}
+
+// CommitReservation implements db.v1.Db.
+func (d *DB) CommitReservation(ctx context.Context, in *dbv1.CommitReservationRequest) (*dbv1.CommitReservationResponse, error) {
+	id, err := uuid.Parse(in.ReservationId)
+	if err != nil {
+		return nil, invalid(fmt.Errorf("reservation_id: %w", err))
+	}
+	got, err := d.ledger.finish(ctx, Finish{ReservationID: id, Key: in.IdempotencyKey})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	out := &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_OK, Reason: string(got.Claim.Reason)}
+	switch {
+	case got.Done:
+	case got.Claim.ReservationID == uuid.Nil || (in.IdempotencyKey != "" && got.Key != in.IdempotencyKey):
+		out.Status, out.Reason = dbv1.TxStatus_NOT_FOUND, ""
+		out.Message = "there is no such reservation for this key"
+	case got.Claim.Status == payment.Committed:
+		out.Status = dbv1.TxStatus_DUPLICATE
+	case got.Claim.Status == payment.RolledBack:
+		out.Status = dbv1.TxStatus_BAD_STATUS
+	default: // PENDING still: the receiver may not be paid, or the deadline has passed
+		out.Status, out.Reason = dbv1.TxStatus_BAD_STATUS, string(payment.CommitFailed)
+		out.Message = "the receiver is not active, or the deadline has passed"
+	}
+	if out.Message == "" {
+		out.Message = out.Reason
+	}
+	d.metrics.commits.WithLabelValues(out.Status.String()).Inc()
+	return out, nil
+}
+
+// RollbackReservation implements db.v1.Db.
+func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservationRequest) (*dbv1.RollbackReservationResponse, error) {
+	id, err := uuid.Parse(in.ReservationId)
+	if err != nil {
+		return nil, invalid(fmt.Errorf("reservation_id: %w", err))
+	}
+	reason := payment.Reason(in.Reason)
+	if !reason.Known() {
+		// Earlier callers write sentences; the set is closed.
+		d.log.InfoContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
+		reason = payment.CallerRolledBack
+	}
+	got, err := d.ledger.finish(ctx, Finish{ReservationID: id, RollBack: reason})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	out := &dbv1.RollbackReservationResponse{Status: dbv1.TxStatus_OK, Message: string(got.Claim.Reason)}
+	switch {
+	case got.Done:
+	case got.Claim.ReservationID == uuid.Nil:
+		out.Status, out.Message = dbv1.TxStatus_NOT_FOUND, "there is no such reservation"
+	case got.Claim.Status == payment.RolledBack:
+		out.Status = dbv1.TxStatus_DUPLICATE
+	default:
+		out.Status = dbv1.TxStatus_BAD_STATUS
+	}
+	d.metrics.rollbacks.WithLabelValues(out.Status.String()).Inc()
+	return out, nil
+}
+
+// FailPayment implements db.v1.Db.
+func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv1.FailPaymentResponse, error) {
+	r, err := request(in.GetPayment())
+	if err != nil {
+		return nil, invalid(err)
+	}
+	reason := payment.Reason(in.Reason)
+	if !reason.Known() {
+		return nil, invalid(fmt.Errorf("reason: %.50q is not of the closed set", in.Reason))
+	}
+	got, err := d.ledger.fail(ctx, r, reason)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if got.Mismatch(r) {
+		return &dbv1.FailPaymentResponse{ReservationStatus: string(payment.RolledBack), Reason: string(payment.IdempotencyMismatch), Replay: true}, nil
+	}
+	return &dbv1.FailPaymentResponse{
+		ReservationId: got.ReservationID.String(), ReservationStatus: string(got.Status), Reason: string(got.Reason), Replay: got.Replay,
+	}, nil
+}
+
+// GetPayment implements db.v1.Db.
+func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.GetPaymentResponse, error) {
+	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
+		return nil, invalid(err)
+	}
+	rec, err := d.ledger.payment(ctx, in.IdempotencyKey)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
+	}
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &dbv1.GetPaymentResponse{
+		IdempotencyKey: rec.Key, SenderId: rec.Sender, ReceiverId: rec.Receiver,
+		CurrencyInput: rec.Sent.Currency.String(), AmountMinor: rec.Sent.Minor, AmountIdr: rec.AmountIDR,
+		Rate: rec.Rate.String(), RateId: rec.RateID, RateTime: rpc.Timestamp(rec.RateTime),
+		RuleSet: rec.RuleSet, TxDate: rec.TxDate,
+		ReservationId: rec.ReservationID.String(), ReservationStatus: string(rec.Status), Reason: string(rec.Reason),
+		AcceptedAt: rpc.Timestamp(rec.AcceptedAt), ReservedAt: rpc.Timestamp(rec.ReservedAt),
+		Deadline: rpc.Timestamp(rec.Deadline), DecidedAt: rpc.Timestamp(rec.DecidedAt),
+		Fingerprint: rec.Claim.Fingerprint[:], AttemptId: rec.Request.AttemptID,
+	}, nil
+}
+
+// CheckBalance implements db.v1.Db.
+func (d *DB) CheckBalance(ctx context.Context, in *dbv1.CheckBalanceRequest) (*dbv1.CheckBalanceResponse, error) {
+	if err := payment.CheckID("account_id", in.AccountId, payment.MaxAccountID); err != nil {
+		return nil, invalid(err)
+	}
+	if in.AmountIdr < 0 {
+		return nil, invalid(&payment.FieldError{Field: "amount_idr", Problem: "must not be negative"})
+	}
+	var balance int64
+	err := d.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, in.AccountId).Scan(&balance)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, status.Errorf(codes.NotFound, "there is no account %s", in.AccountId)
+	}
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("read balance: %w", err))
+	}
+	return &dbv1.CheckBalanceResponse{Sufficient: balance >= in.AmountIdr, CurrentBalance: balance}, nil
+}
+
+// GetRandomAccounts implements db.v1.Db.
+func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsRequest) (*dbv1.GetRandomAccountsResponse, error) {
+	ids, err := postgres.RandomAccounts(ctx, d.pool, 2)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if len(ids) < 2 {
+		return nil, status.Error(codes.FailedPrecondition, "the ledger has fewer than two active accounts")
+	}
+	return &dbv1.GetRandomAccountsResponse{SenderId: ids[0], ReceiverId: ids[1]}, nil
+}
+
+// request checks what came over the wire.
+func request(in *dbv1.ReserveFundsRequest) (payment.Request, error) {
+	currency, err := money.ParseCurrency(in.GetCurrencyInput())
+	if err != nil {
+		return payment.Request{}, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
+	}
+	r := payment.Request{
+		Key: in.IdempotencyKey, Sender: in.SenderId, Receiver: in.ReceiverId,
+		Sent: money.Amount{Minor: in.AmountMinor, Currency: currency}, AmountIDR: in.AmountIdr,
+		RateID: in.RateId, RateTime: rpc.Time(in.RateTime), RuleSet: in.RuleSet, TxDate: in.TxDate,
+		AcceptedAt: rpc.Time(in.AcceptedAt), Deadline: rpc.Time(in.Deadline), AttemptID: in.AttemptId,
+	}
+	if in.Rate != "" {
+		if r.Rate, err = money.ParseRate(in.Rate); err != nil {
+			return r, &payment.FieldError{Field: "rate", Problem: err.Error()}
+		}
+	}
+	return r, r.Validate()
+}
+
+func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
+
+// unavailable translates what the ledger could not do. Whether a batch whose connection broke was committed
+// is not known; the same call may be made again, and then the claim tells.
+func unavailable(err error) error {
+	switch {
+	case errors.Is(err, batch.ErrFull):
+		return status.Error(codes.ResourceExhausted, "the ledger's queue is full: try again later")
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	case postgres.BadData(err):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	default:
+		return status.Error(codes.Unavailable, err.Error())
+	}
+}
+
+func refused(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", event.ErrRefused, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,76 @@
+package db
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+// Bounds of one call.
+const (
+	maxRates      = 500
+	maxRulesBytes = 1 << 20
+)
+
+// PutRates implements db.v1.Admin. Rates are only ever added; fx reads the newest of each pair.
+func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutRatesResponse, error) {
+	if len(in.Rates) == 0 || len(in.Rates) > maxRates {
+		return nil, invalid(&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(in.Rates), maxRates)})
+	}
+	out := &dbv1.PutRatesResponse{}
+	b := &pgx.Batch{}
+	for i, r := range in.Rates {
+		if err := checkRate(r); err != nil {
+			return nil, invalid(fmt.Errorf("rates[%d]: %w", i, err))
+		}
+		id := newID()
+		out.RateIds = append(out.RateIds, id.String())
+		b.Queue(`INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at) VALUES ($1, $2, $3, $4::text::numeric, $5)`,
+			id, r.Base, r.Quote, r.Rate, d.now())
+	}
+	if err := d.pool.SendBatch(ctx, b).Close(); err != nil {
+		return nil, unavailable(fmt.Errorf("put rates: %w", err))
+	}
+	return out, nil
+}
+
+func checkRate(r *dbv1.Rate) error {
+	_, baseErr := money.ParseCurrency(r.Base)
+	_, quoteErr := money.ParseCurrency(r.Quote)
+	_, rateErr := money.ParseRate(r.Rate)
+	if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+		return err
+	}
+	if r.Base == r.Quote {
+		return &payment.FieldError{Field: "quote_currency", Problem: "is the base currency"}
+	}
+	return nil
+}
+
+// PutRules implements db.v1.Admin. What the rules mean is risk's to say.
+func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
+	if len(in.Rules) > maxRulesBytes {
+		return nil, invalid(&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(in.Rules), maxRulesBytes)})
+	}
+	if !json.Valid(in.Rules) {
+		return nil, invalid(&payment.FieldError{Field: "rules", Problem: "is not JSON"})
+	}
+	id := newID()
+	if _, err := d.pool.Exec(ctx, `INSERT INTO risk_rules (rule_set, rules, created_at) VALUES ($1, $2::text::jsonb, $3)`, id, string(in.Rules), d.now()); err != nil {
+		return nil, unavailable(fmt.Errorf("put rules: %w", err))
+	}
+	return &dbv1.PutRulesResponse{RuleSet: id.String()}, nil
+}
+
+func sortedByID(accounts []*dbv1.Account) []*dbv1.Account {
+	return slices.SortedFunc(slices.Values(accounts), func(a, b *dbv1.Account) int { return cmp.Compare(a.AccountId, b.AccountId) })
+}

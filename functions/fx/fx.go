@@ -1,0 +1,273 @@
+// Package fx prices amounts: it converts at the newest rate, and says which rate that was.
+package fx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cockroachdb/apd/v3"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	"pgw/shared/function"
+	"pgw/shared/money"
+	"pgw/shared/postgres"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
+	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rates"`
+}
+
+// FX is the function.
+type FX struct {
+	fxv1.UnimplementedFxServiceServer
+	fxv1.UnimplementedFxAdminServiceServer
+
+	rates *postgres.Cached[rates]
+	admin dbv1.AdminClient
+	draw  func() float64 // in [0, 1)
+}
+
+// rates by pair: the newest of each.
+type rates map[pair]quote
+
+type pair struct{ base, quote money.Currency }
+
+type quote struct {
+	rate money.Rate
+	id   string
+	at   time.Time
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	conn, err := rpc.Dial(cfg.DBAddr)
+	if err != nil {
+		return nil, fmt.Errorf("DB_ADDR: %w", err)
+	}
+	f, err := New(cfg, conn, rand.Float64, log)
+	if err != nil {
+		return nil, err
+	}
+	closePool := f.Close
+	f.Close = func(ctx context.Context) error { return errors.Join(closePool(ctx), conn.Close()) }
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in. draw is used for random rates alone.
+func New(cfg Config, db grpc.ClientConnInterface, draw func() float64, log *slog.Logger) (*function.Function, error) {
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	f := &FX{admin: dbv1.NewAdminClient(db), draw: draw}
+	f.rates = postgres.NewCached(func(ctx context.Context) (rates, error) { return load(ctx, pool) }, log)
+	return &function.Function{
+		Name: "fx", Log: log, Registry: function.NewRegistry(),
+		GRPC: func(r grpc.ServiceRegistrar) {
+			fxv1.RegisterFxServiceServer(r, f)
+			fxv1.RegisterFxAdminServiceServer(r, f)
+		},
+		Ready:      func(ctx context.Context) error { _, err := f.rates.Get(ctx); return err },
+		Background: f.rates.Run,
+		Close:      func(context.Context) error { pool.Close(); return nil },
+	}, nil
+}
+
+// newestSQL steps from pair to pair by the index, however long the history of each is.
+const newestSQL = `
+WITH RECURSIVE pairs AS (
+	(SELECT base, quote FROM fx_rates ORDER BY base, quote LIMIT 1)
+	UNION ALL
+	SELECT n.base, n.quote FROM pairs p, LATERAL (
+		SELECT r.base, r.quote FROM fx_rates r WHERE (r.base, r.quote) > (p.base, p.quote) ORDER BY r.base, r.quote LIMIT 1) n
+)
+SELECT p.base, p.quote, n.rate::text, n.rate_id::text, n.effective_at
+FROM pairs p, LATERAL (
+	SELECT rate, rate_id, effective_at FROM fx_rates r WHERE r.base = p.base AND r.quote = p.quote
+	ORDER BY effective_at DESC, rate_id DESC LIMIT 1) n`
+
+func load(ctx context.Context, pool *pgxpool.Pool) (rates, error) {
+	rows, err := pool.Query(ctx, newestSQL)
+	if err != nil {
+		return nil, fmt.Errorf("read rates: %w", err)
+	}
+	defer rows.Close()
+	all := rates{}
+	for rows.Next() {
+		var base, to, rate string
+		var q quote
+		if err := rows.Scan(&base, &to, &rate, &q.id, &q.at); err != nil {
+			return nil, fmt.Errorf("read rates: %w", err)
+		}
+		var p pair
+		var baseErr, quoteErr, rateErr error
+		p.base, baseErr = money.ParseCurrency(base)
+		p.quote, quoteErr = money.ParseCurrency(to)
+		q.rate, rateErr = money.ParseRate(rate)
+		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+			return nil, fmt.Errorf("rate %s: %w", q.id, err)
+		}
+		all[p] = q
+	}
+	return all, rows.Err()
+}
+
+var one, _ = money.ParseRate("1")
+
+// find gives the rate of a pair: as kept, by the inverse of the other direction, or across rupiah.
+func (rs rates) find(p pair) (quote, bool) {
+	if p.base == p.quote {
+		return quote{rate: one, id: "identity"}, true
+	}
+	if q, ok := rs[p]; ok {
+		return q, true
+	}
+	if q, ok := rs[pair{p.quote, p.base}]; ok {
+		return crossed(quote{rate: one}, q)
+	}
+	base, haveBase := rs[pair{p.base, money.IDR}]
+	to, haveQuote := rs[pair{p.quote, money.IDR}]
+	if !haveBase || !haveQuote {
+		return quote{}, false
+	}
+	return crossed(base, to)
+}
+
+// crossed is named by both rates, and holds since the later one.
+func crossed(base, to quote) (quote, bool) {
+	rate, err := money.Cross(base.rate, to.rate)
+	if err != nil {
+		return quote{}, false
+	}
+	q := quote{rate: rate, id: to.id, at: to.at}
+	if base.id != "" {
+		q.id = base.id + "/" + to.id
+	}
+	if base.at.After(q.at) {
+		q.at = base.at
+	}
+	return q, true
+}
+
+// Convert implements fx.v1.FxService.
+func (f *FX) Convert(ctx context.Context, in *fxv1.ConvertRequest) (*fxv1.ConvertResponse, error) {
+	var p pair
+	var err error
+	if p.base, err = money.ParseCurrency(in.FromCurrency); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "from_currency: %v", err)
+	}
+	if p.quote, err = money.ParseCurrency(in.ToCurrency); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "to_currency: %v", err)
+	}
+	amount := money.Amount{Minor: in.GetAmountMinor(), Currency: p.base}
+	if in.AmountMinor == nil {
+		if amount, err = money.FromFloat(in.Amount, p.base); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "amount: %v", err)
+		}
+	}
+	all, err := f.rates.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	q, ok := all.find(p)
+	if !ok {
+		return nil, status.Errorf(codes.NotFound, "there is no rate from %s to %s", p.base, p.quote)
+	}
+	converted, err := money.Convert(amount, q.rate, p.quote)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	out := &fxv1.ConvertResponse{
+		Amount: converted.Float(), AmountMinor: converted.Minor, Rate: q.rate.String(), RateId: q.id,
+	}
+	if !q.at.IsZero() {
+		out.RateTime = timestamppb.New(q.at)
+	}
+	return out, nil
+}
+
+// UpdateRates implements fx.v1.FxService.
+func (f *FX) UpdateRates(ctx context.Context, in *fxv1.UpdateRatesRequest) (*fxv1.UpdateRatesResponse, error) {
+	put := &dbv1.PutRatesRequest{}
+	for i, r := range in.Rates {
+		rate, err := money.RateFromFloat(r.Rate)
+		if r.RateDecimal != "" {
+			rate, err = money.ParseRate(r.RateDecimal)
+		}
+		if err != nil {
+			return &fxv1.UpdateRatesResponse{Message: fmt.Sprintf("rates[%d]: %v", i, err)}, nil
+		}
+		put.Rates = append(put.Rates, &dbv1.Rate{Base: r.BaseCurrency, Quote: r.QuoteCurrency, Rate: rate.String()})
+	}
+	if err := f.put(ctx, put); err != nil {
+		if status.Code(err) == codes.InvalidArgument {
+			return &fxv1.UpdateRatesResponse{Message: status.Convert(err).Message()}, nil
+		}
+		return nil, err
+	}
+	return &fxv1.UpdateRatesResponse{Success: true, Message: fmt.Sprintf("%d rates updated", len(put.Rates))}, nil
+}
+
+func (f *FX) put(ctx context.Context, put *dbv1.PutRatesRequest) error {
+	if _, err := f.admin.PutRates(ctx, put); err != nil {
+		return err
+	}
+	// This replica knows at once; should that fail, the next refresh is a second away.
+	_ = f.rates.Refresh(ctx)
+	return nil
+}
+
+// RefreshRandomRates implements fx.v1.FxAdminService.
+func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesRequest) (*fxv1.RefreshRandomRatesResponse, error) {
+	all, err := f.rates.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	put, out := &dbv1.PutRatesRequest{}, &fxv1.RefreshRandomRatesResponse{}
+	for p, q := range all {
+		rate, err := moved(q.rate, f.draw())
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		put.Rates = append(put.Rates, &dbv1.Rate{Base: p.base.String(), Quote: p.quote.String(), Rate: rate.String()})
+		out.Pushed = append(out.Pushed, &fxv1.Rate{
+			BaseCurrency: p.base.String(), QuoteCurrency: p.quote.String(), Rate: rate.Float(), RateDecimal: rate.String(),
+		})
+	}
+	if len(put.Rates) == 0 {
+		return &fxv1.RefreshRandomRatesResponse{Message: "there are no rates to move"}, nil
+	}
+	if err := f.put(ctx, put); err != nil {
+		return nil, err
+	}
+	out.Success, out.Message = true, fmt.Sprintf("%d rates moved", len(put.Rates))
+	return out, nil
+}
+
+// moved shifts a rate by up to one percent either way, in steps of a basis point, and keeps 8 digits.
+func moved(r money.Rate, draw float64) (money.Rate, error) {
+	points := int64(draw*201) - 100
+	d, _, err := apd.NewFromString(r.String())
+	if err != nil {
+		return money.Rate{}, err
+	}
+	ctx := apd.BaseContext.WithPrecision(8)
+	ctx.Rounding = apd.RoundHalfEven
+	if _, err := ctx.Mul(d, d, apd.New(10_000+points, -4)); err != nil {
+		return money.Rate{}, err
+	}
+	return money.ParseRate(d.Text('f'))
+}

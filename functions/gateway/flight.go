@@ -1,0 +1,190 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+
+	"pgw/shared/event"
+	"pgw/shared/payment"
+)
+
+const (
+	// relayTimeout bounds the one try to hand a result to the replica at which its client waits.
+	relayTimeout = 2 * time.Second
+	// relayedHeader marks a result that another replica handed over: it is not handed on.
+	relayedHeader = "Pgw-Relayed"
+)
+
+// flightID names a request under way: its key, and what it asks for.
+type flightID struct {
+	key         string
+	fingerprint payment.Fingerprint
+}
+
+// flight is one request under way at this replica, and all clients who wait for it.
+type flight struct {
+	published time.Time // about when: taken before publishing
+	done      chan struct{}
+	result    event.PaymentResult // set before done is closed
+	waiters   int                 // guarded by flights.mu
+	finished  bool                // guarded by flights.mu
+}
+
+// flights are all requests under way at this replica.
+type flights struct {
+	mu sync.Mutex
+	by map[flightID]*flight
+}
+
+func newFlights() *flights { return &flights{by: map[flightID]*flight{}} }
+
+// join waits with a flight that there is; nil when there is none.
+func (fs *flights) join(id flightID) *flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.by[id]
+	if f != nil {
+		f.waiters++
+	}
+	return f
+}
+
+// start joins the flight, and makes it when there is none: then the caller leads.
+func (fs *flights) start(id flightID) (f *flight, leads bool) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f = fs.by[id]
+	if f == nil {
+		f, leads = &flight{published: time.Now(), done: make(chan struct{})}, true
+		fs.by[id] = f
+	}
+	f.waiters++
+	return f, leads
+}
+
+// leave ends a wait. The last one takes the flight away.
+func (fs *flights) leave(id flightID, f *flight) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f.waiters--
+	if f.waiters == 0 && fs.by[id] == f {
+		delete(fs.by, id)
+	}
+}
+
+// finish gives everyone who waits the result. It tells whether anyone did.
+func (fs *flights) finish(id flightID, result event.PaymentResult) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.by[id]
+	if f == nil {
+		return false
+	}
+	// A later request of the same payment starts a flight of its own, and hears of a replay.
+	delete(fs.by, id)
+	f.result = result
+	close(f.done)
+	return true
+}
+
+// takeResult takes a result event: it answers the clients who wait here, or hands the event to the replica
+// where they wait. A result nobody waits for is done with: its outcome can be read by GET.
+func (g *Gateway) takeResult(ctx context.Context, e cloudevents.Event) error {
+	outcome, err := g.deliver(ctx, e)
+	g.metrics.results.WithLabelValues(outcome).Inc()
+	return err
+}
+
+func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
+	if e.Type() != event.TypePaymentResult {
+		return "refused", fmt.Errorf("%w: %s is not for gateway", event.ErrRefused, e.Type())
+	}
+	if err := g.cfg.Keys.Verify(e); err != nil {
+		return "refused", err
+	}
+	result, err := event.Decode[event.PaymentResult](e)
+	if err != nil {
+		return "refused", err
+	}
+	id := flightID{key: result.Key}
+	if n, err := hex.Decode(id.fingerprint[:], []byte(result.Fingerprint)); err != nil || n != len(id.fingerprint) {
+		return "refused", fmt.Errorf("%w: fingerprint of %d characters", event.ErrMalformed, len(result.Fingerprint))
+	}
+	if g.flights.finish(id, result) {
+		return "answered", nil
+	}
+	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
+	if !elsewhere || event.Header(ctx).Get(relayedHeader) != "" {
+		return "nobody_waits", nil
+	}
+	if err := g.relayResult(ctx, result.ReplyTo, e); err != nil {
+		// One try: that replica may be gone, and its client with it.
+		g.log.InfoContext(ctx, "a result could not be relayed", "idempotency_key", result.Key, "error", err)
+		return "relay_failed", nil
+	}
+	return "relayed", nil
+}
+
+func (g *Gateway) relayResult(ctx context.Context, replica string, e cloudevents.Event) error {
+	req, err := cehttp.NewHTTPRequestFromEvent(ctx, replica+"/events", e)
+	if err != nil {
+		return err
+	}
+	req.Header.Set(relayedHeader, "1")
+	resp, err := g.relay.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
+	}
+	return nil
+}
+
+// waker starts functions at zero side by side: else the cold starts of worker, payments and db would add up
+// behind the first payment after a pause.
+type waker struct {
+	urls   []string
+	client *http.Client
+	mu     sync.Mutex
+	last   time.Time
+}
+
+// asleepAfter is shorter than any scale-to-zero grace.
+const asleepAfter = 20 * time.Second
+
+func newWaker(urls []string) *waker {
+	return &waker{urls: urls, client: &http.Client{Timeout: 10 * time.Second}}
+}
+
+func (w *waker) wake() {
+	if len(w.urls) == 0 {
+		return
+	}
+	w.mu.Lock()
+	asleep := time.Since(w.last) > asleepAfter
+	w.last = time.Now()
+	w.mu.Unlock()
+	if !asleep {
+		return
+	}
+	for _, url := range w.urls {
+		go func() {
+			// Only the knock matters: whoever can't be woken is missed by the payment itself.
+			if resp, err := w.client.Get(url); err == nil {
+				resp.Body.Close()
+			}
+		}()
+	}
+}

@@ -1,0 +1,293 @@
+// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk (quote.go), sends
+// it through Kafka, and waits for its result (flight.go).
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	FXAddr     string        `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx"`
+	WalletAddr string        `envconfig:"WALLET_ADDR" default:"localhost:19093" desc:"gRPC address of wallet"`
+	RiskAddr   string        `envconfig:"RISK_ADDR" default:"localhost:19094" desc:"gRPC address of risk"`
+	DBAddr     string        `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which knows what became of a payment"`
+	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one"`
+	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment comes after a pause, so that functions at zero start side by side"`
+	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
+	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments under way at once; more are answered 503"`
+	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Kafka      kafka.Config
+}
+
+// Publisher publishes requests.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// Clients are the functions that the gateway asks.
+type Clients struct {
+	FX, Wallet, Risk, DB grpc.ClientConnInterface
+}
+
+// Gateway is the function.
+type Gateway struct {
+	cfg     Config
+	fx      fxv1.FxServiceClient
+	wallet  walletv1.WalletServiceClient
+	risk    riskv1.RiskServiceClient
+	db      dbv1.DbClient
+	publish Publisher
+	flights *flights
+	relay   *http.Client
+	waker   *waker
+	waiting atomic.Int64
+	now     func() time.Time
+	log     *slog.Logger
+	metrics *metrics
+}
+
+type metrics struct {
+	fx, wallet, risk, publish, wait *prometheus.CounterVec
+	stages                          *prometheus.HistogramVec
+	payments                        *prometheus.CounterVec
+	results                         *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer, waiting func() float64) *metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		r.MustRegister(c)
+		return c
+	}
+	m := &metrics{
+		fx:       counter("pgw_fx_calls_total", "Conversions asked of fx, by result.", "result"),
+		wallet:   counter("pgw_wallet_check_total", "Account checks asked of wallet, by result.", "result"),
+		risk:     counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result"),
+		publish:  counter("pgw_kafka_publish_total", "Payment requests published, by result.", "result"),
+		wait:     counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result"),
+		payments: counter("pgw_payments_total", "Payments answered.", "status", "reason"),
+		results:  counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome"),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_stage_seconds", Help: "How long each stage of a payment took.", Buckets: function.Latency,
+		}, []string{"stage"}),
+	}
+	r.MustRegister(m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "pgw_gateway_waiting", Help: "Payments under way now.",
+	}, waiting))
+	return m
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	var conns []*grpc.ClientConn
+	dial := func(name, addr string) (grpc.ClientConnInterface, error) {
+		conn, err := rpc.Dial(addr)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		conns = append(conns, conn)
+		return conn, nil
+	}
+	var to Clients
+	var errs [4]error
+	to.FX, errs[0] = dial("FX_ADDR", cfg.FXAddr)
+	to.Wallet, errs[1] = dial("WALLET_ADDR", cfg.WalletAddr)
+	to.Risk, errs[2] = dial("RISK_ADDR", cfg.RiskAddr)
+	to.DB, errs[3] = dial("DB_ADDR", cfg.DBAddr)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	producer := kafka.NewProducer(cfg.Kafka.Brokers, "gateway")
+	f := New(cfg, to, producer, time.Now, log)
+	f.Background = producer.Connect
+	f.Close = func(ctx context.Context) error {
+		err := producer.Close(ctx)
+		for _, c := range conns {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+	registry := function.NewRegistry()
+	g := &Gateway{
+		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
+		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
+		publish: publish, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
+		waker: newWaker(cfg.WakeURLs), now: now, log: log,
+	}
+	g.metrics = newMetrics(registry, func() float64 { return float64(g.waiting.Load()) })
+	return &function.Function{
+		Name: "gateway", Log: log, Registry: registry,
+		Events: g.takeResult, EventsPath: "/events",
+		Routes: g.routes,
+	}
+}
+
+// reply is an outcome with what else the client should know.
+type reply struct {
+	payment.Outcome
+	message  string    // what is wrong, for a person
+	deadline time.Time // when the outcome of a payment that was not decided in time is final
+	stages   stages
+}
+
+func decline(reason payment.Reason, message string) reply {
+	return reply{Outcome: payment.Decline(reason), message: message}
+}
+
+// pay takes one payment from the client's words to its outcome.
+func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
+	var took stages
+	if g.waiting.Add(1) > g.cfg.MaxWaiting {
+		g.waiting.Add(-1)
+		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way", g.cfg.MaxWaiting))
+	}
+	defer g.waiting.Add(-1)
+	g.waker.wake()
+
+	r.AcceptedAt = g.now().UTC()
+	r.Deadline = r.AcceptedAt.Add(payment.DecideWithin)
+	r.AttemptID = uuid.Must(uuid.NewV7()).String()
+	ctx, cancel := context.WithTimeout(ctx, g.cfg.AnswerIn)
+	defer cancel()
+
+	// The same request is under way at this replica: its outcome is this one's, and nothing is asked twice.
+	id := flightID{r.Key, r.Fingerprint()}
+	if f := g.flights.join(id); f != nil {
+		defer g.flights.leave(id, f)
+		return g.await(ctx, f, r, true, &took)
+	}
+
+	no := g.quote(ctx, &r, &took)
+	if no.reason == "" {
+		return g.send(ctx, id, r, &took)
+	}
+	refusal := reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
+	if !no.aboutNew {
+		return refusal
+	}
+	// No is advice about a new payment. A retry of one that the ledger knows hears what became of it.
+	begun := time.Now()
+	outcome, known, err := g.lookUp(ctx, &r)
+	g.stage(&took, "lookup", time.Since(begun))
+	switch refusal.stages = took; {
+	case err != nil:
+		// Whether it is a retry is not known, so neither is the answer.
+		g.log.WarnContext(ctx, "a refusal could not be checked", "idempotency_key", r.Key, "error", err)
+		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: "try again with the same key", stages: took}
+	case !known:
+		return refusal
+	case outcome.Status != "":
+		return reply{Outcome: outcome, stages: took}
+	}
+	// Held, and not decided: the ledger finishes it when it sees the request again.
+	return g.send(ctx, id, r, &took)
+}
+
+// send publishes the request and waits for its result, unless a twin has done so meanwhile.
+func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took *stages) reply {
+	f, leads := g.flights.start(id)
+	defer g.flights.leave(id, f)
+	if !leads {
+		return g.await(ctx, f, r, true, took)
+	}
+	begun := time.Now()
+	err := g.publishRequest(ctx, r)
+	g.stage(took, "publish", time.Since(begun))
+	if err != nil {
+		// With ctx over, the request may still be on its way: that is a timeout.
+		if ctx.Err() == nil {
+			g.metrics.publish.WithLabelValues("error").Inc()
+			g.log.ErrorContext(ctx, "publish a payment request", "idempotency_key", r.Key, "error", err)
+			g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
+			return reply{Outcome: payment.Decline(payment.QueuePublishError), message: "the payment was not sent; try again with the same key", stages: *took}
+		}
+	} else {
+		g.metrics.publish.WithLabelValues("ok").Inc()
+	}
+	return g.await(ctx, f, r, false, took)
+}
+
+func (g *Gateway) publishRequest(ctx context.Context, r payment.Request) error {
+	e, err := event.Requested("/pgw/gateway", r, g.cfg.ReplicaURL, g.now())
+	if err != nil {
+		return err
+	}
+	if err := g.cfg.Keys.Sign(&e); err != nil {
+		return err
+	}
+	return g.publish.Publish(ctx, g.cfg.Kafka.RequestTopic, r.Key, e)
+}
+
+// await waits for a flight's result. follows tells that another request of the same payment was first.
+func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follows bool, took *stages) reply {
+	begun := time.Now()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		g.metrics.wait.WithLabelValues("timeout").Inc()
+		g.stage(took, "wait", time.Since(begun))
+		deadline := r.Deadline
+		return reply{
+			Outcome: payment.Decline(payment.QueueTimeout), deadline: deadline, stages: *took,
+			message: "not decided yet; GET /api/payments/{idempotency_key} tells the outcome, which is final at the latest a minute after the deadline",
+		}
+	}
+	g.metrics.wait.WithLabelValues("ok").Inc()
+	result := f.result
+	if !result.ReceivedAt.IsZero() && !follows {
+		g.stage(took, "queue", result.ReceivedAt.Sub(f.published))
+		g.stage(took, "reserve", time.Duration(result.ReserveMicros)*time.Microsecond)
+		g.stage(took, "commit", time.Duration(result.CommitMicros)*time.Microsecond)
+		g.stage(took, "settle", result.SettledAt.Sub(result.ReceivedAt))
+		g.stage(took, "return", g.now().Sub(result.SettledAt))
+	} else {
+		g.stage(took, "wait", time.Since(begun))
+	}
+	out := payment.Outcome{Status: result.Status, Reason: result.Reason, Ref: result.Ref}
+	if follows && out.Status == payment.Success {
+		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
+	}
+	return reply{Outcome: out, stages: *took}
+}
+
+// stages are a payment's stages in order, for Server-Timing.
+type stages []stageTime
+
+type stageTime struct {
+	name string
+	took time.Duration
+}
+
+func (g *Gateway) stage(s *stages, name string, took time.Duration) {
+	// Two machines' clocks may disagree by more than a stage takes.
+	took = max(took, 0)
+	*s = append(*s, stageTime{name, took})
+	g.metrics.stages.WithLabelValues(name).Observe(took.Seconds())
+}

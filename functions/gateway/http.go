@@ -1,0 +1,323 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// maxBody bounds a payment's JSON.
+const maxBody = 16 << 10
+
+func (g *Gateway) routes(mux *http.ServeMux) {
+	mux.HandleFunc("POST /api/payments", g.postPayment)
+	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
+	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
+	mux.HandleFunc("GET /{$}", getPage)
+}
+
+// httpStatus of the answers that are not 200: those that are not an outcome of the payment.
+var httpStatus = map[payment.Reason]int{
+	payment.BadJSON:             http.StatusBadRequest,
+	payment.InvalidInput:        http.StatusBadRequest,
+	payment.UnsupportedCurrency: http.StatusBadRequest,
+	payment.IdempotencyMismatch: http.StatusUnprocessableEntity,
+	payment.FXUnavailable:       http.StatusBadGateway,
+	payment.WalletUnavailable:   http.StatusBadGateway,
+	payment.RiskUnavailable:     http.StatusBadGateway,
+	payment.LedgerUnavailable:   http.StatusBadGateway,
+	payment.QueuePublishError:   http.StatusBadGateway,
+	payment.QueueTimeout:        http.StatusGatewayTimeout,
+	payment.Overloaded:          http.StatusServiceUnavailable,
+}
+
+// answer is the body of the contract; the last two fields are there only when they say something.
+type answer struct {
+	Status   payment.Status `json:"status"`
+	Reason   payment.Reason `json:"reason"`
+	Ref      string         `json:"ref"`
+	Message  string         `json:"message,omitempty"`
+	Deadline string         `json:"deadline,omitempty"` // RFC 3339
+}
+
+func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	var out reply
+	request, refusal := readPayment(w, r)
+	if refusal != nil {
+		out = *refusal
+	} else {
+		out = g.pay(r.Context(), request)
+	}
+	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
+	g.stage(&out.stages, "total", time.Since(begun))
+
+	body := answer{Status: out.Status, Reason: out.Reason, Ref: out.Ref, Message: out.message}
+	if !out.deadline.IsZero() {
+		body.Deadline = out.deadline.Format(time.RFC3339Nano)
+	}
+	code, ok := httpStatus[out.Reason]
+	if !ok {
+		code = http.StatusOK
+	}
+	if out.Reason == payment.Overloaded {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.Header().Set("Server-Timing", out.stages.header())
+	writeJSON(w, code, body)
+}
+
+// header writes the stages as Server-Timing has them, in milliseconds.
+func (s stages) header() string {
+	var b strings.Builder
+	for i, stage := range s {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s;dur=%.3f", stage.name, float64(stage.took.Microseconds())/1000)
+	}
+	return b.String()
+}
+
+// paymentJSON is the contract's request. Unknown fields are let through: earlier clients may send them.
+type paymentJSON struct {
+	Sender   string          `json:"sender_id"`
+	Receiver string          `json:"receiver_id"`
+	Currency string          `json:"currency"`
+	Amount   json.RawMessage `json:"amount"`
+	TxDate   string          `json:"tx_date"`
+	Key      string          `json:"idempotency_key"`
+}
+
+func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *reply) {
+	refuse := func(reason payment.Reason, message string) (payment.Request, *reply) {
+		out := decline(reason, message)
+		return payment.Request{}, &out
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return refuse(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		}
+		return refuse(payment.BadJSON, "the body could not be read")
+	}
+	var in paymentJSON
+	if err := json.Unmarshal(raw, &in); err != nil {
+		var wrongType *json.UnmarshalTypeError
+		if errors.As(err, &wrongType) && wrongType.Field != "" {
+			return refuse(payment.InvalidInput, fmt.Sprintf("%s: must be a %s, not a %s", wrongType.Field, wrongType.Type, wrongType.Value))
+		}
+		return refuse(payment.BadJSON, "the body is not a JSON object: "+err.Error())
+	}
+	key, err := idempotencyKey(in.Key, r.Header.Values("Idempotency-Key"))
+	if err != nil {
+		return refuse(payment.InvalidInput, err.Error())
+	}
+	for _, f := range []struct {
+		name, value string
+		max         int
+	}{
+		{"idempotency_key", key, payment.MaxKey},
+		{"sender_id", in.Sender, payment.MaxAccountID},
+		{"receiver_id", in.Receiver, payment.MaxAccountID},
+	} {
+		if err := payment.CheckID(f.name, f.value, f.max); err != nil {
+			return refuse(payment.InvalidInput, err.Error())
+		}
+	}
+	if in.TxDate == "" {
+		return refuse(payment.InvalidInput, "tx_date: is missing")
+	}
+	if _, err := time.Parse(time.RFC3339, in.TxDate); err != nil || len(in.TxDate) > 40 {
+		return refuse(payment.InvalidInput, "tx_date: must be RFC 3339, such as 2026-01-31T09:30:00Z")
+	}
+	if in.Currency == "" {
+		return refuse(payment.InvalidInput, "currency: is missing")
+	}
+	amountText, err := amountText(in.Amount)
+	if err != nil {
+		return refuse(payment.InvalidInput, err.Error())
+	}
+	currency, err := money.ParseCurrency(in.Currency)
+	if err != nil {
+		return refuse(payment.UnsupportedCurrency, err.Error())
+	}
+	amount, err := money.ParseAmount(amountText, currency)
+	if err != nil {
+		return refuse(payment.InvalidInput, err.Error())
+	}
+	if amount.Minor <= 0 {
+		return refuse(payment.InvalidInput, "amount: must be positive")
+	}
+	return payment.Request{Key: key, Sender: in.Sender, Receiver: in.Receiver, Sent: amount, TxDate: in.TxDate}, nil
+}
+
+// idempotencyKey takes the key from the field, from the header, or from both, which must then agree. The
+// header may be a quoted string, as its specification has it, or bare, as most clients write it.
+func idempotencyKey(field string, headers []string) (string, error) {
+	if len(headers) == 0 {
+		return field, nil
+	}
+	if len(headers) > 1 {
+		return "", errors.New("Idempotency-Key: is given more than once")
+	}
+	header := headers[0]
+	if len(header) >= 2 && header[0] == '"' && header[len(header)-1] == '"' {
+		header = header[1 : len(header)-1]
+	}
+	if field != "" && field != header {
+		return "", errors.New("idempotency_key: differs from the header Idempotency-Key")
+	}
+	return header, nil
+}
+
+// amountText accepts a JSON number or a decimal string. A number is taken by its digits, not through a float.
+func amountText(raw json.RawMessage) (string, error) {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) == 0 || string(raw) == "null" {
+		return "", errors.New("amount: is missing")
+	}
+	if raw[0] == '"' {
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil {
+			return "", errors.New("amount: is not a string")
+		}
+		return text, nil
+	}
+	if c := raw[0]; c != '-' && (c < '0' || c > '9') {
+		return "", errors.New("amount: must be a number or a decimal string")
+	}
+	return string(raw), nil
+}
+
+// state is what GET tells of a payment.
+type state struct {
+	Key      string         `json:"idempotency_key"`
+	State    string         `json:"state"` // PENDING, COMMITTED or ROLLEDBACK
+	Status   payment.Status `json:"status,omitempty"`
+	Reason   string         `json:"reason,omitempty"`
+	Ref      string         `json:"ref"`
+	Sender   string         `json:"sender_id"`
+	Receiver string         `json:"receiver_id"`
+	Currency string         `json:"currency"`
+	// Amount is a decimal string of major units, as sent; absent where only rupiah were sent.
+	Amount     string     `json:"amount,omitempty"`
+	AmountIDR  int64      `json:"amount_idr"`
+	Rate       string     `json:"rate,omitempty"`
+	RateID     string     `json:"rate_id,omitempty"`
+	RateTime   *time.Time `json:"rate_time,omitempty"`
+	RuleSet    string     `json:"rule_set,omitempty"`
+	TxDate     string     `json:"tx_date,omitempty"`
+	AcceptedAt *time.Time `json:"accepted_at,omitempty"`
+	ReservedAt *time.Time `json:"reserved_at,omitempty"`
+	Deadline   *time.Time `json:"deadline,omitempty"`
+	DecidedAt  *time.Time `json:"decided_at,omitempty"`
+}
+
+func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	key := r.PathValue("key")
+	got, err := g.db.GetPayment(r.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: key})
+	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
+	switch status.Code(err) {
+	case codes.OK:
+	case codes.NotFound:
+		writeProblem(w, http.StatusNotFound, "The ledger has no payment of this key",
+			"It was refused before it reached the ledger, or is still on its way there: look again after its deadline.")
+		return
+	case codes.InvalidArgument:
+		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
+		return
+	default:
+		g.log.WarnContext(r.Context(), "look up a payment", "error", err)
+		writeProblem(w, http.StatusBadGateway, "The ledger can't be asked now", "Try again.")
+		return
+	}
+	out := state{
+		Key: got.IdempotencyKey, State: got.ReservationStatus, Reason: got.Reason, Ref: got.ReservationId,
+		Sender: got.SenderId, Receiver: got.ReceiverId, Currency: got.CurrencyInput, AmountIDR: got.AmountIdr,
+		Rate: got.Rate, RateID: got.RateId, RuleSet: got.RuleSet, TxDate: got.TxDate,
+		RateTime: timeOf(got.RateTime), AcceptedAt: timeOf(got.AcceptedAt), ReservedAt: timeOf(got.ReservedAt),
+		Deadline: timeOf(got.Deadline), DecidedAt: timeOf(got.DecidedAt),
+	}
+	if currency, err := money.ParseCurrency(got.CurrencyInput); err == nil && got.AmountMinor > 0 {
+		out.Amount = money.Amount{Minor: got.AmountMinor, Currency: currency}.String()
+	}
+	switch payment.ReservationStatus(got.ReservationStatus) {
+	case payment.Committed:
+		out.Status = payment.Success
+	case payment.RolledBack:
+		out.Status = payment.Failed
+	}
+	writeJSON(w, http.StatusOK, out)
+}
+
+func timeOf(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	at := rpc.Time(t)
+	return &at
+}
+
+func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
+	w.Header().Set("Server-Timing", fmt.Sprintf("wallet;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
+	if err != nil {
+		g.log.WarnContext(r.Context(), "pick random accounts", "error", err)
+		writeProblem(w, http.StatusBadGateway, "Wallet can't be asked now", "Try again.")
+		return
+	}
+	if len(got.AccountIds) < 2 {
+		writeProblem(w, http.StatusNotFound, "There are fewer than two active accounts", "Seed some.")
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Sender   string `json:"sender_id"`
+		Receiver string `json:"receiver_id"`
+	}{got.AccountIds[0], got.AccountIds[1]})
+}
+
+// writeProblem answers outside the contract's own body, as RFC 9457 has it.
+func writeProblem(w http.ResponseWriter, code int, title, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	writeBody(w, code, struct {
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{"about:blank", title, code, detail})
+}
+
+func writeJSON(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	writeBody(w, code, body)
+}
+
+func writeBody(w http.ResponseWriter, code int, body any) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	w.Write(append(text, '\n'))
+}

@@ -1,0 +1,259 @@
+// Package payments settles: it reserves in the ledger, then commits, or rolls back. It also closes out the
+// payments whose delivery gave up.
+package payments
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	DBAddr string        `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db"`
+	FXAddr string        `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx, for CreatePayment"`
+	Keys   event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	// AllowUnsigned must be what worker's is: a dead letter is a request that worker could not settle.
+	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	Kafka         kafka.Config
+}
+
+// Publisher publishes the results of payments that are closed out.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// Payments is the function.
+type Payments struct {
+	paymentsv1.UnimplementedPaymentsServiceServer
+
+	cfg     Config
+	db      dbv1.DbClient
+	fx      fxv1.FxServiceClient
+	publish Publisher
+	now     func() time.Time
+	settled *prometheus.CounterVec
+	closed  *prometheus.CounterVec
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	db, err := rpc.Dial(cfg.DBAddr)
+	if err != nil {
+		return nil, fmt.Errorf("DB_ADDR: %w", err)
+	}
+	fx, err := rpc.Dial(cfg.FXAddr)
+	if err != nil {
+		return nil, fmt.Errorf("FX_ADDR: %w", err)
+	}
+	producer := kafka.NewProducer(cfg.Kafka.Brokers, "payments")
+	f := New(cfg, db, fx, producer, time.Now, log)
+	f.Close = func(ctx context.Context) error {
+		return errors.Join(producer.Close(ctx), db.Close(), fx.Close())
+	}
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, db, fx grpc.ClientConnInterface, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+	p := &Payments{
+		cfg: cfg, db: dbv1.NewDbClient(db), fx: fxv1.NewFxServiceClient(fx), publish: publish, now: now,
+		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
+		}, []string{"status", "reason"}),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
+		}, []string{"status", "reason"}),
+	}
+	registry := function.NewRegistry()
+	registry.MustRegister(p.settled, p.closed)
+	return &function.Function{
+		Name: "payments", Log: log, Registry: registry,
+		GRPC:   func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, p) },
+		Events: p.closeOut,
+	}
+}
+
+// timings of the two ledger calls.
+type timings struct{ reserve, commit time.Duration }
+
+// settle takes one payment to its outcome. An error means that the outcome is not known: the same call may
+// be made again, and goes on where this one stopped.
+func (p *Payments) settle(ctx context.Context, in *dbv1.ReserveFundsRequest) (payment.Outcome, timings, error) {
+	var took timings
+	begun := time.Now()
+	reserved, err := p.db.ReserveFunds(ctx, in)
+	took.reserve = time.Since(begun)
+	if err != nil {
+		return payment.Outcome{}, took, err
+	}
+	success := payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: reserved.ReservationId}
+	if reserved.Replay {
+		success.Status, success.Reason = payment.SuccessReplay, payment.DuplicateIdempo
+	}
+	switch payment.ReservationStatus(reserved.ReservationStatus) {
+	case payment.Committed:
+		return success, took, nil
+	case payment.Pending:
+	default:
+		return payment.Decline(payment.Reason(reserved.Reason)), took, nil
+	}
+
+	begun = time.Now()
+	committed, err := p.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{
+		ReservationId: reserved.ReservationId, IdempotencyKey: in.IdempotencyKey,
+	})
+	took.commit = time.Since(begun)
+	if err != nil {
+		return payment.Outcome{}, took, err
+	}
+	if committed.Status == dbv1.TxStatus_OK || committed.Status == dbv1.TxStatus_DUPLICATE {
+		return success, took, nil
+	}
+	outcome, err := p.rollBack(ctx, in, reserved.ReservationId, success)
+	return outcome, took, err
+}
+
+// rollBack gives the hold back after a commit that the ledger refused. Someone else may have ended the
+// reservation meanwhile; then theirs is the outcome.
+func (p *Payments) rollBack(ctx context.Context, in *dbv1.ReserveFundsRequest, id string, success payment.Outcome) (payment.Outcome, error) {
+	reason := payment.CommitFailed
+	if in.Deadline != nil && p.now().After(in.Deadline.AsTime()) {
+		reason = payment.Expired
+	}
+	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: id, Reason: string(reason)})
+	if err != nil {
+		return payment.Outcome{}, err
+	}
+	switch got.Status {
+	case dbv1.TxStatus_OK, dbv1.TxStatus_DUPLICATE:
+		return payment.Decline(payment.Reason(got.Message)), nil
+	case dbv1.TxStatus_BAD_STATUS: // committed after all
+		return success, nil
+	default:
+		return payment.Outcome{}, status.Errorf(codes.Internal, "roll back %s: %s %s", id, got.Status, got.Message)
+	}
+}
+
+// LogAndSettle implements payments.v1.PaymentsService.
+func (p *Payments) LogAndSettle(ctx context.Context, in *paymentsv1.LogAndSettleRequest) (*paymentsv1.LogAndSettleResponse, error) {
+	outcome, took, err := p.settle(ctx, &dbv1.ReserveFundsRequest{
+		IdempotencyKey: in.IdempotencyKey, SenderId: in.SenderId, ReceiverId: in.ReceiverId,
+		AmountIdr: in.AmountIdr, CurrencyInput: in.Currency, AmountMinor: in.AmountMinor,
+		Rate: in.Rate, RateId: in.RateId, RateTime: in.RateTime, RuleSet: in.RuleSet, TxDate: in.TxDate,
+		AcceptedAt: in.AcceptedAt, Deadline: in.Deadline, AttemptId: in.AttemptId,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.settled.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
+	return &paymentsv1.LogAndSettleResponse{
+		Status: string(outcome.Status), Message: string(outcome.Reason), ReservationId: outcome.Ref,
+		ReserveMicros: took.reserve.Microseconds(), CommitMicros: took.commit.Microseconds(),
+	}, nil
+}
+
+// CreatePayment implements payments.v1.PaymentsService.
+func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePaymentRequest) (*paymentsv1.CreatePaymentResponse, error) {
+	currency, err := money.ParseCurrency(in.Currency.String())
+	if err != nil || in.Currency == commonv1.Currency_CURRENCY_UNSPECIFIED {
+		return failed(payment.UnsupportedCurrency), nil
+	}
+	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor {
+		return nil, status.Errorf(codes.InvalidArgument, "amount_minor: must be positive and at most %d", int64(money.MaxMinor))
+	}
+	priced, err := p.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	if status.Code(err) == codes.NotFound {
+		return failed(payment.UnsupportedCurrency), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := p.now()
+	outcome, _, err := p.settle(ctx, &dbv1.ReserveFundsRequest{
+		IdempotencyKey: in.ClientTxId, SenderId: in.SourceAccount, ReceiverId: in.DestinationAccount,
+		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
+		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime,
+		AcceptedAt: timestamppb.New(now), Deadline: timestamppb.New(now.Add(payment.DecideWithin)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.settled.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
+	return &paymentsv1.CreatePaymentResponse{PaymentId: outcome.Ref, Status: string(outcome.Status), Reason: string(outcome.Reason)}, nil
+}
+
+func failed(r payment.Reason) *paymentsv1.CreatePaymentResponse {
+	return &paymentsv1.CreatePaymentResponse{Status: string(payment.Failed), Reason: string(r)}
+}
+
+// closeOut ends a payment whose request could not be delivered: what is held goes back, the ledger says
+// FAILED, and the result is published. A payment that was settled all the same stays settled, and that is
+// what is published.
+func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
+	data, err := event.ReadRequest(e, &p.cfg.Keys, p.cfg.AllowUnsigned)
+	if err != nil {
+		return err
+	}
+	r, err := data.Request()
+	if err != nil {
+		return err
+	}
+	got, err := p.db.FailPayment(ctx, &dbv1.FailPaymentRequest{
+		Payment: &dbv1.ReserveFundsRequest{
+			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
+			CurrencyInput: r.Sent.Currency.String(), AmountMinor: r.Sent.Minor,
+			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
+			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
+		},
+		Reason: string(payment.Undeliverable),
+	})
+	if code := status.Code(err); code == codes.InvalidArgument || code == codes.FailedPrecondition {
+		return fmt.Errorf("%w: close out %s: %w", event.ErrRefused, r.Key, err)
+	}
+	if err != nil {
+		return fmt.Errorf("close out %s: %w", r.Key, err)
+	}
+	outcome := payment.Decline(payment.Reason(got.Reason))
+	if got.ReservationStatus == string(payment.Committed) {
+		outcome = payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationId}
+		if got.Replay {
+			outcome.Status, outcome.Reason = payment.SuccessReplay, payment.DuplicateIdempo
+		}
+	}
+	result, err := event.Result("/pgw/payments", event.PaymentResult{
+		Key: r.Key, Status: outcome.Status, Reason: outcome.Reason, Ref: outcome.Ref,
+		AttemptID: r.AttemptID, ReplyTo: data.ReplyTo, SettledAt: p.now().UTC(),
+	}, r.Fingerprint(), p.now())
+	if err != nil {
+		return err
+	}
+	if err := p.cfg.Keys.Sign(&result); err != nil {
+		return err
+	}
+	if err := p.publish.Publish(ctx, p.cfg.Kafka.ResultTopic, r.Key, result); err != nil {
+		return err
+	}
+	p.closed.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
+	return nil
+}

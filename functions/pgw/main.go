@@ -1,0 +1,84 @@
+// Command pgw is every function and every operator's command in one binary: one image for all.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"pgw/functions/db"
+	"pgw/functions/fx"
+	"pgw/functions/gateway"
+	"pgw/functions/payments"
+	"pgw/functions/risk"
+	"pgw/functions/wallet"
+	"pgw/functions/worker"
+	"pgw/shared/function"
+)
+
+type commands struct {
+	Run     runCommand     `cmd:"" help:"Run everything in one process, on embedded defaults."`
+	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
+	Seed    seedCommand    `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
+
+	Gateway  functionCommand `cmd:"" help:"Run the gateway function."`
+	Worker   functionCommand `cmd:"" help:"Run the worker function."`
+	Payments functionCommand `cmd:"" help:"Run the payments function."`
+	DB       functionCommand `cmd:"" name:"db" help:"Run the db function."`
+	FX       functionCommand `cmd:"" name:"fx" help:"Run the fx function."`
+	Wallet   functionCommand `cmd:"" help:"Run the wallet function."`
+	Risk     functionCommand `cmd:"" help:"Run the risk function."`
+}
+
+// functionCommand runs one function, configured by its environment alone.
+type functionCommand struct{}
+
+func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
+	switch name := k.Selected().Name; name {
+	case "gateway":
+		return function.Main(ctx, name, gateway.Build)
+	case "worker":
+		return function.Main(ctx, name, worker.Build)
+	case "payments":
+		return function.Main(ctx, name, payments.Build)
+	case "db":
+		return function.Main(ctx, name, db.Build)
+	case "fx":
+		return function.Main(ctx, name, fx.Build)
+	case "wallet":
+		return function.Main(ctx, name, wallet.Build)
+	case "risk":
+		return function.Main(ctx, name, risk.Build)
+	default:
+		return fmt.Errorf("there is no function %q", name)
+	}
+}
+
+type migrateCommand struct {
+	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables."`
+}
+
+func (c migrateCommand) Run(ctx context.Context) error { return db.Migrate(ctx, c.DatabaseURL) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c commands
+	k := kong.Parse(&c,
+		kong.Name("pgw"),
+		kong.Description("A real-time multi-currency payment gateway."),
+		kong.UsageOnError(),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	// Drain on the first signal; a second one ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := k.Run(); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "pgw:", err)
+		os.Exit(1)
+	}
+}

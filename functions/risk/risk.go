@@ -1,0 +1,166 @@
+// Package risk judges payments before they are sent on: by rules that are data (rules.go), and the same
+// payment always alike.
+package risk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	"pgw/shared/batch"
+	"pgw/shared/function"
+	"pgw/shared/postgres"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
+	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rules"`
+	Secret      string `envconfig:"RISK_SECRET" default:"pgw" desc:"keys the random draw; the same for all replicas, for ever"`
+}
+
+// Risk is the function.
+type Risk struct {
+	riskv1.UnimplementedRiskServiceServer
+	riskv1.UnimplementedAdminServer
+
+	rules  *postgres.Cached[ruleSet]
+	starts *batch.Batcher[string, uint32]
+	admin  dbv1.AdminClient
+	secret []byte
+	now    func() time.Time
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	conn, err := rpc.Dial(cfg.DBAddr)
+	if err != nil {
+		return nil, fmt.Errorf("DB_ADDR: %w", err)
+	}
+	f, err := New(cfg, conn, time.Now, log)
+	if err != nil {
+		return nil, err
+	}
+	closeRest := f.Close
+	f.Close = func(ctx context.Context) error { return errors.Join(closeRest(ctx), conn.Close()) }
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", MaxConns: 3, ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	r := &Risk{admin: dbv1.NewAdminClient(db), secret: []byte(cfg.Secret), now: now}
+	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, log)
+	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
+		return started(ctx, pool, ids, now())
+	})
+	return &function.Function{
+		Name: "risk", Log: log, Registry: function.NewRegistry(),
+		GRPC: func(s grpc.ServiceRegistrar) {
+			riskv1.RegisterRiskServiceServer(s, r)
+			riskv1.RegisterAdminServer(s, r)
+		},
+		Ready:      func(ctx context.Context) error { _, err := r.rules.Get(ctx); return err },
+		Background: r.rules.Run,
+		Close: func(ctx context.Context) error {
+			err := r.starts.Close(ctx)
+			pool.Close()
+			return err
+		},
+	}, nil
+}
+
+func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
+	var id string
+	var text []byte
+	err := pool.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY rule_set DESC LIMIT 1`).Scan(&id, &text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return newRuleSet(defaultRuleSet, Defaults), nil
+	}
+	if err != nil {
+		return ruleSet{}, fmt.Errorf("read rules: %w", err)
+	}
+	return parseRules(id, text)
+}
+
+// started reads how many payments each sender has started this minute, which the ledger counts when it
+// holds funds.
+func started(ctx context.Context, pool *pgxpool.Pool, ids []string, now time.Time) []batch.Result[uint32] {
+	results := make([]batch.Result[uint32], len(ids))
+	counts := map[string]uint32{}
+	rows, err := pool.Query(ctx, `SELECT account_id, started_count FROM wallet_accounts WHERE account_id = ANY($1) AND started_minute = $2`,
+		ids, int32(now.Unix()/60))
+	if err == nil {
+		var id string
+		var n uint32
+		_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error { counts[id] = n; return nil })
+	}
+	for i, id := range ids {
+		results[i] = batch.Result[uint32]{Value: counts[id], Err: err}
+	}
+	return results
+}
+
+// Evaluate implements risk.v1.RiskService.
+func (r *Risk) Evaluate(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+	rules, err := r.rules.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	reason, err := rules.judge(request{
+		sender: in.SenderId, receiver: in.ReceiverId, amountIDR: in.AmountIdr, currency: in.CurrencyInput,
+		txDate: in.TxDateIso, key: in.IdempotencyKey,
+	}, r.secret, func() (uint32, error) { return r.starts.Do(ctx, in.SenderId) })
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &riskv1.EvaluateResponse{Allow: reason == "", Reason: reason, RuleSet: rules.id}, nil
+}
+
+// SeedRules implements risk.v1.Admin.
+func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
+	// What is not mentioned stays as it is in the newest rules, not in those read a second ago.
+	if err := r.rules.Refresh(ctx); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	current, err := r.rules.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	rules := current.merged(Rules{
+		MaxAmountIDR: int64(in.MaxAmount), VelocityPerMin: in.VelocityPerMin,
+		BlockedAccounts: in.BlockedAccounts, BlockedCountries: in.BlockedCountries,
+	}, in.MinAmountIdr, in.RandomRejectPpm)
+	if in.MaxAmountIdr != nil {
+		rules.MaxAmountIDR = *in.MaxAmountIdr
+	}
+	if err := rules.validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	text, err := json.Marshal(rules)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	got, err := r.admin.PutRules(ctx, &dbv1.PutRulesRequest{Rules: text})
+	if err != nil {
+		return nil, err
+	}
+	// This replica knows at once; should that fail, the next refresh is a second away.
+	_ = r.rules.Refresh(ctx)
+	return &riskv1.SeedRulesResponse{Ok: true, RuleSet: got.RuleSet}, nil
+}

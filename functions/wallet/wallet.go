@@ -1,0 +1,278 @@
+// Package wallet reads accounts. It has no right to write: holds and captures go to the ledger.
+package wallet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/batch"
+	"pgw/shared/function"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
+	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which changes accounts"`
+	FXAddr      string `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx, which prices holds"`
+	QueueMax    int    `envconfig:"QUEUE_MAX" default:"4096" desc:"reads that may wait for a batch; more are refused"`
+}
+
+// maxRandom bounds GetRandomAccounts.
+const maxRandom = 100
+
+// Wallet is the function.
+type Wallet struct {
+	walletv1.UnimplementedWalletServiceServer
+	walletv1.UnimplementedAdminServer
+
+	pool  *pgxpool.Pool
+	reads *batch.Batcher[string, *account]
+	db    dbv1.DbClient
+	admin dbv1.AdminClient
+	fx    fxv1.FxServiceClient
+	now   func() time.Time
+}
+
+type account struct {
+	id         string
+	balance    int64
+	currency   string
+	status     string
+	dailyLimit int64
+	day        int32
+	spent      int64
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	db, err := rpc.Dial(cfg.DBAddr)
+	if err != nil {
+		return nil, fmt.Errorf("DB_ADDR: %w", err)
+	}
+	fx, err := rpc.Dial(cfg.FXAddr)
+	if err != nil {
+		return nil, fmt.Errorf("FX_ADDR: %w", err)
+	}
+	f, err := New(cfg, db, fx, time.Now, log)
+	if err != nil {
+		return nil, err
+	}
+	closePool := f.Close
+	f.Close = func(ctx context.Context) error { return errors.Join(closePool(ctx), db.Close(), fx.Close()) }
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", MaxConns: 4, ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	w := &Wallet{
+		pool: pool, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
+	}
+	w.reads = batch.New(batch.Config{Max: 256, Lanes: 2, Queue: cfg.QueueMax}, w.readAll)
+	return &function.Function{
+		Name: "wallet", Log: log, Registry: function.NewRegistry(),
+		GRPC: func(r grpc.ServiceRegistrar) {
+			walletv1.RegisterWalletServiceServer(r, w)
+			walletv1.RegisterAdminServer(r, w)
+		},
+		Ready: pool.Ping,
+		Close: func(ctx context.Context) error {
+			err := w.reads.Close(ctx)
+			pool.Close()
+			return err
+		},
+	}, nil
+}
+
+const accountsSQL = `
+SELECT account_id, balance_idr, currency, status, daily_limit_idr, spent_day, spent_today_idr
+FROM wallet_accounts WHERE account_id = ANY($1)`
+
+// readAll reads the accounts of all calls that arrived together in one query. A call for an account that
+// does not exist gets nil.
+func (w *Wallet) readAll(ctx context.Context, ids []string) []batch.Result[*account] {
+	results := make([]batch.Result[*account], len(ids))
+	found, err := w.read(ctx, ids)
+	for i, id := range ids {
+		results[i] = batch.Result[*account]{Value: found[id], Err: err}
+	}
+	return results
+}
+
+func (w *Wallet) read(ctx context.Context, ids []string) (map[string]*account, error) {
+	rows, err := w.pool.Query(ctx, accountsSQL, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read accounts: %w", err)
+	}
+	defer rows.Close()
+	found := make(map[string]*account, len(ids))
+	for rows.Next() {
+		a := &account{}
+		if err := rows.Scan(&a.id, &a.balance, &a.currency, &a.status, &a.dailyLimit, &a.day, &a.spent); err != nil {
+			return nil, fmt.Errorf("read accounts: %w", err)
+		}
+		found[a.id] = a
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read accounts: %w", err)
+	}
+	return found, nil
+}
+
+func (w *Wallet) account(ctx context.Context, id string) (*account, error) {
+	if err := payment.CheckID("account_id", id, payment.MaxAccountID); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	a, err := w.reads.Do(ctx, id)
+	switch {
+	case errors.Is(err, batch.ErrFull):
+		return nil, status.Error(codes.ResourceExhausted, "too many reads are waiting: try again later")
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return nil, status.FromContextError(err).Err()
+	case err != nil:
+		return nil, status.Error(codes.Unavailable, err.Error())
+	case a == nil:
+		return nil, status.Errorf(codes.NotFound, "there is no account %s", id)
+	}
+	return a, nil
+}
+
+// GetAccount implements wallet.v1.WalletService.
+func (w *Wallet) GetAccount(ctx context.Context, in *walletv1.GetAccountRequest) (*walletv1.GetAccountResponse, error) {
+	a, err := w.account(ctx, in.AccountId)
+	if err != nil {
+		return nil, err
+	}
+	out := &walletv1.GetAccountResponse{
+		AccountId: a.id, BalanceIdr: a.balance, Currency: commonv1.Currency(commonv1.Currency_value[a.currency]),
+		CurrencyCode: a.currency, Status: a.status, DailyLimitIdr: a.dailyLimit,
+	}
+	if a.day == payment.Day(w.now()) {
+		out.SpentTodayIdr = a.spent
+	}
+	return out, nil
+}
+
+// GetBalance implements wallet.v1.WalletService.
+func (w *Wallet) GetBalance(ctx context.Context, in *walletv1.GetBalanceRequest) (*walletv1.GetBalanceResponse, error) {
+	a, err := w.account(ctx, in.AccountId)
+	if err != nil {
+		return nil, err
+	}
+	return &walletv1.GetBalanceResponse{BalanceMinor: a.balance, Currency: commonv1.Currency_IDR}, nil
+}
+
+// GetRandomAccounts implements wallet.v1.WalletService.
+func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAccountsRequest) (*walletv1.GetRandomAccountsResponse, error) {
+	n := in.Count
+	if n == 0 {
+		n = 2
+	}
+	if n > maxRandom {
+		return nil, status.Errorf(codes.InvalidArgument, "count: %d; at most %d", n, maxRandom)
+	}
+	ids, err := postgres.RandomAccounts(ctx, w.pool, int(n))
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &walletv1.GetRandomAccountsResponse{AccountIds: ids}, nil
+}
+
+// holdKey keeps the names of wallet holds apart from the keys of payments.
+func holdKey(paymentID string) string { return "wallet:" + paymentID }
+
+// Reserve implements wallet.v1.WalletService.
+func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*walletv1.ReserveResponse, error) {
+	currency, err := money.ParseCurrency(in.Currency.String())
+	if err != nil {
+		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
+	}
+	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor || payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
+		return &walletv1.ReserveResponse{Reason: string(payment.InvalidInput)}, nil
+	}
+	priced, err := w.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	if status.Code(err) == codes.NotFound {
+		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	got, err := w.db.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
+		IdempotencyKey: holdKey(in.PaymentId), SenderId: in.AccountId, ReceiverId: payment.SettlementAccount,
+		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
+		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime,
+	})
+	if err != nil {
+		return nil, err
+	}
+	held := got.ReservationStatus == string(payment.Pending) || got.ReservationStatus == string(payment.Committed)
+	if !held {
+		return &walletv1.ReserveResponse{Reason: got.Reason}, nil
+	}
+	return &walletv1.ReserveResponse{Ok: true, ReservationId: got.ReservationId}, nil
+}
+
+// Capture implements wallet.v1.WalletService.
+func (w *Wallet) Capture(ctx context.Context, in *walletv1.CaptureRequest) (*walletv1.CaptureResponse, error) {
+	got, err := w.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: in.ReservationId})
+	if err != nil {
+		return nil, err
+	}
+	if got.Status == dbv1.TxStatus_OK || got.Status == dbv1.TxStatus_DUPLICATE {
+		return &walletv1.CaptureResponse{Ok: true}, nil
+	}
+	reason := got.Reason
+	if reason == "" {
+		reason = got.Message
+	}
+	return &walletv1.CaptureResponse{Reason: reason}, nil
+}
+
+// SeedAccounts implements wallet.v1.Admin.
+func (w *Wallet) SeedAccounts(ctx context.Context, in *walletv1.SeedAccountsRequest) (*walletv1.SeedAccountsResponse, error) {
+	put := &dbv1.SeedAccountsRequest{Accounts: make([]*dbv1.Account, len(in.Accounts))}
+	for i, a := range in.Accounts {
+		balance, err := money.FromFloat(a.Balance, money.IDR)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "accounts[%d].balance: %v", i, err)
+		}
+		limit, err := money.FromFloat(a.DailyLimit, money.IDR)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "accounts[%d].daily_limit: %v", i, err)
+		}
+		put.Accounts[i] = &dbv1.Account{
+			AccountId: a.AccountId, Owner: a.Owner, Currency: a.Currency, Status: a.Status,
+			BalanceIdr: balance.Minor, DailyLimitIdr: limit.Minor,
+		}
+		if a.Currency == "" {
+			put.Accounts[i].Currency = money.IDR.String()
+		}
+		if a.Status == "" {
+			put.Accounts[i].Status = "ACTIVE"
+		}
+	}
+	got, err := w.admin.SeedAccounts(ctx, put)
+	if err != nil {
+		return nil, err
+	}
+	return &walletv1.SeedAccountsResponse{Upserted: got.Upserted}, nil
+}

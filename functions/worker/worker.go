@@ -1,0 +1,133 @@
+// Package worker takes payment requests from Kafka, has them settled, and publishes their results. It
+// acknowledges a request once the broker has the result.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// Config of the function.
+type Config struct {
+	PaymentsAddr  string        `envconfig:"PAYMENTS_ADDR" default:"localhost:19096" desc:"gRPC address of payments"`
+	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	Kafka         kafka.Config
+}
+
+// Publisher publishes results.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// Worker is the function.
+type Worker struct {
+	cfg      Config
+	payments paymentsv1.PaymentsServiceClient
+	publish  Publisher
+	now      func() time.Time
+	events   *prometheus.CounterVec
+	stages   *prometheus.HistogramVec
+}
+
+// Build makes the function from its configuration.
+func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	conn, err := rpc.Dial(cfg.PaymentsAddr)
+	if err != nil {
+		return nil, fmt.Errorf("PAYMENTS_ADDR: %w", err)
+	}
+	producer := kafka.NewProducer(cfg.Kafka.Brokers, "worker")
+	f := New(cfg, conn, producer, time.Now, log)
+	// The broker is met while the first payment is still being settled.
+	f.Background = producer.Connect
+	f.Close = func(ctx context.Context) error { return errors.Join(producer.Close(ctx), conn.Close()) }
+	return f, nil
+}
+
+// New makes the function with its dependencies passed in.
+func New(cfg Config, payments grpc.ClientConnInterface, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+	w := &Worker{
+		cfg: cfg, payments: paymentsv1.NewPaymentsServiceClient(payments), publish: publish, now: now,
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_worker_requests_total", Help: "Payment requests by what became of them.",
+		}, []string{"outcome"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_worker_stage_seconds", Help: "How long settling and publishing took.", Buckets: function.Latency,
+		}, []string{"stage"}),
+	}
+	registry := function.NewRegistry()
+	registry.MustRegister(w.events, w.stages)
+	return &function.Function{Name: "worker", Log: log, Registry: registry, Events: w.handle}
+}
+
+func (w *Worker) handle(ctx context.Context, e cloudevents.Event) error {
+	err := w.settle(ctx, e)
+	outcome := "settled"
+	switch {
+	case err == nil:
+	case errors.Is(err, event.ErrSignature), errors.Is(err, event.ErrMalformed), errors.Is(err, event.ErrRefused):
+		outcome = "refused"
+	default:
+		outcome = "put_off"
+	}
+	w.events.WithLabelValues(outcome).Inc()
+	return err
+}
+
+func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
+	received := w.now()
+	data, err := event.ReadRequest(e, &w.cfg.Keys, w.cfg.AllowUnsigned)
+	if err != nil {
+		return err
+	}
+	r, err := data.Request()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	got, err := w.payments.LogAndSettle(ctx, &paymentsv1.LogAndSettleRequest{
+		IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
+		Currency: r.Sent.Currency.String(), TxDate: r.TxDate, AmountMinor: r.Sent.Minor,
+		Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet,
+		AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
+	})
+	w.stages.WithLabelValues("settle").Observe(time.Since(begun).Seconds())
+	if code := status.Code(err); code == codes.InvalidArgument || code == codes.FailedPrecondition {
+		return fmt.Errorf("%w: settle %s: %w", event.ErrRefused, r.Key, err)
+	}
+	if err != nil {
+		return fmt.Errorf("settle %s: %w", r.Key, err)
+	}
+
+	result, err := event.Result("/pgw/worker", event.PaymentResult{
+		Key: r.Key, Status: payment.Status(got.Status), Reason: payment.Reason(got.Message), Ref: got.ReservationId,
+		AttemptID: r.AttemptID, ReplyTo: data.ReplyTo,
+		ReceivedAt: received.UTC(), SettledAt: w.now().UTC(), ReserveMicros: got.ReserveMicros, CommitMicros: got.CommitMicros,
+	}, r.Fingerprint(), w.now())
+	if err != nil {
+		return err
+	}
+	if err := w.cfg.Keys.Sign(&result); err != nil {
+		return err
+	}
+	begun = time.Now()
+	err = w.publish.Publish(ctx, w.cfg.Kafka.ResultTopic, r.Key, result)
+	w.stages.WithLabelValues("publish").Observe(time.Since(begun).Seconds())
+	return err
+}

@@ -1,0 +1,289 @@
+// Package seeds is the data that a new system starts with, and a generator of more: the same data for the
+// same seed number, on every machine.
+package seeds
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/event"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+// The files, for whoever wants them as they are.
+var (
+	//go:embed accounts.csv
+	accountsCSV []byte
+	//go:embed rates.csv
+	ratesCSV []byte
+	//go:embed rules.json
+	rulesJSON []byte
+)
+
+// Source of the events that open and fund seeded accounts.
+const Source = "/pgw/seeds"
+
+// Account is one row of accounts.csv.
+type Account struct {
+	ID            string
+	Owner         string
+	Currency      string // what the owner thinks in
+	BalanceIDR    int64
+	DailyLimitIDR int64  // 0: none
+	Status        string // ACTIVE or BLOCKED
+}
+
+var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", "daily_limit_idr", "status"}
+
+// Rate is one row of rates.csv: rupiah for one major unit of the currency.
+type Rate struct{ Base, Quote, Rate string }
+
+// Rules is rules.json: what risk's SeedRules takes.
+type Rules struct {
+	MinAmountIDR     int64    `json:"min_amount_idr"`
+	MaxAmountIDR     int64    `json:"max_amount_idr"`
+	VelocityPerMin   uint32   `json:"velocity_per_min"`
+	RandomRejectPPM  uint32   `json:"random_reject_ppm"`
+	BlockedAccounts  []string `json:"blocked_accounts"`
+	BlockedCountries []string `json:"blocked_countries"`
+}
+
+// Transaction is one payment to make.
+type Transaction struct {
+	Key, Sender, Receiver string
+	Amount                money.Amount
+	AmountIDR             int64
+	Rate                  money.Rate
+	At                    time.Time
+}
+
+var transactionsHeader = []string{"idempotency_key", "sender_id", "receiver_id", "currency", "amount", "tx_date"}
+
+// Accounts reads accounts.csv.
+func Accounts() ([]Account, error) { return ReadAccounts(bytes.NewReader(accountsCSV)) }
+
+// ReadAccounts reads accounts in the form of accounts.csv.
+func ReadAccounts(r io.Reader) ([]Account, error) {
+	rows, err := readCSV(r, accountsHeader)
+	if err != nil {
+		return nil, fmt.Errorf("accounts: %w", err)
+	}
+	accounts := make([]Account, len(rows))
+	for i, row := range rows {
+		a := Account{ID: row[0], Owner: row[1], Currency: row[2], Status: row[5]}
+		if a.BalanceIDR, err = strconv.ParseInt(row[3], 10, 64); err != nil {
+			return nil, fmt.Errorf("accounts: row %d: balance_idr: %w", i+2, err)
+		}
+		if a.DailyLimitIDR, err = strconv.ParseInt(row[4], 10, 64); err != nil {
+			return nil, fmt.Errorf("accounts: row %d: daily_limit_idr: %w", i+2, err)
+		}
+		accounts[i] = a
+	}
+	return accounts, nil
+}
+
+// Rates reads rates.csv.
+func Rates() ([]Rate, error) {
+	rows, err := readCSV(bytes.NewReader(ratesCSV), []string{"base", "quote", "rate"})
+	if err != nil {
+		return nil, fmt.Errorf("rates: %w", err)
+	}
+	rates := make([]Rate, len(rows))
+	for i, row := range rows {
+		rates[i] = Rate{row[0], row[1], row[2]}
+	}
+	return rates, nil
+}
+
+// RiskRules reads rules.json.
+func RiskRules() (Rules, error) {
+	d := json.NewDecoder(bytes.NewReader(rulesJSON))
+	d.DisallowUnknownFields()
+	var r Rules
+	if err := d.Decode(&r); err != nil {
+		return r, fmt.Errorf("rules: %w", err)
+	}
+	return r, nil
+}
+
+func readCSV(r io.Reader, header []string) ([][]string, error) {
+	c := csv.NewReader(r)
+	c.FieldsPerRecord = len(header)
+	rows, err := c.ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) == 0 || strings.Join(rows[0], ",") != strings.Join(header, ",") {
+		return nil, fmt.Errorf("the first row must be %s", strings.Join(header, ","))
+	}
+	return rows[1:], nil
+}
+
+// WriteAccounts writes accounts as CSV.
+func WriteAccounts(w io.Writer, accounts []Account) error {
+	c := csv.NewWriter(w)
+	c.Write(accountsHeader)
+	for _, a := range accounts {
+		c.Write([]string{a.ID, a.Owner, a.Currency, strconv.FormatInt(a.BalanceIDR, 10), strconv.FormatInt(a.DailyLimitIDR, 10), a.Status})
+	}
+	c.Flush()
+	return c.Error()
+}
+
+// WriteTransactions writes transactions as CSV.
+func WriteTransactions(w io.Writer, txs []Transaction) error {
+	c := csv.NewWriter(w)
+	c.Write(transactionsHeader)
+	for _, t := range txs {
+		c.Write([]string{t.Key, t.Sender, t.Receiver, t.Amount.Currency.String(), t.Amount.String(), t.At.Format(time.RFC3339)})
+	}
+	c.Flush()
+	return c.Error()
+}
+
+// AccountEvents opens an account and funds it. The ids are the account's, so that publishing them again
+// changes nothing.
+func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
+	opened, err := event.New(event.TypeAccountOpened, "open-"+a.ID, Source, a.ID, event.AccountOpened{
+		AccountID: a.ID, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIDR, Status: a.Status,
+	}, now)
+	if err != nil || a.BalanceIDR == 0 {
+		return []cloudevents.Event{opened}, err
+	}
+	funded, err := event.New(event.TypeAccountFunded, "fund-"+a.ID, Source, a.ID, event.AccountFunded{
+		AccountID: a.ID, AmountIDR: a.BalanceIDR, Note: "first funds",
+	}, now)
+	return []cloudevents.Event{opened, funded}, err
+}
+
+// Event asks for the transaction's payment.
+func (t Transaction) Event() (cloudevents.Event, error) {
+	return event.Requested(Source, payment.Request{
+		Key: t.Key, Sender: t.Sender, Receiver: t.Receiver, Sent: t.Amount, AmountIDR: t.AmountIDR, Rate: t.Rate,
+		TxDate: t.At.Format(time.RFC3339), AttemptID: t.Key,
+	}, "", t.At)
+}
+
+// named are the accounts that examples and tests speak of.
+var named = []Account{
+	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: "ACTIVE"},
+	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: "ACTIVE"},
+	{ID: "ACC003", Owner: "Citra Wijaya", Currency: "SGD", BalanceIDR: 1_500, DailyLimitIDR: 50_000_000, Status: "ACTIVE"}, // nearly empty
+	{ID: "ACC004", Owner: "Dewi Halim", Currency: "IDR", BalanceIDR: 250_000_000, DailyLimitIDR: 50_000_000, Status: "BLOCKED"},
+}
+
+var (
+	givenNames  = strings.Fields("Adi Agus Andi Anita Arief Ayu Bayu Budi Cahya Chandra Citra Dedi Devi Dian Eka Fajar Farah Gita Hadi Hana Hendra Indah Intan Joko Kartika Lina Maya Mei Nadia Nina Nur Putri Raka Rani Ratna Reza Rina Sari Siti Wei")
+	familyNames = strings.Fields("Chen Gunawan Halim Hartono Hidayat Irawan Kusuma Lee Lestari Lim Nasution Nugroho Pranata Pratama Purnomo Rahman Saputra Setiawan Siregar Suharto Susanto Tan Tanuwijaya Wibowo Widodo Wijaya Wong Yulianto")
+	currencies  = []string{"IDR", "IDR", "IDR", "USD", "SGD", "EUR", "JPY", "MYR", "AUD", "KWD"}
+	limits      = []int64{0, 25_000_000, 50_000_000, 100_000_000, 500_000_000}
+)
+
+// MakeAccounts makes n accounts, the first four of which are always the same. At most 10 million.
+func MakeAccounts(seed uint64, n int) []Account {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	accounts := make([]Account, 0, n)
+	accounts = append(accounts, named[:min(n, len(named))]...)
+	for i := len(accounts) + 1; i <= n; i++ {
+		a := Account{
+			ID:       fmt.Sprintf("ACC%03d", i),
+			Owner:    pick(rng, givenNames) + " " + pick(rng, familyNames),
+			Currency: pick(rng, currencies), DailyLimitIDR: pick(rng, limits), Status: "ACTIVE",
+			// Balances spread over three orders of magnitude, as people's do: 1 to 1,000 million rupiah.
+			BalanceIDR: int64(math.Exp(rng.Float64()*math.Log(1000))*1000) * 1000,
+		}
+		if rng.IntN(50) == 0 {
+			a.Status = "BLOCKED"
+		}
+		accounts = append(accounts, a)
+	}
+	return accounts
+}
+
+// epoch is when generated transactions begin; the clock would make two runs differ.
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// MakeTransactions makes n payments between the active of the accounts that the same seed makes.
+func MakeTransactions(seed uint64, n int, accounts []Account) ([]Transaction, error) {
+	rates, err := rupiahRates()
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, a := range accounts {
+		if a.Status == "ACTIVE" {
+			ids = append(ids, a.ID)
+		}
+	}
+	if len(ids) < 2 {
+		return nil, fmt.Errorf("%d active accounts; at least 2", len(ids))
+	}
+	rng := rand.New(rand.NewPCG(seed, 2))
+	txs := make([]Transaction, n)
+	for i := range txs {
+		from := rng.IntN(len(ids))
+		to := (from + 1 + rng.IntN(len(ids)-1)) % len(ids)
+		rate := pick(rng, rates)
+		// Worth 2,000 to 2,000,000 rupiah, whatever the currency.
+		target := money.Amount{Minor: int64(2000 * math.Exp(rng.Float64()*math.Log(1000))), Currency: money.IDR}
+		inverse, err := money.Cross(one, rate.rate)
+		if err != nil {
+			return nil, err
+		}
+		amount, err := money.Convert(target, inverse, rate.currency)
+		if err != nil {
+			return nil, err
+		}
+		amount.Minor = max(amount.Minor, 1)
+		priced, err := money.Convert(amount, rate.rate, money.IDR)
+		if err != nil {
+			return nil, err
+		}
+		txs[i] = Transaction{
+			Key: fmt.Sprintf("seed-%d-%07d", seed, i+1), Sender: ids[from], Receiver: ids[to], Amount: amount,
+			AmountIDR: priced.Minor, Rate: rate.rate, At: epoch.Add(time.Duration(i) * time.Second),
+		}
+	}
+	return txs, nil
+}
+
+var one, _ = money.ParseRate("1")
+
+type rupiahRate struct {
+	currency money.Currency
+	rate     money.Rate
+}
+
+func rupiahRates() ([]rupiahRate, error) {
+	rows, err := Rates()
+	if err != nil {
+		return nil, err
+	}
+	rates := []rupiahRate{{money.IDR, one}}
+	for _, row := range rows {
+		currency, err := money.ParseCurrency(row.Base)
+		if err != nil {
+			return nil, err
+		}
+		rate, err := money.ParseRate(row.Rate)
+		if err != nil {
+			return nil, err
+		}
+		rates = append(rates, rupiahRate{currency, rate})
+	}
+	return rates, nil
+}
+
+func pick[T any](rng *rand.Rand, from []T) T { return from[rng.IntN(len(from))] }

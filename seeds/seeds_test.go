@@ -1,0 +1,118 @@
+package seeds
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"pgw/shared/event"
+	"pgw/shared/money"
+)
+
+// The number of accounts in accounts.csv and of events in payments.jsonl, and the seed they are made with.
+const (
+	seedAccounts = 1004
+	seedPayments = 20
+	seedNumber   = 1
+)
+
+func TestAccountsFileIsWhatTheGeneratorMakes(t *testing.T) {
+	var want bytes.Buffer
+	if err := WriteAccounts(&want, MakeAccounts(seedNumber, seedAccounts)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(want.Bytes(), accountsCSV) {
+		t.Fatal("accounts.csv is not current: pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv")
+	}
+	accounts, err := Accounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, a := range accounts {
+		if seen[a.ID] {
+			t.Errorf("%s stands twice", a.ID)
+		}
+		seen[a.ID] = true
+		if _, err := money.ParseCurrency(a.Currency); err != nil {
+			t.Errorf("%s: %v", a.ID, err)
+		}
+		if a.BalanceIDR < 0 || a.BalanceIDR > money.MaxMinor || a.DailyLimitIDR < 0 {
+			t.Errorf("%s: balance %d, limit %d", a.ID, a.BalanceIDR, a.DailyLimitIDR)
+		}
+	}
+}
+
+func TestPaymentsFileIsWhatTheGeneratorMakes(t *testing.T) {
+	txs, err := MakeTransactions(seedNumber, seedPayments, MakeAccounts(seedNumber, seedAccounts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want bytes.Buffer
+	for _, tx := range txs {
+		e, err := tx.Event()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := event.Decode[event.PaymentRequested](e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := data.Request(); err != nil {
+			t.Errorf("%s: %v", tx.Key, err)
+		}
+		line, err := e.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Write(append(line, '\n'))
+	}
+	got, err := os.ReadFile("payments.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want.Bytes()) {
+		t.Fatal("payments.jsonl is not current: pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl")
+	}
+}
+
+func TestRatesAndRules(t *testing.T) {
+	rates, err := rupiahRates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digits := map[int32]int{}
+	by := map[string]string{}
+	for _, r := range rates {
+		digits[r.currency.Digits()]++
+		by[r.currency.String()] = r.rate.String()
+	}
+	if by["USD"] != "15500" || by["SGD"] != "11600" || len(rates) < 14 || digits[0] < 2 || digits[3] < 1 {
+		t.Errorf("rates: %v, by digits %v", by, digits)
+	}
+	if r, err := RiskRules(); err != nil || r.MinAmountIDR <= 0 || r.MaxAmountIDR <= r.MinAmountIDR {
+		t.Errorf("rules: %+v, %v", r, err)
+	}
+}
+
+func TestSameSeedSameData(t *testing.T) {
+	a, b := MakeAccounts(7, 500), MakeAccounts(7, 500)
+	x, _ := MakeTransactions(7, 500, a)
+	y, _ := MakeTransactions(7, 500, b)
+	other, _ := MakeTransactions(8, 500, a)
+	same, differ := 0, 0
+	for i := range x {
+		if x[i].Sender == x[i].Receiver {
+			t.Errorf("%s pays itself", x[i].Key)
+		}
+		if x[i].Amount == y[i].Amount && x[i].Sender == y[i].Sender && a[i] == b[i] {
+			same++
+		}
+		if x[i].Sender != other[i].Sender {
+			differ++
+		}
+	}
+	if same != 500 || differ < 400 {
+		t.Errorf("same %d of 500; another seed differs in %d", same, differ)
+	}
+}

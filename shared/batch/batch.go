@@ -1,0 +1,151 @@
+// Package batch makes calls that arrive together into one call. A batch forms while the previous one is
+// being served: there is no timer, so a lone call never waits.
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// ErrFull means that the queue's bound is reached: the caller should be told to try again later.
+var ErrFull = errors.New("queue is full")
+
+// ErrClosed means that the batcher has been closed.
+var ErrClosed = errors.New("batcher is closed")
+
+// Func serves a batch. It returns one Result for each call, in order.
+type Func[C, R any] func(ctx context.Context, calls []C) []Result[R]
+
+// Result is what one call of a batch gets.
+type Result[R any] struct {
+	Value R
+	Err   error
+}
+
+// Config bounds a batcher.
+type Config struct {
+	Max   int // calls in one batch
+	Lanes int // batches served at the same time
+	Queue int // calls that wait, beyond those being served; more get ErrFull
+	// Observe is told the size of each batch and how many calls are left waiting. May be nil.
+	Observe func(size, waiting int)
+}
+
+// Batcher serves calls in batches. Make it with New; end it with Close.
+type Batcher[C, R any] struct {
+	cfg   Config
+	serve Func[C, R]
+	queue chan call[C, R]
+	stop  context.CancelFunc // cancels batches that Close does not want to wait for
+	lanes sync.WaitGroup
+
+	mu     sync.RWMutex // held for reading while sending to queue, for writing while closing it
+	closed bool
+}
+
+type call[C, R any] struct {
+	ctx    context.Context
+	value  C
+	result chan Result[R] // has room for one, so that a lane never waits for a caller who has left
+}
+
+// New starts the lanes.
+func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
+	if cfg.Max < 1 || cfg.Lanes < 1 || cfg.Queue < 1 {
+		panic(fmt.Sprintf("batch: every bound must be at least 1: %+v", cfg))
+	}
+	// A batch outlives the context of any one caller: the others still want it.
+	ctx, stop := context.WithCancel(context.Background())
+	b := &Batcher[C, R]{cfg: cfg, serve: serve, queue: make(chan call[C, R], cfg.Queue), stop: stop}
+	for range cfg.Lanes {
+		b.lanes.Go(func() { b.lane(ctx) })
+	}
+	return b
+}
+
+// Do adds a call to the next batch and waits for its result. When ctx ends first, the call may still be
+// served.
+func (b *Batcher[C, R]) Do(ctx context.Context, value C) (R, error) {
+	c := call[C, R]{ctx: ctx, value: value, result: make(chan Result[R], 1)}
+	if err := b.enqueue(c); err != nil {
+		var none R
+		return none, err
+	}
+	select {
+	case r := <-c.result:
+		return r.Value, r.Err
+	case <-ctx.Done():
+		var none R
+		return none, ctx.Err()
+	}
+}
+
+func (b *Batcher[C, R]) enqueue(c call[C, R]) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return ErrClosed
+	}
+	select {
+	case b.queue <- c:
+		return nil
+	default:
+		return ErrFull
+	}
+}
+
+func (b *Batcher[C, R]) lane(ctx context.Context) {
+	calls := make([]call[C, R], 0, b.cfg.Max)
+	values := make([]C, 0, b.cfg.Max)
+	for first := range b.queue {
+		calls, values = calls[:0], values[:0]
+		for c, more := first, true; more; {
+			// Who has left before being served wants nothing done.
+			if c.ctx.Err() == nil {
+				calls, values = append(calls, c), append(values, c.value)
+			}
+			if len(calls) == b.cfg.Max {
+				break
+			}
+			select {
+			case c, more = <-b.queue:
+			default:
+				more = false
+			}
+		}
+		if len(calls) == 0 {
+			continue
+		}
+		if b.cfg.Observe != nil {
+			b.cfg.Observe(len(calls), len(b.queue))
+		}
+		results := b.serve(ctx, values)
+		for i, c := range calls {
+			c.result <- results[i]
+		}
+	}
+}
+
+// Close takes no more calls, serves those that wait, and returns when they have their results. When ctx
+// ends first, the batches under way are cancelled.
+func (b *Batcher[C, R]) Close(ctx context.Context) error {
+	b.mu.Lock()
+	if !b.closed {
+		b.closed = true
+		close(b.queue)
+	}
+	b.mu.Unlock()
+	done := make(chan struct{})
+	go func() { b.lanes.Wait(); close(done) }()
+	defer b.stop()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		b.stop()
+		<-done
+		return ctx.Err()
+	}
+}

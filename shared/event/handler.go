@@ -1,0 +1,76 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+)
+
+// MaxBytes bounds an event's HTTP body.
+const MaxBytes = 256 << 10
+
+// handleTimeout bounds the handling of one event, where the sender sets no shorter bound by hanging up.
+const handleTimeout = 30 * time.Second
+
+// Handler takes one event. nil acknowledges it. An error that wraps ErrMalformed, ErrSignature or
+// ErrRefused says that the event can never work, and sends it to the dead letters; any other error says
+// that it may work later.
+type Handler func(ctx context.Context, e cloudevents.Event) error
+
+// ErrRefused means an event that is well-formed and yet not for this function, or past help.
+var ErrRefused = errors.New("event refused")
+
+// HTTP receives events in binary or structured mode. The status is the acknowledgement that KafkaSource
+// goes by: 202; 400, 403 and 413, which it never retries; 503, which it does.
+func HTTP(h Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(h, log, w, r) })
+}
+
+func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, MaxBytes)
+	e, err := cehttp.NewEventFromHTTPRequest(r)
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			http.Error(w, "the event is larger than 256 KiB", http.StatusRequestEntityTooLarge)
+			return
+		}
+		http.Error(w, "not a CloudEvent: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err := e.Validate(); err != nil {
+		http.Error(w, "not a valid CloudEvent: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	ctx := context.WithValue(r.Context(), headerKey{}, r.Header)
+	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
+	defer cancel()
+	switch err := h(ctx, *e); {
+	case err == nil:
+		w.WriteHeader(http.StatusAccepted)
+	case errors.Is(err, ErrSignature):
+		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		http.Error(w, err.Error(), http.StatusForbidden)
+	case errors.Is(err, ErrMalformed), errors.Is(err, ErrRefused):
+		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	default:
+		log.WarnContext(r.Context(), "event put off", "type", e.Type(), "id", e.ID(), "error", err)
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}
+
+type headerKey struct{}
+
+// Header gives the HTTP headers that the event came with.
+func Header(ctx context.Context) http.Header {
+	h, _ := ctx.Value(headerKey{}).(http.Header)
+	return h
+}

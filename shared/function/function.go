@@ -1,0 +1,221 @@
+// Package function runs a function: one port for gRPC, CloudEvents, health, metrics and, where there is one,
+// a public API; and a drain that ends within Knative's grace period.
+package function
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"pgw/shared/event"
+	"pgw/shared/rpc"
+)
+
+// Bounds of the port.
+const (
+	maxHeader      = 16 << 10
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 30 * time.Second
+	idleTimeout    = 2 * time.Minute
+	readyTimeout   = 2 * time.Second
+)
+
+// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in memory to the
+// deadline of a client.
+var Latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+// Function is what runs behind one port. Name, Registry and Log are needed; the rest is nil where a function
+// has none of it.
+type Function struct {
+	Name     string
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+
+	// GRPC registers the function's services. Health and reflection are added to them.
+	GRPC func(grpc.ServiceRegistrar)
+	// Events takes the CloudEvents that arrive by POST at EventsPath.
+	Events     event.Handler
+	EventsPath string // "/" when empty
+	// Routes adds the public API.
+	Routes func(*http.ServeMux)
+	// Ready says why the function can't serve now.
+	Ready func(context.Context) error
+	// Background runs until its context ends.
+	Background func(context.Context) error
+	// Close gives back what the function holds, once nothing is being served.
+	Close func(context.Context) error
+
+	draining atomic.Bool
+}
+
+// NewRegistry has the collectors that each function exposes.
+func NewRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector())
+	return r
+}
+
+// InProcess gives the function's gRPC services to callers in the same process.
+func (f *Function) InProcess() grpc.ClientConnInterface { return rpc.InProcess(f.GRPC, f.recoverPanic) }
+
+// EventHandler takes the function's CloudEvents, for callers in the same process.
+func (f *Function) EventHandler() http.Handler { return event.HTTP(f.Events, f.Log) }
+
+// Handler is the whole port. gRPC and HTTP requests may share one connection (Knative's proxies do so), so
+// they are told apart request by request.
+func (f *Function) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", f.serveReady)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(f.Registry, promhttp.HandlerOpts{Registry: f.Registry, EnableOpenMetrics: true}))
+	if f.Events != nil {
+		path := f.EventsPath
+		if path == "" {
+			path = "/{$}"
+		}
+		mux.Handle("POST "+path, f.EventHandler())
+	}
+	if f.Routes != nil {
+		f.Routes(mux)
+	}
+	if f.GRPC == nil {
+		return mux
+	}
+	server := f.grpcServer()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			server.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (f *Function) grpcServer() *grpc.Server {
+	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))
+	f.Registry.MustRegister(metrics)
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(rpc.MaxMessage),
+		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), f.recoverPanic),
+		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor()),
+	)
+	f.GRPC(server)
+	healthpb.RegisterHealthServer(server, healthServer{f: f})
+	reflection.Register(server)
+	metrics.InitializeMetrics(server)
+	return server
+}
+
+func (f *Function) recoverPanic(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			f.Log.ErrorContext(ctx, "panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			err = status.Error(codes.Internal, "internal error")
+		}
+	}()
+	return next(ctx, req)
+}
+
+func (f *Function) ready(ctx context.Context) error {
+	if f.draining.Load() {
+		return errors.New("draining")
+	}
+	if f.Ready == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	return f.Ready(ctx)
+}
+
+func (f *Function) serveReady(w http.ResponseWriter, r *http.Request) {
+	if err := f.ready(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}
+
+// healthServer answers gRPC's health checks with the same readiness as /readyz. Watching is left to the
+// embedded default, which says that it is not implemented: clients then poll.
+type healthServer struct {
+	healthpb.UnimplementedHealthServer
+	f *Function
+}
+
+func (h healthServer) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if h.f.ready(ctx) != nil {
+		return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING}, nil
+	}
+	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
+}
+
+// Serve runs the function on a listener until ctx ends, then drains: it says that it is not ready, finishes
+// what is being served, and closes, all within drain.
+func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler:           f.Handler(),
+		Protocols:         &protocols,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 4096},
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	failed := make(chan error, 2)
+	go func() { failed <- server.Serve(l) }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if f.Background == nil {
+			return
+		}
+		if err := f.Background(background); err != nil && background.Err() == nil {
+			failed <- err
+		}
+	}()
+
+	var cause error
+	select {
+	case <-ctx.Done():
+	case err := <-failed:
+		cause = fmt.Errorf("%s: %w", f.Name, err)
+	}
+	f.draining.Store(true)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	err := server.Shutdown(bounded)
+	stop()
+	<-ended
+	if f.Close != nil {
+		err = errors.Join(err, f.Close(bounded))
+	}
+	if err != nil {
+		err = fmt.Errorf("drain %s: %w", f.Name, err)
+	}
+	return errors.Join(cause, err)
+}

@@ -1,0 +1,61 @@
+package function
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+)
+
+// Config is what every function reads from its environment.
+type Config struct {
+	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
+	Port  string        `envconfig:"PORT" default:"8080" desc:"the one port"`
+	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
+	Log   LogConfig
+}
+
+// LogConfig says how a process logs.
+type LogConfig struct {
+	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
+	Format string     `envconfig:"LOG_FORMAT" default:"json" desc:"json or text"`
+}
+
+// Logger makes the process's logger, on standard error.
+func (c LogConfig) Logger() *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.Level}
+	if strings.EqualFold(c.Format, "text") {
+		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+}
+
+// Main is a function's whole main: it reads the configuration C from the environment, builds, and runs
+// until ctx ends.
+func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (*Function, error)) error {
+	var base Config
+	if err := envconfig.Process("", &base); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	var cfg C
+	if err := envconfig.Process("", &cfg); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	log := base.Log.Logger().With("function", name)
+	slog.SetDefault(log)
+	f, err := build(cfg, log)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(base.Host, base.Port))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	log.Info("serving", "addr", l.Addr().String())
+	return f.Serve(ctx, l, base.Drain)
+}

@@ -1,0 +1,224 @@
+// Package kafka publishes CloudEvents, and holds the client settings that producing and consuming share.
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/cenkalti/backoff/v5"
+	"github.com/cloudevents/sdk-go/protocol/kafka_sarama/v2"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"golang.org/x/sync/semaphore"
+
+	"pgw/shared/event"
+)
+
+// Config says where Kafka is and what the flow's topics are called.
+type Config struct {
+	Brokers       []string `envconfig:"KAFKA_BROKERS" required:"true" desc:"host:port of brokers, separated by commas"`
+	RequestTopic  string   `envconfig:"KAFKA_REQ_TOPIC" default:"payments.request"`
+	ResultTopic   string   `envconfig:"KAFKA_RES_TOPIC" default:"payments.result"`
+	AccountsTopic string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
+}
+
+// The bounds of one publish: how long a broker may take to acknowledge, and how often it is asked.
+const (
+	ackTimeout      = 3 * time.Second
+	publishRetries  = 5
+	maxInFlight     = 8192
+	maxMessageBytes = 1 << 20
+)
+
+// ErrClosed means that the producer has been closed.
+var ErrClosed = errors.New("producer is closed")
+
+// Settings are the client settings that every part of pgw uses.
+func Settings(clientID string) *sarama.Config {
+	c := sarama.NewConfig()
+	c.ClientID = "pgw-" + clientID
+	c.Version = sarama.V3_6_0_0
+	c.Net.DialTimeout = 3 * time.Second
+	c.Net.ReadTimeout = 10 * time.Second
+	c.Net.WriteTimeout = 10 * time.Second
+	c.Metadata.Retry.Max = 3
+	c.Metadata.Retry.Backoff = 100 * time.Millisecond
+	c.Metadata.AllowAutoTopicCreation = false
+
+	// A result is published only once: idempotent, and acknowledged by all replicas in sync.
+	c.Producer.Idempotent = true
+	c.Producer.RequiredAcks = sarama.WaitForAll
+	c.Net.MaxOpenRequests = 1
+	c.Producer.Timeout = ackTimeout
+	c.Producer.Retry.Max = publishRetries
+	c.Producer.Retry.Backoff = 50 * time.Millisecond
+	c.Producer.MaxMessageBytes = maxMessageBytes
+	// Where Java's producer would put the key, so that all producers of a topic agree.
+	c.Producer.Partitioner = sarama.NewMurmur2Partitioner
+	c.Producer.Return.Successes = true
+	// No linger: a batch forms while the previous one is on its way.
+	c.Producer.Flush.Frequency = 0
+
+	// An event is wanted as soon as it is there.
+	c.Consumer.Fetch.Min = 1
+	c.Consumer.MaxWaitTime = 250 * time.Millisecond
+	return c
+}
+
+// Producer publishes CloudEvents in binary mode. It connects when first used, in a client of its own: a
+// client shared with a consumer would have acknowledgements wait behind long polls.
+type Producer struct {
+	brokers  []string
+	settings *sarama.Config
+	inFlight *semaphore.Weighted
+
+	connecting sync.Mutex // held while connecting; never together with mu
+	mu         sync.RWMutex
+	producer   sarama.SyncProducer
+	closed     bool
+}
+
+// NewProducer makes a producer; clientID is the function's name.
+func NewProducer(brokers []string, clientID string) *Producer {
+	return &Producer{brokers: brokers, settings: Settings(clientID), inFlight: semaphore.NewWeighted(maxInFlight)}
+}
+
+// Connect connects unless that is done, trying until ctx ends.
+func (p *Producer) Connect(ctx context.Context) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		_, err := p.connected()
+		if errors.Is(err, ErrClosed) {
+			return struct{}{}, backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(backoff.NewExponentialBackOff()), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+func (p *Producer) current() (sarama.SyncProducer, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.closed {
+		return nil, ErrClosed
+	}
+	return p.producer, nil
+}
+
+func (p *Producer) connected() (sarama.SyncProducer, error) {
+	if producer, err := p.current(); producer != nil || err != nil {
+		return producer, err
+	}
+	p.connecting.Lock()
+	defer p.connecting.Unlock()
+	if producer, err := p.current(); producer != nil || err != nil {
+		return producer, err
+	}
+	producer, err := sarama.NewSyncProducer(p.brokers, p.settings)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Kafka at %v: %w", p.brokers, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		producer.Close()
+		return nil, ErrClosed
+	}
+	p.producer = producer
+	return producer, nil
+}
+
+// Publish returns nil once all replicas in sync have the event. When ctx ends first, the event may still be
+// on its way. key chooses the partition.
+func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
+	m := &sarama.ProducerMessage{Topic: topic, Key: sarama.StringEncoder(key)}
+	if err := kafka_sarama.WriteProducerMessage(ctx, binding.ToMessage(&e), m); err != nil {
+		return fmt.Errorf("encode %s for %s: %w", e.Type(), topic, err)
+	}
+	return p.Send(ctx, m)
+}
+
+// Send is Publish for a message that is already encoded.
+func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
+	if err := p.inFlight.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("publish to %s: %w", m.Topic, err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer p.inFlight.Release(1)
+		producer, err := p.connected()
+		if err == nil {
+			_, _, err = producer.SendMessage(m)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("publish to %s: %w", m.Topic, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("publish to %s: %w", m.Topic, ctx.Err())
+	}
+}
+
+// Close waits for what is in flight, until ctx ends. A closed producer refuses to publish.
+func (p *Producer) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	producer := p.producer
+	p.mu.Unlock()
+	if err := p.inFlight.Acquire(ctx, maxInFlight); err != nil {
+		return fmt.Errorf("close producer: %w", err)
+	}
+	defer p.inFlight.Release(maxInFlight) // who waits for a place hears ErrClosed
+	if producer == nil {
+		return nil
+	}
+	return producer.Close()
+}
+
+// ReadRecord gives a consumed record as the event that it holds: in binary or structured mode, or, for a
+// record that is no CloudEvent, the event that wrap makes of it.
+func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*sarama.ConsumerMessage) cloudevents.Event) (cloudevents.Event, error) {
+	message := kafka_sarama.NewMessageFromConsumerMessage(m)
+	if message.ReadEncoding() == binding.EncodingUnknown {
+		return wrap(m), nil
+	}
+	e, err := binding.ToEvent(ctx, message)
+	if err != nil {
+		return cloudevents.Event{}, fmt.Errorf("%w: record %s/%d/%d: %w", event.ErrMalformed, m.Topic, m.Partition, m.Offset, err)
+	}
+	return *e, nil
+}
+
+// Topic is one that EnsureTopics makes.
+type Topic struct {
+	Name       string
+	Partitions int32
+	Config     map[string]string // such as retention.ms
+}
+
+// EnsureTopics makes the topics that are missing, with as many replicas as the cluster makes by default.
+func EnsureTopics(brokers []string, topics []Topic) error {
+	admin, err := sarama.NewClusterAdmin(brokers, Settings("admin"))
+	if err != nil {
+		return fmt.Errorf("connect to Kafka at %v: %w", brokers, err)
+	}
+	defer admin.Close()
+	for _, t := range topics {
+		config := make(map[string]*string, len(t.Config))
+		for name, value := range t.Config {
+			config[name] = &value
+		}
+		err := admin.CreateTopic(t.Name, &sarama.TopicDetail{NumPartitions: t.Partitions, ReplicationFactor: -1, ConfigEntries: config}, false)
+		if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
+			return fmt.Errorf("make topic %s: %w", t.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+// Package payment holds the nouns of the gateway and its pure rules: no I/O, no clock, no randomness.
+package payment
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"pgw/shared/money"
+)
+
+const (
+	// DecideWithin is how long after it was accepted a payment may still be settled. Past it nobody settles,
+	// so a client that heard queue_timeout knows when its answer is final.
+	DecideWithin = 60 * time.Second
+
+	// MaxKey bounds an idempotency key, in bytes.
+	MaxKey = 200
+	// MaxAccountID bounds an account's id, in bytes.
+	MaxAccountID = 64
+
+	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver.
+	SettlementAccount = "SETTLEMENT"
+)
+
+// Status is what a client is told first.
+type Status string
+
+// The statuses of the contract.
+const (
+	Success       Status = "SUCCESS"
+	SuccessReplay Status = "SUCCESS_REPLAY"
+	Failed        Status = "FAILED"
+)
+
+// ReservationStatus is the state of one reservation row. PENDING is the only one that holds money, and the
+// only one that changes.
+type ReservationStatus string
+
+// The reservation's states.
+const (
+	Pending    ReservationStatus = "PENDING"
+	Committed  ReservationStatus = "COMMITTED"
+	RolledBack ReservationStatus = "ROLLEDBACK"
+)
+
+// Outcome is the one answer that an idempotency key has.
+type Outcome struct {
+	Status Status
+	Reason Reason
+	Ref    string // the reservation's id; empty when nothing was reserved
+}
+
+// Decline is the outcome of a refusal for a reason.
+func Decline(r Reason) Outcome { return Outcome{Status: Failed, Reason: r} }
+
+// Request is one payment to settle, priced.
+type Request struct {
+	Key, Sender, Receiver string
+
+	// Sent is the amount as the client sent it. Minor is 0 where only rupiah are known: earlier Kafka
+	// producers and gRPC callers name the currency but not the amount in it.
+	Sent      money.Amount
+	AmountIDR int64
+
+	// How Sent became AmountIDR; zero where the caller did the pricing.
+	Rate     money.Rate
+	RateID   string
+	RateTime time.Time
+
+	RuleSet string // the risk rules that allowed it
+	TxDate  string // RFC 3339, as sent
+
+	AcceptedAt time.Time
+	Deadline   time.Time
+
+	// AttemptID tells a redelivery of one attempt (the client has heard nothing yet: SUCCESS) from a
+	// second attempt (SUCCESS_REPLAY).
+	AttemptID string
+}
+
+// Fingerprint is what a key is claimed with.
+type Fingerprint [16]byte
+
+// Fingerprint is of what the client sent, so that a moved rate is no mismatch. Where the amount sent is
+// not known the rupiah stand for it.
+func (r Request) Fingerprint() Fingerprint {
+	amount, unit := r.Sent.Minor, byte('m')
+	if amount == 0 {
+		amount, unit = r.AmountIDR, 'r'
+	}
+	buf := make([]byte, 0, 128)
+	for _, field := range [...]string{r.Sender, r.Receiver, r.Sent.Currency.String()} {
+		// The length goes in front, so that no two requests write the same bytes.
+		buf = binary.BigEndian.AppendUint32(buf, uint32(len(field)))
+		buf = append(buf, field...)
+	}
+	buf = append(buf, unit)
+	buf = binary.BigEndian.AppendUint64(buf, uint64(amount))
+	sum := sha256.Sum256(buf)
+	return Fingerprint(sum[:16])
+}
+
+// ErrInvalid is wrapped by what Validate returns.
+var ErrInvalid = errors.New("invalid input")
+
+// FieldError names the field that is wrong and its limit.
+type FieldError struct{ Field, Problem string }
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
+
+// Unwrap makes every FieldError an ErrInvalid.
+func (e *FieldError) Unwrap() error { return ErrInvalid }
+
+// Validate checks what the ledger relies on. Whether the accounts exist is the ledger's to say.
+func (r Request) Validate() error {
+	if err := CheckID("idempotency_key", r.Key, MaxKey); err != nil {
+		return err
+	}
+	if err := CheckID("sender_id", r.Sender, MaxAccountID); err != nil {
+		return err
+	}
+	if err := CheckID("receiver_id", r.Receiver, MaxAccountID); err != nil {
+		return err
+	}
+	if r.Sent.Currency == (money.Currency{}) {
+		return &FieldError{"currency", "is missing"}
+	}
+	if r.Sent.Minor < 0 || r.Sent.Minor > money.MaxMinor {
+		return &FieldError{"amount", fmt.Sprintf("must be positive and at most %d minor units", int64(money.MaxMinor))}
+	}
+	if r.AmountIDR <= 0 || r.AmountIDR > money.MaxMinor {
+		return &FieldError{"amount_idr", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
+	}
+	if r.TxDate != "" {
+		if _, err := time.Parse(time.RFC3339, r.TxDate); err != nil {
+			return &FieldError{"tx_date", "must be RFC 3339, such as 2026-01-31T09:30:00Z"}
+		}
+	}
+	return nil
+}
+
+// CheckID checks a key or an account's id: not empty, at most maxBytes, printable ASCII (it travels in HTTP
+// and Kafka headers), no space at either end.
+func CheckID(field, id string, maxBytes int) error {
+	if id == "" {
+		return &FieldError{field, "is missing"}
+	}
+	if len(id) > maxBytes {
+		return &FieldError{field, fmt.Sprintf("is %d bytes long; at most %d", len(id), maxBytes)}
+	}
+	for i := range len(id) {
+		if id[i] < ' ' || id[i] > '~' {
+			return &FieldError{field, "has a character that is not printable ASCII"}
+		}
+	}
+	if id[0] == ' ' || id[len(id)-1] == ' ' {
+		return &FieldError{field, "starts or ends with a space"}
+	}
+	return nil
+}
+
+// Account is what the rules need to know of one.
+type Account struct {
+	ID         string
+	Balance    int64 // whole rupiah that can be spent
+	Blocked    bool
+	DailyLimit int64 // whole rupiah a UTC day; 0 means none
+	Day        int32 // the UTC day that SpentToday counts, in days since 1970
+	SpentToday int64 // whole rupiah held or paid on Day
+}
+
+// Day numbers UTC days since 1970.
+func Day(t time.Time) int32 { return int32(t.Unix() / 86400) }
+
+// Reserve decides one payment and takes it off the sender. It returns "" when the funds are held, else why
+// not, and then changes nothing. sender or receiver is nil when there is no such account.
+//
+// The same pointers serve all payments of a batch, one after the other, which is what makes a payment
+// that is refused leave no trace on its neighbours.
+func Reserve(r Request, sender, receiver *Account, now time.Time) Reason {
+	switch {
+	case now.After(r.Deadline):
+		return Expired
+	case r.Sender == r.Receiver:
+		return RiskSameParty
+	case sender == nil:
+		return UnknownSender
+	case receiver == nil:
+		return UnknownReceiver
+	case sender.Blocked:
+		return SenderBlocked
+	case receiver.Blocked:
+		return ReceiverBlocked
+	case sender.Balance < r.AmountIDR:
+		return InsufficientFunds
+	}
+	today := Day(now)
+	spent := sender.SpentToday
+	if sender.Day != today {
+		spent = 0
+	}
+	if sender.DailyLimit > 0 && spent+r.AmountIDR > sender.DailyLimit {
+		return DailyLimitExceeded
+	}
+	sender.Balance -= r.AmountIDR
+	sender.Day, sender.SpentToday = today, spent+r.AmountIDR
+	return ""
+}
+
+// ClampDeadline keeps a deadline within DecideWithin of now, which is also what no deadline means: the
+// sweep relies on no hold living longer.
+func ClampDeadline(deadline, now time.Time) time.Time {
+	latest := now.Add(DecideWithin)
+	if deadline.IsZero() || deadline.After(latest) {
+		return latest
+	}
+	return deadline
+}

@@ -1,0 +1,69 @@
+package payment
+
+// Reason says why a payment ended as it did. The set is closed: metrics are labelled by it, clients switch
+// on it, and the README lists it.
+type Reason string
+
+// Outcomes that the ledger records. A key that has one of them has it for ever.
+const (
+	ReasonCommitted    Reason = "committed"            // settled
+	InsufficientFunds  Reason = "insufficient_funds"   // the sender has less than the amount
+	UnknownSender      Reason = "unknown_sender"       // no such account
+	UnknownReceiver    Reason = "unknown_receiver"     // no such account
+	SenderBlocked      Reason = "sender_blocked"       // the account is BLOCKED
+	ReceiverBlocked    Reason = "receiver_blocked"     // the account is BLOCKED
+	DailyLimitExceeded Reason = "daily_limit_exceeded" // the sender's limit for the UTC day
+	Expired            Reason = "expired"              // not decided within DecideWithin
+	CommitFailed       Reason = "commit_failed"        // held, but the receiver could not be paid; rolled back
+	Undeliverable      Reason = "undeliverable"        // delivery gave up; closed out from the dead-letter topic
+	CallerRolledBack   Reason = "rolled_back"          // a caller of RollbackReservation asked for it
+)
+
+// A settled payment, seen again by a second attempt.
+const DuplicateIdempo Reason = "duplicate_idempo"
+
+// Verdicts of risk, behind the prefix "risk_". The ledger uses the second itself.
+const (
+	RiskBadInput       Reason = "risk_bad_input"
+	RiskSameParty      Reason = "risk_same_party"
+	RiskBelowMin       Reason = "risk_below_min"
+	RiskAboveMax       Reason = "risk_above_max"
+	RiskBlockedAccount Reason = "risk_blocked_account"
+	RiskVelocity       Reason = "risk_velocity"
+	RiskRandomReject   Reason = "risk_random_reject"
+)
+
+// What the gateway tells without the ledger having recorded anything for this request.
+const (
+	BadJSON             Reason = "bad_json"             // the body is not one JSON object
+	InvalidInput        Reason = "invalid_input"        // a field is missing, malformed or out of range
+	UnsupportedCurrency Reason = "unsupported_currency" // not ISO 4217, or without a rate
+	IdempotencyMismatch Reason = "idempotency_mismatch" // the key belongs to another request
+	FXUnavailable       Reason = "fx_unavailable"
+	WalletUnavailable   Reason = "wallet_unavailable"
+	RiskUnavailable     Reason = "risk_unavailable"
+	LedgerUnavailable   Reason = "ledger_unavailable"
+	QueuePublishError   Reason = "queue_publish_error"
+	QueueTimeout        Reason = "queue_timeout" // not decided yet; GET the payment after its deadline
+	Overloaded          Reason = "overloaded"    // try again after Retry-After
+)
+
+// Reasons lists the closed set.
+var Reasons = []Reason{
+	ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked,
+	ReceiverBlocked, DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack,
+	RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject,
+	BadJSON, InvalidInput, UnsupportedCurrency, IdempotencyMismatch, FXUnavailable, WalletUnavailable,
+	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
+}
+
+var known = func() map[Reason]bool {
+	m := make(map[Reason]bool, len(Reasons))
+	for _, r := range Reasons {
+		m[r] = true
+	}
+	return m
+}()
+
+// Known tells whether a reason is of the closed set, for reasons that come in from outside.
+func (r Reason) Known() bool { return known[r] }

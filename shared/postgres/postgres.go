@@ -1,0 +1,104 @@
+// Package postgres opens pools, says what an error from the database means, and holds the one query that
+// two functions share.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config of a pool.
+type Config struct {
+	URL      string
+	Name     string // application_name: who is asking, for pg_stat_activity
+	MaxConns int32
+	ReadOnly bool // every transaction of this pool is read-only
+}
+
+// Open makes a pool. It connects when it is first used: a function must be able to start while the database
+// is away.
+func Open(cfg Config) (*pgxpool.Pool, error) {
+	c, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		// pgx's error repeats the URL, with its password taken out.
+		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	c.MaxConns = cfg.MaxConns
+	c.MaxConnLifetimeJitter = time.Minute
+	c.ConnConfig.ConnectTimeout = 3 * time.Second
+	params := c.ConnConfig.RuntimeParams
+	params["application_name"] = "pgw-" + cfg.Name
+	params["timezone"] = "UTC"
+	// A connection whose client has died must not hold account locks for longer than this.
+	params["idle_in_transaction_session_timeout"] = "5000"
+	params["statement_timeout"] = "10000"
+	if cfg.ReadOnly {
+		params["default_transaction_read_only"] = "on"
+	}
+	return pgxpool.NewWithConfig(context.Background(), c)
+}
+
+// SQLSTATE codes that the callers tell apart.
+const (
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+	uniqueViolation      = "23505"
+)
+
+// Transient tells that the same transaction, run again, may well succeed: it lost against another one.
+func Transient(err error) bool {
+	switch sqlState(err) {
+	case serializationFailure, deadlockDetected, uniqueViolation:
+		return true
+	}
+	return false
+}
+
+// BadData tells that the statement's own values are at fault (class 22, data exception; class 23,
+// constraint violation), so that running it again, unchanged, can't succeed.
+func BadData(err error) bool {
+	code := sqlState(err)
+	return len(code) == 5 && (code[:2] == "22" || code[:2] == "23")
+}
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// Querier is a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// The sample reads about 50 pages of a large table and all of a small one: ORDER BY random() over ten
+// million accounts would take seconds.
+const randomAccountsSQL = `
+SELECT account_id
+FROM wallet_accounts TABLESAMPLE SYSTEM (
+	LEAST(100, 5000.0 / GREATEST(1, (SELECT relpages FROM pg_class WHERE oid = 'wallet_accounts'::regclass))))
+WHERE status = 'ACTIVE' AND NOT internal
+ORDER BY random()
+LIMIT $1`
+
+// RandomAccounts picks up to n different active accounts at random.
+func RandomAccounts(ctx context.Context, q Querier, n int) ([]string, error) {
+	rows, err := q.Query(ctx, randomAccountsSQL, n)
+	if err != nil {
+		return nil, fmt.Errorf("pick random accounts: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("pick random accounts: %w", err)
+	}
+	return ids, nil
+}
