@@ -25,6 +25,7 @@ type commands struct {
 	Run     runCommand     `cmd:"" help:"Run everything in one process, on embedded defaults."`
 	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
 	Seed    seedCommand    `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
+	Load    loadCommand    `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
 
 	Gateway  functionCommand `cmd:"" help:"Run the gateway function."`
 	Worker   functionCommand `cmd:"" help:"Run the worker function."`

@@ -9,8 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net"
+	"net/http"
+	_ "net/http/pprof"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,30 +20,20 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/jackc/pgx/v5"
-	"google.golang.org/grpc"
 
-	"pgw/compose/kafkasource"
 	"pgw/functions/db"
-	"pgw/functions/fx"
-	"pgw/functions/gateway"
-	"pgw/functions/payments"
-	"pgw/functions/risk"
-	"pgw/functions/wallet"
-	"pgw/functions/worker"
-	"pgw/knative"
+	"pgw/functions/pgw/allinone"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/seeds"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
-	"pgw/shared/function"
 	"pgw/shared/kafka"
 )
 
 const (
 	partitions   = 8
 	readyWithin  = 60 * time.Second
-	drainWithin  = 20 * time.Second
 	seededWithin = 2 * time.Minute
 )
 
@@ -64,6 +55,7 @@ type runCommand struct {
 	DBPort       int `name:"db-port" env:"PGW_DB_PORT" default:"19095"`
 	PaymentsPort int `env:"PGW_PAYMENTS_PORT" default:"19096"`
 	FXPort       int `name:"fx-port" env:"PGW_FX_PORT" default:"19102"`
+	ProfilePort  int `env:"PGW_PROFILE_PORT" help:"Serve /debug/pprof here; 0 does not."`
 }
 
 // addresses is what run.json holds while the system runs; the operators' commands find it by that.
@@ -105,10 +97,10 @@ func (c runCommand) Run(ctx context.Context) error {
 	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir}
 	// Whatever was started is ended, in the reverse order, whichever way this function is left.
 	defer sys.close()
-	if err := sys.startStores(ctx, c); err != nil {
+	if err := c.serveProfiles(sys); err != nil {
 		return err
 	}
-	if err := sys.build(); err != nil {
+	if err := sys.startStores(ctx, c); err != nil {
 		return err
 	}
 	return sys.serve(ctx)
@@ -157,6 +149,21 @@ func (c runCommand) listen() (map[string]net.Listener, error) {
 	return listeners, nil
 }
 
+// serveProfiles is for finding out where the time goes.
+func (c runCommand) serveProfiles(s *system) error {
+	if c.ProfilePort == 0 {
+		return nil
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(c.ProfilePort)))
+	if err != nil {
+		return fmt.Errorf("profiles: %w", err)
+	}
+	server := &http.Server{ReadHeaderTimeout: 5 * time.Second} // the default mux has pprof's routes
+	go server.Serve(l)
+	s.onClose(server.Close)
+	return nil
+}
+
 // eventKeys are kept: events signed before a restart are delivered after it.
 func (c runCommand) eventKeys() (event.Keyring, error) {
 	var keys event.Keyring
@@ -181,22 +188,19 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 	return keys, nil
 }
 
-// system is what runs.
+// system is what runs, and what is to be ended with it.
 type system struct {
 	log       *slog.Logger
 	keys      event.Keyring
 	dataDir   string
 	listeners map[string]net.Listener
-
-	database  string
-	kafka     kafka.Config
-	stores    []string // for the banner
 	closers   []func() error
-	functions map[string]*function.Function
-	sources   *kafkasource.Sources
-	producer  *kafka.Producer
-	local     map[string]grpc.ClientConnInterface
-	postgres  *embedded.Postgres
+
+	database string
+	postgres *embedded.Postgres // nil when another one is used
+	kafka    kafka.Config
+	stores   []string // for the banner
+	all      *allinone.System
 }
 
 func (s *system) onClose(f func() error) { s.closers = append(s.closers, f) }
@@ -230,7 +234,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		return err
 	}
 
-	manifests, err := s.manifests()
+	manifests, err := allinone.Manifests()
 	if err != nil {
 		return err
 	}
@@ -257,140 +261,47 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	return nil
 }
 
-func (*system) manifests() (kafkasource.Manifests, error) { return kafkasource.Load(knative.Base) }
-
-// build makes all functions, and connects them without a network.
-func (s *system) build() error {
-	s.producer = kafka.NewProducer(s.kafka.Brokers, "run")
-	s.onClose(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
-		defer cancel()
-		return s.producer.Close(ctx)
-	})
-	s.functions, s.local = map[string]*function.Function{}, map[string]grpc.ClientConnInterface{}
-	logFor := func(name string) *slog.Logger { return s.log.With("function", name) }
-	add := func(f *function.Function) {
-		s.functions[f.Name] = f
-		if f.GRPC != nil {
-			s.local[f.Name] = f.InProcess()
-		}
-	}
-	ledger, err := db.New(db.Config{DatabaseURL: s.database, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, Keys: s.keys, Kafka: s.kafka},
-		s.producer, time.Now, logFor("db"))
-	if err != nil {
+// serve runs until ctx ends, and drains.
+func (s *system) serve(ctx context.Context) (err error) {
+	if s.all, err = allinone.New(allinone.Config{
+		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Listeners: s.listeners, Log: s.log,
+	}); err != nil {
 		return err
 	}
-	add(ledger)
-	rates, err := fx.New(fx.Config{DatabaseURL: s.database}, s.local["db"], mathrand.Float64, logFor("fx"))
-	if err != nil {
-		return err
-	}
-	add(rates)
-	accounts, err := wallet.New(wallet.Config{DatabaseURL: s.database, QueueMax: 4096}, s.local["db"], s.local["fx"], time.Now, logFor("wallet"))
-	if err != nil {
-		return err
-	}
-	add(accounts)
-	rules, err := risk.New(risk.Config{DatabaseURL: s.database, Secret: "pgw"}, s.local["db"], time.Now, logFor("risk"))
-	if err != nil {
-		return err
-	}
-	add(rules)
-	// A laptop's producers may be anyone's: plain records are let in, as the earlier ones wrote them.
-	add(payments.New(payments.Config{Keys: s.keys, AllowUnsigned: true, Kafka: s.kafka}, s.local["db"], s.local["fx"], s.producer, time.Now, logFor("payments")))
-	add(worker.New(worker.Config{Keys: s.keys, AllowUnsigned: true, Kafka: s.kafka}, s.local["payments"], s.producer, time.Now, logFor("worker")))
-	add(gateway.New(gateway.Config{
-		AnswerIn: 5 * time.Second, MaxWaiting: 4096, Keys: s.keys, Kafka: s.kafka, ReplicaURL: "http://" + s.listeners["gateway"].Addr().String(),
-	}, gateway.Clients{FX: s.local["fx"], Wallet: s.local["wallet"], Risk: s.local["risk"], DB: s.local["db"]}, s.producer, time.Now, logFor("gateway")))
-	return s.buildSources()
-}
-
-func (s *system) buildSources() error {
-	manifests, err := s.manifests()
-	if err != nil {
-		return err
-	}
-	transport := localTransport{}
-	for name, f := range s.functions {
-		transport[name] = f.EventHandler()
-	}
-	s.sources, err = kafkasource.New(manifests, kafkasource.Config{
-		Brokers: s.kafka.Brokers, Transport: transport, Log: s.log, Registerer: s.functions["worker"].Registry,
-		SinkURL: func(service string) (string, error) {
-			if _, ok := s.functions[service]; !ok {
-				return "", fmt.Errorf("there is no function %s", service)
-			}
-			return "http://" + service, nil
-		},
-	})
-	return err
-}
-
-// order is how functions drain: who is called stands behind who calls.
-var order = []string{"gateway", "worker", "payments", "wallet", "risk", "fx", "db"}
-
-// serve runs until ctx ends, and drains from the front door to the ledger.
-func (s *system) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stops := map[string]context.CancelFunc{}
-	done := map[string]chan struct{}{}
-	start := func(name string, run func(context.Context) error) {
-		own, stop := context.WithCancel(context.WithoutCancel(ctx))
-		stops[name], done[name] = stop, make(chan struct{})
-		go func() {
-			defer close(done[name])
-			if err := run(own); err != nil {
-				cancel(fmt.Errorf("%s: %w", name, err))
-			}
-		}()
-	}
-	for name, f := range s.functions {
-		start(name, func(ctx context.Context) error { return f.Serve(ctx, s.listeners[name], drainWithin) })
-	}
-	start("sources", s.sources.Run)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cancel(s.all.Run(ctx))
+	}()
 	if s.postgres != nil {
 		go func() {
 			<-s.postgres.Exited()
 			cancel(errors.New("postgres ended by itself; its log is in the data directory"))
 		}()
 	}
-
-	err := s.becomeReady(ctx)
-	if err == nil {
+	if err = s.becomeReady(ctx); err != nil {
+		cancel(err)
+	} else {
 		<-ctx.Done()
 		fmt.Println("\ndraining …")
 	}
 	os.Remove(s.runFile())
-	// Payments under way are answered while the whole flow still runs.
-	for _, name := range append([]string{"gateway", "sources"}, order[1:]...) {
-		stops[name]()
-		<-done[name]
-	}
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+	<-ended
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
-	return err
+	return nil
 }
 
 func (s *system) becomeReady(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := s.producer.Connect(ready); err != nil {
+	if err := s.all.Producer().Connect(ready); err != nil {
 		return fmt.Errorf("kafka: %w", err)
 	}
-	check := func() error {
-		errs := []error{s.sources.Ready()}
-		for name, f := range s.functions {
-			if f.Ready != nil {
-				if err := f.Ready(ready); err != nil {
-					errs = append(errs, fmt.Errorf("%s: %w", name, err))
-				}
-			}
-		}
-		return errors.Join(errs...)
-	}
-	if err := poll(ready, check); err != nil {
+	if err := poll(ready, func() error { return s.all.Ready(ready) }); err != nil {
 		return fmt.Errorf("not ready within %s: %w", readyWithin, err)
 	}
 	if err := s.seed(ctx); err != nil {
@@ -450,7 +361,7 @@ func (s *system) seed(ctx context.Context) error {
 		return err
 	}
 	fmt.Println("first start: opening the accounts of seeds/ …")
-	n, err := publishAccounts(ctx, s.producer, s.kafka.AccountsTopic, &s.keys)
+	n, err := publishAccounts(ctx, s.all.Producer(), s.kafka.AccountsTopic, &s.keys)
 	if err != nil {
 		return err
 	}
@@ -477,7 +388,7 @@ func (s *system) seedRates(ctx context.Context) error {
 	for _, r := range rates {
 		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate})
 	}
-	got, err := fxv1.NewFxServiceClient(s.local["fx"]).UpdateRates(ctx, in)
+	got, err := fxv1.NewFxServiceClient(s.all.Conn("fx")).UpdateRates(ctx, in)
 	if err == nil && !got.Success {
 		err = errors.New(got.Message)
 	}
@@ -489,7 +400,7 @@ func (s *system) seedRules(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = riskv1.NewAdminClient(s.local["risk"]).SeedRules(ctx, &riskv1.SeedRulesRequest{
+	_, err = riskv1.NewAdminClient(s.all.Conn("risk")).SeedRules(ctx, &riskv1.SeedRulesRequest{
 		MaxAmountIdr: &r.MaxAmountIDR, MinAmountIdr: &r.MinAmountIDR, RandomRejectPpm: &r.RandomRejectPPM,
 		VelocityPerMin: r.VelocityPerMin, BlockedAccounts: r.BlockedAccounts, BlockedCountries: r.BlockedCountries,
 	})

@@ -78,6 +78,7 @@ func sqlState(err error) string {
 // Querier is a pool, a connection or a transaction.
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 // The sample reads about 50 pages of a large table and all of a small one: ORDER BY random() over ten

@@ -1,4 +1,4 @@
-package main
+package allinone
 
 import (
 	"bytes"
@@ -7,12 +7,12 @@ import (
 	"net/http"
 )
 
-// localTransport reaches the functions of this process by function calls: the way of KafkaSource's
+// transport reaches the functions of this process by function calls: the way of KafkaSource's
 // deliveries when all is one process. The URLs' hosts are the functions' names.
-type localTransport map[string]http.Handler
+type transport map[string]http.Handler
 
 // RoundTrip implements http.RoundTripper.
-func (t localTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	handler, ok := t[r.URL.Host]
 	if !ok {
 		return nil, fmt.Errorf("there is no function %s in this process", r.URL.Host)
@@ -24,7 +24,7 @@ func (t localTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		in.Body = http.NoBody
 	}
 	defer in.Body.Close()
-	w := &localResponse{header: http.Header{}, code: http.StatusOK}
+	w := &response{header: http.Header{}, code: http.StatusOK}
 	handler.ServeHTTP(w, in)
 	return &http.Response{
 		Status: http.StatusText(w.code), StatusCode: w.code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -32,22 +32,22 @@ func (t localTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-type localResponse struct {
+type response struct {
 	header http.Header
 	code   int
 	wrote  bool
 	body   bytes.Buffer
 }
 
-func (w *localResponse) Header() http.Header { return w.header }
+func (w *response) Header() http.Header { return w.header }
 
-func (w *localResponse) WriteHeader(code int) {
+func (w *response) WriteHeader(code int) {
 	if !w.wrote {
 		w.code, w.wrote = code, true
 	}
 }
 
-func (w *localResponse) Write(p []byte) (int, error) {
+func (w *response) Write(p []byte) (int, error) {
 	w.wrote = true
 	return w.body.Write(p)
 }

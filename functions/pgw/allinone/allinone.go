@@ -1,0 +1,213 @@
+// Package allinone holds all seven functions and the stand-in for KafkaSource in one process: they call each
+// other without a network, and meet at a real Kafka and a real Postgres.
+package allinone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"google.golang.org/grpc"
+
+	"pgw/compose/kafkasource"
+	"pgw/functions/db"
+	"pgw/functions/fx"
+	"pgw/functions/gateway"
+	"pgw/functions/payments"
+	"pgw/functions/risk"
+	"pgw/functions/wallet"
+	"pgw/functions/worker"
+	"pgw/knative"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+)
+
+const (
+	drainWithin = 20 * time.Second
+	queueMax    = 4096
+)
+
+// Functions in the order in which they drain: who is called stands behind who calls.
+var Functions = []string{"gateway", "worker", "payments", "wallet", "risk", "fx", "db"}
+
+// Config of a system. Migrations and topics are there already.
+type Config struct {
+	Database   string
+	Kafka      kafka.Config
+	Keys       event.Keyring
+	RiskSecret string
+	Listeners  map[string]net.Listener // one for each function
+	AnswerIn   time.Duration           // how long a client waits; 0 means 5 s
+	Log        *slog.Logger
+
+	// Faults between functions, for tests; nil where there are none.
+	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
+	Publish func(Publisher) Publisher
+}
+
+// Publisher is how functions publish.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// System is all of it.
+type System struct {
+	cfg       Config
+	functions map[string]*function.Function
+	conns     map[string]grpc.ClientConnInterface
+	sources   *kafkasource.Sources
+	producer  *kafka.Producer
+}
+
+// Manifests are those of knative/base.
+func Manifests() (kafkasource.Manifests, error) { return kafkasource.Load(knative.Base) }
+
+// New builds the functions and connects them.
+func New(cfg Config) (*System, error) {
+	if cfg.AnswerIn == 0 {
+		cfg.AnswerIn = 5 * time.Second
+	}
+	s := &System{
+		cfg: cfg, functions: map[string]*function.Function{}, conns: map[string]grpc.ClientConnInterface{},
+		producer: kafka.NewProducer(cfg.Kafka.Brokers, "run"),
+	}
+	var publish Publisher = s.producer
+	if cfg.Publish != nil {
+		publish = cfg.Publish(publish)
+	}
+	log := func(name string) *slog.Logger { return cfg.Log.With("function", name) }
+
+	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 64, BatchLanes: 2, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
+		publish, time.Now, log("db"))
+	if err != nil {
+		return nil, err
+	}
+	s.add(ledger)
+	rates, err := fx.New(fx.Config{DatabaseURL: cfg.Database}, s.conns["db"], rand.Float64, log("fx"))
+	if err != nil {
+		return nil, err
+	}
+	s.add(rates)
+	accounts, err := wallet.New(wallet.Config{DatabaseURL: cfg.Database, QueueMax: queueMax}, s.conns["db"], s.conns["fx"], time.Now, log("wallet"))
+	if err != nil {
+		return nil, err
+	}
+	s.add(accounts)
+	rules, err := risk.New(risk.Config{DatabaseURL: cfg.Database, Secret: cfg.RiskSecret}, s.conns["db"], time.Now, log("risk"))
+	if err != nil {
+		return nil, err
+	}
+	s.add(rules)
+	// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
+	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"], publish, time.Now, log("payments")))
+	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
+	s.add(gateway.New(gateway.Config{
+		AnswerIn: cfg.AnswerIn, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
+	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway")))
+	return s, s.addSources()
+}
+
+func (s *System) add(f *function.Function) {
+	s.functions[f.Name] = f
+	if f.GRPC == nil {
+		return
+	}
+	conn := f.InProcess()
+	if s.cfg.Between != nil {
+		conn = s.cfg.Between(f.Name, conn)
+	}
+	s.conns[f.Name] = conn
+}
+
+func (s *System) addSources() error {
+	manifests, err := Manifests()
+	if err != nil {
+		return err
+	}
+	reach := transport{}
+	for name, f := range s.functions {
+		reach[name] = f.EventHandler()
+	}
+	s.sources, err = kafkasource.New(manifests, kafkasource.Config{
+		Brokers: s.cfg.Kafka.Brokers, Transport: reach, Log: s.cfg.Log, Registerer: s.functions["worker"].Registry,
+		Topics: map[string]string{
+			"payments.request": s.cfg.Kafka.RequestTopic, "payments.result": s.cfg.Kafka.ResultTopic, "ledger.accounts": s.cfg.Kafka.AccountsTopic,
+		},
+		SinkURL: func(service string) (string, error) {
+			if _, ok := s.functions[service]; !ok {
+				return "", fmt.Errorf("there is no function %s", service)
+			}
+			return "http://" + service, nil
+		},
+	})
+	return err
+}
+
+// Conn calls a function of this process.
+func (s *System) Conn(name string) grpc.ClientConnInterface { return s.conns[name] }
+
+// Addr is where a function listens.
+func (s *System) Addr(name string) string { return s.cfg.Listeners[name].Addr().String() }
+
+// Producer publishes to the system's Kafka.
+func (s *System) Producer() *kafka.Producer { return s.producer }
+
+// Ready says what is not ready yet.
+func (s *System) Ready(ctx context.Context) error {
+	errs := []error{s.sources.Ready()}
+	for name, f := range s.functions {
+		if f.Ready == nil {
+			continue
+		}
+		if err := f.Ready(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends, and then drains from the front door to the ledger: payments under way are
+// answered while the whole flow still runs. It returns early when a part fails.
+func (s *System) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	type part struct {
+		stop context.CancelFunc
+		done chan struct{}
+	}
+	parts := map[string]part{}
+	start := func(name string, run func(context.Context) error) {
+		own, stop := context.WithCancel(context.WithoutCancel(ctx))
+		p := part{stop, make(chan struct{})}
+		parts[name] = p
+		go func() {
+			defer close(p.done)
+			if err := run(own); err != nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		}()
+	}
+	for name, f := range s.functions {
+		start(name, func(ctx context.Context) error { return f.Serve(ctx, s.cfg.Listeners[name], drainWithin) })
+	}
+	start("sources", s.sources.Run)
+
+	<-ctx.Done()
+	for _, name := range append([]string{Functions[0], "sources"}, Functions[1:]...) {
+		parts[name].stop()
+		<-parts[name].done
+	}
+	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+	defer stop()
+	err := s.producer.Close(bounded)
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		err = errors.Join(cause, err)
+	}
+	return err
+}

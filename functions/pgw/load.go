@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	"pgw/seeds"
+	"pgw/shared/payment"
+)
+
+// loadCommand makes payments over HTTP and then holds every answer against the ledger.
+type loadCommand struct {
+	Payments    int     `default:"20000" help:"Requests to make."`
+	Connections int     `default:"64" help:"Requests at the same time."`
+	Duplicates  float64 `default:"0.1" help:"Share of requests that repeat an earlier one, key and all."`
+	Hot         float64 `default:"0.1" help:"Share of payments that go to one account."`
+	Seed        uint64  `default:"1" help:"Seed number of the choices."`
+	DataDir     string  `env:"PGW_DATA_DIR" default:".pgw" help:"Where run.json names the system."`
+	Settle      bool    `help:"Wait until nothing is pending before judging."`
+}
+
+func (c loadCommand) Validate() error {
+	if c.Payments < 1 || c.Payments > 10_000_000 || c.Connections < 1 || c.Connections > 10_000 {
+		return fmt.Errorf("--payments must be between 1 and 10000000, --connections between 1 and 10000")
+	}
+	if c.Duplicates < 0 || c.Duplicates > 0.9 || c.Hot < 0 || c.Hot > 1 {
+		return fmt.Errorf("--duplicates must be between 0 and 0.9, --hot between 0 and 1")
+	}
+	return nil
+}
+
+// told is what one request heard.
+type told struct {
+	HTTP   int            `json:"-"`
+	Status payment.Status `json:"status"`
+	Reason payment.Reason `json:"reason"`
+	Ref    string         `json:"ref"`
+}
+
+// findSystem reads run.json.
+func findSystem(dataDir string) (addresses, error) {
+	var a addresses
+	text, err := os.ReadFile(filepath.Join(dataDir, "run.json"))
+	if err != nil {
+		return a, fmt.Errorf("pgw run does not seem to run here: %w", err)
+	}
+	return a, json.Unmarshal(text, &a)
+}
+
+func (c loadCommand) Run(ctx context.Context) error {
+	at, err := findSystem(c.DataDir)
+	if err != nil {
+		return err
+	}
+	requests, prefix, err := c.requests()
+	if err != nil {
+		return err
+	}
+	answers, latencies, took := c.fire(ctx, at.Gateway, requests)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	printLoad(answers, latencies, took)
+	return c.judge(ctx, at.Database, prefix, requests, answers)
+}
+
+// request is one body and the key in it.
+type loadRequest struct {
+	key  string
+	body []byte
+}
+
+func (c loadCommand) requests() ([]loadRequest, string, error) {
+	accounts, err := seeds.Accounts()
+	if err != nil {
+		return nil, "", err
+	}
+	// Rich enough to pay all day, and without a limit.
+	var payers []string
+	for _, a := range accounts {
+		if a.Status == "ACTIVE" && a.DailyLimitIDR == 0 && a.BalanceIDR > 100_000_000 {
+			payers = append(payers, a.ID)
+		}
+	}
+	rng := rand.New(rand.NewPCG(c.Seed, 3))
+	prefix := "load-" + uuid.Must(uuid.NewV7()).String() + "-"
+	requests := make([]loadRequest, c.Payments)
+	for i := range requests {
+		if i > 0 && rng.Float64() < c.Duplicates {
+			requests[i] = requests[rng.IntN(i)]
+			continue
+		}
+		from := rng.IntN(len(payers))
+		to := payers[(from+1+rng.IntN(len(payers)-1))%len(payers)]
+		if rng.Float64() < c.Hot && payers[from] != "ACC002" {
+			to = "ACC002"
+		}
+		key := fmt.Sprint(prefix, i)
+		requests[i] = loadRequest{key, fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":%d.%02d,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+			payers[from], to, 1+rng.IntN(3), rng.IntN(100), key)}
+	}
+	return requests, prefix, nil
+}
+
+func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRequest) ([]told, *hdrhistogram.Histogram, time.Duration) {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		MaxIdleConnsPerHost: c.Connections, MaxConnsPerHost: c.Connections,
+	}}
+	answers := make([]told, len(requests))
+	histograms := make([]*hdrhistogram.Histogram, c.Connections)
+	var running sync.WaitGroup
+	begun := time.Now()
+	for n := range c.Connections {
+		histograms[n] = hdrhistogram.New(1, 60_000_000, 3)
+		running.Go(func() {
+			for i := n; i < len(requests) && ctx.Err() == nil; i += c.Connections {
+				sent := time.Now()
+				answers[i] = post(ctx, client, gateway, requests[i].body)
+				histograms[n].RecordValue(time.Since(sent).Microseconds())
+			}
+		})
+	}
+	running.Wait()
+	took := time.Since(begun)
+	for _, h := range histograms[1:] {
+		histograms[0].Merge(h)
+	}
+	return answers, histograms[0], took
+}
+
+func post(ctx context.Context, client *http.Client, gateway string, body []byte) told {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/api/payments", bytes.NewReader(body))
+	if err != nil {
+		return told{Reason: "no_answer"}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return told{Reason: "no_answer"}
+	}
+	defer resp.Body.Close()
+	out := told{}
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || json.Unmarshal(text, &out) != nil {
+		return told{Reason: "no_answer"}
+	}
+	out.HTTP = resp.StatusCode
+	return out
+}
+
+func printLoad(answers []told, latencies *hdrhistogram.Histogram, took time.Duration) {
+	outcomes := map[string]int{}
+	for _, a := range answers {
+		outcomes[fmt.Sprintf("%s %s", a.Status, a.Reason)]++
+	}
+	millis := func(q float64) float64 { return float64(latencies.ValueAtQuantile(q)) / 1000 }
+	fmt.Printf("%d requests in %.1f s: %.0f/s; p50 %.1f ms, p95 %.1f ms, p99 %.1f ms, max %.1f ms\n", len(answers), took.Seconds(),
+		float64(len(answers))/took.Seconds(), millis(50), millis(95), millis(99), float64(latencies.Max())/1000)
+	for _, name := range slices.Sorted(maps.Keys(outcomes)) {
+		fmt.Printf("  %7d %s\n", outcomes[name], name)
+	}
+}
+
+// kept is what the ledger has of a key.
+type kept struct {
+	ref    string
+	status payment.ReservationStatus
+	reason payment.Reason
+}
+
+// judge holds every answer against the ledger, and adds the ledger up.
+func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []told) error {
+	conn, err := pgx.Connect(ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if c.Settle {
+		bounded, cancel := context.WithTimeout(ctx, 3*time.Minute)
+		defer cancel()
+		if err := poll(bounded, func() error {
+			sum, err := db.ReadSum(bounded, conn)
+			if err == nil && sum.Pending > 0 {
+				err = fmt.Errorf("%d reservations are still pending", sum.Pending)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	rows, err := conn.Query(ctx, `
+SELECT r.idempotency_key, r.reservation_id::text, r.status, coalesce(p.reason, '')
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`, prefix)
+	if err != nil {
+		return err
+	}
+	ledger := map[string]kept{}
+	var key string
+	var k kept
+	if _, err := pgx.ForEachRow(rows, []any{&key, &k.ref, &k.status, &k.reason}, func() error { ledger[key] = k; return nil }); err != nil {
+		return err
+	}
+	wrong, open := 0, 0
+	first := map[string]int{}
+	for i, a := range answers {
+		k, known := ledger[requests[i].key]
+		problem, undecided := contradiction(a, k, known)
+		if a.Status == payment.Success {
+			if first[requests[i].key]++; first[requests[i].key] > 1 {
+				problem = "SUCCESS was told twice"
+			}
+		}
+		if undecided {
+			open++
+		}
+		if problem != "" {
+			if wrong++; wrong <= 10 {
+				fmt.Printf("  %s: told %d %s %s %s; ledger %+v: %s\n", requests[i].key, a.HTTP, a.Status, a.Reason, a.Ref, k, problem)
+			}
+		}
+	}
+	sum, err := db.ReadSum(ctx, conn)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("ledger: %d keys of this run; balances %d + holds %d, funded %d; %d answers contradict it, %d had no outcome to compare\n",
+		len(ledger), sum.Balances, sum.Holds, sum.Funded, wrong, open)
+	if wrong > 0 {
+		return fmt.Errorf("%d answers contradict the ledger", wrong)
+	}
+	return sum.Err()
+}
+
+// contradiction says in what an answer and the ledger differ. undecided tells that the answer claims nothing.
+func contradiction(a told, k kept, known bool) (problem string, undecided bool) {
+	switch {
+	case a.Status == payment.Success, a.Status == payment.SuccessReplay:
+		if !known || k.status != payment.Committed || k.ref != a.Ref {
+			return "success was told, and the ledger has not committed it", false
+		}
+	case a.Reason == "no_answer", a.Reason == payment.QueueTimeout, a.Reason == payment.QueuePublishError, a.Reason == payment.Overloaded,
+		a.Reason == payment.FXUnavailable, a.Reason == payment.WalletUnavailable, a.Reason == payment.RiskUnavailable, a.Reason == payment.LedgerUnavailable:
+		return "", true
+	case a.Status == payment.Failed && known:
+		if k.status != payment.RolledBack || k.reason != a.Reason {
+			return "failure was told, and the ledger says otherwise", false
+		}
+	case a.Status == payment.Failed: // a fast no, which the ledger never saw
+	default:
+		return "not an answer of the contract", false
+	}
+	return "", false
+}
