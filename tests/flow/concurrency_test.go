@@ -1,0 +1,449 @@
+package flow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/IBM/sarama"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/event"
+	"pgw/shared/payment"
+)
+
+// tally counts outcomes of concurrent requests.
+func tally(n int, pay func(i int) answer) map[string]int {
+	var mu sync.Mutex
+	counts := map[string]int{}
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			got := pay(i).outcome()
+			mu.Lock()
+			defer mu.Unlock()
+			counts[got]++
+		})
+	}
+	wg.Wait()
+	return counts
+}
+
+func TestSixtyFourAtOnceWithOneKey(t *testing.T) {
+	s := start(t, options{})
+	a := s.balance("A")
+	var refs sync.Map
+	counts := tally(64, func(int) answer {
+		got := s.pay("one key", "A", "B", "USD", 10)
+		refs.Store(got.Ref, true)
+		return got
+	})
+	if counts["200 SUCCESS committed"] != 1 || counts["200 SUCCESS_REPLAY duplicate_idempo"] != 63 {
+		t.Errorf("%v", counts)
+	}
+	n := 0
+	refs.Range(func(any, any) bool { n++; return true })
+	if n != 1 || s.balance("A") != a-155_000 {
+		t.Errorf("%d refs; the sender paid %d", n, a-s.balance("A"))
+	}
+}
+
+func TestHotReceiver(t *testing.T) {
+	s := start(t, options{})
+	b := s.balance("B")
+	counts := tally(200, func(i int) answer { return s.pay(fmt.Sprint("hot-", i), []string{"A", "C"}[i%2], "B", "IDR", 1000) })
+	if counts["200 SUCCESS committed"] != 200 || s.balance("B") != b+200_000 {
+		t.Errorf("%v; B got %d", counts, s.balance("B")-b)
+	}
+}
+
+func TestTwoAccountsPayEachOther(t *testing.T) {
+	s := start(t, options{})
+	a := s.balance("A")
+	counts := tally(200, func(i int) answer {
+		from, to := "A", "B"
+		if i%2 == 1 {
+			from, to = to, from
+		}
+		return s.pay(fmt.Sprint("cross-", i), from, to, "IDR", 1000)
+	})
+	if counts["200 SUCCESS committed"] != 200 || s.balance("A") != a {
+		t.Errorf("%v; A is off by %d", counts, s.balance("A")-a)
+	}
+}
+
+func TestFundsForExactlySome(t *testing.T) {
+	s := start(t, options{})
+	s.open(7*1000+500, "LITTLE")
+	counts := tally(40, func(i int) answer { return s.pay(fmt.Sprint("little-", i), "LITTLE", "B", "IDR", 1000) })
+	if counts["200 SUCCESS committed"] != 7 || counts["200 FAILED insufficient_funds"] != 33 || s.balance("LITTLE") != 500 {
+		t.Errorf("%v; %d left", counts, s.balance("LITTLE"))
+	}
+}
+
+// The commit's answer is lost after it took effect: the request is redelivered, and the client, who has
+// heard nothing yet, hears of a success and not of a replay.
+func TestALostAnswerIsNotLostMoney(t *testing.T) {
+	s := start(t, options{})
+	for _, method := range []string{"ReserveFunds", "CommitReservation", "LogAndSettle"} {
+		var lost atomic.Bool
+		s.faults.set(func(f *faults) {
+			f.post = func(called string) error {
+				if strings.HasSuffix(called, method) && lost.CompareAndSwap(false, true) {
+					return status.Error(codes.Unavailable, "the answer is lost")
+				}
+				return nil
+			}
+		})
+		a := s.balance("A")
+		s.expect(s.pay("lost-"+method, "A", "B", "IDR", 5000), "200 SUCCESS committed")
+		if !lost.Load() || s.balance("A") != a-5000 {
+			t.Errorf("%s: lost %t, paid %d", method, lost.Load(), a-s.balance("A"))
+		}
+		s.checkSum()
+	}
+}
+
+// The result could not be published: the request is redelivered, and settles nothing again.
+func TestAResultThatCouldNotBePublished(t *testing.T) {
+	s := start(t, options{})
+	var lost atomic.Int32
+	s.faults.set(func(f *faults) {
+		f.send = func(topic string) error {
+			if topic == s.kafka.ResultTopic && lost.Add(1) <= 2 {
+				return errors.New("no broker")
+			}
+			return nil
+		}
+	})
+	a := s.balance("A")
+	s.expect(s.pay("result lost", "A", "B", "IDR", 5000), "200 SUCCESS committed")
+	if s.balance("A") != a-5000 {
+		t.Errorf("paid %d", a-s.balance("A"))
+	}
+}
+
+// A crash between reserve and commit leaves a hold. The same event, redelivered, finishes it; without one
+// the sweep gives it back past its deadline.
+func TestCrashBetweenReserveAndCommit(t *testing.T) {
+	s := start(t, options{answerIn: 300 * time.Millisecond})
+	crash := func(called string) error {
+		if strings.HasSuffix(called, "CommitReservation") {
+			return status.Error(codes.Unavailable, "crashed")
+		}
+		return nil
+	}
+	a := s.balance("A")
+	s.faults.set(func(f *faults) { f.rpc = crash })
+	s.expect(s.pay("held", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
+	if code, st := s.state("held"); code != 200 || st.State != "PENDING" || s.balance("A") != a-5000 {
+		t.Errorf("%d %+v", code, st)
+	}
+	s.checkSum()
+	s.faults.set(func(f *faults) { f.rpc = nil })
+	s.eventually("the redelivered event finishes it", func() error {
+		if _, st := s.state("held"); st.State != "COMMITTED" {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+
+	// A hold made directly, past its deadline, that no event asks for again.
+	db := dbv1.NewDbClient(s.Conn("db"))
+	held, err := db.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{
+		IdempotencyKey: "orphan", SenderId: "A", ReceiverId: "B", AmountIdr: 7000, CurrencyInput: "IDR",
+	})
+	if err != nil || held.Status != int32(dbv1.TxStatus_OK) {
+		t.Fatal(held, err)
+	}
+	s.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE idempotency_key = 'orphan'`)
+	results := s.consume(s.kafka.ResultTopic)
+	swept, err := dbv1.NewAdminClient(s.Conn("db")).Sweep(t.Context(), &dbv1.SweepRequest{})
+	if err != nil || swept.RolledBack != 1 {
+		t.Fatal(swept, err)
+	}
+	if r := results.await("orphan"); r.Status != payment.Failed || r.Reason != payment.Expired {
+		t.Errorf("told %+v", r)
+	}
+	if _, st := s.state("orphan"); st.State != "ROLLEDBACK" || st.Reason != "expired" || s.balance("A") != a-5000 {
+		t.Errorf("%+v; A is off by %d", st, s.balance("A")-a)
+	}
+	got, err := db.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationId})
+	if err != nil || got.Status != dbv1.TxStatus_BAD_STATUS {
+		t.Errorf("commit after the sweep: %v, %v", got, err)
+	}
+}
+
+// Past its deadline a request is recorded as expired, whoever brings it.
+func TestARequestPastItsDeadline(t *testing.T) {
+	s := start(t, options{})
+	r := request("late", "A", "B", 5000)
+	r.AcceptedAt = time.Now().Add(-2 * time.Minute)
+	r.Deadline = r.AcceptedAt.Add(payment.DecideWithin)
+	results := s.consume(s.kafka.ResultTopic)
+	s.publish(r)
+	if got := results.await("late"); got.Status != payment.Failed || got.Reason != payment.Expired {
+		t.Errorf("told %+v", got)
+	}
+	if _, st := s.state("late"); st.Reason != "expired" {
+		t.Errorf("%+v", st)
+	}
+	s.expect(s.pay("late", "A", "B", "IDR", 5000), "200 FAILED expired")
+}
+
+// A commit that the ledger refuses is rolled back and told.
+func TestCommitFailed(t *testing.T) {
+	s := start(t, options{})
+	a := s.balance("A")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasSuffix(called, "CommitReservation") {
+				s.faults.rpc = nil
+				conn, err := connect(s)
+				if err != nil {
+					return err
+				}
+				defer conn.Close(context.Background())
+				_, err = conn.Exec(context.Background(), `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+				return err
+			}
+			return nil
+		}
+	})
+	s.expect(s.pay("blocked meanwhile", "A", "B", "IDR", 5000), "200 FAILED commit_failed")
+	if s.balance("A") != a {
+		t.Errorf("A is off by %d", s.balance("A")-a)
+	}
+}
+
+// What is published again, doubled and in another order, changes nothing.
+func TestReplayedEventsChangeNothing(t *testing.T) {
+	s := start(t, options{})
+	for i := range 20 {
+		s.expect(s.pay(fmt.Sprint("p-", i), "A", "B", "IDR", 2000), "200 SUCCESS committed")
+	}
+	a, b := s.balance("A"), s.balance("B")
+	for _, topic := range []string{s.kafka.RequestTopic, s.kafka.ResultTopic} {
+		records := s.records(topic)
+		if len(records) < 20 {
+			t.Fatalf("%s has %d records", topic, len(records))
+		}
+		for i := range 2 * len(records) {
+			m := records[(i*7+3)%len(records)]
+			out := &sarama.ProducerMessage{Topic: topic, Key: sarama.ByteEncoder(m.Key), Value: sarama.ByteEncoder(m.Value)}
+			for _, h := range m.Headers {
+				out.Headers = append(out.Headers, *h)
+			}
+			if err := s.Producer().Send(t.Context(), out); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.drain()
+	if s.balance("A") != a || s.balance("B") != b {
+		t.Errorf("A %+d, B %+d", s.balance("A")-a, s.balance("B")-b)
+	}
+}
+
+// A plain record of an earlier producer settles; a broken one and an unsigned CloudEvent end in the dead
+// letters, close nothing that is not theirs, and hold up nobody.
+func TestPlainRecordsAndForgeries(t *testing.T) {
+	s := start(t, options{})
+	a := s.balance("A")
+	results := s.consume(s.kafka.ResultTopic)
+	plain := func(key string, fields map[string]any) {
+		text, err := json.Marshal(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Producer().Send(t.Context(), &sarama.ProducerMessage{
+			Topic: s.kafka.RequestTopic, Key: sarama.StringEncoder(key), Value: sarama.ByteEncoder(text)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record := map[string]any{"idempotency_key": "plain-1", "sender_id": "A", "receiver_id": "B", "amount_idr": 9000, "currency_input": "USD", "tx_date": txDate}
+	plain("plain-1", record)
+	got := results.await("plain-1")
+	if got.Status != payment.Success || got.Reason != payment.ReasonCommitted || got.Ref == "" || s.balance("A") != a-9000 {
+		t.Errorf("told %+v; A paid %d", got, a-s.balance("A"))
+	}
+
+	plain("broken", map[string]any{"idempotency_key": "broken", "sender_id": "A"})
+	plain("not JSON", nil)
+	forged, err := event.Requested("/pgw/gateway", request("forged", "A", "B", 1000), "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Producer().Publish(t.Context(), s.kafka.RequestTopic, "forged", forged); err != nil {
+		t.Fatal(err)
+	}
+	dead := s.consume("payments.deadletter")
+	parked := s.consume("payments.parked")
+	for range 3 {
+		m := parked.next()
+		if header(m, "ce_knativeerrorcode") == "" || header(m, "ce_knativeerrordest") == "" {
+			t.Errorf("a parked record does not say why: %v", m.Headers)
+		}
+	}
+	if n := len(s.records("payments.deadletter")); n != 3 {
+		t.Errorf("%d dead letters, want 3", n)
+	}
+	dead.close()
+	if code, _ := s.state("forged"); code != 404 {
+		t.Errorf("the forged request reached the ledger: %d", code)
+	}
+	s.expect(s.pay("after them", "A", "B", "IDR", 1000), "200 SUCCESS committed")
+}
+
+// A request that can never be settled by its worker is closed out from the dead letters, and its client and
+// the ledger hear the same.
+func TestDeadLettersAreClosedOut(t *testing.T) {
+	s := start(t, options{})
+	a := s.balance("A")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasSuffix(called, "CommitReservation") {
+				return status.Error(codes.FailedPrecondition, "never")
+			}
+			return nil
+		}
+	})
+	s.expect(s.pay("hopeless", "A", "B", "IDR", 5000), "200 FAILED undeliverable")
+	if _, st := s.state("hopeless"); st.State != "ROLLEDBACK" || st.Reason != "undeliverable" || s.balance("A") != a {
+		t.Errorf("%+v; A is off by %d", st, s.balance("A")-a)
+	}
+}
+
+// Forged results reach no client: neither unsigned nor signed by another key.
+func TestForgedResultsAreRefused(t *testing.T) {
+	s := start(t, options{answerIn: time.Second})
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/payments.v1.") {
+				return status.Error(codes.Unavailable, "down")
+			}
+			return nil
+		}
+	})
+	var other event.Keyring
+	if err := other.Decode("k1:b3RoZXJvdGhlcm90aGVyb3RoZXJvdGhlcm90aGVyb3RoZXI="); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan answer)
+	go func() { answered <- s.pay("forge me", "A", "B", "IDR", 5000) }()
+	for _, sign := range []bool{false, true} {
+		e, err := event.Result("/pgw/worker", event.PaymentResult{Key: "forge me", Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "free"},
+			request("forge me", "A", "B", 5000).Fingerprint(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sign {
+			if err := other.Sign(&e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code := s.postEvent(s.url+"/events", e); code != 403 {
+			t.Errorf("signed by a stranger %t: %d", sign, code)
+		}
+	}
+	if got := <-answered; got.outcome() != "504 FAILED queue_timeout" {
+		t.Errorf("the client heard %s", got)
+	}
+	s.faults.set(func(f *faults) { f.rpc = nil })
+	s.drain()
+}
+
+// Accounts are opened and funded by events, once for each event id, in whatever order they come again.
+func TestAccountEvents(t *testing.T) {
+	s := start(t, options{})
+	send := func(eventType, id string, data any, at time.Time) {
+		e, err := event.New(eventType, id, "/bank", "NEW", data, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.keys.Sign(&e); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Producer().Publish(t.Context(), s.kafka.AccountsTopic, "NEW", e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Now()
+	opened := event.AccountOpened{AccountID: "NEW", Owner: "New Owner", Currency: "SGD", Status: "ACTIVE"}
+	blocked := opened
+	blocked.Status = "BLOCKED"
+	send(event.TypeAccountOpened, "o1", opened, now)
+	for range 3 {
+		send(event.TypeAccountFunded, "f1", event.AccountFunded{AccountID: "NEW", AmountIDR: 10_000}, now)
+	}
+	send(event.TypeAccountFunded, "f2", event.AccountFunded{AccountID: "NEW", AmountIDR: 5_000}, now)
+	send(event.TypeAccountOpened, "o2", blocked, now.Add(time.Second))
+	send(event.TypeAccountOpened, "o1", opened, now) // comes again, late
+	send(event.TypeAccountFunded, "f3", event.AccountFunded{AccountID: "NEW", AmountIDR: 1}, now)
+	s.eventually("the last event is applied", func() error {
+		var balance int64
+		if err := s.conn.QueryRow(t.Context(), `SELECT balance_idr FROM wallet_accounts WHERE account_id = 'NEW'`).Scan(&balance); err != nil {
+			return err
+		}
+		if balance != 15_001 {
+			return fmt.Errorf("balance %d", balance)
+		}
+		return nil
+	})
+	var accountStatus string
+	s.query(&accountStatus, `SELECT status FROM wallet_accounts WHERE account_id = 'NEW'`)
+	if accountStatus != "BLOCKED" {
+		t.Errorf("the older event won: %s", accountStatus)
+	}
+	forged, err := event.New(event.TypeAccountFunded, "f9", "/bank", "A", event.AccountFunded{AccountID: "A", AmountIDR: 1_000_000}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code := s.postEvent("http://"+s.Addr("db")+"/", forged); code != 403 {
+		t.Errorf("an unsigned funding: %d", code)
+	}
+}
+
+// The system stops and starts again on the same data: what was under way is finished.
+func TestRestartKeepsEverything(t *testing.T) {
+	s := start(t, options{answerIn: 300 * time.Millisecond})
+	s.expect(s.pay("before", "A", "B", "IDR", 5000), "200 SUCCESS committed")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasSuffix(called, "CommitReservation") {
+				return status.Error(codes.Unavailable, "down")
+			}
+			return nil
+		}
+	})
+	s.expect(s.pay("under way", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
+	s.stop()
+
+	again := start(t, options{database: s.conn.Config().ConnString(), brokers: s.brokers, serial: true})
+	again.eventually("what was under way is finished", func() error {
+		if _, st := again.state("under way"); st.State != "COMMITTED" {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	again.expect(again.pay("before", "A", "B", "IDR", 5000), "200 SUCCESS_REPLAY duplicate_idempo")
+	again.expect(again.pay("after", "A", "B", "USD", 1), "200 SUCCESS committed")
+}
+
+func request(key, from, to string, amount int64) payment.Request {
+	now := time.Now().UTC()
+	r := payment.Request{
+		Key: key, Sender: from, Receiver: to, AmountIDR: amount, TxDate: txDate,
+		AcceptedAt: now, Deadline: now.Add(payment.DecideWithin), AttemptID: key + "-1",
+	}
+	r.Sent.Minor, r.Sent.Currency = amount, idr
+	return r
+}

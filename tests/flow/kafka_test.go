@@ -1,0 +1,207 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/IBM/sarama"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+var idr = money.IDR
+
+func connect(s *system) (*pgx.Conn, error) {
+	return pgx.Connect(context.Background(), s.conn.Config().ConnString())
+}
+
+// publish signs a request and puts it on its topic.
+func (s *system) publish(r payment.Request) {
+	s.t.Helper()
+	e, err := event.Requested("/test", r, "", time.Now())
+	if err == nil {
+		err = s.keys.Sign(&e)
+	}
+	if err == nil {
+		err = s.Producer().Publish(s.t.Context(), s.kafka.RequestTopic, r.Key, e)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// postEvent delivers an event by HTTP, as KafkaSource does, and gives the status.
+func (s *system) postEvent(url string, e cloudevents.Event) int {
+	s.t.Helper()
+	req, err := cehttp.NewHTTPRequestFromEvent(s.t.Context(), url, e)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// reader reads a topic beside the system's own groups, from its beginning.
+type reader struct {
+	t        testing.TB
+	messages chan *sarama.ConsumerMessage
+	close    func()
+}
+
+func (s *system) consume(topic string) *reader {
+	s.t.Helper()
+	consumer, err := sarama.NewConsumer(s.brokers, kafka.Settings("test"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	partitions, err := consumer.Partitions(topic)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r := &reader{t: s.t, messages: make(chan *sarama.ConsumerMessage, 10_000)}
+	var open []sarama.PartitionConsumer
+	for _, p := range partitions {
+		pc, err := consumer.ConsumePartition(topic, p, sarama.OffsetOldest)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		open = append(open, pc)
+		go func() {
+			for m := range pc.Messages() {
+				r.messages <- m
+			}
+		}()
+	}
+	closed := false
+	r.close = func() {
+		if closed {
+			return
+		}
+		closed = true
+		for _, pc := range open {
+			pc.Close()
+		}
+		consumer.Close()
+	}
+	s.t.Cleanup(r.close)
+	return r
+}
+
+func (r *reader) next() *sarama.ConsumerMessage {
+	r.t.Helper()
+	select {
+	case m := <-r.messages:
+		return m
+	case <-time.After(patience):
+		r.t.Fatalf("no record within %s", patience)
+		return nil
+	}
+}
+
+// await reads up to the result of a key.
+func (r *reader) await(key string) event.PaymentResult {
+	r.t.Helper()
+	for {
+		m := r.next()
+		if string(m.Key) != key {
+			continue
+		}
+		e, err := kafka.ReadRecord(context.Background(), m, nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		result, err := event.Decode[event.PaymentResult](e)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return result
+	}
+}
+
+// records reads all that a topic holds now.
+func (s *system) records(topic string) []*sarama.ConsumerMessage {
+	s.t.Helper()
+	want := 0
+	client, err := sarama.NewClient(s.brokers, kafka.Settings("test"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	partitions, err := client.Partitions(topic)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, p := range partitions {
+		end, err := client.GetOffset(topic, p, sarama.OffsetNewest)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		want += int(end)
+	}
+	r := s.consume(topic)
+	defer r.close()
+	all := make([]*sarama.ConsumerMessage, want)
+	for i := range all {
+		all[i] = r.next()
+	}
+	return all
+}
+
+// drain waits until everything published so far has been delivered.
+func (s *system) drain() {
+	s.t.Helper()
+	for topic, group := range map[string]string{s.kafka.RequestTopic: "pgw-worker", s.kafka.ResultTopic: "pgw-gateway"} {
+		s.eventually("group "+group+" has read "+topic, func() error {
+			client, err := sarama.NewClient(s.brokers, kafka.Settings("test"))
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			admin, err := sarama.NewClusterAdminFromClient(client)
+			if err != nil {
+				return err
+			}
+			offsets, err := admin.ListConsumerGroupOffsets(group, nil)
+			if err != nil {
+				return err
+			}
+			partitions, err := client.Partitions(topic)
+			if err != nil {
+				return err
+			}
+			for _, p := range partitions {
+				end, err := client.GetOffset(topic, p, sarama.OffsetNewest)
+				if err != nil {
+					return err
+				}
+				block := offsets.GetBlock(topic, p)
+				if end > 0 && (block == nil || block.Offset < end) {
+					return fmt.Errorf("partition %d has %d records", p, end)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+func header(m *sarama.ConsumerMessage, name string) string {
+	for _, h := range m.Headers {
+		if string(h.Key) == name {
+			return string(h.Value)
+		}
+	}
+	return ""
+}

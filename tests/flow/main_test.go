@@ -1,0 +1,366 @@
+// Package flow tests the whole system over its public surfaces: HTTP, gRPC, Kafka and CloudEvents, against
+// a real Postgres and a broker that speaks Kafka's protocol. Every test ends by adding the ledger up.
+package flow
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/allinone"
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+)
+
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+const (
+	testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+	txDate   = "2026-01-31T09:30:00Z"
+	patience = 20 * time.Second // for what must happen, and does so in milliseconds
+)
+
+// system is one running system with accounts A, B, C and rates.
+type system struct {
+	*allinone.System
+	t       testing.TB
+	url     string
+	conn    *pgx.Conn
+	keys    event.Keyring
+	kafka   kafka.Config
+	brokers []string
+	stop    func()
+	faults  *faults
+}
+
+// faults stand between functions. They are set while the system runs.
+type faults struct {
+	mu   sync.Mutex
+	rpc  func(method string) error // before the call; an error takes its place
+	post func(method string) error // after the call; an error takes its answer's place
+	send func(topic string) error
+}
+
+func (f *faults) set(change func(*faults)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *faults) hook(pick func(*faults) func(string) error, name string) error {
+	f.mu.Lock()
+	hook := pick(f)
+	f.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(name)
+}
+
+type faultyConn struct {
+	grpc.ClientConnInterface
+	faults *faults
+}
+
+func (c faultyConn) Invoke(ctx context.Context, method string, in, out any, opts ...grpc.CallOption) error {
+	if err := c.faults.hook(func(f *faults) func(string) error { return f.rpc }, method); err != nil {
+		return err
+	}
+	if err := c.ClientConnInterface.Invoke(ctx, method, in, out, opts...); err != nil {
+		return err
+	}
+	return c.faults.hook(func(f *faults) func(string) error { return f.post }, method)
+}
+
+type faultyPublisher struct {
+	allinone.Publisher
+	faults *faults
+}
+
+func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
+	if err := p.faults.hook(func(f *faults) func(string) error { return f.send }, topic); err != nil {
+		return err
+	}
+	return p.Publisher.Publish(ctx, topic, key, e)
+}
+
+type options struct {
+	answerIn time.Duration
+	database string   // an existing one; empty makes one
+	brokers  []string // existing ones
+	serial   bool     // not beside other tests
+}
+
+func start(t testing.TB, o options) *system {
+	t.Helper()
+	if t, ok := t.(*testing.T); ok && !o.serial {
+		t.Parallel()
+	}
+	fresh := o.database == ""
+	if fresh {
+		o.database = embeddedtest.Postgres(t)
+		if err := db.Migrate(t.Context(), o.database); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &system{t: t, faults: &faults{}, kafka: kafka.Config{
+		RequestTopic: "payments.request", ResultTopic: "payments.result", AccountsTopic: "ledger.accounts",
+	}}
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.brokers == nil {
+		var topics []kafka.Topic
+		for _, name := range manifests.Topics() {
+			topics = append(topics, kafka.Topic{Name: name, Partitions: 4})
+		}
+		o.brokers = embeddedtest.Kafka(t, topics...)
+	}
+	s.kafka.Brokers, s.brokers = o.brokers, o.brokers
+	if err := s.keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	listeners := map[string]net.Listener{}
+	for _, name := range allinone.Functions {
+		if listeners[name], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.System, err = allinone.New(allinone.Config{
+		Database: o.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
+			return faultyConn{conn, s.faults}
+		},
+		Publish: func(p allinone.Publisher) allinone.Publisher { return faultyPublisher{p, s.faults} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("the system ended: %v", err)
+		}
+	})
+	s.url = "http://" + s.Addr("gateway")
+	if s.conn, err = pgx.Connect(ctx, o.database); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.stop()
+		s.checkSum()
+		s.conn.Close(context.Background())
+	})
+	s.eventually("the system is ready", func() error { return s.Ready(ctx) })
+	if fresh {
+		s.seed()
+	}
+	return s
+}
+
+// seed gives three rich accounts, the rates of the contract's examples, and rules without chance.
+func (s *system) seed() {
+	s.t.Helper()
+	s.open(1_000_000_000, "A", "B", "C")
+	_, err := fxv1.NewFxServiceClient(s.Conn("fx")).UpdateRates(s.t.Context(), &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{
+		{BaseCurrency: "USD", QuoteCurrency: "IDR", Rate: 15500}, {BaseCurrency: "SGD", QuoteCurrency: "IDR", Rate: 11600},
+		{BaseCurrency: "JPY", QuoteCurrency: "IDR", RateDecimal: "103.25"}, {BaseCurrency: "KWD", QuoteCurrency: "IDR", RateDecimal: "50450"},
+	}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1000)), RandomRejectPpm: ptr(uint32(0))})
+}
+
+func (s *system) rules(r *riskv1.SeedRulesRequest) {
+	s.t.Helper()
+	if _, err := riskv1.NewAdminClient(s.Conn("risk")).SeedRules(s.t.Context(), r); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *system) open(balance float64, ids ...string) {
+	s.t.Helper()
+	in := &walletv1.SeedAccountsRequest{}
+	for _, id := range ids {
+		in.Accounts = append(in.Accounts, &walletv1.AccountSeed{AccountId: id, Owner: "Owner of " + id, Currency: "IDR", Balance: balance})
+	}
+	if _, err := walletv1.NewAdminClient(s.Conn("wallet")).SeedAccounts(s.t.Context(), in); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *system) checkSum() {
+	s.t.Helper()
+	sum, err := db.ReadSum(context.Background(), s.conn)
+	if err == nil {
+		err = sum.Err()
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s *system) balance(id string) (balance int64) {
+	s.t.Helper()
+	s.query(&balance, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, id)
+	return balance
+}
+
+func (s *system) query(into any, sql string, args ...any) {
+	s.t.Helper()
+	if err := s.conn.QueryRow(context.Background(), sql, args...).Scan(into); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (s *system) exec(sql string, args ...any) {
+	s.t.Helper()
+	if _, err := s.conn.Exec(context.Background(), sql, args...); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// eventually waits for what other goroutines bring about.
+func (s *system) eventually(what string, check func() error) {
+	s.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("not within %s: %s: %v", patience, what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// answer is what a client hears.
+type answer struct {
+	Code     int         `json:"-"`
+	Header   http.Header `json:"-"`
+	Body     string      `json:"-"`
+	Status   string      `json:"status"`
+	Reason   string      `json:"reason"`
+	Ref      string      `json:"ref"`
+	Message  string      `json:"message"`
+	Deadline time.Time   `json:"deadline"`
+}
+
+func (a answer) String() string { return fmt.Sprintf("%d %s", a.Code, strings.TrimSpace(a.Body)) }
+
+// outcome is the part of an answer that the contract's table fixes.
+func (a answer) outcome() string { return fmt.Sprintf("%d %s %s", a.Code, a.Status, a.Reason) }
+
+func (s *system) post(body string, headers ...string) answer {
+	s.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, s.url+"/api/payments", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Add(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return read(s.t, resp)
+}
+
+func read(t testing.TB, resp *http.Response) answer {
+	t.Helper()
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := answer{Code: resp.StatusCode, Header: resp.Header, Body: string(text)}
+	if err := json.Unmarshal(text, &a); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return a
+}
+
+// body of a payment; change overrides or removes (nil) fields.
+func body(key, from, to, currency string, amount any, change ...any) string {
+	fields := map[string]any{
+		"sender_id": from, "receiver_id": to, "currency": currency, "amount": amount, "tx_date": txDate, "idempotency_key": key,
+	}
+	for i := 0; i < len(change); i += 2 {
+		if fields[change[i].(string)] = change[i+1]; change[i+1] == nil {
+			delete(fields, change[i].(string))
+		}
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	if err := enc.Encode(fields); err != nil {
+		panic(err)
+	}
+	return b.String()
+}
+
+func (s *system) pay(key, from, to, currency string, amount any) answer {
+	s.t.Helper()
+	return s.post(body(key, from, to, currency, amount))
+}
+
+func (s *system) expect(got answer, want string) answer {
+	s.t.Helper()
+	if got.outcome() != want {
+		s.t.Errorf("got %s; want %s", got, want)
+	}
+	return got
+}
+
+// state is what GET tells.
+type state struct {
+	State, Reason, Ref, Amount, Rate, Currency string
+	Status                                     any    // a number in a problem's body
+	AmountIDR                                  int64  `json:"amount_idr"`
+	RateID                                     string `json:"rate_id"`
+	RuleSet                                    string `json:"rule_set"`
+	AcceptedAt, Deadline, DecidedAt            time.Time
+}
+
+func (s *system) state(key string) (int, state) {
+	s.t.Helper()
+	resp, err := http.Get(s.url + "/api/payments/" + key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var st state
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, st
+}
+
+func ptr[T any](v T) *T { return &v }
