@@ -206,7 +206,7 @@ func TestCommitFailed(t *testing.T) {
 	s.faults.set(func(f *faults) {
 		f.rpc = func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
-				s.faults.rpc = nil
+				s.faults.set(func(f *faults) { f.rpc = nil })
 				conn, err := connect(s)
 				if err != nil {
 					return err
