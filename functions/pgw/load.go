@@ -45,6 +45,9 @@ func (c loadCommand) Validate() error {
 	return nil
 }
 
+// askAgainFor bounds how long a request without an answer is sent again.
+const askAgainFor = time.Minute
+
 // told is what one request heard.
 type told struct {
 	HTTP   int            `json:"-"`
@@ -77,6 +80,10 @@ func (c loadCommand) Run(ctx context.Context) error {
 		return err
 	}
 	printLoad(answers, latencies, took)
+	// The system may have been started again meanwhile, with its database elsewhere.
+	if at, err = findSystem(c.DataDir); err != nil {
+		return err
+	}
 	return c.judge(ctx, at.Database, prefix, requests, answers)
 }
 
@@ -131,7 +138,7 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 		running.Go(func() {
 			for i := n; i < len(requests) && ctx.Err() == nil; i += c.Connections {
 				sent := time.Now()
-				answers[i] = post(ctx, client, gateway, requests[i].body)
+				answers[i] = postUntilAnswered(ctx, client, gateway, requests[i].body)
 				histograms[n].RecordValue(time.Since(sent).Microseconds())
 			}
 		})
@@ -144,21 +151,35 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 	return answers, histograms[0], took
 }
 
+// noAnswer is what a request heard when the system was not there.
+const noAnswer payment.Reason = "no_answer"
+
+// postUntilAnswered does what a client should: without an answer, it asks again with the same key.
+func postUntilAnswered(ctx context.Context, client *http.Client, gateway string, body []byte) told {
+	for until := time.Now().Add(askAgainFor); ; {
+		out := post(ctx, client, gateway, body)
+		if out.Reason != noAnswer || ctx.Err() != nil || time.Now().After(until) {
+			return out
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 func post(ctx context.Context, client *http.Client, gateway string, body []byte) told {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/api/payments", bytes.NewReader(body))
 	if err != nil {
-		return told{Reason: "no_answer"}
+		return told{Reason: noAnswer}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return told{Reason: "no_answer"}
+		return told{Reason: noAnswer}
 	}
 	defer resp.Body.Close()
 	out := told{}
 	text, err := io.ReadAll(resp.Body)
 	if err != nil || json.Unmarshal(text, &out) != nil {
-		return told{Reason: "no_answer"}
+		return told{Reason: noAnswer}
 	}
 	out.HTTP = resp.StatusCode
 	return out
@@ -254,7 +275,7 @@ func contradiction(a told, k kept, known bool) (problem string, undecided bool) 
 		if !known || k.status != payment.Committed || k.ref != a.Ref {
 			return "success was told, and the ledger has not committed it", false
 		}
-	case a.Reason == "no_answer", a.Reason == payment.QueueTimeout, a.Reason == payment.QueuePublishError, a.Reason == payment.Overloaded,
+	case a.Reason == noAnswer, a.Reason == payment.QueueTimeout, a.Reason == payment.QueuePublishError, a.Reason == payment.Overloaded,
 		a.Reason == payment.FXUnavailable, a.Reason == payment.WalletUnavailable, a.Reason == payment.RiskUnavailable, a.Reason == payment.LedgerUnavailable:
 		return "", true
 	case a.Status == payment.Failed && known:

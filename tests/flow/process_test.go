@@ -1,0 +1,236 @@
+package flow
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+)
+
+// program is the pgw binary, with a data directory and ports of its own.
+type program struct {
+	t    testing.TB
+	path string
+	dir  string
+	env  []string
+	port int
+}
+
+// output can be read while the program writes.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+func build(t testing.TB) *program {
+	t.Helper()
+	p := &program{t: t, dir: t.TempDir()}
+	p.path = filepath.Join(p.dir, "pgw")
+	if out, err := exec.Command("go", "build", "-o", p.path, "pgw/functions/pgw").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	p.env = append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(p.dir, "data"))
+	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		p.env = append(p.env, fmt.Sprintf("PGW_%s_PORT=%d", name, port))
+		if name == "GATEWAY" {
+			p.port = port
+		}
+	}
+	return p
+}
+
+func (p *program) command(args ...string) (*exec.Cmd, *output) {
+	cmd := exec.Command(p.path, args...)
+	cmd.Env = p.env
+	out := &output{}
+	cmd.Stdout, cmd.Stderr = out, out
+	return cmd, out
+}
+
+// run starts pgw run and waits until it says where it is.
+func (p *program) run() (*exec.Cmd, *output) {
+	p.t.Helper()
+	cmd, out := p.command("run")
+	os.Remove(p.runFile())
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			cmd.Process.Signal(syscall.SIGINT)
+			cmd.Wait()
+		}
+	})
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(p.runFile()); err == nil {
+			return cmd, out
+		}
+		if time.Now().After(deadline) {
+			cmd.Process.Kill()
+			cmd.Wait()
+			p.t.Fatalf("pgw run is not ready: %s", out)
+		}
+	}
+}
+
+func (p *program) runFile() string { return filepath.Join(p.dir, "data", "run.json") }
+
+func (p *program) database() string {
+	p.t.Helper()
+	var at struct {
+		Database string `json:"database_url"`
+	}
+	text, err := os.ReadFile(p.runFile())
+	if err == nil {
+		err = json.Unmarshal(text, &at)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return at.Database
+}
+
+func (p *program) stop(cmd *exec.Cmd, out *output) {
+	p.t.Helper()
+	cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); err != nil {
+		p.t.Errorf("pgw run ended with %v: %s", err, out)
+	}
+	if _, err := os.Stat(p.runFile()); err == nil {
+		p.t.Error("run.json is left behind")
+	}
+}
+
+// kill -9 in the middle of a load, and start again: every answer is the ledger's, nothing stays pending, and
+// the ledger adds up. The clients ask again with the same key, as clients should.
+func TestKillInTheMiddle(t *testing.T) {
+	p := build(t)
+	cmd, _ := p.run()
+	load, result := p.command("load", "--payments", "4000", "--connections", "32", "--settle")
+	if err := load.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), p.database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < 800; time.Sleep(10 * time.Millisecond) {
+		if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM reservations`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn.Close(t.Context())
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	cmd, out := p.run()
+	if err := load.Wait(); err != nil {
+		t.Errorf("load: %v: %s", err, result)
+	}
+	if !strings.Contains(result.String(), "holds 0, ") || !strings.Contains(result.String(), "; 0 answers contradict it") {
+		t.Errorf("load says: %s", result)
+	}
+	if conn, err = pgx.Connect(t.Context(), p.database()); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	sum, err := db.ReadSum(t.Context(), conn)
+	if err == nil {
+		err = sum.Err()
+	}
+	if err != nil || sum.Pending != 0 {
+		t.Errorf("%+v, %v", sum, err)
+	}
+	p.stop(cmd, out)
+}
+
+func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
+	p := build(t)
+	pay := func(key string) string {
+		t.Helper()
+		resp, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/api/payments", p.port), "application/json", strings.NewReader(body(key, "ACC001", "ACC002", "USD", 10)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return read(t, resp).outcome()
+	}
+	expect := func(got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	cmd, out := p.run()
+	if !strings.Contains(out.String(), fmt.Sprintf("curl -s http://127.0.0.1:%d/api/payments", p.port)) {
+		t.Errorf("it does not say what to try: %s", out)
+	}
+	var accounts int
+	conn, err := pgx.Connect(t.Context(), p.database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM wallet_accounts WHERE NOT internal`).Scan(&accounts); err != nil || accounts < 1000 {
+		t.Errorf("%d accounts, %v", accounts, err)
+	}
+	conn.Close(t.Context())
+	expect(pay("test-001"), "200 SUCCESS committed")
+
+	second, text := p.command("run")
+	if err := second.Run(); err == nil || !strings.Contains(text.String(), "another pgw run uses the data directory") {
+		t.Errorf("a second copy: %v: %s", err, text)
+	}
+	elsewhere, text := p.command("run")
+	elsewhere.Env = append(p.env, "PGW_DATA_DIR="+filepath.Join(p.dir, "other"))
+	if err := elsewhere.Run(); err == nil || !strings.Contains(text.String(), "needs port") {
+		t.Errorf("a busy port: %v: %s", err, text)
+	}
+	p.stop(cmd, out)
+
+	cmd, out = p.run()
+	expect(pay("test-001"), "200 SUCCESS_REPLAY duplicate_idempo")
+	p.stop(cmd, out)
+
+	fresh, out := p.command("run", "--fresh")
+	if err := fresh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(p.runFile()); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	expect(pay("test-001"), "200 SUCCESS committed")
+	p.stop(fresh, out)
+}
