@@ -1,0 +1,95 @@
+package risk
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+)
+
+var secret = []byte("pgw")
+
+func TestJudge(t *testing.T) {
+	rules := newRuleSet("r", Rules{MinAmountIDR: 1000, MaxAmountIDR: 5000, VelocityPerMin: 3, BlockedAccounts: []string{"BAD"}})
+	good := request{sender: "A", receiver: "B", currency: "USD", txDate: "2026-01-31T09:30:00Z", key: "k", amountIDR: 2000}
+	for want, change := range map[string]func(*request){
+		"":             func(*request) {},
+		badInput:       func(r *request) { r.sender = "" },
+		sameParty:      func(r *request) { r.receiver = "A" },
+		belowMin:       func(r *request) { r.amountIDR = 999 },
+		aboveMax:       func(r *request) { r.amountIDR = 5001 },
+		blockedAccount: func(r *request) { r.receiver = "BAD" },
+	} {
+		r := good
+		change(&r)
+		if got, err := rules.judge(r, secret, func() (uint32, error) { return 2, nil }); err != nil || got != want {
+			t.Errorf("%q: got %q, %v", want, got, err)
+		}
+	}
+	for name, change := range map[string]func(*request){
+		"no receiver": func(r *request) { r.receiver = "" }, "no amount": func(r *request) { r.amountIDR = 0 },
+		"no such currency": func(r *request) { r.currency = "QQQ" }, "bad date": func(r *request) { r.txDate = "today" },
+	} {
+		r := good
+		change(&r)
+		if got, _ := rules.judge(r, secret, nil); got != badInput {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if got, err := rules.judge(good, secret, func() (uint32, error) { return 3, nil }); err != nil || got != velocity {
+		t.Errorf("at the velocity's limit: %q, %v", got, err)
+	}
+	broken := errors.New("away")
+	if _, err := rules.judge(good, secret, func() (uint32, error) { return 0, broken }); !errors.Is(err, broken) {
+		t.Errorf("the count could not be read: %v", err)
+	}
+}
+
+// About as many are refused as the rule says, the same ones always, and other ones under another secret.
+func TestTheDraw(t *testing.T) {
+	const n = 20_000
+	refused, sameElsewhere := 0, 0
+	for i := range n {
+		r := request{key: fmt.Sprint("key-", i)}
+		if draw(r, secret) < 20_000 {
+			refused++
+			if draw(r, []byte("other")) < 20_000 {
+				sameElsewhere++
+			}
+		}
+		other := r
+		other.sender, other.amountIDR = "X", 5
+		if draw(r, secret) != draw(other, secret) {
+			t.Fatal("the draw depends on more than the key")
+		}
+	}
+	if refused < n*15/1000 || refused > n*25/1000 || sameElsewhere > refused/5 {
+		t.Errorf("%d of %d refused; %d of them under another secret too", refused, n, sameElsewhere)
+	}
+	a := request{sender: "A", receiver: "B", amountIDR: 1}
+	b := request{sender: "A", receiver: "B", amountIDR: 2}
+	if draw(a, secret) == draw(b, secret) {
+		t.Error("without a key the whole request counts")
+	}
+	if draw(request{key: "test-001"}, secret) < 20_000 {
+		t.Error("the README's example is refused")
+	}
+}
+
+func TestRulesAreChecked(t *testing.T) {
+	if err := Defaults.validate(); err != nil {
+		t.Error(err)
+	}
+	for name, r := range map[string]Rules{
+		"negative min": {MinAmountIDR: -1}, "negative max": {MaxAmountIDR: -1}, "max below min": {MinAmountIDR: 5, MaxAmountIDR: 4},
+		"more than all": {RandomRejectPPM: 1_000_001}, "too many blocked": {BlockedAccounts: make([]string, maxBlocked+1)},
+	} {
+		if r.validate() == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	zero := int64(0)
+	got := Rules{MinAmountIDR: 5, RandomRejectPPM: 7, VelocityPerMin: 9}.merged(Rules{MaxAmountIDR: 8}, &zero, nil)
+	if got.MinAmountIDR != 0 || got.RandomRejectPPM != 7 || got.MaxAmountIDR != 8 || got.VelocityPerMin != 0 {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,217 @@
+package function
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	riskv1 "pgw/proto/gen/risk/v1"
+)
+
+type service struct {
+	riskv1.UnimplementedRiskServiceServer
+	evaluate func(context.Context, *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error)
+}
+
+func (s service) Evaluate(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+	return s.evaluate(ctx, in)
+}
+
+func serve(t *testing.T, f *Function, s service) (addr string, stop func() error) {
+	t.Helper()
+	f.Name, f.Log, f.Registry = "test", slog.New(slog.DiscardHandler), NewRegistry()
+	f.GRPC = func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, s) }
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Serve(ctx, l, 10*time.Second) }()
+	return l.Addr().String(), func() error { cancel(); return <-done }
+}
+
+func allow(context.Context, *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+	return &riskv1.EvaluateResponse{Allow: true}, nil
+}
+
+// gRPC, events and plain HTTP share one port, and, as behind Knative's proxies, one connection.
+func TestOnePortForAll(t *testing.T) {
+	var taken atomic.Int32
+	addr, stop := serve(t, &Function{Events: func(context.Context, cloudevents.Event) error { taken.Add(1); return nil }}, service{evaluate: allow})
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	dials := 0
+	h2c := &http.Client{Transport: &http.Transport{Protocols: &protocols, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dials++
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}}}
+	e := cloudevents.New()
+	e.SetID("1")
+	e.SetType("t")
+	e.SetSource("/s")
+	for range 3 {
+		req, err := cehttp.NewHTTPRequestFromEvent(t.Context(), "http://"+addr+"/", e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := h2c.Do(req)
+		if err != nil || resp.StatusCode != http.StatusAccepted || resp.ProtoMajor != 2 {
+			t.Fatal(resp, err)
+		}
+		resp.Body.Close()
+		// An empty gRPC message: five bytes of frame.
+		req, _ = http.NewRequest(http.MethodPost, "http://"+addr+"/risk.v1.RiskService/Evaluate", strings.NewReader("\x00\x00\x00\x00\x00"))
+		req.Header.Set("Content-Type", "application/grpc")
+		req.Header.Set("TE", "trailers")
+		if resp, err = h2c.Do(req); err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.Trailer.Get("Grpc-Status") != "0" || len(body) != 7 {
+			t.Errorf("gRPC on the same connection: %v %q", resp.Trailer, body)
+		}
+		if resp, err = h2c.Get("http://" + addr + "/healthz"); err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp, err)
+		}
+		resp.Body.Close()
+	}
+	if dials != 1 || taken.Load() != 3 {
+		t.Errorf("%d connections, %d events", dials, taken.Load())
+	}
+	if resp, err := http.Get("http://" + addr + "/metrics"); err != nil || resp.StatusCode != 200 || resp.ProtoMajor != 1 {
+		t.Errorf("HTTP/1: %v, %v", resp, err)
+	}
+	h2c.CloseIdleConnections()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPanicIsOneAnswer(t *testing.T) {
+	addr, stop := serve(t, &Function{}, service{evaluate: func(_ context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+		if in.SenderId == "" {
+			panic("oh")
+		}
+		return allow(nil, in)
+	}})
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := riskv1.NewRiskServiceClient(conn)
+	if _, err := client.Evaluate(t.Context(), &riskv1.ScoreRequest{}); status.Code(err) != codes.Internal || strings.Contains(err.Error(), "oh") {
+		t.Errorf("%v", err)
+	}
+	if _, err := client.Evaluate(t.Context(), &riskv1.ScoreRequest{SenderId: "A"}); err != nil {
+		t.Errorf("the next call: %v", err)
+	}
+	conn.Close()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A drain answers what is under way, says meanwhile that it is not ready, and then closes.
+func TestDrain(t *testing.T) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	closed := false
+	f := &Function{
+		Routes: func(mux *http.ServeMux) {
+			mux.HandleFunc("GET /slow", func(w http.ResponseWriter, _ *http.Request) {
+				close(begun)
+				<-release
+				io.WriteString(w, "done")
+			})
+		},
+		Close: func(context.Context) error { closed = true; return nil },
+	}
+	addr, stop := serve(t, f, service{evaluate: allow})
+	answer := make(chan string)
+	go func() {
+		resp, err := http.Get("http://" + addr + "/slow")
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		body, _ := io.ReadAll(resp.Body)
+		answer <- string(body)
+	}()
+	<-begun
+	if err := f.ready(t.Context()); err != nil {
+		t.Errorf("before: %v", err)
+	}
+	stopped := make(chan error)
+	go func() { stopped <- stop() }()
+	for f.ready(t.Context()) == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if closed {
+		t.Error("closed while something was under way")
+	}
+	close(release)
+	if got := <-answer; got != "done" {
+		t.Errorf("what was under way heard %q", got)
+	}
+	if err := <-stopped; err != nil || !closed {
+		t.Errorf("closed %t, %v", closed, err)
+	}
+}
+
+func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
+	f := &Function{Background: func(context.Context) error { return errors.New("lost") }}
+	_, stop := serve(t, f, service{evaluate: allow})
+	for f.ready(t.Context()) == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := stop(); err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// In one process a call behaves as over a network: messages are not shared, errors have codes.
+func TestInProcess(t *testing.T) {
+	var kept *riskv1.ScoreRequest
+	f := &Function{Log: slog.New(slog.DiscardHandler), GRPC: func(r grpc.ServiceRegistrar) {
+		riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+			kept = in
+			switch in.SenderId {
+			case "panic":
+				panic("oh")
+			case "plain":
+				return nil, errors.New("plain")
+			case "late":
+				return nil, context.DeadlineExceeded
+			}
+			return &riskv1.EvaluateResponse{Allow: true, Reason: in.SenderId}, nil
+		}})
+	}}
+	client := riskv1.NewRiskServiceClient(f.InProcess())
+	in := &riskv1.ScoreRequest{SenderId: "A"}
+	if got, err := client.Evaluate(t.Context(), in); err != nil || got.Reason != "A" || kept == in {
+		t.Errorf("%v, %v; shared %t", got, err, kept == in)
+	}
+	for sender, want := range map[string]codes.Code{"panic": codes.Internal, "plain": codes.Unknown, "late": codes.DeadlineExceeded} {
+		if _, err := client.Evaluate(t.Context(), &riskv1.ScoreRequest{SenderId: sender}); status.Code(err) != want {
+			t.Errorf("%s: %v", sender, err)
+		}
+	}
+	if _, err := riskv1.NewAdminClient(f.InProcess()).SeedRules(t.Context(), &riskv1.SeedRulesRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a service that is not there: %v", err)
+	}
+}
