@@ -109,7 +109,7 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 // New makes the function with its dependencies passed in.
 func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
 	// Each lane of both kinds holds a connection while it works; a few more serve reads.
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", MaxConns: int32(2*cfg.BatchLanes + 4)})
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4)})
 	if err != nil {
 		return nil, err
 	}

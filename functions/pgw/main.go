@@ -34,6 +34,8 @@ type commands struct {
 	FX       functionCommand `cmd:"" name:"fx" help:"Run the fx function."`
 	Wallet   functionCommand `cmd:"" help:"Run the wallet function."`
 	Risk     functionCommand `cmd:"" help:"Run the risk function."`
+
+	KafkaSource sourcesCommand `cmd:"" name:"kafkasource" help:"Run the stand-in for Knative's KafkaSource, KafkaSink and PingSource."`
 }
 
 // functionCommand runs one function, configured by its environment alone.

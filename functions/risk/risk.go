@@ -60,7 +60,7 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", MaxConns: 3, ReadOnly: true})
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}

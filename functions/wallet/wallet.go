@@ -80,7 +80,7 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", MaxConns: 4, ReadOnly: true})
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}

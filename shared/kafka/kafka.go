@@ -26,6 +26,13 @@ type Config struct {
 	AccountsTopic string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 }
 
+// Renamed maps the topics' names in the manifests to those that this configuration gives them.
+func (c Config) Renamed() map[string]string {
+	return map[string]string{
+		"payments.request": c.RequestTopic, "payments.result": c.ResultTopic, "ledger.accounts": c.AccountsTopic,
+	}
+}
+
 // The bounds of one publish: how long a broker may take to acknowledge, and how often it is asked.
 const (
 	ackTimeout      = 3 * time.Second

@@ -19,6 +19,10 @@ type Config struct {
 	Name     string // application_name: who is asking, for pg_stat_activity
 	MaxConns int32
 	ReadOnly bool // every transaction of this pool is read-only
+	// Lookups says that every statement of this pool finds its rows by index. A statement prepared while
+	// the tables were small would otherwise keep a plan that reads them whole, and slow down with each row
+	// until the tables are next analyzed.
+	Lookups bool
 }
 
 // Open makes a pool. It connects when it is first used: a function must be able to start while the database
@@ -38,6 +42,10 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	// A connection whose client has died must not hold account locks for longer than this.
 	params["idle_in_transaction_session_timeout"] = "5000"
 	params["statement_timeout"] = "10000"
+	params["jit"] = "off"
+	if cfg.Lookups {
+		params["enable_seqscan"], params["enable_hashjoin"], params["enable_mergejoin"] = "off", "off", "off"
+	}
 	if cfg.ReadOnly {
 		params["default_transaction_read_only"] = "on"
 	}

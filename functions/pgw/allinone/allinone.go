@@ -136,9 +136,7 @@ func (s *System) addSources() error {
 	}
 	s.sources, err = kafkasource.New(manifests, kafkasource.Config{
 		Brokers: s.cfg.Kafka.Brokers, Transport: reach, Log: s.cfg.Log, Registerer: s.functions["worker"].Registry,
-		Topics: map[string]string{
-			"payments.request": s.cfg.Kafka.RequestTopic, "payments.result": s.cfg.Kafka.ResultTopic, "ledger.accounts": s.cfg.Kafka.AccountsTopic,
-		},
+		Topics: s.cfg.Kafka.Renamed(),
 		SinkURL: func(service string) (string, error) {
 			if _, ok := s.functions[service]; !ok {
 				return "", fmt.Errorf("there is no function %s", service)

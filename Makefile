@@ -1,0 +1,48 @@
+# What there is to do here: make help.
+
+# Tools run by version, from the module proxy; nothing is installed.
+BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+# The race detector needs a C compiler. Without one the tests run all the same, and say so.
+ifneq ($(shell command -v $${CC:-cc} 2>/dev/null),)
+RACE := -race
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run fresh build test lint generate check-generated bench clean
+
+help: ## Show this.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/pgw.
+	@go build -o bin/pgw ./functions/pgw
+
+run: build ## Run everything in one process, on embedded defaults (Ctrl-C stops it).
+	@exec bin/pgw run
+
+fresh: build ## The same, starting over.
+	@exec bin/pgw run --fresh
+
+test: ## Run all tests, against a real Postgres and the embedded broker.
+	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
+	go test $(RACE) -timeout 20m ./...
+
+lint: ## Check formatting, go vet and staticcheck.
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+	go vet ./...
+	$(STATICCHECK) ./...
+
+generate: ## Make proto/gen and the seeds anew from their sources.
+	cd proto && $(BUF) lint && $(BUF) generate
+	go run ./functions/pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv.new && mv seeds/accounts.csv.new seeds/accounts.csv
+	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl
+
+check-generated: generate ## Fail when what is generated is not current.
+	@test -z "$$(git status --porcelain proto/gen seeds go.mod go.sum)" || { echo "not current:"; git status --short proto/gen seeds go.mod go.sum; exit 1; }
+
+bench: build ## Payments a second beside pgbench's transfer, on the same Postgres in the same run.
+	go run ./tests/load
+
+clean: ## Delete what was built; the data in .pgw stays.
+	rm -rf bin tests/*/out

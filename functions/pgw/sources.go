@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"pgw/compose/kafkasource"
+	"pgw/knative"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+)
+
+// sourcesCommand is the stand-in for KafkaSource as a process of its own. What runs it reads from its
+// environment, like a function: PORT, DRAIN_TIMEOUT, LOG_LEVEL, KAFKA_BROKERS and the topics' names.
+type sourcesCommand struct {
+	Manifests string            `type:"existingdir" help:"Folder of manifests; those of knative/base when not given."`
+	Sinks     map[string]string `env:"SINKS" mapsep:"," help:"SERVICE=URL for each Knative Service named as a sink."`
+	Parity    bool              `help:"When a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again."`
+}
+
+func (c sourcesCommand) Run(ctx context.Context) error {
+	return function.Main(ctx, "kafkasource", func(cfg kafka.Config, log *slog.Logger) (*function.Function, error) {
+		var files fs.FS = knative.Base
+		if c.Manifests != "" {
+			files = os.DirFS(c.Manifests)
+		}
+		manifests, err := kafkasource.Load(files)
+		if err != nil {
+			return nil, err
+		}
+		registry := function.NewRegistry()
+		var protocols http.Protocols
+		protocols.SetUnencryptedHTTP2(true)
+		sources, err := kafkasource.New(manifests, kafkasource.Config{
+			Brokers: cfg.Brokers, Topics: cfg.Renamed(), Parity: c.Parity, Log: log, Registerer: registry,
+			Transport: &http.Transport{Protocols: &protocols},
+			SinkURL: func(service string) (string, error) {
+				url, ok := c.Sinks[service]
+				if !ok {
+					return "", fmt.Errorf("SINKS has no URL for the service %s", service)
+				}
+				return url, nil
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+		return &function.Function{
+			Name: "kafkasource", Log: log, Registry: registry,
+			Ready:      func(context.Context) error { return sources.Ready() },
+			Background: sources.Run,
+		}, nil
+	})
+}
