@@ -36,7 +36,6 @@ type flight struct {
 	done      chan struct{}
 	result    event.PaymentResult // set before done is closed
 	waiters   int                 // guarded by flights.mu
-	finished  bool                // guarded by flights.mu
 }
 
 // flights are all requests under way at this replica.

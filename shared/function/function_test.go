@@ -104,11 +104,11 @@ func TestOnePortForAll(t *testing.T) {
 }
 
 func TestAPanicIsOneAnswer(t *testing.T) {
-	addr, stop := serve(t, &Function{}, service{evaluate: func(_ context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+	addr, stop := serve(t, &Function{}, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 		if in.SenderId == "" {
 			panic("oh")
 		}
-		return allow(nil, in)
+		return allow(ctx, in)
 	}})
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
