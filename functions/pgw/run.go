@@ -32,7 +32,11 @@ import (
 )
 
 const (
-	partitions   = 8
+	partitions = 8
+	// In one process partitions add no parallelism; one keeps what is produced and fetched together large,
+	// which was worth a third more payments a second than eight.
+	localPartitions = 1
+
 	readyWithin  = 60 * time.Second
 	seededWithin = 2 * time.Minute
 )
@@ -242,8 +246,11 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	var topics []kafka.Topic
 	for _, name := range manifests.Topics() {
 		t := kafka.Topic{Name: name, Partitions: partitions, Config: map[string]string{"retention.ms": "604800000"}} // 7 days
-		if name == s.kafka.AccountsTopic {
+		switch {
+		case name == s.kafka.AccountsTopic:
 			t.Config["retention.ms"] = "-1" // where the money came from
+		case len(c.Brokers) == 0:
+			t.Partitions = localPartitions
 		}
 		topics = append(topics, t)
 	}

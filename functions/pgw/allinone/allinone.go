@@ -83,7 +83,9 @@ func New(cfg Config) (*System, error) {
 	}
 	log := func(name string) *slog.Logger { return cfg.Log.With("function", name) }
 
-	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 64, BatchLanes: 2, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
+	// One lane of each kind: the processors are shared with everything else here, and fewer, larger
+	// transactions cost them less.
+	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 64, BatchLanes: 1, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
 		publish, time.Now, log("db"))
 	if err != nil {
 		return nil, err
