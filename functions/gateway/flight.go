@@ -32,6 +32,7 @@ type flightID struct {
 
 // flight is one request under way at this replica, and all clients who wait for it.
 type flight struct {
+	attempt   string    // the leader's
 	published time.Time // about when: taken before publishing
 	done      chan struct{}
 	result    event.PaymentResult // set before done is closed
@@ -58,12 +59,12 @@ func (fs *flights) join(id flightID) *flight {
 }
 
 // start joins the flight, and makes it when there is none: then the caller leads.
-func (fs *flights) start(id flightID) (f *flight, leads bool) {
+func (fs *flights) start(id flightID, attempt string) (f *flight, leads bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f = fs.by[id]
 	if f == nil {
-		f, leads = &flight{published: time.Now(), done: make(chan struct{})}, true
+		f, leads = &flight{attempt: attempt, published: time.Now(), done: make(chan struct{})}, true
 		fs.by[id] = f
 	}
 	f.waiters++

@@ -212,7 +212,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
 
 // send publishes the request and waits for its result, unless a twin has done so meanwhile.
 func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took *stages) reply {
-	f, leads := g.flights.start(id)
+	f, leads := g.flights.start(id, r.AttemptID)
 	defer g.flights.leave(id, f)
 	if !leads {
 		return g.await(ctx, f, r, true, took)
@@ -271,7 +271,9 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 		g.stage(took, "wait", time.Since(begun))
 	}
 	out := payment.Outcome{Status: result.Status, Reason: result.Reason, Ref: result.Ref}
-	if follows && out.Status == payment.Success {
+	// SUCCESS is the first attempt's to hear: not that of one who waited along, nor of a later one who is
+	// reached by the first one's result, delivered again.
+	if (follows || result.AttemptID != f.attempt) && out.Status == payment.Success {
 		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
 	}
 	return reply{Outcome: out, stages: *took}

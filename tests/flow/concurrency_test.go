@@ -17,6 +17,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/event"
+	"pgw/shared/kafka"
 	"pgw/shared/payment"
 )
 
@@ -446,4 +447,39 @@ func request(key, from, to string, amount int64) payment.Request {
 	}
 	r.Sent.Minor, r.Sent.Currency = amount, idr
 	return r
+}
+
+// A result that is delivered again reaches the wait of a second attempt: success was told once already, so
+// the second attempt hears of a replay.
+func TestARedeliveredResultIsAReplay(t *testing.T) {
+	s := start(t, options{})
+	first := s.expect(s.pay("twice", "A", "B", "IDR", 5000), "200 SUCCESS committed")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/payments.v1.") {
+				return status.Error(codes.Unavailable, "down")
+			}
+			return nil
+		}
+	})
+	second := make(chan answer)
+	go func() { second <- s.pay("twice", "A", "B", "IDR", 5000) }()
+	old, err := kafka.ReadRecord(t.Context(), s.records(s.kafka.ResultTopic)[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if code := s.postEvent(s.url+"/events", old); code != 202 {
+			t.Errorf("the result: %d", code)
+		}
+		select {
+		case got := <-second:
+			if s.expect(got, "200 SUCCESS_REPLAY duplicate_idempo"); got.Ref != first.Ref {
+				t.Errorf("another ref: %s", got)
+			}
+			s.faults.set(func(f *faults) { f.rpc = nil })
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
