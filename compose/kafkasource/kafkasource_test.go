@@ -393,13 +393,15 @@ func TestOrdering(t *testing.T) {
 					<-release
 				}
 			})
+			done := sync.OnceFunc(func() { close(release) })
+			t.Cleanup(done)
 			r.start(manifest("ordering: unordered", "ordering: "+ordering), nil)
 			r.sendEvent("a", "slow")
-			r.sendEvent("a", "behind it")
-			r.sendEvent("b", "other key")
 			if got := await(t, seen); got != "slow" {
 				t.Fatalf("first %s", got)
 			}
+			r.sendEvent("a", "behind it")
+			r.sendEvent("b", "other key")
 			if ordering == "unordered" {
 				if got := await(t, seen); got != "other key" {
 					t.Errorf("while the first is under way: %s", got)
@@ -411,7 +413,7 @@ func TestOrdering(t *testing.T) {
 				t.Errorf("%s overtook", got)
 			case <-time.After(100 * time.Millisecond):
 			}
-			close(release)
+			done()
 			if got := await(t, seen); got != "behind it" {
 				t.Errorf("then %s", got)
 			}
@@ -470,6 +472,8 @@ func TestDrainAndGoOn(t *testing.T) {
 		started <- struct{}{}
 		<-release
 	})
+	done := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(done)
 	stop := r.start(manifest("unordered", "ordered"), nil)
 	r.sendEvent("a", "1")
 	r.sendEvent("a", "2")
@@ -481,7 +485,7 @@ func TestDrainAndGoOn(t *testing.T) {
 		t.Fatal("stopped while a delivery was under way")
 	case <-time.After(100 * time.Millisecond):
 	}
-	close(release)
+	done()
 	await(t, stopped)
 	r.committed(int64(n.Load()))
 	r.start(manifest("unordered", "ordered"), nil)
