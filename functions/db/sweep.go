@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,11 +17,10 @@ import (
 )
 
 const (
-	sweepBatch = 200
-	// maxSweepBatches bounds one sweep; the next goes on.
-	maxSweepBatches = 500
+	sweepBatch = 200 // reservations in one transaction
+	maxSwept   = 50_000
 	// clockSkew is how far apart the clocks of db's replicas and of Postgres may be.
-	clockSkew = 5 * time.Minute
+	clockSkew = time.Minute
 )
 
 // Sweep implements db.v1.Admin.
@@ -33,142 +33,165 @@ func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepRespon
 }
 
 const (
-	// The primary key is ordered by time, so this reads only what came after the last sweep.
-	overdueSQL = `
-SELECT reservation_id FROM reservations
-WHERE reservation_id >= $1 AND status = 'PENDING' AND deadline < clock_timestamp()
+	// The primary key is ordered by time, so this reads only what came after the mark of the last sweep:
+	// an index on the status would cost every payment more than this costs each minute.
+	unfinishedSQL = `
+SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), created_at
+FROM reservations
+WHERE reservation_id >= $1 AND (status = 'PENDING' OR untold)
 ORDER BY reservation_id LIMIT $2`
 
 	untoldSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, p.reason
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, p.reason
 FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id >= $1 AND r.untold ORDER BY r.reservation_id LIMIT $2`
+WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold`
 
 	toldSQL = `UPDATE reservations SET untold = false WHERE reservation_id = ANY($1::uuid[])`
 
-	// What is PENDING or untold stays in front of the mark, however old it is.
-	markSweptSQL = `
-UPDATE sweep_state SET swept_to = greatest(swept_to, $1)
-WHERE NOT EXISTS (
-	SELECT FROM reservations
-	WHERE reservation_id >= $2 AND created_at < $1 AND (status = 'PENDING' OR untold))`
-
-	oldestPendingSQL = `
-SELECT coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
-FROM reservations WHERE reservation_id >= $1 AND status = 'PENDING'`
+	markSQL = `UPDATE sweep_state SET swept_to = greatest(swept_to, $1)`
 )
+
+// unfinished is a reservation that holds money, or whose end is still to be told.
+type unfinished struct {
+	id      pgtype.UUID
+	pending bool
+	overdue bool
+	created time.Time
+}
 
 // sweep rolls back what is past its deadline, and publishes the outcomes. A crash in between leaves them
 // marked untold, and the next sweep publishes them: at least once, with the same event id.
 func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("sweep: %w", err)
+		}
+		d.metrics.swept.Add(float64(rolledBack))
+		if rolledBack > 0 {
+			d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", rolledBack, "told", told)
+		}
+	}()
 	var mark time.Time
 	if err := d.pool.QueryRow(ctx, `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil {
-		return 0, 0, fmt.Errorf("sweep: %w", err)
+		return 0, 0, err
 	}
-	from := pgtype.UUID{Bytes: firstID(mark.Add(-clockSkew)), Valid: true}
-	for range maxSweepBatches {
-		n, err := d.rollBackOverdue(ctx, from)
+	// No hold lives longer than DecideWithin, so nothing made before this can become PENDING any more.
+	finished := d.now().Add(-payment.DecideWithin - clockSkew)
+	open, err := d.unfinished(ctx, mark.Add(-clockSkew))
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(open) == maxSwept {
+		finished = minTime(finished, open[maxSwept-1].created) // the next sweep goes on from there
+	}
+	var overdue, untold []pgtype.UUID
+	var oldest time.Time
+	for _, u := range open {
+		switch {
+		case u.overdue:
+			overdue = append(overdue, u.id)
+		case u.pending:
+			if oldest.IsZero() {
+				oldest = u.created
+			}
+		default:
+			untold = append(untold, u.id)
+		}
+	}
+	for ids := range slices.Chunk(overdue, sweepBatch) {
+		done, err := d.rollBackOverdue(ctx, ids)
 		if err != nil {
-			return rolledBack, told, fmt.Errorf("sweep: %w", err)
+			return rolledBack, told, err
 		}
-		rolledBack += n
-		d.metrics.swept.Add(float64(n))
-		m, err := d.tellSwept(ctx, from)
-		if err != nil {
-			return rolledBack, told, fmt.Errorf("sweep: %w", err)
+		rolledBack += len(done)
+		untold = append(untold, done...)
+	}
+	for ids := range slices.Chunk(untold, sweepBatch) {
+		if err := d.tell(ctx, ids); err != nil {
+			return rolledBack, told, err
 		}
-		told += m
-		if n < sweepBatch && m < sweepBatch {
-			break
-		}
+		told += len(ids)
 	}
-	var oldest float64
-	if err := d.pool.QueryRow(ctx, oldestPendingSQL, from).Scan(&oldest); err != nil {
-		return rolledBack, told, fmt.Errorf("sweep: %w", err)
+	d.metrics.oldestPending.Set(0)
+	if !oldest.IsZero() {
+		d.metrics.oldestPending.Set(d.now().Sub(oldest).Seconds())
+		finished = minTime(finished, oldest)
 	}
-	d.metrics.oldestPending.Set(oldest)
-	// No hold lives longer than DecideWithin, so nothing older can become PENDING any more.
-	done := d.now().Add(-payment.DecideWithin - clockSkew)
-	if _, err := d.pool.Exec(ctx, markSweptSQL, done, from); err != nil {
-		return rolledBack, told, fmt.Errorf("sweep: %w", err)
-	}
-	if rolledBack > 0 {
-		d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", rolledBack, "told", told)
-	}
-	return rolledBack, told, nil
+	_, err = d.pool.Exec(ctx, markSQL, finished)
+	return rolledBack, told, err
 }
 
-func (d *DB) rollBackOverdue(ctx context.Context, from pgtype.UUID) (int, error) {
-	rows, err := d.pool.Query(ctx, overdueSQL, from, sweepBatch)
+func minTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func (d *DB) unfinished(ctx context.Context, since time.Time) ([]unfinished, error) {
+	rows, err := d.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: firstID(since), Valid: true}, maxSwept)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
-	if err != nil || len(ids) == 0 {
-		return 0, err
-	}
-	reasons := make([]string, len(ids))
-	for i := range reasons {
-		reasons[i] = string(payment.Expired)
-	}
-	// The same compare-and-set as everyone else's: what a commit took meanwhile stays committed.
-	done, err := runTransaction(ctx, ids, func(ctx context.Context, ids []pgtype.UUID) ([]uuid.UUID, error) {
-		var done []uuid.UUID
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u unfinished, err error) {
+		return u, row.Scan(&u.id, &u.pending, &u.overdue, &u.created)
+	})
+}
+
+// rollBackOverdue uses the same compare-and-set as everyone else: what a commit took meanwhile stays
+// committed, and is not among those returned.
+func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
+	reasons := slices.Repeat([]string{string(payment.Expired)}, len(ids))
+	return runTransaction(ctx, ids, func(ctx context.Context, ids []pgtype.UUID) (done []pgtype.UUID, _ error) {
 		b := &pgx.Batch{}
 		b.Queue(lockFinishingSQL, []pgtype.UUID{}, ids)
 		b.Queue(rollBackSQL, ids, reasons, true).Query(func(rows pgx.Rows) (err error) {
-			done, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+			done, err = pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
 			return err
 		})
-		return done, d.pool.SendBatch(ctx, b).Close()
+		err := d.pool.SendBatch(ctx, b).Close()
+		return done, err
 	})
-	return len(done), err
 }
 
-func (d *DB) tellSwept(ctx context.Context, from pgtype.UUID) (int, error) {
-	rows, err := d.pool.Query(ctx, untoldSQL, from, sweepBatch)
+func (d *DB) tell(ctx context.Context, ids []pgtype.UUID) error {
+	rows, err := d.pool.Query(ctx, untoldSQL, ids)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	type untold struct {
-		key   string
-		claim Claim
-	}
-	waiting, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (u untold, err error) {
-		var fingerprint []byte
-		err = row.Scan(&u.key, &u.claim.ReservationID, &fingerprint, &u.claim.AttemptID, &u.claim.Reason)
-		copy(u.claim.Fingerprint[:], fingerprint)
-		return u, err
-	})
-	if err != nil {
-		return 0, err
-	}
-	var told []pgtype.UUID
-	for _, u := range waiting {
-		e, err := event.Result("/pgw/db", event.PaymentResult{
-			Key: u.key, Status: payment.Failed, Reason: u.claim.Reason,
-			AttemptID: u.claim.AttemptID, SettledAt: d.now().UTC(),
-		}, u.claim.Fingerprint, d.now())
+	claims := map[string]Claim{}
+	for rows.Next() {
+		var key string
+		c, err := scanClaim(rows, &key)
 		if err != nil {
-			return 0, err
+			rows.Close()
+			return err
 		}
-		if err := d.cfg.Keys.Sign(&e); err != nil {
-			return 0, err
-		}
-		if err := d.publish.Publish(ctx, d.cfg.Kafka.ResultTopic, u.key, e); err != nil {
-			return 0, err
-		}
-		told = append(told, pgtype.UUID{Bytes: u.claim.ReservationID, Valid: true})
+		claims[key] = c
 	}
-	if len(told) == 0 {
-		return 0, nil
+	if err := rows.Err(); err != nil {
+		return err
 	}
-	_, err = d.pool.Exec(ctx, toldSQL, told)
-	return len(told), err
+	for key, c := range claims {
+		e, err := event.Result("/pgw/db", event.PaymentResult{
+			Key: key, Status: payment.Failed, Reason: c.Reason, AttemptID: c.AttemptID, SettledAt: d.now().UTC(),
+		}, c.Fingerprint, d.now())
+		if err == nil {
+			err = d.cfg.Keys.Sign(&e)
+		}
+		if err == nil {
+			err = d.publish.Publish(ctx, d.cfg.Kafka.ResultTopic, key, e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err = d.pool.Exec(ctx, toldSQL, ids)
+	return err
 }
 
 // firstID is the lowest UUIDv7 of a time.
-func firstID(t time.Time) (id [16]byte) {
+func firstID(t time.Time) (id uuid.UUID) {
 	var millis [8]byte
 	binary.BigEndian.PutUint64(millis[:], uint64(max(0, t.UnixMilli())))
 	copy(id[:6], millis[2:])
