@@ -87,7 +87,8 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log 
 	w := &Wallet{
 		pool: pool, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
 	}
-	w.reads = batch.New(batch.Config{Max: 256, Lanes: 2, Queue: cfg.QueueMax}, w.readAll)
+	// One lane: reads are short, and one query for many accounts costs hardly more than for one.
+	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax}, w.readAll)
 	return &function.Function{
 		Name: "wallet", Log: log, Registry: function.NewRegistry(),
 		GRPC: func(r grpc.ServiceRegistrar) {
