@@ -48,6 +48,9 @@ type runCommand struct {
 	Fresh    bool     `help:"Start over: delete what is in the data directory first."`
 	Database string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
 	Brokers  []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
+	Requests string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"Topics' names, where others are wanted."`
+	Results  string   `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
+	Accounts string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	LogLevel string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
 	EventKey string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
 
@@ -242,9 +245,12 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	if err != nil {
 		return err
 	}
-	s.kafka = kafka.Config{RequestTopic: "payments.request", ResultTopic: "payments.result", AccountsTopic: "ledger.accounts"}
+	s.kafka = kafka.Config{RequestTopic: c.Requests, ResultTopic: c.Results, AccountsTopic: c.Accounts}
 	var topics []kafka.Topic
 	for _, name := range manifests.Topics() {
+		if given, ok := s.kafka.Renamed()[name]; ok {
+			name = given
+		}
 		t := kafka.Topic{Name: name, Partitions: partitions, Config: map[string]string{"retention.ms": "604800000"}} // 7 days
 		switch {
 		case name == s.kafka.AccountsTopic:
