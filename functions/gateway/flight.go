@@ -119,19 +119,21 @@ func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome str
 	if n, err := hex.Decode(id.fingerprint[:], []byte(result.Fingerprint)); err != nil || n != len(id.fingerprint) {
 		return "refused", fmt.Errorf("%w: fingerprint of %d characters", event.ErrMalformed, len(result.Fingerprint))
 	}
+	// A result belongs to the replica that asked, even while the same payment is under way here too: each
+	// request has a result of its own coming, and this one's client waits there.
+	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
+	if elsewhere && event.Header(ctx).Get(relayedHeader) == "" {
+		if err := g.relayResult(ctx, result.ReplyTo, e); err != nil {
+			// One try: that replica may be gone, and its client with it.
+			g.log.InfoContext(ctx, "a result could not be relayed", "idempotency_key", result.Key, "error", err)
+			return "relay_failed", nil
+		}
+		return "relayed", nil
+	}
 	if g.flights.finish(id, result) {
 		return "answered", nil
 	}
-	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
-	if !elsewhere || event.Header(ctx).Get(relayedHeader) != "" {
-		return "nobody_waits", nil
-	}
-	if err := g.relayResult(ctx, result.ReplyTo, e); err != nil {
-		// One try: that replica may be gone, and its client with it.
-		g.log.InfoContext(ctx, "a result could not be relayed", "idempotency_key", result.Key, "error", err)
-		return "relay_failed", nil
-	}
-	return "relayed", nil
+	return "nobody_waits", nil
 }
 
 func (g *Gateway) relayResult(ctx context.Context, replica string, e cloudevents.Event) error {

@@ -1,0 +1,116 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"pgw/functions/gateway"
+)
+
+// replica adds a gateway beside the system's own. All results come to the system's own first.
+func (s *system) replica(answerIn time.Duration) (url string) {
+	s.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	url = "http://" + l.Addr().String()
+	f := gateway.New(gateway.Config{AnswerIn: answerIn, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka, ReplicaURL: url},
+		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
+		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Serve(ctx, l, 5*time.Second) }()
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Error(err)
+		}
+	})
+	return url
+}
+
+func (s *system) at(url string) *system {
+	other := *s
+	other.url = url
+	return &other
+}
+
+func (s *system) metric(url, line string) bool {
+	s.t.Helper()
+	resp, err := http.Get(url + "/metrics")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.Contains(string(text), line+"\n")
+}
+
+// A result reaches the replica at which its client waits, whichever replica Kafka gave it to.
+func TestThreeReplicas(t *testing.T) {
+	s := start(t, options{})
+	urls := []string{s.url, s.replica(5 * time.Second), s.replica(5 * time.Second)}
+	counts := tally(90, func(i int) answer { return s.at(urls[i%3]).pay(fmt.Sprint("spread-", i), "A", "B", "IDR", 1000) })
+	if counts["200 SUCCESS committed"] != 90 {
+		t.Errorf("%v", counts)
+	}
+	if !s.metric(s.url, `pgw_gateway_results_total{outcome="relayed"} 60`) || !s.metric(s.url, `pgw_gateway_results_total{outcome="answered"} 30`) {
+		t.Error("60 of 90 results should have been relayed by the replica that got them")
+	}
+
+	// One key at all three at once: one settles.
+	counts = tally(30, func(i int) answer { return s.at(urls[i%3]).pay("one key", "A", "B", "IDR", 1000) })
+	if counts["200 SUCCESS committed"] != 1 || counts["200 SUCCESS_REPLAY duplicate_idempo"] != 29 {
+		t.Errorf("%v", counts)
+	}
+}
+
+// A result for a replica that is gone is given up after one try; the payment's state stays to be read.
+func TestADeadReplica(t *testing.T) {
+	s := start(t, options{})
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	f := gateway.New(gateway.Config{AnswerIn: time.Minute, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka, ReplicaURL: "http://" + gone.Addr().String()},
+		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
+		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	ctx, crash := context.WithCancel(t.Context())
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "/api/payments", strings.NewReader(body("orphan", "A", "B", "IDR", 1000)))
+		f.Handler().ServeHTTP(discardResponse{http.Header{}}, req)
+	}()
+	s.eventually("the relay is given up", func() error {
+		if !s.metric(s.url, `pgw_gateway_results_total{outcome="relay_failed"} 1`) {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	crash()
+	<-left
+	s.drain() // acknowledged: nobody is held up by it
+	if _, st := s.state("orphan"); st.State != "COMMITTED" {
+		t.Errorf("%+v", st)
+	}
+	s.expect(s.pay("orphan", "A", "B", "IDR", 1000), "200 SUCCESS_REPLAY duplicate_idempo")
+}
+
+type discardResponse struct{ header http.Header }
+
+func (d discardResponse) Header() http.Header       { return d.header }
+func (discardResponse) Write(p []byte) (int, error) { return len(p), nil }
+func (discardResponse) WriteHeader(int)             {}
