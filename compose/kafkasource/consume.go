@@ -153,13 +153,14 @@ func (w *window) finish(r *record) *record {
 	return r.next
 }
 
-// revokedContext ends a wait for a retry as soon as the partition is revoked, while a delivery under way
+// withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery under way
 // keeps its own, later end.
-type revokedKey struct{}
 
 func withRevoked(ctx, session context.Context) context.Context {
 	return context.WithValue(ctx, revokedKey{}, session)
 }
+
+type revokedKey struct{}
 
 // sleep waits before a retry, until the partition is revoked.
 func sleep(ctx context.Context, d time.Duration) error {

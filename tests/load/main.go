@@ -162,7 +162,8 @@ func awaitDatabase(runFile string) (string, error) {
 		var at struct {
 			Database string `json:"database_url"`
 		}
-		return at.Database, errors.Join(json.Unmarshal(text, &at), nil)
+		err = json.Unmarshal(text, &at)
+		return at.Database, err
 	}
 	return "", errors.New("pgw run is not ready within 90 s")
 }
