@@ -155,7 +155,6 @@ func (w *window) finish(r *record) *record {
 
 // withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery under way
 // keeps its own, later end.
-
 func withRevoked(ctx, session context.Context) context.Context {
 	return context.WithValue(ctx, revokedKey{}, session)
 }
