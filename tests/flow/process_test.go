@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -56,18 +57,28 @@ func build(t testing.TB) *program {
 	}
 	p.env = append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(p.dir, "data"))
 	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
+		port := freePort(t)
 		p.env = append(p.env, fmt.Sprintf("PGW_%s_PORT=%d", name, port))
 		if name == "GATEWAY" {
 			p.port = port
 		}
 	}
 	return p
+}
+
+// freePort picks one below those that systems give to outgoing connections: while the program is away, a
+// client that tries to reach it could otherwise be given the program's own port.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := 20_000 + rand.IntN(10_000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
 }
 
 func (p *program) command(args ...string) (*exec.Cmd, *output) {
