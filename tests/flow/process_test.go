@@ -104,7 +104,8 @@ func (p *program) run() (*exec.Cmd, *output) {
 		}
 	})
 	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(p.runFile()); err == nil {
+		// The last line of what it says; run.json is there before the first.
+		if strings.Contains(out.String(), "Ctrl-C drains and stops") {
 			return cmd, out
 		}
 		if time.Now().After(deadline) {
@@ -238,7 +239,7 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(p.runFile()); err == nil || time.Now().After(deadline) {
+		if strings.Contains(out.String(), "Ctrl-C drains and stops") || time.Now().After(deadline) {
 			break
 		}
 	}
