@@ -198,6 +198,8 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
 	}
 	settings.Consumer.Group.Rebalance.Timeout = drainWithin + 15*time.Second
+	// Who joins while another member drains is answered only then.
+	settings.Net.ReadTimeout = settings.Consumer.Group.Rebalance.Timeout + 5*time.Second
 	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
 	inFlight := 1
 	if spec.Ordering == "unordered" {
