@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test lint generate check-generated bench clean
+.PHONY: help run fresh build test test-kafka lint generate check-generated bench clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ fresh: build ## The same, starting over.
 test: ## Run all tests, against a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
 	go test $(RACE) -timeout 20m ./...
+
+test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
+	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
 
 lint: ## Check formatting, go vet and staticcheck.
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }

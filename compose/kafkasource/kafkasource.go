@@ -32,15 +32,15 @@ const defaultInFlight = 256
 
 // Config is what the manifests leave to where they are read.
 type Config struct {
-	Brokers    []string                             // in place of the manifests' bootstrapServers
-	Topics     map[string]string                    // names in place of the manifests' topics; others stay
-	SinkURL    func(service string) (string, error) // base URL of a Knative Service
-	Transport  http.RoundTripper                    // how sinks are reached
-	Parity     bool                                 // drop events as KafkaSource does when their dead-letter sink fails
-	InFlight   int                                  // deliveries of one unordered partition side by side; 0: 256
-	Log        *slog.Logger
-	Registerer prometheus.Registerer
-	Sleep      func(context.Context, time.Duration) error // between retries; nil: by the clock
+	Kafka       kafka.Config                         // in place of the manifests' bootstrapServers, net and topics
+	GroupPrefix string                               // before each consumer group's name, where several systems share a Kafka
+	SinkURL     func(service string) (string, error) // base URL of a Knative Service
+	Transport   http.RoundTripper                    // how sinks are reached
+	Parity      bool                                 // drop events as KafkaSource does when their dead-letter sink fails
+	InFlight    int                                  // deliveries of one unordered partition side by side; 0: 256
+	Log         *slog.Logger
+	Registerer  prometheus.Registerer
+	Sleep       func(context.Context, time.Duration) error // between retries; nil: by the clock
 }
 
 // Sources run all sources of a set of manifests.
@@ -53,6 +53,7 @@ type Sources struct {
 
 type source struct {
 	manifest kafkaSource
+	settings *sarama.Config
 	deliver  *deliverer
 	assigned atomic.Int32 // group members that have had their partitions
 }
@@ -91,7 +92,11 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 	}
 	cfg.Registerer.MustRegister(all.events, all.retries, all.seconds, all.lag)
 
-	s := &Sources{cfg: cfg, producer: kafka.NewProducer(cfg.Brokers, "kafkasource")}
+	producer, err := kafka.NewProducer(cfg.Kafka, "kafkasource")
+	if err != nil {
+		return nil, err
+	}
+	s := &Sources{cfg: cfg, producer: producer}
 	client := &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	newPoster := func(name string, to destination, p policy) (poster, error) {
 		url, err := s.url(to)
@@ -99,8 +104,9 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		return poster{url: url, client: client, policy: p, sleep: cfg.Sleep, retry: retries.Inc}, err
 	}
 	var errs []error
+	names := cfg.Kafka.Renamed()
 	renamed := func(topic string) string {
-		if name, ok := cfg.Topics[topic]; ok {
+		if name := names[topic]; name != "" {
 			return name
 		}
 		return topic
@@ -121,7 +127,9 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 			errs = append(errs, err)
 			dead.http = &p
 		}
-		s.sources = append(s.sources, &source{manifest: manifest, deliver: &deliverer{
+		settings, err := groupSettings(cfg.Kafka, manifest)
+		errs = append(errs, err)
+		s.sources = append(s.sources, &source{manifest: manifest, settings: settings, deliver: &deliverer{
 			poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
 			metrics: &sourceMetrics{
 				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, "dead_lettered"),
@@ -189,18 +197,25 @@ func (src *source) consumers() int {
 	return 1
 }
 
-// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is waited for.
-func (s *Sources) consume(ctx context.Context, src *source) {
-	spec := src.manifest.Spec
-	settings := kafka.Settings(src.manifest.Metadata.Name)
+func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, error) {
+	settings, err := cfg.Settings(manifest.Metadata.Name)
+	if err != nil {
+		return nil, err
+	}
 	settings.Consumer.Offsets.Initial = sarama.OffsetNewest
-	if spec.InitialOffset == "earliest" {
+	if manifest.Spec.InitialOffset == "earliest" {
 		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
 	}
 	settings.Consumer.Group.Rebalance.Timeout = drainWithin + 15*time.Second
 	// Who joins while another member drains is answered only then.
 	settings.Net.ReadTimeout = settings.Consumer.Group.Rebalance.Timeout + 5*time.Second
 	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
+	return settings, nil
+}
+
+// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is waited for.
+func (s *Sources) consume(ctx context.Context, src *source) {
+	spec := src.manifest.Spec
 	inFlight := 1
 	if spec.Ordering == "unordered" {
 		inFlight = s.cfg.InFlight
@@ -212,7 +227,7 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 	wait.MaxInterval = 5 * time.Second
 	for ctx.Err() == nil {
 		err := func() error {
-			group, err := sarama.NewConsumerGroup(s.cfg.Brokers, spec.ConsumerGroup, settings)
+			group, err := sarama.NewConsumerGroup(s.cfg.Kafka.Brokers, s.cfg.GroupPrefix+spec.ConsumerGroup, src.settings)
 			if err != nil {
 				return err
 			}

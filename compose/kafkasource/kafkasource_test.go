@@ -138,7 +138,7 @@ func TestBackoffIsKnatives(t *testing.T) {
 // rig is sources at work on one topic, a sink that the test answers for, and what was waited for.
 type rig struct {
 	t        testing.TB
-	brokers  []string
+	kafka    embeddedtest.Broker
 	producer *kafka.Producer
 	sink     http.HandlerFunc
 	server   *httptest.Server
@@ -147,8 +147,11 @@ type rig struct {
 }
 
 func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
-	r := &rig{t: t, sink: sink, brokers: embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: partitions}, kafka.Topic{Name: "dead", Partitions: 1})}
-	r.producer = kafka.NewProducer(r.brokers, "test")
+	r := &rig{t: t, sink: sink, kafka: embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: partitions}, kafka.Topic{Name: "dead", Partitions: 1})}
+	var err error
+	if r.producer, err = kafka.NewProducer(r.kafka.Config, "test"); err != nil {
+		t.Fatal(err)
+	}
 	r.server = httptest.NewServer(sink)
 	t.Cleanup(func() {
 		r.server.Close()
@@ -160,12 +163,13 @@ func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
 // start runs sources until the returned function is called, which waits for the drain.
 func (r *rig) start(m fstest.MapFS, change func(*Config)) (stop func()) {
 	r.t.Helper()
-	manifests, err := Load(m)
+	text := strings.NewReplacer("topics: [in]", "topics: ["+r.kafka.Prefix+"in]", "topic: dead", "topic: "+r.kafka.Prefix+"dead").Replace(string(m["m.yaml"].Data))
+	manifests, err := Load(fstest.MapFS{"m.yaml": {Data: []byte(text)}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	cfg := Config{
-		Brokers: r.brokers, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Kafka: r.kafka.Config, GroupPrefix: r.kafka.Prefix, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		SinkURL: func(string) (string, error) { return r.server.URL, nil },
 		Sleep: func(ctx context.Context, d time.Duration) error {
 			r.mu.Lock()
@@ -196,7 +200,7 @@ func (r *rig) start(m fstest.MapFS, change func(*Config)) (stop func()) {
 
 func (r *rig) send(key, value string, headers ...string) {
 	r.t.Helper()
-	m := &sarama.ProducerMessage{Topic: "in", Value: sarama.StringEncoder(value)}
+	m := &sarama.ProducerMessage{Topic: r.kafka.Prefix + "in", Value: sarama.StringEncoder(value)}
 	if key != "" {
 		m.Key = sarama.StringEncoder(key)
 	}
@@ -215,19 +219,19 @@ func (r *rig) sendEvent(key, value string) {
 // committed waits until the group has committed n records in all.
 func (r *rig) committed(n int64) {
 	r.t.Helper()
-	admin, err := sarama.NewClusterAdmin(r.brokers, kafka.Settings("test"))
+	admin, err := sarama.NewClusterAdmin(r.kafka.Brokers, r.kafka.Client(r.t))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer admin.Close()
 	var last int64
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		offsets, err := admin.ListConsumerGroupOffsets("group", nil)
+		offsets, err := admin.ListConsumerGroupOffsets(r.kafka.Prefix+"group", nil)
 		if err != nil {
 			continue // the group is not there yet
 		}
 		last = 0
-		for _, block := range offsets.Blocks["in"] {
+		for _, block := range offsets.Blocks[r.kafka.Prefix+"in"] {
 			last += max(0, block.Offset)
 		}
 		if last == n {
@@ -239,12 +243,12 @@ func (r *rig) committed(n int64) {
 
 func (r *rig) deadLetters(n int) []*sarama.ConsumerMessage {
 	r.t.Helper()
-	consumer, err := sarama.NewConsumer(r.brokers, kafka.Settings("test"))
+	consumer, err := sarama.NewConsumer(r.kafka.Brokers, r.kafka.Client(r.t))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer consumer.Close()
-	pc, err := consumer.ConsumePartition("dead", 0, sarama.OffsetOldest)
+	pc, err := consumer.ConsumePartition(r.kafka.Prefix+"dead", 0, sarama.OffsetOldest)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -515,7 +519,7 @@ func TestPing(t *testing.T) {
 // Members come and go while 5 % of the deliveries fail: nothing is lost, no two events of a key overlap, and
 // the events of a key keep their order.
 func TestSoak(t *testing.T) {
-	const events, keys, partitions = 4000, 200, 4
+	const events, keys, partitions = 100_000, 1000, 8
 	var mu sync.Mutex
 	busy, newest := map[string]bool{}, map[string]int{}
 	seen := map[string]int{}
@@ -560,13 +564,20 @@ func TestSoak(t *testing.T) {
 			}
 		})
 	}
-	for range 2 {
+	done := make(chan struct{})
+	go func() { sent.Wait(); close(done) }()
+	joined := 0
+	for sending := true; sending; joined++ {
 		stop := r.start(many, nil)
-		time.Sleep(700 * time.Millisecond)
+		select {
+		case <-done:
+			sending = false
+		case <-time.After(2 * time.Second):
+		}
 		stop()
 	}
-	sent.Wait()
 	r.committed(events)
+	t.Logf("%d members came and went", joined)
 	mu.Lock()
 	defer mu.Unlock()
 	lost := 0

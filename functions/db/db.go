@@ -96,7 +96,10 @@ func (m *metrics) observe(kind string) func(size, waiting int) {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	producer := kafka.NewProducer(cfg.Kafka.Brokers, "db")
+	producer, err := kafka.NewProducer(cfg.Kafka, "db")
+	if err != nil {
+		return nil, err
+	}
 	f, err := New(cfg, producer, time.Now, log)
 	if err != nil {
 		return nil, err

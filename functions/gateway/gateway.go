@@ -119,7 +119,10 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	producer := kafka.NewProducer(cfg.Kafka.Brokers, "gateway")
+	producer, err := kafka.NewProducer(cfg.Kafka, "gateway")
+	if err != nil {
+		return nil, err
+	}
 	f := New(cfg, to, producer, time.Now, log)
 	f.Background = producer.Connect
 	f.Close = func(ctx context.Context) error {

@@ -66,7 +66,10 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 	if err != nil {
 		return nil, fmt.Errorf("FX_ADDR: %w", err)
 	}
-	producer := kafka.NewProducer(cfg.Kafka.Brokers, "payments")
+	producer, err := kafka.NewProducer(cfg.Kafka, "payments")
+	if err != nil {
+		return nil, err
+	}
 	f := New(cfg, db, fx, producer, time.Now, log)
 	f.Close = func(ctx context.Context) error {
 		return errors.Join(producer.Close(ctx), db.Close(), fx.Close())

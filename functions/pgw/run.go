@@ -44,15 +44,17 @@ const (
 // runCommand is the whole system in one process: the same functions, the same manifests, a Kafka broker and
 // a private Postgres unless others are named.
 type runCommand struct {
-	DataDir  string   `env:"PGW_DATA_DIR" default:".pgw" help:"Where data, keys and run.json live."`
-	Fresh    bool     `help:"Start over: delete what is in the data directory first."`
-	Database string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
-	Brokers  []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
-	Requests string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"Topics' names, where others are wanted."`
-	Results  string   `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
-	Accounts string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
-	LogLevel string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
-	EventKey string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
+	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Where data, keys and run.json live."`
+	Fresh       bool     `help:"Start over: delete what is in the data directory first."`
+	Database    string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
+	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
+	Requests    string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"Topics' names, where others are wanted."`
+	Results     string   `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
+	DeadLetters string   `name:"deadletter-topic" env:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
+	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
+	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
+	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
+	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
 
 	GatewayPort  int `env:"PGW_GATEWAY_PORT" default:"18080" help:"Ports are on loopback; 0 takes any."`
 	WorkerPort   int `env:"PGW_WORKER_PORT" default:"19091"`
@@ -245,12 +247,12 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	if err != nil {
 		return err
 	}
-	s.kafka = kafka.Config{RequestTopic: c.Requests, ResultTopic: c.Results, AccountsTopic: c.Accounts}
+	s.kafka = kafka.Config{
+		RequestTopic: c.Requests, ResultTopic: c.Results, DeadLetterTopic: c.DeadLetters, ParkedTopic: c.Parked, AccountsTopic: c.Accounts,
+	}
 	var topics []kafka.Topic
 	for _, name := range manifests.Topics() {
-		if given, ok := s.kafka.Renamed()[name]; ok {
-			name = given
-		}
+		name = s.kafka.Renamed()[name]
 		t := kafka.Topic{Name: name, Partitions: partitions, Config: map[string]string{"retention.ms": "604800000"}} // 7 days
 		switch {
 		case name == s.kafka.AccountsTopic:
@@ -262,7 +264,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	}
 	if s.kafka.Brokers = c.Brokers; len(c.Brokers) > 0 {
 		s.stores = append(s.stores, "Kafka       "+strings.Join(c.Brokers, ",")+", as KAFKA_BROKERS says")
-		return kafka.EnsureTopics(c.Brokers, topics)
+		return kafka.EnsureTopics(s.kafka, topics)
 	}
 	broker, err := embedded.StartKafka(embedded.KafkaConfig{Dir: c.kafkaDir(), Port: c.KafkaPort, Topics: topics, Log: s.log})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 type sourcesCommand struct {
 	Manifests string            `type:"existingdir" help:"Folder of manifests; those of knative/base when not given."`
 	Sinks     map[string]string `env:"SINKS" mapsep:"," help:"SERVICE=URL for each Knative Service named as a sink."`
+	Group     string            `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"Put before each consumer group's name, where several systems share a Kafka."`
 	Parity    bool              `help:"When a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again."`
 }
 
@@ -36,7 +37,7 @@ func (c sourcesCommand) Run(ctx context.Context) error {
 		var protocols http.Protocols
 		protocols.SetUnencryptedHTTP2(true)
 		sources, err := kafkasource.New(manifests, kafkasource.Config{
-			Brokers: cfg.Brokers, Topics: cfg.Renamed(), Parity: c.Parity, Log: log, Registerer: registry,
+			Kafka: cfg, GroupPrefix: c.Group, Parity: c.Parity, Log: log, Registerer: registry,
 			Transport: &http.Transport{Protocols: &protocols},
 			SinkURL: func(service string) (string, error) {
 				url, ok := c.Sinks[service]

@@ -52,7 +52,10 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PAYMENTS_ADDR: %w", err)
 	}
-	producer := kafka.NewProducer(cfg.Kafka.Brokers, "worker")
+	producer, err := kafka.NewProducer(cfg.Kafka, "worker")
+	if err != nil {
+		return nil, err
+	}
 	f := New(cfg, conn, producer, time.Now, log)
 	// The broker is met while the first payment is still being settled.
 	f.Background = producer.Connect

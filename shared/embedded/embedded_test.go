@@ -67,8 +67,16 @@ func execute(url, sql string) error {
 	return err
 }
 
+func client() *sarama.Config {
+	settings, err := kafka.Config{}.Settings("test")
+	if err != nil {
+		panic(err)
+	}
+	return settings
+}
+
 func produce(addr string, n int) error {
-	p, err := sarama.NewSyncProducer([]string{addr}, kafka.Settings("test"))
+	p, err := sarama.NewSyncProducer([]string{addr}, client())
 	if err != nil {
 		return err
 	}
@@ -83,7 +91,7 @@ func produce(addr string, n int) error {
 
 func records(t *testing.T, addr string) (n int64) {
 	t.Helper()
-	c, err := sarama.NewClient([]string{addr}, kafka.Settings("test"))
+	c, err := sarama.NewClient([]string{addr}, client())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,18 +18,22 @@ import (
 	"pgw/shared/event"
 )
 
-// Config says where Kafka is and what the flow's topics are called.
+// Config says where Kafka is, how to get in, and what the flow's topics are called.
 type Config struct {
-	Brokers       []string `envconfig:"KAFKA_BROKERS" required:"true" desc:"host:port of brokers, separated by commas"`
-	RequestTopic  string   `envconfig:"KAFKA_REQ_TOPIC" default:"payments.request"`
-	ResultTopic   string   `envconfig:"KAFKA_RES_TOPIC" default:"payments.result"`
-	AccountsTopic string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
+	Brokers         []string `envconfig:"KAFKA_BROKERS" required:"true" desc:"host:port of brokers, separated by commas"`
+	RequestTopic    string   `envconfig:"KAFKA_REQ_TOPIC" default:"payments.request"`
+	ResultTopic     string   `envconfig:"KAFKA_RES_TOPIC" default:"payments.result"`
+	DeadLetterTopic string   `envconfig:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
+	ParkedTopic     string   `envconfig:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
+	AccountsTopic   string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
+	Security
 }
 
 // Renamed maps the topics' names in the manifests to those that this configuration gives them.
 func (c Config) Renamed() map[string]string {
 	return map[string]string{
-		"payments.request": c.RequestTopic, "payments.result": c.ResultTopic, "ledger.accounts": c.AccountsTopic,
+		"payments.request": c.RequestTopic, "payments.result": c.ResultTopic, "payments.deadletter": c.DeadLetterTopic,
+		"payments.parked": c.ParkedTopic, "ledger.accounts": c.AccountsTopic,
 	}
 }
 
@@ -44,8 +48,16 @@ const (
 // ErrClosed means that the producer has been closed.
 var ErrClosed = errors.New("producer is closed")
 
-// Settings are the client settings that every part of pgw uses.
-func Settings(clientID string) *sarama.Config {
+// Settings are the client settings that every part of pgw uses. An error names the variable that is wrong.
+func (c Config) Settings(clientID string) (*sarama.Config, error) {
+	settings := baseSettings(clientID)
+	if err := c.secure(settings); err != nil {
+		return nil, err
+	}
+	return settings, nil
+}
+
+func baseSettings(clientID string) *sarama.Config {
 	c := sarama.NewConfig()
 	c.ClientID = "pgw-" + clientID
 	c.Version = sarama.V3_6_0_0
@@ -90,8 +102,12 @@ type Producer struct {
 }
 
 // NewProducer makes a producer; clientID is the function's name.
-func NewProducer(brokers []string, clientID string) *Producer {
-	return &Producer{brokers: brokers, settings: Settings(clientID), inFlight: semaphore.NewWeighted(maxInFlight)}
+func NewProducer(cfg Config, clientID string) (*Producer, error) {
+	settings, err := cfg.Settings(clientID)
+	if err != nil {
+		return nil, err
+	}
+	return &Producer{brokers: cfg.Brokers, settings: settings, inFlight: semaphore.NewWeighted(maxInFlight)}, nil
 }
 
 // Connect connects unless that is done, trying until ctx ends.
@@ -211,10 +227,14 @@ type Topic struct {
 }
 
 // EnsureTopics makes the topics that are missing, with as many replicas as the cluster makes by default.
-func EnsureTopics(brokers []string, topics []Topic) error {
-	admin, err := sarama.NewClusterAdmin(brokers, Settings("admin"))
+func EnsureTopics(cfg Config, topics []Topic) error {
+	settings, err := cfg.Settings("admin")
 	if err != nil {
-		return fmt.Errorf("connect to Kafka at %v: %w", brokers, err)
+		return err
+	}
+	admin, err := sarama.NewClusterAdmin(cfg.Brokers, settings)
+	if err != nil {
+		return fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
 	}
 	defer admin.Close()
 	for _, t := range topics {

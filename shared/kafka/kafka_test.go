@@ -16,6 +16,15 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
+func producer(t *testing.T, cfg kafka.Config) *kafka.Producer {
+	t.Helper()
+	p, err := kafka.NewProducer(cfg, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func made(t *testing.T, key string) cloudevents.Event {
 	t.Helper()
 	e, err := event.New(event.TypeAccountFunded, "id-"+key, "/s", key, event.AccountFunded{AccountID: key, AmountIDR: 5}, time.Now())
@@ -27,13 +36,14 @@ func made(t *testing.T, key string) cloudevents.Event {
 
 // An event comes out as it went in, in the partition where Java's producer would have put its key.
 func TestPublishAndRead(t *testing.T) {
-	brokers := embeddedtest.Kafka(t, kafka.Topic{Name: "t", Partitions: 8})
-	p := kafka.NewProducer(brokers, "test")
+	at := embeddedtest.Kafka(t, kafka.Topic{Name: "t", Partitions: 8})
+	topic := at.Prefix + "t"
+	p := producer(t, at.Config)
 	defer p.Close(context.Background())
 	if err := p.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := sarama.NewConsumer(brokers, kafka.Settings("test"))
+	consumer, err := sarama.NewConsumer(at.Brokers, at.Client(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,10 +51,10 @@ func TestPublishAndRead(t *testing.T) {
 	// Partitions of 8 by Java's DefaultPartitioner (murmur2, sign bit off).
 	for key, partition := range map[string]int32{"test-001": murmur2("test-001") % 8, "ACC001": murmur2("ACC001") % 8} {
 		want := made(t, key)
-		if err := p.Publish(t.Context(), "t", key, want); err != nil {
+		if err := p.Publish(t.Context(), topic, key, want); err != nil {
 			t.Fatal(err)
 		}
-		pc, err := consumer.ConsumePartition("t", partition, sarama.OffsetOldest)
+		pc, err := consumer.ConsumePartition(topic, partition, sarama.OffsetOldest)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,25 +95,25 @@ func murmur2(key string) int32 {
 }
 
 func TestAClosedProducerRefuses(t *testing.T) {
-	brokers := embeddedtest.Kafka(t, kafka.Topic{Name: "t", Partitions: 1})
+	at := embeddedtest.Kafka(t, kafka.Topic{Name: "t", Partitions: 1})
 	for _, connected := range []bool{true, false} {
-		p := kafka.NewProducer(brokers, "test")
+		p := producer(t, at.Config)
 		if connected {
-			if err := p.Publish(t.Context(), "t", "k", made(t, "k")); err != nil {
+			if err := p.Publish(t.Context(), at.Prefix+"t", "k", made(t, "k")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if err := p.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.Publish(t.Context(), "t", "k", made(t, "k")); !errors.Is(err, kafka.ErrClosed) {
+		if err := p.Publish(t.Context(), at.Prefix+"t", "k", made(t, "k")); !errors.Is(err, kafka.ErrClosed) {
 			t.Errorf("connected %t: %v", connected, err)
 		}
 	}
 }
 
 func TestABrokerThatIsAwayIsAnError(t *testing.T) {
-	p := kafka.NewProducer([]string{"127.0.0.1:1"}, "test")
+	p := producer(t, kafka.Config{Brokers: []string{"127.0.0.1:1"}})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := p.Publish(ctx, "t", "k", made(t, "k")); err == nil {
@@ -115,20 +125,20 @@ func TestABrokerThatIsAwayIsAnError(t *testing.T) {
 }
 
 func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
-	brokers := embeddedtest.Kafka(t, kafka.Topic{Name: "there", Partitions: 3})
-	topics := []kafka.Topic{{Name: "there", Partitions: 5}, {Name: "missing", Partitions: 2, Config: map[string]string{"retention.ms": "1000"}}}
+	at := embeddedtest.Kafka(t, kafka.Topic{Name: "there", Partitions: 3})
+	topics := []kafka.Topic{{Name: at.Prefix + "there", Partitions: 5}, {Name: at.Prefix + "missing", Partitions: 2, Config: map[string]string{"retention.ms": "1000"}}}
 	for range 2 {
-		if err := kafka.EnsureTopics(brokers, topics); err != nil {
+		if err := kafka.EnsureTopics(at.Config, topics); err != nil {
 			t.Fatal(err)
 		}
 	}
-	client, err := sarama.NewClient(brokers, kafka.Settings("test"))
+	client, err := sarama.NewClient(at.Brokers, at.Client(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
 	for topic, want := range map[string]int{"there": 3, "missing": 2} {
-		if got, err := client.Partitions(topic); err != nil || len(got) != want {
+		if got, err := client.Partitions(at.Prefix + topic); err != nil || len(got) != want {
 			t.Errorf("%s has %d partitions, %v", topic, len(got), err)
 		}
 	}

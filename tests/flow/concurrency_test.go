@@ -286,15 +286,15 @@ func TestPlainRecordsAndForgeries(t *testing.T) {
 	if err := s.Producer().Publish(t.Context(), s.kafka.RequestTopic, "forged", forged); err != nil {
 		t.Fatal(err)
 	}
-	dead := s.consume("payments.deadletter")
-	parked := s.consume("payments.parked")
+	dead := s.consume(s.kafka.DeadLetterTopic)
+	parked := s.consume(s.kafka.ParkedTopic)
 	for range 3 {
 		m := parked.next()
 		if header(m, "ce_knativeerrorcode") == "" || header(m, "ce_knativeerrordest") == "" {
 			t.Errorf("a parked record does not say why: %v", m.Headers)
 		}
 	}
-	if n := len(s.records("payments.deadletter")); n != 3 {
+	if n := len(s.records(s.kafka.DeadLetterTopic)); n != 3 {
 		t.Errorf("%d dead letters, want 3", n)
 	}
 	dead.close()
@@ -428,7 +428,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	s.expect(s.pay("under way", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
 	s.stop()
 
-	again := start(t, options{database: s.conn.Config().ConnString(), brokers: s.brokers, serial: true})
+	again := start(t, options{database: s.conn.Config().ConnString(), kafka: &s.kafka, serial: true})
 	again.eventually("what was under way is finished", func() error {
 		if _, st := again.state("under way"); st.State != "COMMITTED" {
 			return fmt.Errorf("%+v", st)

@@ -63,7 +63,7 @@ type reader struct {
 
 func (s *system) consume(topic string) *reader {
 	s.t.Helper()
-	consumer, err := sarama.NewConsumer(s.brokers, kafka.Settings("test"))
+	consumer, err := sarama.NewConsumer(s.kafka.Brokers, s.kafka.Client(s.t))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func (r *reader) await(key string) event.PaymentResult {
 func (s *system) records(topic string) []*sarama.ConsumerMessage {
 	s.t.Helper()
 	want := 0
-	client, err := sarama.NewClient(s.brokers, kafka.Settings("test"))
+	client, err := sarama.NewClient(s.kafka.Brokers, s.kafka.Client(s.t))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -163,9 +163,9 @@ func (s *system) records(topic string) []*sarama.ConsumerMessage {
 // drain waits until everything published so far has been delivered.
 func (s *system) drain() {
 	s.t.Helper()
-	for topic, group := range map[string]string{s.kafka.RequestTopic: "pgw-worker", s.kafka.ResultTopic: "pgw-gateway"} {
+	for topic, group := range map[string]string{s.kafka.RequestTopic: s.kafka.Prefix + "pgw-worker", s.kafka.ResultTopic: s.kafka.Prefix + "pgw-gateway"} {
 		s.eventually("group "+group+" has read "+topic, func() error {
-			client, err := sarama.NewClient(s.brokers, kafka.Settings("test"))
+			client, err := sarama.NewClient(s.kafka.Brokers, s.kafka.Client(s.t))
 			if err != nil {
 				return err
 			}

@@ -42,14 +42,13 @@ const (
 // system is one running system with accounts A, B, C and rates.
 type system struct {
 	*allinone.System
-	t       testing.TB
-	url     string
-	conn    *pgx.Conn
-	keys    event.Keyring
-	kafka   kafka.Config
-	brokers []string
-	stop    func()
-	faults  *faults
+	t      testing.TB
+	url    string
+	conn   *pgx.Conn
+	keys   event.Keyring
+	kafka  embeddedtest.Broker
+	stop   func()
+	faults *faults
 }
 
 // faults stand between functions. They are set while the system runs.
@@ -105,9 +104,9 @@ func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloud
 
 type options struct {
 	answerIn time.Duration
-	database string   // an existing one; empty makes one
-	brokers  []string // existing ones
-	serial   bool     // not beside other tests
+	database string               // an existing one; empty makes one
+	kafka    *embeddedtest.Broker // an existing one
+	serial   bool                 // not beside other tests
 }
 
 func start(t testing.TB, o options) *system {
@@ -122,21 +121,20 @@ func start(t testing.TB, o options) *system {
 			t.Fatal(err)
 		}
 	}
-	s := &system{t: t, faults: &faults{}, kafka: kafka.Config{
-		RequestTopic: "payments.request", ResultTopic: "payments.result", AccountsTopic: "ledger.accounts",
-	}}
+	s := &system{t: t, faults: &faults{}}
 	manifests, err := allinone.Manifests()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.brokers == nil {
+	if o.kafka == nil {
 		var topics []kafka.Topic
 		for _, name := range manifests.Topics() {
 			topics = append(topics, kafka.Topic{Name: name, Partitions: 4})
 		}
-		o.brokers = embeddedtest.Kafka(t, topics...)
+		broker := embeddedtest.Kafka(t, topics...)
+		o.kafka = &broker
 	}
-	s.kafka.Brokers, s.brokers = o.brokers, o.brokers
+	s.kafka = *o.kafka
 	if err := s.keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +145,7 @@ func start(t testing.TB, o options) *system {
 		}
 	}
 	s.System, err = allinone.New(allinone.Config{
-		Database: o.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
+		Database: o.database, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}

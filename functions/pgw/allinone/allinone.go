@@ -38,13 +38,15 @@ var Functions = []string{"gateway", "worker", "payments", "wallet", "risk", "fx"
 
 // Config of a system. Migrations and topics are there already.
 type Config struct {
-	Database   string
-	Kafka      kafka.Config
-	Keys       event.Keyring
-	RiskSecret string
-	Listeners  map[string]net.Listener // one for each function
-	AnswerIn   time.Duration           // how long a client waits; 0 means 5 s
-	Log        *slog.Logger
+	Database string
+	Kafka    kafka.Config
+	// GroupPrefix stands before each consumer group's name, where several systems share a Kafka.
+	GroupPrefix string
+	Keys        event.Keyring
+	RiskSecret  string
+	Listeners   map[string]net.Listener // one for each function
+	AnswerIn    time.Duration           // how long a client waits; 0 means 5 s
+	Log         *slog.Logger
 
 	// Faults between functions, for tests; nil where there are none.
 	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
@@ -73,9 +75,12 @@ func New(cfg Config) (*System, error) {
 	if cfg.AnswerIn == 0 {
 		cfg.AnswerIn = 5 * time.Second
 	}
+	producer, err := kafka.NewProducer(cfg.Kafka, "run")
+	if err != nil {
+		return nil, err
+	}
 	s := &System{
-		cfg: cfg, functions: map[string]*function.Function{}, conns: map[string]grpc.ClientConnInterface{},
-		producer: kafka.NewProducer(cfg.Kafka.Brokers, "run"),
+		cfg: cfg, functions: map[string]*function.Function{}, conns: map[string]grpc.ClientConnInterface{}, producer: producer,
 	}
 	var publish Publisher = s.producer
 	if cfg.Publish != nil {
@@ -137,8 +142,7 @@ func (s *System) addSources() error {
 		reach[name] = f.EventHandler()
 	}
 	s.sources, err = kafkasource.New(manifests, kafkasource.Config{
-		Brokers: s.cfg.Kafka.Brokers, Transport: reach, Log: s.cfg.Log, Registerer: s.functions["worker"].Registry,
-		Topics: s.cfg.Kafka.Renamed(),
+		Kafka: s.cfg.Kafka, GroupPrefix: s.cfg.GroupPrefix, Transport: reach, Log: s.cfg.Log, Registerer: s.functions["worker"].Registry,
 		SinkURL: func(service string) (string, error) {
 			if _, ok := s.functions[service]; !ok {
 				return "", fmt.Errorf("there is no function %s", service)

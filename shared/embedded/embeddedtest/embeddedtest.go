@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
 
 	"pgw/shared/embedded"
@@ -84,25 +85,54 @@ func Postgres(tb testing.TB) string {
 	return u.String()
 }
 
-// Kafka gives the brokers of a new cluster with the topics, or, where PGW_TEST_KAFKA_BROKERS names one, of
-// that one, with the topics made when missing.
-func Kafka(tb testing.TB, topics ...kafka.Topic) []string {
+// Broker is a Kafka for one test.
+type Broker struct {
+	kafka.Config        // every topic's name begins with Prefix
+	Prefix       string // empty where the test has a broker of its own
+}
+
+// Client gives the settings of a client of the test's own.
+func (b Broker) Client(tb testing.TB) *sarama.Config {
 	tb.Helper()
-	if given := os.Getenv("PGW_TEST_KAFKA_BROKERS"); given != "" {
-		brokers := strings.Split(given, ",")
-		if err := kafka.EnsureTopics(brokers, topics); err != nil {
-			tb.Fatal(err)
-		}
-		return brokers
-	}
-	k, err := embedded.StartKafka(embedded.KafkaConfig{Topics: topics, Log: quiet})
+	settings, err := b.Settings("test")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() {
-		if err := k.Close(); err != nil {
-			tb.Error(err)
+	return settings
+}
+
+// Kafka gives a new broker with the topics, or, where PGW_TEST_KAFKA_BROKERS names one, that one, with the
+// topics under a prefix that no other test has.
+func Kafka(tb testing.TB, topics ...kafka.Topic) Broker {
+	tb.Helper()
+	given := os.Getenv("PGW_TEST_KAFKA_BROKERS")
+	if given == "" {
+		k, err := embedded.StartKafka(embedded.KafkaConfig{Topics: topics, Log: quiet})
+		if err != nil {
+			tb.Fatal(err)
 		}
-	})
-	return []string{k.Addr()}
+		tb.Cleanup(func() {
+			if err := k.Close(); err != nil {
+				tb.Error(err)
+			}
+		})
+		return named("", k.Addr())
+	}
+	b := named(fmt.Sprintf("t%d-%d.", os.Getpid(), serial.Add(1)), strings.Split(given, ",")...)
+	var prefixed []kafka.Topic
+	for _, t := range topics {
+		t.Name = b.Prefix + t.Name
+		prefixed = append(prefixed, t)
+	}
+	if err := kafka.EnsureTopics(b.Config, prefixed); err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+func named(prefix string, brokers ...string) Broker {
+	return Broker{Prefix: prefix, Config: kafka.Config{
+		Brokers: brokers, RequestTopic: prefix + "payments.request", ResultTopic: prefix + "payments.result",
+		DeadLetterTopic: prefix + "payments.deadletter", ParkedTopic: prefix + "payments.parked", AccountsTopic: prefix + "ledger.accounts",
+	}}
 }
