@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -24,6 +25,7 @@ import (
 type commands struct {
 	Run     runCommand     `cmd:"" help:"Run everything in one process, on embedded defaults."`
 	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
+	Topics  topicsCommand  `cmd:"" help:"Make the topics that are missing (KAFKA_BROKERS)."`
 	Seed    seedCommand    `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
 	Load    loadCommand    `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
 
@@ -76,6 +78,7 @@ func main() {
 		kong.Name("pgw"),
 		kong.Description("A real-time multi-currency payment gateway."),
 		kong.UsageOnError(),
+		kong.Vars{"partitions": strconv.Itoa(partitions)},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	// Drain on the first signal; a second one ends the process at once.

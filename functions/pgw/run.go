@@ -23,16 +23,12 @@ import (
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/allinone"
-	fxv1 "pgw/proto/gen/fx/v1"
-	riskv1 "pgw/proto/gen/risk/v1"
-	"pgw/seeds"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 )
 
 const (
-	partitions = 8
 	// In one process partitions add no parallelism; one keeps what is produced and fetched together large,
 	// which was worth a third more payments a second than eight.
 	localPartitions = 1
@@ -250,17 +246,9 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	s.kafka = kafka.Config{
 		RequestTopic: c.Requests, ResultTopic: c.Results, DeadLetterTopic: c.DeadLetters, ParkedTopic: c.Parked, AccountsTopic: c.Accounts,
 	}
-	var topics []kafka.Topic
-	for _, name := range manifests.Topics() {
-		name = s.kafka.Renamed()[name]
-		t := kafka.Topic{Name: name, Partitions: partitions, Config: map[string]string{"retention.ms": "604800000"}} // 7 days
-		switch {
-		case name == s.kafka.AccountsTopic:
-			t.Config["retention.ms"] = "-1" // where the money came from
-		case len(c.Brokers) == 0:
-			t.Partitions = localPartitions
-		}
-		topics = append(topics, t)
+	topics := flowTopics(s.kafka, manifests, partitions)
+	if len(c.Brokers) == 0 {
+		topics = flowTopics(s.kafka, manifests, localPartitions)
 	}
 	if s.kafka.Brokers = c.Brokers; len(c.Brokers) > 0 {
 		s.stores = append(s.stores, "Kafka       "+strings.Join(c.Brokers, ",")+", as KAFKA_BROKERS says")
@@ -361,14 +349,14 @@ func (s *system) seed(ctx context.Context) error {
 	if seeded, err := has("fx_rates"); err != nil {
 		return err
 	} else if !seeded {
-		if err := s.seedRates(ctx); err != nil {
+		if err := seedRates(ctx, s.all.Conn("fx")); err != nil {
 			return err
 		}
 	}
 	if seeded, err := has("risk_rules"); err != nil {
 		return err
 	} else if !seeded {
-		if err := s.seedRules(ctx); err != nil {
+		if err := seedRules(ctx, s.all.Conn("risk")); err != nil {
 			return err
 		}
 	}
@@ -392,34 +380,6 @@ func (s *system) seed(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-func (s *system) seedRates(ctx context.Context) error {
-	rates, err := seeds.Rates()
-	if err != nil {
-		return err
-	}
-	in := &fxv1.UpdateRatesRequest{}
-	for _, r := range rates {
-		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate})
-	}
-	got, err := fxv1.NewFxServiceClient(s.all.Conn("fx")).UpdateRates(ctx, in)
-	if err == nil && !got.Success {
-		err = errors.New(got.Message)
-	}
-	return err
-}
-
-func (s *system) seedRules(ctx context.Context) error {
-	r, err := seeds.RiskRules()
-	if err != nil {
-		return err
-	}
-	_, err = riskv1.NewAdminClient(s.all.Conn("risk")).SeedRules(ctx, &riskv1.SeedRulesRequest{
-		MaxAmountIdr: &r.MaxAmountIDR, MinAmountIdr: &r.MinAmountIDR, RandomRejectPpm: &r.RandomRejectPPM,
-		VelocityPerMin: r.VelocityPerMin, BlockedAccounts: r.BlockedAccounts, BlockedCountries: r.BlockedCountries,
-	})
-	return err
 }
 
 func (s *system) runFile() string { return filepath.Join(s.dataDir, "run.json") }

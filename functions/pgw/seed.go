@@ -3,22 +3,29 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/kelseyhightower/envconfig"
+	"google.golang.org/grpc"
 
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/seeds"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 )
 
 // maxSeeded bounds what one call makes.
 const maxSeeded = 10_000_000
 
 type seedCommand struct {
+	Apply        applySeeds       `cmd:"" help:"Give a new system the rates, rules and accounts of seeds/ (KAFKA_BROKERS, EVENT_KEYS, FX_ADDR, RISK_ADDR). May be repeated."`
 	Accounts     seedAccounts     `cmd:"" help:"Accounts with owners, currencies, limits and funds."`
 	Transactions seedTransactions `cmd:"" help:"Payments between the accounts of the same seed number."`
 }
@@ -142,4 +149,73 @@ func publishAccounts(ctx context.Context, producer *kafka.Producer, topic string
 		}
 	}
 	return len(accounts), nil
+}
+
+func seedRates(ctx context.Context, fx grpc.ClientConnInterface) error {
+	rates, err := seeds.Rates()
+	if err != nil {
+		return err
+	}
+	in := &fxv1.UpdateRatesRequest{}
+	for _, r := range rates {
+		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate})
+	}
+	got, err := fxv1.NewFxServiceClient(fx).UpdateRates(ctx, in)
+	if err == nil && !got.Success {
+		err = errors.New(got.Message)
+	}
+	return err
+}
+
+func seedRules(ctx context.Context, risk grpc.ClientConnInterface) error {
+	r, err := seeds.RiskRules()
+	if err != nil {
+		return err
+	}
+	_, err = riskv1.NewAdminClient(risk).SeedRules(ctx, &riskv1.SeedRulesRequest{
+		MaxAmountIdr: &r.MaxAmountIDR, MinAmountIdr: &r.MinAmountIDR, RandomRejectPpm: &r.RandomRejectPPM,
+		VelocityPerMin: r.VelocityPerMin, BlockedAccounts: r.BlockedAccounts, BlockedCountries: r.BlockedCountries,
+	})
+	return err
+}
+
+// applySeeds is configured by its environment, like a function.
+type applySeeds struct{}
+
+func (applySeeds) Run(ctx context.Context) error {
+	var cfg struct {
+		FXAddr   string        `envconfig:"FX_ADDR" default:"localhost:19102"`
+		RiskAddr string        `envconfig:"RISK_ADDR" default:"localhost:19094"`
+		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
+		Kafka    kafka.Config
+	}
+	if err := envconfig.Process("", &cfg); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, seededWithin)
+	defer cancel()
+	for _, to := range []struct {
+		variable, addr string
+		seed           func(context.Context, grpc.ClientConnInterface) error
+	}{{"FX_ADDR", cfg.FXAddr, seedRates}, {"RISK_ADDR", cfg.RiskAddr, seedRules}} {
+		conn, err := rpc.Dial(to.addr)
+		if err != nil {
+			return fmt.Errorf("%s: %w", to.variable, err)
+		}
+		err = to.seed(ctx, conn)
+		conn.Close()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", to.variable, to.addr, err)
+		}
+	}
+	producer, err := kafka.NewProducer(cfg.Kafka, "seed")
+	if err != nil {
+		return err
+	}
+	n, err := publishAccounts(ctx, producer, cfg.Kafka.AccountsTopic, &cfg.Keys)
+	if err = errors.Join(err, producer.Close(ctx)); err != nil {
+		return err
+	}
+	fmt.Printf("rates and rules are in force; %d accounts are on their way through %s\n", n, cfg.Kafka.AccountsTopic)
+	return nil
 }
