@@ -10,7 +10,8 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-kafka lint generate check-generated bench clean
+.PHONY: help run fresh build test test-kafka lint generate check-generated bench clean \
+	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,26 @@ generate: ## Make proto/gen and the seeds anew from their sources.
 
 check-generated: generate ## Fail when what is generated is not current.
 	@test -z "$$(git status --porcelain proto/gen seeds go.mod go.sum)" || { echo "not current:"; git status --short proto/gen seeds go.mod go.sum; exit 1; }
+
+kind-demo: kind-up knative-install image knative-deploy knative-demo ## From nothing to a settled payment on kind + Knative.
+
+kind-up: ## Make the kind cluster (docker, kind, kubectl).
+	@kind/up
+
+knative-install: ## Install Knative into the cluster of KUBECONFIG.
+	@kind/install
+
+image: ## Build the image with ko and load it into kind, or push it (IMAGE).
+	@kind/image
+
+knative-deploy: ## Deploy OVERLAY (knative/overlays/kind), schema, topics and seeds.
+	@kind/deploy
+
+knative-demo: ## Pay in the cluster: functions at zero, up, and at zero again.
+	@kind/demo
+
+kind-down: ## Delete the kind cluster.
+	@kind/down
 
 bench: build ## Payments a second beside pgbench's transfer, on the same Postgres in the same run.
 	go run ./tests/load
