@@ -80,8 +80,11 @@ func (c loadCommand) Run(ctx context.Context) error {
 		return err
 	}
 	printLoad(answers, latencies, took)
-	// The system may have been started again meanwhile, with its database elsewhere.
-	if at, err = findSystem(c.DataDir); err != nil {
+	// The system may have been started again meanwhile, with its database elsewhere; it answers payments a
+	// moment before it says where it is.
+	bounded, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	if err := poll(bounded, func() (err error) { at, err = findSystem(c.DataDir); return err }); err != nil {
 		return err
 	}
 	return c.judge(ctx, at.Database, prefix, requests, answers)
