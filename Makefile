@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-kafka lint generate check-generated bench clean \
+.PHONY: help run fresh build test test-manifests test-kafka lint generate check-generated bench clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -25,9 +25,12 @@ run: build ## Run everything in one process, on embedded defaults (Ctrl-C stops 
 fresh: build ## The same, starting over.
 	@exec bin/pgw run --fresh
 
-test: ## Run all tests, against a real Postgres and the embedded broker.
+test: test-manifests ## Run all tests, against a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
 	go test $(RACE) -timeout 20m ./...
+
+test-manifests: ## Hold the manifests against Knative's types and against the code.
+	cd tests/manifests && go test ./...
 
 test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
 	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
@@ -36,6 +39,7 @@ lint: ## Check formatting, go vet and staticcheck.
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	go vet ./...
 	$(STATICCHECK) ./...
+	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
 generate: ## Make proto/gen and the seeds anew from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate

@@ -85,6 +85,7 @@ func TestAManifestThatIsWrongIsRefused(t *testing.T) {
 	}
 	for name, tc := range map[string]struct{ from, to, want string }{
 		"misspelt field":        {"consumerGroup:", "consumerGruop:", "consumerGruop"},
+		"field in another case": {"consumerGroup:", "consumergroup:", "consumergroup"},
 		"misspelt delivery":     {"backoffDelay:", "backofDelay:", "backofDelay"},
 		"wrong version":         {"sources.knative.dev/v1", "sources.knative.dev/v1beta1", "apiVersion"},
 		"no group":              {"  consumerGroup: group\n", "", "consumerGroup"},

@@ -2,7 +2,6 @@ package kafkasource
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,8 @@ import (
 
 	"github.com/robfig/cron/v3"
 	"github.com/sosodev/duration"
-	utilyaml "sigs.k8s.io/yaml"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
 )
 
 // The kinds that are read. What the files hold besides is for the cluster alone.
@@ -74,28 +74,60 @@ func (m metadata) namespace() string {
 type kafkaSource struct {
 	typeMeta
 	Spec struct {
-		BootstrapServers []string        `json:"bootstrapServers"`
-		Net              json.RawMessage `json:"net,omitempty"` // how the cluster connects; here Config says
-		Topics           []string        `json:"topics"`
-		ConsumerGroup    string          `json:"consumerGroup"`
-		Consumers        *int            `json:"consumers,omitempty"`
-		InitialOffset    string          `json:"initialOffset,omitempty"`
-		Ordering         string          `json:"ordering,omitempty"`
-		Sink             destination     `json:"sink"`
-		Delivery         *delivery       `json:"delivery,omitempty"`
+		BootstrapServers []string    `json:"bootstrapServers"`
+		Net              *netAccess  `json:"net,omitempty"` // how the cluster connects; here Config says
+		Topics           []string    `json:"topics"`
+		ConsumerGroup    string      `json:"consumerGroup"`
+		Consumers        *int        `json:"consumers,omitempty"`
+		InitialOffset    string      `json:"initialOffset,omitempty"`
+		Ordering         string      `json:"ordering,omitempty"`
+		Sink             destination `json:"sink"`
+		Delivery         *delivery   `json:"delivery,omitempty"`
 	} `json:"spec"`
 }
 
 type kafkaSink struct {
 	typeMeta
 	Spec struct {
-		BootstrapServers  []string        `json:"bootstrapServers"`
-		Topic             string          `json:"topic"`
-		ContentMode       string          `json:"contentMode,omitempty"`
-		NumPartitions     *int32          `json:"numPartitions,omitempty"`
-		ReplicationFactor *int16          `json:"replicationFactor,omitempty"`
-		Auth              json.RawMessage `json:"auth,omitempty"`
+		BootstrapServers  []string  `json:"bootstrapServers"`
+		Topic             string    `json:"topic"`
+		ContentMode       string    `json:"contentMode,omitempty"`
+		NumPartitions     *int32    `json:"numPartitions,omitempty"`
+		ReplicationFactor *int16    `json:"replicationFactor,omitempty"`
+		Auth              *sinkAuth `json:"auth,omitempty"` // as net of a KafkaSource
 	} `json:"spec"`
+}
+
+// netAccess and sinkAuth are read so that a misspelt field in them is refused too.
+type netAccess struct {
+	TLS struct {
+		Enable bool    `json:"enable"`
+		Cert   *secret `json:"cert,omitempty"`
+		Key    *secret `json:"key,omitempty"`
+		CACert *secret `json:"caCert,omitempty"`
+	} `json:"tls"`
+	SASL struct {
+		Enable   bool    `json:"enable"`
+		User     *secret `json:"user,omitempty"`
+		Password *secret `json:"password,omitempty"`
+		Type     *secret `json:"type,omitempty"`
+	} `json:"sasl"`
+}
+
+type secret struct {
+	SecretKeyRef struct {
+		Name     string `json:"name"`
+		Key      string `json:"key"`
+		Optional bool   `json:"optional,omitempty"`
+	} `json:"secretKeyRef"`
+}
+
+type sinkAuth struct {
+	Secret struct {
+		Ref struct {
+			Name string `json:"name"`
+		} `json:"ref"`
+	} `json:"secret"`
 }
 
 type pingSource struct {
@@ -160,11 +192,11 @@ func Load(fsys fs.FS) (Manifests, error) {
 func (m *Manifests) read(file []byte) error {
 	for _, doc := range splitDocuments(file) {
 		var meta typeMeta
-		if err := utilyaml.Unmarshal(doc, &meta); err != nil {
+		if err := yaml.Unmarshal(doc, &meta); err != nil {
 			return err
 		}
 		strictly := func(into any) error {
-			if err := utilyaml.UnmarshalStrict(doc, into); err != nil {
+			if err := unmarshalStrict(doc, into); err != nil {
 				return fmt.Errorf("%s %s: %w", meta.Kind, meta.Metadata.Name, err)
 			}
 			if want := apiVersions[meta.Kind]; meta.APIVersion != want {
@@ -197,6 +229,16 @@ func (m *Manifests) read(file []byte) error {
 		}
 	}
 	return nil
+}
+
+// unmarshalStrict refuses fields that are unknown, doubled, or written in another case, as a cluster does.
+func unmarshalStrict(doc []byte, into any) error {
+	asJSON, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return err
+	}
+	strict, err := kjson.UnmarshalStrict(asJSON, into)
+	return errors.Join(append(strict, err)...)
 }
 
 // splitDocuments cuts a file at its "---" lines.

@@ -1,0 +1,440 @@
+package manifests
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"testing/fstest"
+	"text/template"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+	"google.golang.org/grpc"
+
+	"pgw/compose/kafkasource"
+	"pgw/functions/db"
+	"pgw/functions/fx"
+	"pgw/functions/gateway"
+	"pgw/functions/payments"
+	"pgw/functions/risk"
+	"pgw/functions/wallet"
+	"pgw/functions/worker"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+)
+
+// made is each function as the code has it, with the configuration that it reads.
+type made struct {
+	*function.Function
+	config any
+}
+
+func functions() (map[string]made, error) {
+	log := slog.New(slog.DiscardHandler)
+	const nowhere = "postgres://nowhere.invalid/"
+	var none grpc.ClientConnInterface
+	all := map[string]made{
+		"gateway":  {gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log), &gateway.Config{}},
+		"worker":   {worker.New(worker.Config{}, none, nil, time.Now, log), &worker.Config{}},
+		"payments": {payments.New(payments.Config{}, none, none, nil, time.Now, log), &payments.Config{}},
+	}
+	var errs [4]error
+	add := func(f *function.Function, err error, config any) error {
+		if err == nil {
+			all[f.Name] = made{f, config}
+		}
+		return err
+	}
+	f, err := db.New(db.Config{DatabaseURL: nowhere, BatchMax: 1, BatchLanes: 1, QueueMax: 1}, nil, time.Now, log)
+	errs[0] = add(f, err, &db.Config{})
+	f, err = fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
+	errs[1] = add(f, err, &fx.Config{})
+	f, err = wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
+	errs[2] = add(f, err, &wallet.Config{})
+	f, err = risk.New(risk.Config{DatabaseURL: nowhere, Secret: "s"}, none, time.Now, log)
+	errs[3] = add(f, err, &risk.Config{})
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// variable is one that a configuration reads from its environment.
+type variable struct {
+	required bool
+	value    string // the default
+}
+
+// variables asks envconfig what configurations read.
+func variables(configs ...any) map[string]variable {
+	all := map[string]variable{}
+	for _, config := range configs {
+		var out bytes.Buffer
+		t := template.Must(template.New("").Funcs(template.FuncMap{
+			"tag": func(tag any, name string) string {
+				return regexp.MustCompile(name + `:"([^"]*)"`).FindStringSubmatch(fmt.Sprint(tag) + name + `:""`)[1]
+			},
+		}).Parse("{{range .}}{{.Alt}}\t{{tag .Tags \"required\"}}\t{{tag .Tags \"default\"}}\n{{end}}"))
+		if err := envconfig.Usaget("", config, &out, t); err != nil {
+			panic(err)
+		}
+		for line := range strings.Lines(out.String()) {
+			f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+			all[f[0]] = variable{required: f[1] == "true", value: f[2]}
+		}
+	}
+	return all
+}
+
+// secrets that the operator makes, as the production overlay's comment and kind/deploy have them.
+var secrets = map[string][]string{
+	"pgw-events":   {"event-keys", "risk-secret"},
+	"pgw-database": {"ledger", "reader", "ca.crt"},
+	"pgw-kafka":    {"protocol", "sasl.mechanism", "user", "password", "ca.crt"},
+	"pgw-postgres": {"password"},
+}
+
+// againstEventing reads KafkaSources, KafkaSinks and PingSources as the stand-in does: strictly, and refusing what
+// their CRDs let through.
+func againstEventing(all []object) []string {
+	var joined []byte
+	for _, o := range all {
+		if o.kind == "KafkaSource" || o.kind == "KafkaSink" || o.kind == "PingSource" {
+			joined = append(append(joined, o.text...), "\n---\n"...)
+		}
+	}
+	if len(joined) == 0 {
+		return nil // an overlay where the stand-in takes their place
+	}
+	if _, err := kafkasource.Load(fstest.MapFS{"m.yaml": {Data: joined}}); err != nil {
+		return strings.Split(err.Error(), "\n")
+	}
+	return nil
+}
+
+// againstCode holds the manifests against each other and against what the functions are.
+func againstCode(all []object) (found []string) {
+	fns, err := functions()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	bad := func(o object, format string, args ...any) {
+		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
+	}
+	brokers := map[string][]string{}
+	var sources, pings int
+	services := map[string]object{}
+	for _, o := range all {
+		if o.apiVersion == "serving.knative.dev/v1" {
+			services[o.name] = o
+		}
+	}
+	for name := range fns {
+		if _, ok := services[name]; !ok {
+			found = append(found, "there is no Service for the function "+name)
+		}
+	}
+	for _, o := range all {
+		if ns := text(o.get("metadata", "namespace")); o.kind != "Namespace" && ns != "pgw" {
+			bad(o, "namespace is %q", ns)
+		}
+		switch {
+		case o.apiVersion == "serving.knative.dev/v1":
+			fn, ok := fns[o.name]
+			if !ok {
+				bad(o, "there is no such function")
+				continue
+			}
+			found = append(found, serviceProblems(o, fn)...)
+		case o.kind == "KafkaSource":
+			sources++
+			found = append(found, sourceProblems(o, fns)...)
+		case o.kind == "PingSource":
+			pings++
+			if sink := text(o.get("spec", "sink", "ref", "name")); sink != "db" {
+				bad(o, "the sweep is db's, not %s's", sink)
+			}
+		case o.kind == "KafkaSink":
+			if topic := text(o.get("spec", "topic")); !isTopic(topic) {
+				bad(o, "no function knows the topic %s", topic)
+			}
+			if o.get("spec", "contentMode") != "binary" {
+				bad(o, "contentMode must be binary")
+			}
+		case o.kind == "Job" || o.kind == "Deployment":
+			found = append(found, podProblems(o)...)
+		}
+		for _, b := range brokersOf(o) {
+			brokers[b] = append(brokers[b], o.String())
+		}
+	}
+	if len(brokers) != 1 {
+		found = append(found, fmt.Sprintf("Kafka is in more than one place: %v", brokers))
+	}
+	if sources == 0 {
+		found = append(found, standInProblems(all, fns)...)
+	} else if sources != 4 || pings != 1 {
+		found = append(found, fmt.Sprintf("%d KafkaSources and %d PingSources; want 4 and 1", sources, pings))
+	}
+	return found
+}
+
+func brokersOf(o object) (at []string) {
+	for _, b := range list(o.get("spec", "bootstrapServers")) {
+		at = append(at, text(b))
+	}
+	for _, c := range containers(o) {
+		if b, ok := environment(c)["KAFKA_BROKERS"]; ok {
+			at = append(at, b)
+		}
+	}
+	return at
+}
+
+func containers(o object) []any {
+	return append(list(o.get("spec", "template", "spec", "initContainers")), list(o.get("spec", "template", "spec", "containers"))...)
+}
+
+// environment gives each variable's value; what comes from elsewhere has the value "from".
+func environment(container any) map[string]string {
+	env := map[string]string{}
+	for _, e := range list(lookUp(container, "env")) {
+		value := text(lookUp(e, "value"))
+		if lookUp(e, "valueFrom") != nil {
+			value = "from"
+		}
+		env[text(lookUp(e, "name"))] = value
+	}
+	return env
+}
+
+// podProblems is what holds for every container of ours.
+func podProblems(o object) (found []string) {
+	bad := func(format string, args ...any) {
+		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
+	}
+	spec := o.get("spec", "template", "spec")
+	if lookUp(spec, "automountServiceAccountToken") != false {
+		bad("a token of Kubernetes is mounted, which no function needs")
+	}
+	mounted := map[string]bool{}
+	for _, c := range containers(o) {
+		security := lookUp(c, "securityContext")
+		if lookUp(security, "runAsNonRoot") != true || lookUp(security, "readOnlyRootFilesystem") != true ||
+			lookUp(security, "allowPrivilegeEscalation") != false || text(lookUp(security, "capabilities", "drop")) != "[ALL]" ||
+			text(lookUp(security, "seccompProfile", "type")) != "RuntimeDefault" {
+			bad("securityContext lets the container do more than it needs: %v", security)
+		}
+		for _, path := range [][]any{{"requests", "cpu"}, {"requests", "memory"}, {"limits", "memory"}} {
+			if lookUp(c, append([]any{"resources"}, path...)...) == nil {
+				bad("resources.%v is missing", path)
+			}
+		}
+		for _, e := range list(lookUp(c, "env")) {
+			if ref := lookUp(e, "valueFrom", "secretKeyRef"); ref != nil && !slices.Contains(secrets[text(lookUp(ref, "name"))], text(lookUp(ref, "key"))) {
+				bad("%v: there is no key %v in a Secret %v", lookUp(e, "name"), lookUp(ref, "key"), lookUp(ref, "name"))
+			}
+		}
+		env := environment(c)
+		for _, m := range list(lookUp(c, "volumeMounts")) {
+			mounted[text(lookUp(m, "mountPath"))] = true
+		}
+		if ca := env["KAFKA_CA_FILE"]; ca != "" && !mounted[ca[:strings.LastIndex(ca, "/")]] {
+			bad("KAFKA_CA_FILE: nothing is mounted at %s", ca)
+		}
+	}
+	return found
+}
+
+func serviceProblems(o object, fn made) (found []string) {
+	bad := func(format string, args ...any) {
+		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
+	}
+	found = podProblems(o)
+	spec := o.get("spec", "template", "spec")
+	c := lookUp(spec, "containers", 0)
+
+	local := text(o.get("metadata", "labels", "networking.knative.dev/visibility")) == "cluster-local"
+	if public := o.name == "gateway"; public == local {
+		bad("public: %t, cluster-local: %t", public, local)
+	}
+	if got := text(lookUp(c, "args", 0)); got != o.name {
+		bad("args: runs %s", got)
+	}
+	wantPort := "http1"
+	if fn.GRPC != nil {
+		wantPort = "h2c"
+	}
+	if got := text(lookUp(c, "ports", 0, "name")); got != wantPort {
+		bad("ports: is named %q; want %s, since gRPC is served: %t", got, wantPort, fn.GRPC != nil)
+	}
+	if ready, live := text(lookUp(c, "readinessProbe", "httpGet", "path")), text(lookUp(c, "livenessProbe", "httpGet", "path")); ready != "/readyz" || live != "/healthz" {
+		bad("probes ask %q and %q", ready, live)
+	}
+	annotations := o.get("spec", "template", "metadata", "annotations")
+	for _, name := range []string{"min-scale", "max-scale", "target", "metric", "window"} {
+		if text(lookUp(annotations, "autoscaling.knative.dev/"+name)) == "" {
+			bad("autoscaling.knative.dev/%s is not said", name)
+		}
+	}
+
+	env := environment(c)
+	reads := variables(fn.config, &function.Config{})
+	for name := range env {
+		if _, ok := reads[name]; !ok && name != "GOMEMLIMIT" && !usedWithin(env, name) {
+			bad("%s is set and nobody reads it", name)
+		}
+	}
+	for name, v := range reads {
+		value, set := env[name]
+		switch {
+		case v.required && !set:
+			bad("%s is not set", name)
+		case strings.HasSuffix(name, "_ADDR"):
+			callee := strings.ToLower(strings.TrimSuffix(name, "_ADDR"))
+			if want := callee + ".pgw.svc.cluster.local:80"; value != want {
+				bad("%s is %q; want %s", name, value, want)
+			}
+		case name == "RISK_SECRET" && value != "from":
+			bad("RISK_SECRET must come from a Secret")
+		}
+	}
+	if _, reads := reads["REPLICA_URL"]; reads && env["REPLICA_URL"] != "http://$(POD_IP):8080" {
+		bad("REPLICA_URL: a result could not be handed to the replica where its client waits")
+	}
+	found = append(found, boundsProblems(o, env, reads, spec)...)
+	return found
+}
+
+// usedWithin tells that another variable is made of this one.
+func usedWithin(env map[string]string, name string) bool {
+	for _, value := range env {
+		if strings.Contains(value, "$("+name+")") {
+			return true
+		}
+	}
+	return false
+}
+
+// boundsProblems: what ends first must be the smaller.
+func boundsProblems(o object, env map[string]string, reads map[string]variable, spec any) (found []string) {
+	bad := func(format string, args ...any) {
+		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
+	}
+	value := func(name string) string {
+		if v, ok := env[name]; ok {
+			return v
+		}
+		return reads[name].value
+	}
+	var timeout, concurrency int
+	fmt.Sscan(text(lookUp(spec, "timeoutSeconds")), &timeout)
+	fmt.Sscan(text(lookUp(spec, "containerConcurrency")), &concurrency)
+	if drain, err := time.ParseDuration(value("DRAIN_TIMEOUT")); err != nil || drain >= time.Duration(timeout)*time.Second {
+		bad("DRAIN_TIMEOUT is %s, the pod's grace period %d s (%v)", drain, timeout, err)
+	}
+	for _, name := range []string{"MAX_WAITING", "QUEUE_MAX"} {
+		if _, ok := reads[name]; !ok {
+			continue
+		}
+		var bound int
+		if fmt.Sscan(value(name), &bound); bound == 0 || bound >= concurrency {
+			bad("%s is %d, containerConcurrency %d: queue-proxy would let requests wait before the function says no", name, bound, concurrency)
+		}
+	}
+	if concurrency == 0 {
+		bad("containerConcurrency has no bound")
+	}
+	return found
+}
+
+func isTopic(name string) bool {
+	_, known := defaultNames().Renamed()[name]
+	return known
+}
+
+func defaultNames() kafka.Config {
+	return kafka.Config{
+		RequestTopic: "payments.request", ResultTopic: "payments.result", DeadLetterTopic: "payments.deadletter",
+		ParkedTopic: "payments.parked", AccountsTopic: "ledger.accounts",
+	}
+}
+
+func sourceProblems(o object, fns map[string]made) (found []string) {
+	bad := func(format string, args ...any) {
+		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
+	}
+	for _, topic := range list(o.get("spec", "topics")) {
+		if !isTopic(text(topic)) {
+			bad("no function knows the topic %v", topic)
+		}
+	}
+	if o.get("spec", "initialOffset") != "earliest" {
+		bad("initialOffset must be earliest: payments that came before the source are payments too")
+	}
+	sink := text(o.get("spec", "sink", "ref", "name"))
+	fn, ok := fns[sink]
+	switch uri := text(o.get("spec", "sink", "uri")); {
+	case !ok:
+		bad("the sink %q is no function", sink)
+	case fn.Events == nil:
+		bad("%s takes no events", sink)
+	case uri != fn.EventsPath:
+		bad("%s takes events at %q, not at %q", sink, fn.EventsPath, uri)
+	}
+	wants := map[string]string{"payments.request": "worker", "payments.result": "gateway", "payments.deadletter": "payments", "ledger.accounts": "db"}
+	if topic := text(o.get("spec", "topics", 0)); wants[topic] != sink {
+		bad("%s goes to %s; want %s", topic, sink, wants[topic])
+	}
+	if text(o.get("spec", "delivery", "deadLetterSink", "ref", "name")) == o.name {
+		bad("its dead letters come back to it")
+	}
+	if o.name == "payments-request" {
+		if waits := retryBudget(o); waits >= payment.DecideWithin {
+			bad("retries wait for %s in all, beyond the payment's deadline of %s", waits, payment.DecideWithin)
+		}
+	}
+	return found
+}
+
+// retryBudget is how long all retries wait: the n-th for delay x 2^n.
+func retryBudget(o object) (all time.Duration) {
+	var n int
+	var seconds float64
+	fmt.Sscan(text(o.get("spec", "delivery", "retry")), &n)
+	fmt.Sscanf(text(o.get("spec", "delivery", "backoffDelay")), "PT%fS", &seconds)
+	for i := range n {
+		all += time.Duration(seconds*float64(time.Second)) << (i + 1)
+	}
+	return all
+}
+
+// standInProblems: where there is no KafkaSource, the stand-in must find every function that takes events.
+func standInProblems(all []object, fns map[string]made) (found []string) {
+	for _, o := range all {
+		if o.kind != "Deployment" || o.name != "kafkasource" {
+			continue
+		}
+		c := lookUp(o.get("spec", "template", "spec", "containers"), 0)
+		env := environment(c)
+		reads := variables(&kafka.Config{}, &function.Config{})
+		for name := range env {
+			if _, ok := reads[name]; !ok && name != "SINKS" && name != "GOMEMLIMIT" {
+				found = append(found, fmt.Sprintf("%s: %s is set and nobody reads it", o, name))
+			}
+		}
+		for name, fn := range fns {
+			if want := name + "=http://" + name + ".pgw.svc.cluster.local"; fn.Events != nil && !slices.Contains(strings.Split(env["SINKS"], ","), want) {
+				found = append(found, fmt.Sprintf("%s: SINKS lacks %s", o, want))
+			}
+		}
+		return found
+	}
+	return []string{"there is neither a KafkaSource nor the stand-in"}
+}
