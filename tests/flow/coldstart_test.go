@@ -1,0 +1,187 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/allinone"
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/kafka"
+	"pgw/shared/rpc"
+	"pgw/tests/processes"
+)
+
+// separate gives a system of processes, none of them running, with a schema and topics; the ledger is summed at the end.
+func separate(t *testing.T, log *output) *processes.System {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "pgw")
+	if out, err := exec.Command("go", "build", "-o", binary, "pgw/functions/pgw").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	database := embeddedtest.Postgres(t)
+	if err := db.Migrate(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var topics []kafka.Topic
+	for _, name := range manifests.Topics() {
+		topics = append(topics, kafka.Topic{Name: name, Partitions: 4})
+	}
+	broker := embeddedtest.Kafka(t, topics...)
+	s, err := processes.New(processes.Config{
+		Binary: binary, Database: database, Kafka: broker.Config, GroupPrefix: broker.Prefix, EventKeys: testKeys, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.StopAll(); err != nil {
+			t.Errorf("%v: %s", err, log)
+		}
+		conn, err := pgx.Connect(context.Background(), database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		sum, err := db.ReadSum(context.Background(), conn)
+		if err == nil {
+			err = sum.Err()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// seedProcesses gives accounts A and B, a rate, and rules without chance, through the admin RPCs of fx, wallet and risk.
+func seedProcesses(t *testing.T, s *processes.System) {
+	t.Helper()
+	for _, seed := range []struct {
+		name string
+		do   func(context.Context, string) error
+	}{
+		{"wallet", func(ctx context.Context, addr string) error {
+			conn, err := rpc.Dial(addr)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = walletv1.NewAdminClient(conn).SeedAccounts(ctx, &walletv1.SeedAccountsRequest{Accounts: []*walletv1.AccountSeed{
+				{AccountId: "A", Owner: "A", Currency: "IDR", Balance: 1e9}, {AccountId: "B", Owner: "B", Currency: "IDR", Balance: 1e9},
+			}})
+			return err
+		}},
+		{"fx", func(ctx context.Context, addr string) error {
+			conn, err := rpc.Dial(addr)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = fxv1.NewFxServiceClient(conn).UpdateRates(ctx, &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{{BaseCurrency: "USD", QuoteCurrency: "IDR", Rate: 15500}}})
+			return err
+		}},
+		{"risk", func(ctx context.Context, addr string) error {
+			conn, err := rpc.Dial(addr)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1000)), RandomRejectPpm: ptr(uint32(0))})
+			return err
+		}},
+	} {
+		if err := seed.do(t.Context(), s.Addr(seed.name)); err != nil {
+			t.Fatalf("seed %s: %v", seed.name, err)
+		}
+	}
+}
+
+func payOver(t *testing.T, addr, key string) answer {
+	t.Helper()
+	resp, err := http.Post("http://"+addr+"/api/payments", "application/json", strings.NewReader(body(key, "A", "B", "USD", 10)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, resp)
+}
+
+// With gateway, worker, payments and db at zero the first payment wakes the gateway, which has the other three started side
+// by side, and is answered.
+func TestFunctionsWakeSideBySide(t *testing.T) {
+	log := &output{}
+	s := separate(t, log)
+	if _, err := s.Start(t.Context(), "db"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"fx", "wallet", "risk"} {
+		if _, err := s.Start(t.Context(), name); err != nil {
+			t.Fatalf("%v: %s", err, log)
+		}
+	}
+	seedProcesses(t, s)
+	if err := s.StopAll(); err != nil {
+		t.Fatal(err)
+	}
+
+	asleep := map[string]*processes.Sleeper{}
+	for _, name := range []string{"gateway", "worker", "payments", "db"} {
+		z, err := s.Sleep(context.WithoutCancel(t.Context()), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { z.Close() })
+		asleep[name] = z
+	}
+	if err := s.StartAll(t.Context(), "gateway", "worker", "payments", "db"); err != nil {
+		t.Fatalf("%v: %s", err, log)
+	}
+	for name, z := range asleep {
+		if knocked, _, _ := z.Awake(); !knocked.IsZero() {
+			t.Errorf("%s was woken before the first payment", name)
+		}
+	}
+	begun := time.Now()
+	got := payOver(t, s.Front("gateway"), "first")
+	took := time.Since(begun)
+	if got.outcome() != "200 SUCCESS committed" {
+		t.Errorf("the first payment: %s: %s", got, log)
+	}
+	figures := []string{fmt.Sprintf("first request to its answer %s", took.Round(time.Millisecond))}
+	for name, z := range asleep {
+		_, ready, start := z.Awake()
+		if ready.IsZero() {
+			t.Fatalf("%s was not woken", name)
+		}
+		resident, err := s.Resident(name)
+		if err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
+		figures = append(figures, fmt.Sprintf("%s ready %s after its start, %d MiB resident", name, start.Round(time.Millisecond), resident>>20))
+	}
+	// Left to the payment alone, db would be asked for only by a payments that is ready.
+	dbKnocked, _, _ := asleep["db"].Awake()
+	if _, paymentsReady, _ := asleep["payments"].Awake(); dbKnocked.After(paymentsReady) {
+		t.Errorf("they were woken one after the other: db %s after payments was ready", dbKnocked.Sub(paymentsReady))
+	}
+	t.Log(strings.Join(figures, "; "))
+	if got := payOver(t, s.Front("gateway"), "first"); got.outcome() != "200 SUCCESS_REPLAY duplicate_idempo" {
+		t.Errorf("again: %s", got)
+	}
+}

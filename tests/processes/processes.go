@@ -1,0 +1,230 @@
+// Package processes runs pgw the way a cluster does: every function its own process, configured by its environment, with
+// the stand-in delivering events over HTTP. Tests and benchmarks start, stop, kill and wake them one by one.
+package processes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"pgw/shared/kafka"
+)
+
+// Functions in the order in which they are started: who is called stands before who calls.
+var Functions = []string{"db", "fx", "wallet", "risk", "payments", "worker", "gateway"}
+
+const (
+	standIn = "kafkasource"
+	// patience is for what takes milliseconds on an idle machine.
+	patience = 60 * time.Second
+)
+
+// Config of a system. Schema and topics are there already.
+type Config struct {
+	Binary      string // the pgw command
+	Database    string
+	Kafka       kafka.Config
+	GroupPrefix string
+	EventKeys   string
+	Env         []string          // more, for all
+	Fronts      map[string]string // host:port by which others reach a function, in place of its own
+	Log         io.Writer         // what the processes say
+}
+
+// System is a set of processes.
+type System struct {
+	cfg   Config
+	ports map[string]string
+	mu    sync.Mutex
+	procs map[string]*exec.Cmd
+	ended map[string]chan struct{}
+}
+
+// New chooses the ports. Nothing runs yet.
+func New(cfg Config) (*System, error) {
+	s := &System{cfg: cfg, ports: map[string]string{}, procs: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}}
+	if s.cfg.Fronts == nil {
+		s.cfg.Fronts = map[string]string{}
+	}
+	var held []net.Listener
+	for _, name := range append([]string{standIn}, Functions...) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		held = append(held, l)
+		s.ports[name] = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	}
+	for _, l := range held {
+		l.Close()
+	}
+	return s, nil
+}
+
+// Addr is where a function itself listens.
+func (s *System) Addr(name string) string { return "127.0.0.1:" + s.ports[name] }
+
+// Front is where others reach a function.
+func (s *System) Front(name string) string {
+	if front, ok := s.cfg.Fronts[name]; ok {
+		return front
+	}
+	return s.Addr(name)
+}
+
+// SetFront changes Front, for processes that are started later.
+func (s *System) SetFront(name, addr string) { s.cfg.Fronts[name] = addr }
+
+func (s *System) env(name string) []string {
+	url := func(name string) string { return "http://" + s.Front(name) }
+	c := s.cfg.Kafka
+	env := append(os.Environ(),
+		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s",
+		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=pgw",
+		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
+		"KAFKA_DEADLETTER_TOPIC="+c.DeadLetterTopic, "KAFKA_PARKED_TOPIC="+c.ParkedTopic, "KAFKA_ACCOUNTS_TOPIC="+c.AccountsTopic,
+		"KAFKA_GROUP_PREFIX="+s.cfg.GroupPrefix, "REPLICA_URL=http://"+s.Addr("gateway"),
+		"FX_ADDR="+s.Front("fx"), "WALLET_ADDR="+s.Front("wallet"), "RISK_ADDR="+s.Front("risk"), "DB_ADDR="+s.Front("db"), "PAYMENTS_ADDR="+s.Front("payments"),
+		"WAKE_URLS="+url("worker")+"/healthz,"+url("payments")+"/healthz,"+url("db")+"/healthz",
+		"SINKS=gateway="+url("gateway")+",worker="+url("worker")+",payments="+url("payments")+",db="+url("db"))
+	return append(env, s.cfg.Env...)
+}
+
+// Start starts a function, or the stand-in, and waits until it is ready. It tells how long that took.
+func (s *System) Start(ctx context.Context, name string) (time.Duration, error) {
+	cmd := exec.Command(s.cfg.Binary, name)
+	cmd.Env, cmd.Stdout, cmd.Stderr = s.env(name), s.cfg.Log, s.cfg.Log
+	begun := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	s.mu.Lock()
+	s.procs[name], s.ended[name] = cmd, ended
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := s.ready(ctx, name)
+		if err == nil {
+			return time.Since(begun), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s is not ready: %w", name, err)
+		case <-ended:
+			return 0, fmt.Errorf("%s ended by itself: %s", name, cmd.ProcessState)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (s *System) ready(ctx context.Context, name string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Addr(name)+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
+		return fmt.Errorf("%s: %s", resp.Status, text)
+	}
+	return nil
+}
+
+// StartAll starts all functions but those that are named, and then the stand-in.
+func (s *System) StartAll(ctx context.Context, but ...string) error {
+	for _, name := range append(append([]string{}, Functions...), standIn) {
+		skip := false
+		for _, b := range but {
+			skip = skip || b == name
+		}
+		if skip {
+			continue
+		}
+		if _, err := s.Start(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Signal sends a process a signal.
+func (s *System) Signal(name string, sig syscall.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cmd := s.procs[name]; cmd != nil {
+		return cmd.Process.Signal(sig)
+	}
+	return fmt.Errorf("%s does not run", name)
+}
+
+// Stop drains a process and waits for its end; an exit code other than 0 is an error.
+func (s *System) Stop(name string) error {
+	s.mu.Lock()
+	cmd, ended := s.procs[name], s.ended[name]
+	delete(s.procs, name)
+	s.mu.Unlock()
+	if cmd == nil {
+		return nil
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		cmd.Process.Kill()
+		<-ended
+		return fmt.Errorf("%s did not end within %s", name, patience)
+	}
+	if code := cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("%s ended with %s", name, cmd.ProcessState)
+	}
+	return nil
+}
+
+// StopAll stops what runs, the front door first.
+func (s *System) StopAll() error {
+	var errs []error
+	for i := len(Functions) - 1; i >= 0; i-- {
+		errs = append(errs, s.Stop(Functions[i]))
+		if Functions[i] == "gateway" {
+			errs = append(errs, s.Stop(standIn))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Resident is a process's resident memory in bytes. Linux only.
+func (s *System) Resident(name string) (int64, error) {
+	s.mu.Lock()
+	cmd := s.procs[name]
+	s.mu.Unlock()
+	if cmd == nil {
+		return 0, fmt.Errorf("%s does not run", name)
+	}
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "statm"))
+	if err != nil {
+		return 0, err
+	}
+	var size, pages int64
+	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
+		return 0, err
+	}
+	return pages * int64(os.Getpagesize()), nil
+}
