@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka lint generate check-generated bench clean \
+.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy lint generate check-generated bench clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -34,6 +34,10 @@ test-manifests: ## Hold the manifests against Knative's types and against the co
 
 test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
 	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
+
+test-queueproxy: ## Payments through functions behind Knative's own queue-proxy (Linux).
+	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
+	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
 
 lint: ## Check formatting, go vet and staticcheck.
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
