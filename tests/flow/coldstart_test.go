@@ -127,13 +127,8 @@ func payOver(t *testing.T, addr, key string) answer {
 func TestFunctionsWakeSideBySide(t *testing.T) {
 	log := &output{}
 	s := separate(t, log)
-	if _, err := s.Start(t.Context(), "db"); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"fx", "wallet", "risk"} {
-		if _, err := s.Start(t.Context(), name); err != nil {
-			t.Fatalf("%v: %s", err, log)
-		}
+	if err := s.StartAll(t.Context(), "payments", "worker", "gateway", "kafkasource"); err != nil {
+		t.Fatalf("%v: %s", err, log)
 	}
 	seedProcesses(t, s)
 	if err := s.StopAll(); err != nil {
@@ -149,11 +144,24 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 		t.Cleanup(func() { z.Close() })
 		asleep[name] = z
 	}
-	if err := s.StartAll(t.Context(), "gateway", "worker", "payments", "db"); err != nil {
-		t.Fatalf("%v: %s", err, log)
+	var figures []string
+	figure := func(name string, start time.Duration) {
+		resident, err := s.Resident(name)
+		if err != nil && !os.IsNotExist(err) { // no /proc
+			t.Error(err)
+		}
+		figures = append(figures, fmt.Sprintf("%s ready %s after its start, %d MiB resident", name, start.Round(time.Millisecond), resident>>20))
+	}
+	for _, name := range []string{"fx", "wallet", "risk", "kafkasource"} {
+		start, err := s.Start(t.Context(), name)
+		if err != nil {
+			t.Fatalf("%v: %s", err, log)
+		}
+		figure(name, start)
 	}
 	for name, z := range asleep {
-		if knocked, _, _ := z.Awake(); !knocked.IsZero() {
+		// db may have had the sweep's ping, at the turn of a minute.
+		if knocked, _, _ := z.Awake(); !knocked.IsZero() && name != "db" {
 			t.Errorf("%s was woken before the first payment", name)
 		}
 	}
@@ -163,24 +171,19 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 	if got.outcome() != "200 SUCCESS committed" {
 		t.Errorf("the first payment: %s: %s", got, log)
 	}
-	figures := []string{fmt.Sprintf("first request to its answer %s", took.Round(time.Millisecond))}
 	for name, z := range asleep {
 		_, ready, start := z.Awake()
 		if ready.IsZero() {
 			t.Fatalf("%s was not woken", name)
 		}
-		resident, err := s.Resident(name)
-		if err != nil && !os.IsNotExist(err) {
-			t.Error(err)
-		}
-		figures = append(figures, fmt.Sprintf("%s ready %s after its start, %d MiB resident", name, start.Round(time.Millisecond), resident>>20))
+		figure(name, start)
 	}
 	// Left to the payment alone, db would be asked for only by a payments that is ready.
 	dbKnocked, _, _ := asleep["db"].Awake()
 	if _, paymentsReady, _ := asleep["payments"].Awake(); dbKnocked.After(paymentsReady) {
 		t.Errorf("they were woken one after the other: db %s after payments was ready", dbKnocked.Sub(paymentsReady))
 	}
-	t.Log(strings.Join(figures, "; "))
+	t.Logf("first request to its answer: %s; %s", took.Round(time.Millisecond), strings.Join(figures, "; "))
 	if got := payOver(t, s.Front("gateway"), "first"); got.outcome() != "200 SUCCESS_REPLAY duplicate_idempo" {
 		t.Errorf("again: %s", got)
 	}
