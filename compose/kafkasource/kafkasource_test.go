@@ -217,7 +217,7 @@ func (r *rig) sendEvent(key, value string) {
 	r.send(key, value, "ce_specversion", "1.0", "ce_id", value, "ce_type", "t", "ce_source", "/s", "ce_partitionkey", key, "content-type", "text/plain")
 }
 
-// committed waits until the group has committed n records in all.
+// committed waits until the group has committed n records in all, for as long as there are more each time.
 func (r *rig) committed(n int64) {
 	r.t.Helper()
 	admin, err := sarama.NewClusterAdmin(r.kafka.Brokers, r.kafka.Client(r.t))
@@ -231,12 +231,15 @@ func (r *rig) committed(n int64) {
 		if err != nil {
 			continue // the group is not there yet
 		}
-		last = 0
+		var now int64
 		for _, block := range offsets.Blocks[r.kafka.Prefix+"in"] {
-			last += max(0, block.Offset)
+			now += max(0, block.Offset)
 		}
-		if last == n {
+		if now == n {
 			return
+		}
+		if now != last {
+			last, deadline = now, time.Now().Add(patience)
 		}
 	}
 	r.t.Fatalf("%d records are committed, want %d", last, n)
