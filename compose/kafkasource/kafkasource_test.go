@@ -323,7 +323,7 @@ func TestBinaryModeForAll(t *testing.T) {
 	r.send("the key", `{"n":3}`)
 	d = await(t, got)
 	if d.body != `{"n":3}` || d.header.Get("Ce-Type") != "dev.knative.kafka.event" || d.header.Get("Ce-Id") != "partition:0/offset:2" ||
-		d.header.Get("Ce-Source") != "/apis/v1/namespaces/default/kafkasources/src#in" || d.header.Get("Ce-Subject") != "partition:0#2" ||
+		d.header.Get("Ce-Source") != "/apis/v1/namespaces/default/kafkasources/src#"+r.kafka.Prefix+"in" || d.header.Get("Ce-Subject") != "partition:0#2" ||
 		d.header.Get("Ce-Key") != "the key" || d.header.Get("Content-Type") != "application/json" || d.header.Get("Ce-Time") == "" {
 		t.Errorf("plain JSON: %+v", d)
 	}
