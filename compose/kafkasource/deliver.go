@@ -39,6 +39,17 @@ type message struct {
 	key    string
 }
 
+// ReadRecord gives a record as the event that a source of this name would deliver.
+func ReadRecord(ctx context.Context, source string, m *sarama.ConsumerMessage) cloudevents.Event {
+	s := kafkaSource{typeMeta: typeMeta{Metadata: metadata{Name: source}}}
+	read := readRecord(ctx, s, m)
+	e, err := binding.ToEvent(ctx, cehttp.NewMessage(read.header, io.NopCloser(bytes.NewReader(read.body))))
+	if err != nil || e.Validate() != nil {
+		return wrap(s, m)
+	}
+	return *e
+}
+
 // readRecord turns a record into the event that it holds. A record that is no CloudEvent is wrapped; so is
 // one that claims to be and is broken, since the sink can then say what is wrong with it.
 func readRecord(ctx context.Context, s kafkaSource, m *sarama.ConsumerMessage) message {
@@ -178,20 +189,26 @@ type poster struct {
 
 // post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned.
 func (p poster) post(ctx context.Context, m message) error {
+	_, err := p.postAndTell(ctx, m)
+	return err
+}
+
+// postAndTell is post that gives the status of the last answer as well; 0 when there was none.
+func (p poster) postAndTell(ctx context.Context, m message) (code int, err error) {
 	for try := 1; ; try++ {
-		failed := p.once(ctx, m)
+		code, failed := p.once(ctx, m)
 		if failed == nil {
-			return nil
+			return code, nil
 		}
 		if ctx.Err() != nil {
-			return errAbandoned
+			return code, errAbandoned
 		}
 		if failed.final() || try > p.policy.retries {
-			return failed
+			return code, failed
 		}
 		p.retry()
 		if p.sleep(ctx, p.policy.wait(try)) != nil {
-			return errAbandoned
+			return code, errAbandoned
 		}
 	}
 }
@@ -199,27 +216,52 @@ func (p poster) post(ctx context.Context, m message) error {
 // errAbandoned means that the partition went away, or the program ends, before the event was settled.
 var errAbandoned = errors.New("abandoned")
 
-func (p poster) once(ctx context.Context, m message) *failure {
+func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	ctx, cancel := context.WithTimeout(ctx, p.policy.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(m.body))
 	if err != nil {
-		return &failure{err: err}
+		return 0, &failure{err: err}
 	}
 	req.Header = m.header
 	resp, err := p.client.Do(req)
 	if err != nil {
-		return &failure{err: err}
+		return 0, &failure{err: err}
 	}
 	defer resp.Body.Close()
 	// The reply is discarded, as KafkaSource does.
 	if resp.StatusCode/100 == 2 {
 		io.CopyN(io.Discard, resp.Body, maxReply)
-		return nil
+		return resp.StatusCode, nil
 	}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	return &failure{code: resp.StatusCode, body: body}
+	return resp.StatusCode, &failure{code: resp.StatusCode, body: body}
 }
+
+// Sender delivers events by hand, the way that a source does: in binary mode, the same answers tried again,
+// with waits that double.
+type Sender struct{ poster poster }
+
+// NewSender delivers to a URL, with so many retries, the first after twice delay, each try within timeout.
+func NewSender(url string, transport http.RoundTripper, retries int, delay, timeout time.Duration) Sender {
+	return Sender{poster{
+		url: url, client: &http.Client{Transport: transport, CheckRedirect: noRedirect},
+		policy: policy{retries: retries, exponential: true, delay: delay, timeout: timeout}, sleep: sleep, retry: func() {},
+	}}
+}
+
+// Send gives the status of the last answer, 0 when there was none.
+func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err error) {
+	return s.poster.postAndTell(ctx, fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{}))
+}
+
+// Refused tells that a delivery failed for good: trying again is no use.
+func Refused(err error) bool {
+	var failed *failure
+	return errors.As(err, &failed) && failed.final()
+}
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // deadLetter is where events go that can't be delivered: an HTTP sink, or a topic.
 type deadLetter struct {

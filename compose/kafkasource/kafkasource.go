@@ -97,7 +97,7 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		return nil, err
 	}
 	s := &Sources{cfg: cfg, producer: producer}
-	client := &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Transport: cfg.Transport, CheckRedirect: noRedirect}
 	newPoster := func(name string, to destination, p policy) (poster, error) {
 		url, err := s.url(to)
 		retries := all.retries.WithLabelValues(name)

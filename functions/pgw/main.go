@@ -28,6 +28,7 @@ type commands struct {
 	Topics  topicsCommand  `cmd:"" help:"Make the topics that are missing (KAFKA_BROKERS)."`
 	Seed    seedCommand    `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
 	Load    loadCommand    `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
+	Replay  replayCommand  `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
 
 	Gateway  functionCommand `cmd:"" help:"Run the gateway function."`
 	Worker   functionCommand `cmd:"" help:"Run the worker function."`

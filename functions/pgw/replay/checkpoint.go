@@ -1,0 +1,87 @@
+package replay
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// maxCheckpoint bounds a checkpoint's file, in bytes.
+const maxCheckpoint = 1 << 20
+
+// checkpoint is how far a replay went: everything before Next is done, partition by partition.
+type checkpoint struct {
+	From string          `json:"from"`
+	To   string          `json:"to"`
+	Next map[int32]int64 `json:"next"`
+
+	stuck map[int32]bool // partitions that have an event which was not delivered
+}
+
+func loadCheckpoint(cfg Config) (checkpoint, error) {
+	c := checkpoint{From: cfg.From, To: cfg.To, Next: map[int32]int64{}, stuck: map[int32]bool{}}
+	if cfg.Checkpoint == "" {
+		return c, nil
+	}
+	text, err := os.ReadFile(cfg.Checkpoint)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, err
+	}
+	kept, err := parseCheckpoint(text)
+	if err != nil {
+		return c, fmt.Errorf("checkpoint %s: %w", cfg.Checkpoint, err)
+	}
+	if kept.From != cfg.From || kept.To != cfg.To {
+		return c, fmt.Errorf("checkpoint %s belongs to a replay from %s to %s", cfg.Checkpoint, kept.From, kept.To)
+	}
+	c.Next = kept.Next
+	return c, nil
+}
+
+func parseCheckpoint(text []byte) (checkpoint, error) {
+	var c checkpoint
+	if len(text) > maxCheckpoint {
+		return c, fmt.Errorf("is larger than %d bytes", maxCheckpoint)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return c, err
+	}
+	if c.Next == nil {
+		return c, errors.New("next is missing")
+	}
+	for p, offset := range c.Next {
+		if p < 0 || offset < 0 {
+			return c, fmt.Errorf("next: partition %d, offset %d: must not be negative", p, offset)
+		}
+	}
+	return c, nil
+}
+
+// write replaces the file: whole or not at all.
+func (c checkpoint) write(path string) error {
+	if path == "" || c.To == "" {
+		return nil
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	half := path + ".new"
+	f, err := os.OpenFile(half, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	_, err = f.Write(append(text, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return os.Rename(half, path)
+}
