@@ -51,6 +51,32 @@ func (m Manifests) Topics() []string {
 	return slices.Compact(topics)
 }
 
+// Groups are the consumer groups that read a topic.
+func (m Manifests) Groups(topic string) []string {
+	var groups []string
+	for _, s := range m.sources {
+		if slices.Contains(s.Spec.Topics, topic) {
+			groups = append(groups, s.Spec.ConsumerGroup)
+		}
+	}
+	return groups
+}
+
+// Attempts is how often a source tried to deliver an event to a service before it gave up with this status,
+// 0 for none. Dead letters do not say; it is what the service's source has to do. 0 when it has none.
+func (m Manifests) Attempts(service string, code int) int {
+	for _, s := range m.sources {
+		if s.Spec.Sink.Ref == nil || s.Spec.Sink.Ref.Name != service {
+			continue
+		}
+		if code != 0 && (&failure{code: code}).final() {
+			return 1
+		}
+		return 1 + *s.Spec.Delivery.Retry
+	}
+	return 0
+}
+
 type typeMeta struct {
 	APIVersion string   `json:"apiVersion"`
 	Kind       string   `json:"kind"`

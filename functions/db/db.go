@@ -157,7 +157,7 @@ func outcomeLabel(err error) string {
 	switch {
 	case err == nil:
 		return "applied"
-	case errors.Is(err, event.ErrMalformed), errors.Is(err, event.ErrSignature), errors.Is(err, event.ErrRefused):
+	case event.Refused(err):
 		return "refused"
 	default:
 		return "put_off"

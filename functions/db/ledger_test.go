@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 	"pgregory.net/rapid"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -455,6 +457,121 @@ func TestOneWinner(t *testing.T) {
 	wg.Wait()
 }
 
+// Thousands of reservations are committed just when their deadlines come, while sweeps go on all the time:
+// each is committed or swept, never both and never neither, and just the swept ones are told to have expired.
+func TestCommitAndSweepRace(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	const n = 3000
+	ids := make([]uuid.UUID, n)
+	deadlines := make([]time.Time, n)
+	begin := time.Now().Add(1500 * time.Millisecond) // once all are held
+	var holding sync.WaitGroup
+	for i := range n {
+		holding.Go(func() {
+			r := pay(fmt.Sprint("k", i), "A", "B", 1+int64(i%7))
+			r.Deadline = begin.Add(time.Duration(i) * 500 * time.Microsecond)
+			ids[i], deadlines[i] = w.mustReserve(r).ReservationID, r.Deadline
+		})
+	}
+	holding.Wait()
+
+	var committing, sweeping sync.WaitGroup
+	stop := make(chan struct{})
+	var swept atomic.Int64
+	for range 2 {
+		sweeping.Go(func() {
+			for {
+				rolledBack, _, err := w.sweep(context.Background())
+				if err != nil {
+					t.Error(err)
+				}
+				swept.Add(int64(rolledBack))
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	committed := make([]bool, n)
+	for i := range n {
+		committing.Go(func() {
+			// Some a little before, some a little after.
+			time.Sleep(time.Until(deadlines[i].Add(time.Duration(i%11-7) * 3 * time.Millisecond)))
+			committed[i] = w.mustFinish(Finish{ReservationID: ids[i]}).Done
+		})
+	}
+	committing.Wait()
+	w.exec(`SELECT pg_sleep(0.05)`) // past the last deadline
+	close(stop)
+	sweeping.Wait()
+	if rolledBack, _, err := w.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	} else {
+		swept.Add(int64(rolledBack))
+	}
+
+	expired := map[string]bool{}
+	for _, e := range w.published.events {
+		result, err := event.Decode[event.PaymentResult](e)
+		if err != nil || result.Reason != payment.Expired {
+			t.Fatalf("told %+v, %v", result, err)
+		}
+		expired[result.Key] = true
+	}
+	won := 0
+	for i, done := range committed {
+		if done {
+			won++
+		}
+		if done == expired[fmt.Sprint("k", i)] {
+			t.Errorf("reservation %d: committed %t, told to have expired %t", i, done, expired[fmt.Sprint("k", i)])
+		}
+	}
+	if int64(won)+swept.Load() != n || won < n/20 || swept.Load() < n/20 {
+		t.Errorf("%d were committed and %d swept of %d: both should win often, and one always", won, swept.Load(), n)
+	}
+}
+
+// The same two at the same moment on one row, whatever the deadline says: one winner, thousands of times.
+func TestCommitAgainstSweepOnOneRow(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	const n = 2000
+	byCommit := 0
+	for i := range n {
+		id := w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 1)).ReservationID
+		var racing sync.WaitGroup
+		var committed bool
+		var swept []pgtype.UUID
+		begin := make(chan struct{})
+		racing.Go(func() {
+			<-begin
+			committed = w.mustFinish(Finish{ReservationID: id}).Done
+		})
+		racing.Go(func() {
+			<-begin
+			var err error
+			if swept, err = w.rollBackOverdue(context.Background(), []pgtype.UUID{{Bytes: id, Valid: true}}); err != nil {
+				t.Error(err)
+			}
+		})
+		close(begin)
+		racing.Wait()
+		if committed == (len(swept) == 1) {
+			t.Fatalf("reservation %d: committed %t, swept %d", i, committed, len(swept))
+		}
+		if committed {
+			byCommit++
+		}
+	}
+	if byCommit < n/100 || byCommit > n-n/100 {
+		t.Errorf("of %d races the commit won %d: that is no race", n, byCommit)
+	}
+}
+
 // Payments both ways between few accounts, in concurrent batches with common keys: no deadlock outlives its
 // retries, and the sum holds.
 func TestCrossTrafficAddsUp(t *testing.T) {
@@ -613,6 +730,7 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 		"a reservation deleted":         `DELETE FROM reservations`,
 		"a hold that was never taken":   `UPDATE reservations SET status = 'ROLLEDBACK'`,
 		"a funding deleted":             `DELETE FROM fundings WHERE account_id = 'A'`,
+		"another amount":                `UPDATE payments SET amount_idr = amount_idr + 1`,
 		"a payment of another's key":    `UPDATE payments SET idempotency_key = 'other'`,
 		"funds for nobody's account":    `DELETE FROM fundings WHERE account_id = 'B'`,
 		"a reservation opened up again": `UPDATE reservations SET status = 'PENDING'`,
@@ -636,6 +754,14 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 			}
 			if sum.Err() == nil {
 				t.Errorf("not seen: %+v", sum)
+			}
+			accounts, err := ReadAccountsOff(t.Context(), tx, 10)
+			if err != nil || int64(len(accounts)) != sum.AccountsOff {
+				t.Errorf("listed %+v, %v; counted %d", accounts, err, sum.AccountsOff)
+			}
+			outcomes, err := ReadOutcomesOff(t.Context(), tx, 10)
+			if err != nil || int64(len(outcomes)) != sum.OutcomesOff+sum.KeysUnclaimed {
+				t.Errorf("listed %+v, %v; counted %d and %d", outcomes, err, sum.OutcomesOff, sum.KeysUnclaimed)
 			}
 		})
 	}

@@ -54,6 +54,7 @@ type Payments struct {
 	now     func() time.Time
 	settled *prometheus.CounterVec
 	closed  *prometheus.CounterVec
+	letters *prometheus.CounterVec
 }
 
 // Build makes the function from its configuration.
@@ -87,13 +88,19 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, publish Publisher, now fun
 		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
 		}, []string{"status", "reason"}),
+		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_dead_letters_total", Help: "Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
+		}, []string{"outcome"}),
+	}
+	for _, outcome := range []string{"closed_out", "put_off", "refused"} {
+		p.letters.WithLabelValues(outcome)
 	}
 	registry := function.NewRegistry()
-	registry.MustRegister(p.settled, p.closed)
+	registry.MustRegister(p.settled, p.closed, p.letters)
 	return &function.Function{
 		Name: "payments", Log: log, Registry: registry,
 		GRPC:   func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, p) },
-		Events: p.closeOut,
+		Events: p.takeDeadLetter,
 	}
 }
 
@@ -208,6 +215,18 @@ func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePayme
 
 func failed(r payment.Reason) *paymentsv1.CreatePaymentResponse {
 	return &paymentsv1.CreatePaymentResponse{Status: string(payment.Failed), Reason: string(r)}
+}
+
+func (p *Payments) takeDeadLetter(ctx context.Context, e cloudevents.Event) error {
+	err := p.closeOut(ctx, e)
+	outcome := "closed_out"
+	if event.Refused(err) {
+		outcome = "refused"
+	} else if err != nil {
+		outcome = "put_off"
+	}
+	p.letters.WithLabelValues(outcome).Inc()
+	return err
 }
 
 // closeOut ends a payment whose request could not be delivered: what is held goes back, the ledger says

@@ -16,6 +16,7 @@ import (
 	"pgw/functions/fx"
 	"pgw/functions/gateway"
 	"pgw/functions/payments"
+	"pgw/functions/pgw/reconcile"
 	"pgw/functions/risk"
 	"pgw/functions/wallet"
 	"pgw/functions/worker"
@@ -23,12 +24,14 @@ import (
 )
 
 type commands struct {
-	Run     runCommand     `cmd:"" help:"Run everything in one process, on embedded defaults."`
-	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
-	Topics  topicsCommand  `cmd:"" help:"Make the topics that are missing (KAFKA_BROKERS)."`
-	Seed    seedCommand    `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
-	Load    loadCommand    `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
-	Replay  replayCommand  `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
+	Run        runCommand        `cmd:"" help:"Run everything in one process, on embedded defaults."`
+	Migrate    migrateCommand    `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
+	Topics     topicsCommand     `cmd:"" help:"Make the topics that are missing (KAFKA_BROKERS)."`
+	Seed       seedCommand       `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
+	Load       loadCommand       `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
+	Replay     replayCommand     `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
+	Reconcile  reconcileCommand  `cmd:"" help:"Prove that the ledger adds up and that events and ledger agree. Exit code 0: all is well, 1: it is not, 2: could not tell."`
+	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"See, send again or put aside the events that could not be delivered."`
 
 	Gateway  functionCommand `cmd:"" help:"Run the gateway function."`
 	Worker   functionCommand `cmd:"" help:"Run the worker function."`
@@ -79,13 +82,17 @@ func main() {
 		kong.Name("pgw"),
 		kong.Description("A real-time multi-currency payment gateway."),
 		kong.UsageOnError(),
-		kong.Vars{"partitions": strconv.Itoa(partitions)},
+		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	// Drain on the first signal; a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 	if err := k.Run(); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "pgw:", err)
+		var coded interface{ ExitCode() int }
+		if errors.As(err, &coded) {
+			os.Exit(coded.ExitCode())
+		}
 		os.Exit(1)
 	}
 }

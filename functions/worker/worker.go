@@ -84,7 +84,7 @@ func (w *Worker) handle(ctx context.Context, e cloudevents.Event) error {
 	outcome := "settled"
 	switch {
 	case err == nil:
-	case errors.Is(err, event.ErrSignature), errors.Is(err, event.ErrMalformed), errors.Is(err, event.ErrRefused):
+	case event.Refused(err):
 		outcome = "refused"
 	default:
 		outcome = "put_off"

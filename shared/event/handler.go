@@ -26,6 +26,11 @@ type Handler func(ctx context.Context, e cloudevents.Event) error
 // ErrRefused means an event that is well-formed and yet not for this function, or past help.
 var ErrRefused = errors.New("event refused")
 
+// Refused tells that a handler's error says: never.
+func Refused(err error) bool {
+	return errors.Is(err, ErrMalformed) || errors.Is(err, ErrSignature) || errors.Is(err, ErrRefused)
+}
+
 // HTTP receives events in binary or structured mode. The status is the acknowledgement that KafkaSource
 // goes by: 202; 400, 403 and 413, which it never retries; 503, which it does.
 func HTTP(h Handler, log *slog.Logger) http.Handler {
@@ -57,7 +62,7 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	case errors.Is(err, ErrSignature):
 		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
-	case errors.Is(err, ErrMalformed), errors.Is(err, ErrRefused):
+	case Refused(err):
 		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:

@@ -29,6 +29,7 @@ type Range struct {
 type Span struct {
 	Partition int32
 	From, To  int64 // To is exclusive
+	Trimmed   bool  // the topic has forgotten what stood before From
 }
 
 // Reader reads a part of a topic once, beside all consumer groups.
@@ -123,6 +124,7 @@ func (r Range) span(client sarama.Client, p int32) (Span, error) {
 		}
 		s.From = next
 	}
+	s.Trimmed = oldest > 0 && s.From == oldest
 	return s, nil
 }
 
@@ -207,3 +209,28 @@ func (r *Reader) readSpan(ctx context.Context, consumer sarama.Consumer, s Span,
 
 // Close ends the reader's connections.
 func (r *Reader) Close() error { return r.client.Close() }
+
+// Committed is up to which offset a consumer group has taken each partition of a topic; partitions that it
+// has taken nothing of are left out.
+func Committed(cfg Config, group, topic string) (map[int32]int64, error) {
+	settings, err := cfg.Settings("admin")
+	if err != nil {
+		return nil, err
+	}
+	admin, err := sarama.NewClusterAdmin(cfg.Brokers, settings)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
+	}
+	defer admin.Close()
+	got, err := admin.ListConsumerGroupOffsets(group, nil)
+	if err != nil {
+		return nil, fmt.Errorf("offsets of group %s: %w", group, err)
+	}
+	offsets := map[int32]int64{}
+	for partition, block := range got.Blocks[topic] {
+		if block.Offset >= 0 {
+			offsets[partition] = block.Offset
+		}
+	}
+	return offsets, nil
+}

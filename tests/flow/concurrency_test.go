@@ -225,35 +225,6 @@ func TestCommitFailed(t *testing.T) {
 	}
 }
 
-// What is published again, doubled and in another order, changes nothing.
-func TestReplayedEventsChangeNothing(t *testing.T) {
-	s := start(t, options{})
-	for i := range 20 {
-		s.expect(s.pay(fmt.Sprint("p-", i), "A", "B", "IDR", 2000), "200 SUCCESS committed")
-	}
-	a, b := s.balance("A"), s.balance("B")
-	for _, topic := range []string{s.kafka.RequestTopic, s.kafka.ResultTopic} {
-		records := s.records(topic)
-		if len(records) < 20 {
-			t.Fatalf("%s has %d records", topic, len(records))
-		}
-		for i := range 2 * len(records) {
-			m := records[(i*7+3)%len(records)]
-			out := &sarama.ProducerMessage{Topic: topic, Key: sarama.ByteEncoder(m.Key), Value: sarama.ByteEncoder(m.Value)}
-			for _, h := range m.Headers {
-				out.Headers = append(out.Headers, *h)
-			}
-			if err := s.Producer().Send(t.Context(), out); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	s.drain()
-	if s.balance("A") != a || s.balance("B") != b {
-		t.Errorf("A %+d, B %+d", s.balance("A")-a, s.balance("B")-b)
-	}
-}
-
 // A plain record of an earlier producer settles; a broken one and an unsigned CloudEvent end in the dead
 // letters, close nothing that is not theirs, and hold up nobody.
 func TestPlainRecordsAndForgeries(t *testing.T) {

@@ -132,30 +132,15 @@ func (r *reader) await(key string) event.PaymentResult {
 }
 
 // records reads all that a topic holds now.
-func (s *system) records(topic string) []*sarama.ConsumerMessage {
+func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 	s.t.Helper()
-	want := 0
-	client, err := sarama.NewClient(s.kafka.Brokers, s.kafka.Client(s.t))
+	r, err := kafka.OpenReader(s.kafka.Config, "test", kafka.Range{Topic: topic})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer client.Close()
-	partitions, err := client.Partitions(topic)
-	if err != nil {
+	defer r.Close()
+	if err := r.Each(s.t.Context(), func(m *sarama.ConsumerMessage) error { all = append(all, m); return nil }); err != nil {
 		s.t.Fatal(err)
-	}
-	for _, p := range partitions {
-		end, err := client.GetOffset(topic, p, sarama.OffsetNewest)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		want += int(end)
-	}
-	r := s.consume(topic)
-	defer r.close()
-	all := make([]*sarama.ConsumerMessage, want)
-	for i := range all {
-		all[i] = r.next()
 	}
 	return all
 }
@@ -163,36 +148,22 @@ func (s *system) records(topic string) []*sarama.ConsumerMessage {
 // drain waits until everything published so far has been delivered.
 func (s *system) drain() {
 	s.t.Helper()
-	for topic, group := range map[string]string{s.kafka.RequestTopic: s.kafka.Prefix + "pgw-worker", s.kafka.ResultTopic: s.kafka.Prefix + "pgw-gateway"} {
+	for topic, group := range map[string]string{
+		s.kafka.RequestTopic: "pgw-worker", s.kafka.ResultTopic: "pgw-gateway", s.kafka.AccountsTopic: "pgw-db", s.kafka.DeadLetterTopic: "pgw-payments",
+	} {
+		r, err := kafka.OpenReader(s.kafka.Config, "test", kafka.Range{Topic: topic})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		r.Close()
 		s.eventually("group "+group+" has read "+topic, func() error {
-			client, err := sarama.NewClient(s.kafka.Brokers, s.kafka.Client(s.t))
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			admin, err := sarama.NewClusterAdminFromClient(client)
-			if err != nil {
-				return err
-			}
-			offsets, err := admin.ListConsumerGroupOffsets(group, nil)
-			if err != nil {
-				return err
-			}
-			partitions, err := client.Partitions(topic)
-			if err != nil {
-				return err
-			}
-			for _, p := range partitions {
-				end, err := client.GetOffset(topic, p, sarama.OffsetNewest)
-				if err != nil {
-					return err
-				}
-				block := offsets.GetBlock(topic, p)
-				if end > 0 && (block == nil || block.Offset < end) {
-					return fmt.Errorf("partition %d has %d records", p, end)
+			taken, err := kafka.Committed(s.kafka.Config, s.kafka.Prefix+group, topic)
+			for _, span := range r.Spans() {
+				if err == nil && taken[span.Partition] < span.To {
+					err = fmt.Errorf("%d of %d records of partition %d", taken[span.Partition], span.To, span.Partition)
 				}
 			}
-			return nil
+			return err
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +28,9 @@ type program struct {
 	path string
 	dir  string
 	env  []string
-	port int
+	port int // the gateway's
+	// by function, as text
+	ports map[string]string
 }
 
 // output can be read while the program writes.
@@ -50,7 +53,7 @@ func (o *output) String() string {
 
 func build(t testing.TB) *program {
 	t.Helper()
-	p := &program{t: t, dir: t.TempDir()}
+	p := &program{t: t, dir: t.TempDir(), ports: map[string]string{}}
 	p.path = filepath.Join(p.dir, "pgw")
 	if out, err := exec.Command("go", "build", "-o", p.path, "pgw/functions/pgw").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v: %s", err, out)
@@ -59,6 +62,7 @@ func build(t testing.TB) *program {
 	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
 		port := freePort(t)
 		p.env = append(p.env, fmt.Sprintf("PGW_%s_PORT=%d", name, port))
+		p.ports[name] = strconv.Itoa(port)
 		if name == "GATEWAY" {
 			p.port = port
 		}
@@ -245,4 +249,63 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	}
 	expect(pay("test-001"), "200 SUCCESS committed")
 	p.stop(fresh, out)
+}
+
+// The operators' commands find the system that runs here, do what the README says, and tell by their exit
+// code.
+func TestOperatorsCommands(t *testing.T) {
+	p := build(t)
+	cmd, out := p.run()
+	sample, err := filepath.Abs("../../seeds/payments.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(code int, want string, args ...string) string {
+		t.Helper()
+		command, text := p.command(args...)
+		command.Run()
+		if got := command.ProcessState.ExitCode(); got != code || !strings.Contains(text.String(), want) {
+			t.Errorf("pgw %s: exit code %d, want %d with %q: %s", strings.Join(args, " "), got, code, want, text)
+		}
+		return text.String()
+	}
+	if got := do(0, "seed-1-0000020", "replay", sample, "--dry-run"); strings.Count(got, "pgw.payment.requested.v1") != 20 {
+		t.Errorf("a dry run of 20 events: %s", got)
+	}
+	do(80, "say where the events go", "replay", sample)
+	worker := "http://127.0.0.1:" + p.ports["WORKER"] + "/"
+	do(1, "20 403", "replay", sample, worker) // nobody has signed them
+	do(0, "20 delivered", "replay", sample, "topic:payments.request", "--sign")
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/api/payments/seed-1-0000020", p.port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if read(t, resp).Code == 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the sample events are not settled")
+		}
+	}
+	do(0, "20 202", "replay", sample, worker, "--sign")
+	do(0, "result_true", "reconcile", "--grace", "0s")
+	do(0, "LETTER", "deadletter", "list")
+
+	conn, err := pgx.Connect(t.Context(), p.database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr + 1 WHERE account_id = 'ACC002'`); err != nil {
+		t.Fatal(err)
+	}
+	do(1, "account ACC002 has", "reconcile")
+	do(1, `"account": "ACC002"`, "reconcile", "--json")
+	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr - 1 WHERE account_id = 'ACC002'`); err != nil {
+		t.Fatal(err)
+	}
+	p.env = append(p.env, "DATABASE_URL=postgres://nobody@127.0.0.1:1/none", "KAFKA_BROKERS=127.0.0.1:1")
+	do(2, "connect", "reconcile")
+	p.stop(cmd, out)
 }

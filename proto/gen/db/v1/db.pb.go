@@ -1600,6 +1600,303 @@ func (x *SweepResponse) GetTold() uint32 {
 	return 0
 }
 
+type DeadLetterAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the letter stands in Kafka.
+	Topic     string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition int32  `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset    int64  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	EventId   string `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	EventKey  string `protobuf:"bytes,5,opt,name=event_key,json=eventKey,proto3" json:"event_key,omitempty"`
+	// REDRIVEN or DISCARDED.
+	Action   string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
+	Operator string `protobuf:"bytes,7,opt,name=operator,proto3" json:"operator,omitempty"`
+	Note     string `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
+	// Set by the ledger.
+	ActedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=acted_at,json=actedAt,proto3" json:"acted_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetterAction) Reset() {
+	*x = DeadLetterAction{}
+	mi := &file_db_v1_db_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetterAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetterAction) ProtoMessage() {}
+
+func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
+func (*DeadLetterAction) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DeadLetterAction) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadLetterAction) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeadLetterAction) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetEventKey() string {
+	if x != nil {
+		return x.EventKey
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetOperator() string {
+	if x != nil {
+		return x.Operator
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetActedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ActedAt
+	}
+	return nil
+}
+
+type RecordDeadLetterActionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Action        *DeadLetterAction      `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordDeadLetterActionRequest) Reset() {
+	*x = RecordDeadLetterActionRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordDeadLetterActionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordDeadLetterActionRequest) ProtoMessage() {}
+
+func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
+func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+type RecordDeadLetterActionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordDeadLetterActionResponse) Reset() {
+	*x = RecordDeadLetterActionResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordDeadLetterActionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordDeadLetterActionResponse) ProtoMessage() {}
+
+func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
+func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+}
+
+type ListDeadLetterActionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Topic string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Only actions after the one that this page token stands for.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLetterActionsRequest) Reset() {
+	*x = ListDeadLetterActionsRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLetterActionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLetterActionsRequest) ProtoMessage() {}
+
+func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
+func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListDeadLetterActionsRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *ListDeadLetterActionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListDeadLetterActionsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Actions []*DeadLetterAction    `protobuf:"bytes,1,rep,name=actions,proto3" json:"actions,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadLetterActionsResponse) Reset() {
+	*x = ListDeadLetterActionsResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadLetterActionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadLetterActionsResponse) ProtoMessage() {}
+
+func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
+func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
+func (x *ListDeadLetterActionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_db_v1_db_proto protoreflect.FileDescriptor
 
 const file_db_v1_db_proto_rawDesc = "" +
@@ -1728,7 +2025,27 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\rSweepResponse\x12\x1f\n" +
 	"\vrolled_back\x18\x01 \x01(\rR\n" +
 	"rolledBack\x12\x12\n" +
-	"\x04told\x18\x02 \x01(\rR\x04told*m\n" +
+	"\x04told\x18\x02 \x01(\rR\x04told\"\x95\x02\n" +
+	"\x10DeadLetterAction\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x19\n" +
+	"\bevent_id\x18\x04 \x01(\tR\aeventId\x12\x1b\n" +
+	"\tevent_key\x18\x05 \x01(\tR\beventKey\x12\x16\n" +
+	"\x06action\x18\x06 \x01(\tR\x06action\x12\x1a\n" +
+	"\boperator\x18\a \x01(\tR\boperator\x12\x12\n" +
+	"\x04note\x18\b \x01(\tR\x04note\x125\n" +
+	"\bacted_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt\"P\n" +
+	"\x1dRecordDeadLetterActionRequest\x12/\n" +
+	"\x06action\x18\x01 \x01(\v2\x17.db.v1.DeadLetterActionR\x06action\" \n" +
+	"\x1eRecordDeadLetterActionResponse\"S\n" +
+	"\x1cListDeadLetterActionsRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"z\n" +
+	"\x1dListDeadLetterActionsResponse\x121\n" +
+	"\aactions\x18\x01 \x03(\v2\x17.db.v1.DeadLetterActionR\aactions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*m\n" +
 	"\bTxStatus\x12\x19\n" +
 	"\x15TX_STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\r\n" +
@@ -1745,12 +2062,14 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\x12A\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\x12D\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse2\xfe\x01\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse2\xc9\x03\n" +
 	"\x05Admin\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
 	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x122\n" +
-	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponseBc\n" +
+	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\x12e\n" +
+	"\x16RecordDeadLetterAction\x12$.db.v1.RecordDeadLetterActionRequest\x1a%.db.v1.RecordDeadLetterActionResponse\x12b\n" +
+	"\x15ListDeadLetterActions\x12#.db.v1.ListDeadLetterActionsRequest\x1a$.db.v1.ListDeadLetterActionsResponseBc\n" +
 	"\tcom.db.v1B\aDbProtoP\x01Z\x18pgw/proto/gen/db/v1;dbv1\xa2\x02\x03DXX\xaa\x02\x05Db.V1\xca\x02\x05Db\\V1\xe2\x02\x11Db\\V1\\GPBMetadata\xea\x02\x06Db::V1b\x06proto3"
 
 var (
@@ -1766,76 +2085,88 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_db_v1_db_proto_goTypes = []any{
-	(TxStatus)(0),                       // 0: db.v1.TxStatus
-	(*CheckBalanceRequest)(nil),         // 1: db.v1.CheckBalanceRequest
-	(*CheckBalanceResponse)(nil),        // 2: db.v1.CheckBalanceResponse
-	(*ReserveFundsRequest)(nil),         // 3: db.v1.ReserveFundsRequest
-	(*ReserveFundsResponse)(nil),        // 4: db.v1.ReserveFundsResponse
-	(*CommitReservationRequest)(nil),    // 5: db.v1.CommitReservationRequest
-	(*CommitReservationResponse)(nil),   // 6: db.v1.CommitReservationResponse
-	(*RollbackReservationRequest)(nil),  // 7: db.v1.RollbackReservationRequest
-	(*RollbackReservationResponse)(nil), // 8: db.v1.RollbackReservationResponse
-	(*GetRandomAccountsRequest)(nil),    // 9: db.v1.GetRandomAccountsRequest
-	(*GetRandomAccountsResponse)(nil),   // 10: db.v1.GetRandomAccountsResponse
-	(*GetPaymentRequest)(nil),           // 11: db.v1.GetPaymentRequest
-	(*GetPaymentResponse)(nil),          // 12: db.v1.GetPaymentResponse
-	(*FailPaymentRequest)(nil),          // 13: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),         // 14: db.v1.FailPaymentResponse
-	(*Account)(nil),                     // 15: db.v1.Account
-	(*SeedAccountsRequest)(nil),         // 16: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),        // 17: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                        // 18: db.v1.Rate
-	(*PutRatesRequest)(nil),             // 19: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),            // 20: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),             // 21: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),            // 22: db.v1.PutRulesResponse
-	(*SweepRequest)(nil),                // 23: db.v1.SweepRequest
-	(*SweepResponse)(nil),               // 24: db.v1.SweepResponse
-	(*timestamppb.Timestamp)(nil),       // 25: google.protobuf.Timestamp
+	(TxStatus)(0),                          // 0: db.v1.TxStatus
+	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
+	(*CheckBalanceResponse)(nil),           // 2: db.v1.CheckBalanceResponse
+	(*ReserveFundsRequest)(nil),            // 3: db.v1.ReserveFundsRequest
+	(*ReserveFundsResponse)(nil),           // 4: db.v1.ReserveFundsResponse
+	(*CommitReservationRequest)(nil),       // 5: db.v1.CommitReservationRequest
+	(*CommitReservationResponse)(nil),      // 6: db.v1.CommitReservationResponse
+	(*RollbackReservationRequest)(nil),     // 7: db.v1.RollbackReservationRequest
+	(*RollbackReservationResponse)(nil),    // 8: db.v1.RollbackReservationResponse
+	(*GetRandomAccountsRequest)(nil),       // 9: db.v1.GetRandomAccountsRequest
+	(*GetRandomAccountsResponse)(nil),      // 10: db.v1.GetRandomAccountsResponse
+	(*GetPaymentRequest)(nil),              // 11: db.v1.GetPaymentRequest
+	(*GetPaymentResponse)(nil),             // 12: db.v1.GetPaymentResponse
+	(*FailPaymentRequest)(nil),             // 13: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 14: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 15: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 16: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 17: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 18: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 19: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 20: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 21: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 22: db.v1.PutRulesResponse
+	(*SweepRequest)(nil),                   // 23: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 24: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 25: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 26: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 27: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 28: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 29: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 30: google.protobuf.Timestamp
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	25, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	25, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	25, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	30, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	30, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	25, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	25, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	25, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	25, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	25, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	30, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	30, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	30, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	30, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	3,  // 10: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
 	15, // 11: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
 	18, // 12: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	1,  // 13: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 14: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 15: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 16: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 17: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	11, // 18: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	13, // 19: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	16, // 20: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	19, // 21: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	21, // 22: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	23, // 23: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	2,  // 24: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 25: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 26: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 27: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 28: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	12, // 29: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	14, // 30: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	17, // 31: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	20, // 32: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	22, // 33: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	24, // 34: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	24, // [24:35] is the sub-list for method output_type
-	13, // [13:24] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	30, // 13: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	25, // 14: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	25, // 15: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 16: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 17: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 18: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 19: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 20: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	11, // 21: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	13, // 22: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	16, // 23: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	19, // 24: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	21, // 25: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	23, // 26: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	26, // 27: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	28, // 28: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 29: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 30: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 31: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 32: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 33: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	12, // 34: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	14, // 35: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	17, // 36: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	20, // 37: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	22, // 38: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	24, // 39: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	27, // 40: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	29, // 41: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	29, // [29:42] is the sub-list for method output_type
+	16, // [16:29] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -1849,7 +2180,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -369,10 +369,12 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Admin_SeedAccounts_FullMethodName = "/db.v1.Admin/SeedAccounts"
-	Admin_PutRates_FullMethodName     = "/db.v1.Admin/PutRates"
-	Admin_PutRules_FullMethodName     = "/db.v1.Admin/PutRules"
-	Admin_Sweep_FullMethodName        = "/db.v1.Admin/Sweep"
+	Admin_SeedAccounts_FullMethodName           = "/db.v1.Admin/SeedAccounts"
+	Admin_PutRates_FullMethodName               = "/db.v1.Admin/PutRates"
+	Admin_PutRules_FullMethodName               = "/db.v1.Admin/PutRules"
+	Admin_Sweep_FullMethodName                  = "/db.v1.Admin/Sweep"
+	Admin_RecordDeadLetterAction_FullMethodName = "/db.v1.Admin/RecordDeadLetterAction"
+	Admin_ListDeadLetterActions_FullMethodName  = "/db.v1.Admin/ListDeadLetterActions"
 )
 
 // AdminClient is the client API for Admin service.
@@ -386,6 +388,9 @@ type AdminClient interface {
 	PutRules(ctx context.Context, in *PutRulesRequest, opts ...grpc.CallOption) (*PutRulesResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.CallOption) (*SweepResponse, error)
+	// What operators did about dead letters is kept, for ever.
+	RecordDeadLetterAction(ctx context.Context, in *RecordDeadLetterActionRequest, opts ...grpc.CallOption) (*RecordDeadLetterActionResponse, error)
+	ListDeadLetterActions(ctx context.Context, in *ListDeadLetterActionsRequest, opts ...grpc.CallOption) (*ListDeadLetterActionsResponse, error)
 }
 
 type adminClient struct {
@@ -436,6 +441,26 @@ func (c *adminClient) Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *adminClient) RecordDeadLetterAction(ctx context.Context, in *RecordDeadLetterActionRequest, opts ...grpc.CallOption) (*RecordDeadLetterActionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordDeadLetterActionResponse)
+	err := c.cc.Invoke(ctx, Admin_RecordDeadLetterAction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListDeadLetterActions(ctx context.Context, in *ListDeadLetterActionsRequest, opts ...grpc.CallOption) (*ListDeadLetterActionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDeadLetterActionsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListDeadLetterActions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -447,6 +472,9 @@ type AdminServer interface {
 	PutRules(context.Context, *PutRulesRequest) (*PutRulesResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(context.Context, *SweepRequest) (*SweepResponse, error)
+	// What operators did about dead letters is kept, for ever.
+	RecordDeadLetterAction(context.Context, *RecordDeadLetterActionRequest) (*RecordDeadLetterActionResponse, error)
+	ListDeadLetterActions(context.Context, *ListDeadLetterActionsRequest) (*ListDeadLetterActionsResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -468,6 +496,12 @@ func (UnimplementedAdminServer) PutRules(context.Context, *PutRulesRequest) (*Pu
 }
 func (UnimplementedAdminServer) Sweep(context.Context, *SweepRequest) (*SweepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sweep not implemented")
+}
+func (UnimplementedAdminServer) RecordDeadLetterAction(context.Context, *RecordDeadLetterActionRequest) (*RecordDeadLetterActionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecordDeadLetterAction not implemented")
+}
+func (UnimplementedAdminServer) ListDeadLetterActions(context.Context, *ListDeadLetterActionsRequest) (*ListDeadLetterActionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDeadLetterActions not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -562,6 +596,42 @@ func _Admin_Sweep_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RecordDeadLetterAction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordDeadLetterActionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RecordDeadLetterAction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RecordDeadLetterAction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RecordDeadLetterAction(ctx, req.(*RecordDeadLetterActionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListDeadLetterActions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDeadLetterActionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListDeadLetterActions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListDeadLetterActions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListDeadLetterActions(ctx, req.(*ListDeadLetterActionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -584,6 +654,14 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sweep",
 			Handler:    _Admin_Sweep_Handler,
+		},
+		{
+			MethodName: "RecordDeadLetterAction",
+			Handler:    _Admin_RecordDeadLetterAction_Handler,
+		},
+		{
+			MethodName: "ListDeadLetterActions",
+			Handler:    _Admin_ListDeadLetterActions_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

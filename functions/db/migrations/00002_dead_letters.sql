@@ -1,0 +1,20 @@
+-- +goose Up
+
+-- What operators did about dead letters. The letters themselves are in Kafka, which forgets nothing before its
+-- retention and can't be marked; a letter is known by where it stands.
+CREATE TABLE dead_letter_actions (
+    action_id     uuid        PRIMARY KEY,
+    topic         text        NOT NULL CHECK (topic <> ''),
+    partition     integer     NOT NULL CHECK (partition >= 0),
+    record_offset bigint      NOT NULL CHECK (record_offset >= 0),
+    event_id      text        NOT NULL DEFAULT '',
+    event_key     text        NOT NULL DEFAULT '',
+    action        text        NOT NULL CHECK (action IN ('REDRIVEN', 'DISCARDED')),
+    operator      text        NOT NULL CHECK (operator <> ''), -- who
+    note          text        NOT NULL DEFAULT '',             -- why
+    acted_at      timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX dead_letter_actions_of ON dead_letter_actions (topic, partition, record_offset);
+
+-- +goose Down
+DROP TABLE dead_letter_actions;

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"pgw/functions/pgw/allinone"
+	"pgw/functions/pgw/deadletter"
+	"pgw/shared/kafka"
+	"pgw/shared/rpc"
+)
+
+type deadLetterCommand struct {
+	List    listLetters    `cmd:"" help:"Which events could not be delivered, and why."`
+	Show    showLetters    `cmd:"" help:"All that is known of letters, with their events, as JSON."`
+	Redrive redriveLetters `cmd:"" help:"Send letters again through the front of the flow. A payment past its deadline is then recorded FAILED expired, and its client told."`
+	Discard discardLetters `cmd:"" help:"Put letters aside for good."`
+}
+
+// letterFlags choose letters of a system.
+type letterFlags struct {
+	operatorFlags
+	GroupPrefix string    `env:"KAFKA_GROUP_PREFIX" help:"What stands before the consumer groups' names."`
+	Letters     []string  `arg:"" optional:"" help:"TOPIC/PARTITION/OFFSET, as list prints them."`
+	Key         string    `help:"Only letters of this key: of a payment its idempotency key."`
+	Reason      string    `help:"Only letters with this code, or with this in their message or outcome."`
+	State       string    `enum:",waiting,closed_out,open,redriven,discarded" default:"" help:"Only letters in this state: waiting, closed_out, open, redriven or discarded."`
+	Since       timeOrAge `help:"Only letters since this time (RFC 3339), or this long ago (such as 24h)."`
+}
+
+// open reads the letters that are chosen.
+func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []deadletter.Letter, done func(), err error) {
+	filter := deadletter.Filter{Key: f.Key, Reason: f.Reason, State: deadletter.State(f.State), Since: f.Since.Time}
+	for _, text := range f.Letters {
+		place, err := deadletter.ParsePlace(text)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		filter.Places = append(filter.Places, place)
+	}
+	cfg, err := f.config()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	var conn *grpc.ClientConn
+	if conn, err = rpc.Dial(cfg.DBAddr); err != nil {
+		return nil, nil, nil, fmt.Errorf("DB_ADDR: %w", err)
+	}
+	box = &deadletter.Box{Kafka: cfg.Kafka, Group: f.GroupPrefix, DB: conn, Manifests: manifests}
+	if letters, err = box.Read(ctx, filter); err != nil {
+		conn.Close()
+		return nil, nil, nil, err
+	}
+	return box, letters, func() { conn.Close() }, nil
+}
+
+type listLetters struct {
+	letterFlags
+	JSON bool `name:"json" help:"One JSON object a letter."`
+}
+
+func (c listLetters) Run(ctx context.Context) error {
+	_, letters, done, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if c.JSON {
+		return printLettersJSON(letters)
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "LETTER\tAT\tTYPE\tKEY\tFUNCTION\tCODE\tTRIES\tSTATE\tLEDGER\tMESSAGE")
+	for _, l := range letters {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%.80s\n", l.Place, l.At.Format(time.RFC3339), l.Event.Type(), l.Key,
+			l.Function, l.Code, l.Attempts, l.State, l.Outcome, strings.Join(strings.Fields(l.Message), " "))
+	}
+	return w.Flush()
+}
+
+type showLetters struct{ letterFlags }
+
+func (c showLetters) Run(ctx context.Context) error {
+	_, letters, done, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return printLettersJSON(letters)
+}
+
+func printLettersJSON(letters []deadletter.Letter) error {
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	for _, l := range letters {
+		if err := out.Encode(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// actFlags are needed to act on letters.
+type actFlags struct {
+	letterFlags
+	All      bool   `help:"All letters that are open."`
+	Again    bool   `help:"Of those chosen by flags, not only the ones that are open; of those named, even what was redriven or discarded before."`
+	DryRun   bool   `help:"Say what would be done, and do nothing."`
+	Operator string `env:"USER" default:"unknown" help:"Who does it; is recorded."`
+	Note     string `help:"Why; is recorded."`
+}
+
+func (f actFlags) Validate() error {
+	if len(f.Letters) == 0 && f.Key == "" && f.Reason == "" && !f.All {
+		return errors.New("name letters, or choose them by --key or --reason, or say --all")
+	}
+	return nil
+}
+
+// each acts on the letters that are chosen and still to be acted on. One that fails does not keep the
+// others from it.
+func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb string, act func(deadletter.Letter) error) error {
+	var errs []error
+	acted := 0
+	for _, l := range letters {
+		named := len(f.Letters) > 0 && l.State != deadletter.Redriven && l.State != deadletter.Discarded
+		if !f.Again && !named && l.State != deadletter.Open {
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !f.DryRun {
+			if err := act(l); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		acted++
+		fmt.Printf("%s\t%s\t%s\t%s\n", verb, l.Place, l.Event.Type(), l.Key)
+	}
+	if f.DryRun {
+		verb = "would be " + verb
+	}
+	fmt.Fprintf(os.Stderr, "%d of %d letters: %s\n", acted, len(letters), verb)
+	return errors.Join(errs...)
+}
+
+type redriveLetters struct{ actFlags }
+
+func (c redriveLetters) Run(ctx context.Context) error {
+	box, letters, done, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	producer, err := kafka.NewProducer(box.Kafka, "deadletter")
+	if err != nil {
+		return err
+	}
+	defer producer.Close(context.WithoutCancel(ctx))
+	return c.each(ctx, letters, "redriven", func(l deadletter.Letter) error {
+		return box.Redrive(ctx, producer, l, c.Operator, c.Note)
+	})
+}
+
+type discardLetters struct{ actFlags }
+
+func (c discardLetters) Validate() error {
+	if c.Note == "" {
+		return errors.New("--note: say why, for whoever asks later")
+	}
+	return c.actFlags.Validate()
+}
+
+func (c discardLetters) Run(ctx context.Context) error {
+	box, letters, done, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return c.each(ctx, letters, "discarded", func(l deadletter.Letter) error {
+		return box.Discard(ctx, l, c.Operator, c.Note)
+	})
+}

@@ -1,0 +1,338 @@
+// Package deadletter is what an operator does about events that could not be delivered: see them and why,
+// send them again through the front of the flow, or put them aside for good. Whatever is done is recorded in
+// the ledger's database; the letters stay where they are in Kafka.
+package deadletter
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/IBM/sarama"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pgw/compose/kafkasource"
+	"pgw/functions/db"
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+)
+
+// The extensions by which a source says why an event is a dead letter.
+const (
+	extDestination = "knativeerrordest"
+	extCode        = "knativeerrorcode"
+	extData        = "knativeerrordata"
+)
+
+// maxRead bounds how many letters are held at once.
+const maxRead = 100_000
+
+// State of a letter.
+type State string
+
+// The states.
+const (
+	Waiting   State = "waiting"    // payments has not taken it yet
+	ClosedOut State = "closed_out" // the payment is decided
+	Open      State = "open"       // nobody will do anything about it by itself
+	Redriven  State = "redriven"
+	Discarded State = "discarded"
+)
+
+// Place is where a letter stands.
+type Place struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+}
+
+// String is TOPIC/PARTITION/OFFSET.
+func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Partition, p.Offset) }
+
+// ParsePlace reads what String writes.
+func ParsePlace(text string) (Place, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) == 3 {
+		partition, err1 := strconv.ParseInt(parts[1], 10, 32)
+		offset, err2 := strconv.ParseInt(parts[2], 10, 64)
+		if err1 == nil && err2 == nil && partition >= 0 && offset >= 0 && parts[0] != "" {
+			return Place{parts[0], int32(partition), offset}, nil
+		}
+	}
+	return Place{}, fmt.Errorf("%q is no letter: a letter is TOPIC/PARTITION/OFFSET, such as payments.parked/0/12", text)
+}
+
+// Letter is one event that could not be delivered.
+type Letter struct {
+	Place
+	At       time.Time         `json:"at"` // when it came here
+	Key      string            `json:"key"`
+	Event    cloudevents.Event `json:"event"`    // as it was before it failed
+	Function string            `json:"function"` // that did not take it
+	Code     int               `json:"code"`     // the last answer's status; 0: there was none
+	Message  string            `json:"message"`  // the last answer's text
+	Attempts int               `json:"attempts"` // 0: not known
+	State    State             `json:"state"`
+	// Outcome is what the ledger has of the payment of this key: a reservation's status and reason.
+	Outcome string   `json:"outcome,omitempty"`
+	Actions []Action `json:"actions,omitempty"`
+}
+
+// Action is what an operator did about a letter.
+type Action struct {
+	Action   string    `json:"action"`
+	Operator string    `json:"operator"`
+	Note     string    `json:"note"`
+	At       time.Time `json:"at"`
+}
+
+// Box reads letters and acts on them.
+type Box struct {
+	Kafka     kafka.Config
+	Group     string // prefix of consumer groups
+	DB        grpc.ClientConnInterface
+	Manifests kafkasource.Manifests
+}
+
+// Filter chooses letters; an empty field takes all.
+type Filter struct {
+	Places []Place
+	Topics []string // payments.deadletter and payments.parked when there are none
+	Key    string
+	Reason string // part of the message, or the code
+	State  State
+	Since  time.Time
+}
+
+func (f Filter) matches(l *Letter) bool {
+	return (f.Key == "" || f.Key == l.Key) && (f.State == "" || f.State == l.State) &&
+		(f.Reason == "" || f.Reason == strconv.Itoa(l.Code) || strings.Contains(l.Message, f.Reason) || strings.Contains(l.Outcome, f.Reason)) &&
+		(len(f.Places) == 0 || slices.Contains(f.Places, l.Place))
+}
+
+// Read gives the letters, the oldest first.
+func (b *Box) Read(ctx context.Context, f Filter) ([]Letter, error) {
+	topics := f.Topics
+	for _, p := range f.Places {
+		topics = append(topics, p.Topic)
+	}
+	if len(topics) == 0 {
+		topics = []string{b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic}
+	}
+	slices.Sort(topics)
+	var all []Letter
+	for _, topic := range slices.Compact(topics) {
+		if topic != b.Kafka.DeadLetterTopic && topic != b.Kafka.ParkedTopic {
+			return nil, fmt.Errorf("%s holds no dead letters: %s and %s do", topic, b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic)
+		}
+		letters, err := b.read(ctx, topic, f)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, letters...)
+	}
+	slices.SortFunc(all, func(x, y Letter) int {
+		return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.Topic, y.Topic), cmp.Compare(x.Partition, y.Partition), cmp.Compare(x.Offset, y.Offset))
+	})
+	for _, p := range f.Places {
+		if !slices.ContainsFunc(all, func(l Letter) bool { return l.Place == p }) {
+			return nil, fmt.Errorf("there is no letter %s, or it is not one that was asked for", p)
+		}
+	}
+	return all, nil
+}
+
+func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error) {
+	done, err := b.actions(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	taken, err := b.taken(topic)
+	if err != nil {
+		return nil, err
+	}
+	reader, err := kafka.OpenReader(b.Kafka, "deadletter", kafka.Range{Topic: topic, Since: f.Since})
+	if err != nil {
+		return nil, err
+	}
+	defer reader.Close()
+	var letters []Letter
+	err = reader.Each(ctx, func(m *sarama.ConsumerMessage) error {
+		l := b.letter(ctx, m)
+		l.Actions = done[l.Place]
+		if err := b.judge(ctx, &l, taken); err != nil {
+			return err
+		}
+		if f.matches(&l) {
+			letters = append(letters, l)
+		}
+		if len(letters) > maxRead {
+			return fmt.Errorf("more than %d letters: choose by key, reason or age", maxRead)
+		}
+		return nil
+	})
+	return letters, err
+}
+
+// letter takes what the source added off the event again.
+func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
+	e := kafkasource.ReadRecord(ctx, "deadletter", m)
+	text := func(name string) string { s, _ := e.Extensions()[name].(string); return s }
+	l := Letter{Place: Place{m.Topic, m.Partition, m.Offset}, At: m.Timestamp.UTC(), Function: functionOf(text(extDestination))}
+	l.Code, _ = strconv.Atoi(text(extCode))
+	if data, err := base64.StdEncoding.DecodeString(text(extData)); err == nil {
+		l.Message = strings.TrimSpace(string(data))
+	}
+	l.Attempts = b.Manifests.Attempts(l.Function, l.Code)
+	if l.Key = text(event.ExtPartitionKey); l.Key == "" {
+		l.Key = string(m.Key)
+	}
+	for _, name := range []string{extDestination, extCode, extData} {
+		e.SetExtension(name, nil)
+	}
+	l.Event = e
+	return l
+}
+
+// functionOf a sink's URL is its host's first label, which is the Service's name; an address is left as it is.
+func functionOf(sink string) string {
+	u, err := url.Parse(sink)
+	if err != nil || u.Host == "" {
+		return sink
+	}
+	if net.ParseIP(u.Hostname()) != nil {
+		return u.Host
+	}
+	name, _, _ := strings.Cut(u.Hostname(), ".")
+	return name
+}
+
+// judge finds out how a letter stands.
+func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error {
+	decided := false
+	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
+		got, err := dbv1.NewDbClient(b.DB).GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: l.Key})
+		switch status.Code(err) {
+		case codes.OK:
+			l.Outcome = strings.TrimSpace(got.ReservationStatus + " " + got.Reason)
+			decided = got.ReservationStatus != string(payment.Pending)
+		case codes.NotFound:
+		default:
+			return fmt.Errorf("ask the ledger for %s: %w", l.Key, err)
+		}
+	}
+	switch {
+	case len(l.Actions) > 0 && l.Actions[len(l.Actions)-1].Action == db.Discarded:
+		l.State = Discarded
+	case len(l.Actions) > 0:
+		l.State = Redriven
+	case decided:
+		l.State = ClosedOut
+	case l.Topic == b.Kafka.DeadLetterTopic && l.Offset >= taken[l.Partition]:
+		l.State = Waiting
+	default:
+		// In payments.parked; or payments has refused it, and it stands there too.
+		l.State = Open
+	}
+	return nil
+}
+
+// taken is up to which offset the function that closes payments out has taken a topic's letters.
+func (b *Box) taken(topic string) (map[int32]int64, error) {
+	taken := map[int32]int64{}
+	renamed := b.Kafka.Renamed()
+	for name, as := range renamed {
+		if as != topic {
+			continue
+		}
+		for _, group := range b.Manifests.Groups(name) {
+			offsets, err := kafka.Committed(b.Kafka, b.Group+group, topic)
+			if err != nil {
+				return nil, err
+			}
+			for p, offset := range offsets {
+				taken[p] = max(taken[p], offset)
+			}
+		}
+	}
+	return taken, nil
+}
+
+func (b *Box) actions(ctx context.Context, topic string) (map[Place][]Action, error) {
+	all := map[Place][]Action{}
+	for token := ""; ; {
+		page, err := dbv1.NewAdminClient(b.DB).ListDeadLetterActions(ctx, &dbv1.ListDeadLetterActionsRequest{Topic: topic, PageToken: token})
+		if err != nil {
+			return nil, fmt.Errorf("ask db what was done about dead letters: %w", err)
+		}
+		for _, a := range page.Actions {
+			at := Place{a.Topic, a.Partition, a.Offset}
+			all[at] = append(all[at], Action{Action: a.Action, Operator: a.Operator, Note: a.Note, At: a.ActedAt.AsTime()})
+		}
+		if token = page.NextPageToken; token == "" {
+			return all, nil
+		}
+	}
+}
+
+// ErrNoFront means that nothing is known of where an event came into the flow.
+var ErrNoFront = errors.New("nothing says at which topic it came in")
+
+// Front is the topic at which a letter's event came into the flow.
+func (b *Box) Front(l Letter) (string, error) {
+	switch l.Event.Type() {
+	case event.TypePaymentRequested:
+		return b.Kafka.RequestTopic, nil
+	case event.TypePaymentResult:
+		return b.Kafka.ResultTopic, nil
+	case event.TypeAccountOpened, event.TypeAccountFunded:
+		return b.Kafka.AccountsTopic, nil
+	case event.TypeKafkaRecord:
+		// The source that wrapped the record has written its topic there.
+		if _, topic, ok := strings.Cut(l.Event.Source(), "#"); ok && topic != l.Topic {
+			return topic, nil
+		}
+	}
+	return "", fmt.Errorf("%s, of type %s: %w", l.Place, l.Event.Type(), ErrNoFront)
+}
+
+// Redrive sends a letter's event again through the front of the flow, and records that. It may go twice when
+// recording fails; the functions take it for what it is.
+func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, operator, note string) error {
+	front, err := b.Front(l)
+	if err != nil {
+		return err
+	}
+	if err := producer.Publish(ctx, front, l.Key, l.Event); err != nil {
+		return err
+	}
+	return b.record(ctx, l, db.Redriven, operator, note)
+}
+
+// Discard records that nothing more is to be done about a letter.
+func (b *Box) Discard(ctx context.Context, l Letter, operator, note string) error {
+	return b.record(ctx, l, db.Discarded, operator, note)
+}
+
+func (b *Box) record(ctx context.Context, l Letter, action, operator, note string) error {
+	_, err := dbv1.NewAdminClient(b.DB).RecordDeadLetterAction(ctx, &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
+		Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, EventId: l.Event.ID(), EventKey: l.Key, Action: action, Operator: operator, Note: note,
+	}})
+	if err != nil {
+		return fmt.Errorf("record what was done about %s: %w", l.Place, err)
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pgw/functions/pgw/reconcile"
+	"pgw/shared/function"
+)
+
+// reconcileCommand proves the books. Its exit code is 0 when all is well, 1 when something is not as it must
+// be, and 2 when that could not be told.
+type reconcileCommand struct {
+	operatorFlags
+	Since timeOrAge     `help:"Compare with events only payments accepted since this time (RFC 3339), or this long ago (such as 24h). The ledger is added up as a whole in any case."`
+	Grace time.Duration `default:"${grace}" help:"What is younger is added up, and not compared: its events may be under way."`
+	JSON  bool          `name:"json" help:"Print the report as JSON."`
+	Every time.Duration `help:"Do it again and again, this long apart, and serve /metrics on PORT like a function."`
+}
+
+func (c reconcileCommand) Validate() error {
+	if c.Grace < 0 || c.Every < 0 || (c.Every > 0 && c.Every < time.Second) {
+		return errors.New("--grace must not be negative, --every at least 1s")
+	}
+	return nil
+}
+
+// errBreach is exit code 1.
+var errBreach = errors.New("the books do not agree")
+
+// unknown is exit code 2.
+type unknown struct{ error }
+
+func (unknown) ExitCode() int   { return 2 }
+func (u unknown) Unwrap() error { return u.error }
+
+func (c reconcileCommand) Run(ctx context.Context) error {
+	system, err := c.config()
+	if err == nil && system.DatabaseURL == "" {
+		err = errors.New("DATABASE_URL is not set")
+	}
+	if err != nil {
+		return unknown{err}
+	}
+	cfg := reconcile.Config{
+		Database: system.DatabaseURL, Kafka: system.Kafka, Keys: &system.Keys, AllowUnsigned: system.AllowUnsigned,
+		Since: c.Since.Time, Grace: c.Grace,
+	}
+	if c.Every > 0 {
+		return c.watch(ctx, cfg)
+	}
+	report, err := reconcile.Run(ctx, cfg)
+	if err != nil {
+		return unknown{err}
+	}
+	if c.JSON {
+		out := json.NewEncoder(os.Stdout)
+		out.SetIndent("", "  ")
+		err = out.Encode(report)
+	} else {
+		err = printReport(report)
+	}
+	if err != nil {
+		return unknown{err}
+	}
+	if !report.Clean() {
+		return errBreach
+	}
+	return nil
+}
+
+func printReport(r reconcile.Report) error {
+	fmt.Printf("%s: %d accounts, balances %d + holds %d, funded %d IDR; %d pending, %d too young to compare, %d foreign events\n",
+		r.At.Format(time.RFC3339), r.Accounts, r.Balances, r.Holds, r.Funded, r.Pending, r.TooYoung, r.Foreign)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "check\texamined\tbreaches\t")
+	for _, c := range r.Checks {
+		fmt.Fprintf(w, "%s\t%d\t%d\t\n", c.Check, c.Examined, c.Breaches)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, b := range r.Breaches {
+		what := "payment " + b.Payment
+		if b.Account != "" {
+			what = "account " + b.Account
+		} else if b.Payment == "" {
+			what = "the ledger"
+		}
+		fmt.Printf("%s: %s %s\n", b.Check, what, b.Problem)
+	}
+	return nil
+}
+
+// watch reconciles until ctx ends.
+func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error {
+	age := time.Duration(0)
+	if !c.Since.IsZero() {
+		age = time.Since(c.Since.Time)
+	}
+	return function.Main(ctx, "reconcile", func(_ struct{}, log *slog.Logger) (*function.Function, error) {
+		registry := function.NewRegistry()
+		w := newWatch(registry)
+		return &function.Function{Name: "reconcile", Log: log, Registry: registry, Background: func(ctx context.Context) error {
+			for {
+				if age > 0 {
+					cfg.Since = time.Now().Add(-age)
+				}
+				w.once(ctx, cfg, log)
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(c.Every):
+				}
+			}
+		}}, nil
+	})
+}
+
+// watch is what /metrics tells of reconciliations.
+type watch struct {
+	breaches *prometheus.GaugeVec
+	runs     *prometheus.CounterVec
+	at       prometheus.Gauge
+	took     prometheus.Gauge
+}
+
+func newWatch(r prometheus.Registerer) *watch {
+	w := &watch{
+		breaches: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgw_reconcile_breaches", Help: "What was not as it must be, at the last reconciliation.",
+		}, []string{"check"}),
+		runs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_reconcile_runs_total", Help: "Reconciliations by result: clean, breach, or unknown.",
+		}, []string{"result"}),
+		at: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgw_reconcile_last_told_timestamp_seconds", Help: "When a reconciliation last told whether all is well.",
+		}),
+		took: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgw_reconcile_last_duration_seconds", Help: "How long the last reconciliation took.",
+		}),
+	}
+	for _, check := range reconcile.Checks {
+		w.breaches.WithLabelValues(string(check))
+	}
+	for _, result := range []string{"clean", "breach", "unknown"} {
+		w.runs.WithLabelValues(result)
+	}
+	r.MustRegister(w.breaches, w.runs, w.at, w.took)
+	return w
+}
+
+func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger) {
+	begun := time.Now()
+	report, err := reconcile.Run(ctx, cfg)
+	if ctx.Err() != nil {
+		return
+	}
+	w.took.Set(time.Since(begun).Seconds())
+	if err != nil {
+		w.runs.WithLabelValues("unknown").Inc()
+		log.Error("could not tell whether the books agree", "error", err)
+		return
+	}
+	w.at.SetToCurrentTime()
+	for _, c := range report.Checks {
+		w.breaches.WithLabelValues(string(c.Check)).Set(float64(c.Breaches))
+	}
+	if report.Clean() {
+		w.runs.WithLabelValues("clean").Inc()
+		return
+	}
+	w.runs.WithLabelValues("breach").Inc()
+	for _, b := range report.Breaches[:min(len(report.Breaches), 20)] {
+		log.Error("the books do not agree", "check", b.Check, "idempotency_key", b.Payment, "account", b.Account, "problem", b.Problem)
+	}
+}
