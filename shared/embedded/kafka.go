@@ -19,10 +19,11 @@ import (
 
 // KafkaConfig of a broker in this process.
 type KafkaConfig struct {
-	Dir       string        // records and offsets live here; empty keeps them in memory
-	Port      int           // on loopback; 0 takes any
-	Topics    []kafka.Topic // made when missing; one that exists is left as it is
-	Retention time.Duration // how often retention is applied; 0 means each minute
+	Dir       string                                              // records and offsets live here; empty keeps them in memory
+	Port      int                                                 // on loopback; 0 takes any
+	Topics    []kafka.Topic                                       // made when missing; one that exists is left as it is
+	Retention time.Duration                                       // how often retention is applied; 0 means each minute
+	Listen    func(network, address string) (net.Listener, error) // nil: net.Listen; a test may stand in between
 	Log       *slog.Logger
 }
 
@@ -40,10 +41,13 @@ var ErrLocked = errors.New("is in use by another process")
 // StartKafka starts the broker.
 func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	k := &Kafka{stop: make(chan struct{})}
+	if cfg.Listen == nil {
+		cfg.Listen = net.Listen
+	}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1), kfake.ClusterID("pgw"), kfake.WithLogger(brokerLog{cfg.Log}),
 		kfake.ListenFn(func(network, _ string) (net.Listener, error) {
-			return net.Listen(network, net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
+			return cfg.Listen(network, net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
 		}),
 	}
 	if cfg.Port != 0 {

@@ -12,16 +12,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"google.golang.org/grpc"
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/allinone"
-	fxv1 "pgw/proto/gen/fx/v1"
-	riskv1 "pgw/proto/gen/risk/v1"
-	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/kafka"
-	"pgw/shared/rpc"
 	"pgw/tests/processes"
 )
 
@@ -71,40 +66,9 @@ func separate(t *testing.T, log *output) *processes.System {
 	return s
 }
 
-// seedProcesses gives accounts A and B, a rate, and rules without chance, through the admin RPCs of fx, wallet and risk.
-func seedProcesses(t *testing.T, s *processes.System) {
-	t.Helper()
-	ctx := t.Context()
-	for name, seed := range map[string]func(*grpc.ClientConn) error{
-		"wallet": func(conn *grpc.ClientConn) error {
-			_, err := walletv1.NewAdminClient(conn).SeedAccounts(ctx, &walletv1.SeedAccountsRequest{Accounts: []*walletv1.AccountSeed{
-				{AccountId: "A", Owner: "A", Currency: "IDR", Balance: 1e9}, {AccountId: "B", Owner: "B", Currency: "IDR", Balance: 1e9},
-			}})
-			return err
-		},
-		"fx": func(conn *grpc.ClientConn) error {
-			_, err := fxv1.NewFxServiceClient(conn).UpdateRates(ctx, &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{{BaseCurrency: "USD", QuoteCurrency: "IDR", Rate: 15500}}})
-			return err
-		},
-		"risk": func(conn *grpc.ClientConn) error {
-			_, err := riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1000)), RandomRejectPpm: ptr(uint32(0))})
-			return err
-		},
-	} {
-		conn, err := rpc.Dial(s.Addr(name))
-		if err == nil {
-			err = seed(conn)
-			conn.Close()
-		}
-		if err != nil {
-			t.Fatalf("seed %s: %v", name, err)
-		}
-	}
-}
-
 func payOver(t *testing.T, addr, key string) answer {
 	t.Helper()
-	resp, err := http.Post("http://"+addr+"/api/payments", "application/json", strings.NewReader(body(key, "A", "B", "USD", 10)))
+	resp, err := http.Post("http://"+addr+"/api/payments", "application/json", strings.NewReader(body(key, processes.Account(0), processes.Account(1), "USD", 10)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +83,9 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 	if err := s.StartAll(t.Context(), "payments", "worker", "gateway", "kafkasource"); err != nil {
 		t.Fatalf("%v: %s", err, log)
 	}
-	seedProcesses(t, s)
+	if err := s.Seed(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.StopAll(); err != nil {
 		t.Fatal(err)
 	}

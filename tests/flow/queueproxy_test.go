@@ -105,7 +105,9 @@ func TestBehindQueueProxy(t *testing.T) {
 				t.Fatalf("%v: %s", err, log)
 			}
 			awaitProbe(t, http.StatusOK, log)
-			seedProcesses(t, s)
+			if err := s.Seed(t.Context(), 2); err != nil {
+				t.Fatal(err)
+			}
 
 			for i := range 3 {
 				if got := payOver(t, s.Front("gateway"), fmt.Sprint("p", i)); got.outcome() != "200 SUCCESS committed" {
@@ -131,7 +133,7 @@ func httpPasses(t *testing.T, _ *processes.System) {
 	if got := payOver(t, behind, "p0"); got.outcome() != "200 SUCCESS_REPLAY duplicate_idempo" {
 		t.Errorf("a replay: %s", got)
 	}
-	for want, text := range map[string]string{"400 FAILED bad_json": "{", "400 FAILED invalid_input": body("x", "A", "B", "USD", -1), "422 FAILED idempotency_mismatch": body("p0", "A", "B", "USD", 11)} {
+	for want, text := range map[string]string{"400 FAILED bad_json": "{", "400 FAILED invalid_input": body("x", "A", "B", "USD", -1), "422 FAILED idempotency_mismatch": body("p0", processes.Account(0), processes.Account(1), "USD", 11)} {
 		resp, err := http.Post("http://"+behind+"/api/payments", "application/json", strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)

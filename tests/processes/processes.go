@@ -18,14 +18,22 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc"
+
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 )
 
 // Functions in the order in which they are started: who is called stands before who calls.
 var Functions = []string{"db", "fx", "wallet", "risk", "payments", "worker", "gateway"}
 
+// StandIn is the process that delivers events.
+const StandIn = "kafkasource"
+
 const (
-	standIn = "kafkasource"
 	// patience is for what takes milliseconds on an idle machine.
 	patience = 60 * time.Second
 )
@@ -58,7 +66,7 @@ func New(cfg Config) (*System, error) {
 		s.cfg.Fronts = map[string]string{}
 	}
 	var held []net.Listener
-	for _, name := range append([]string{standIn}, Functions...) {
+	for _, name := range append([]string{StandIn}, Functions...) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
@@ -150,7 +158,7 @@ func (s *System) ready(ctx context.Context, name string) error {
 
 // StartAll starts all functions but those that are named, and then the stand-in.
 func (s *System) StartAll(ctx context.Context, but ...string) error {
-	for _, name := range append(append([]string{}, Functions...), standIn) {
+	for _, name := range append(append([]string{}, Functions...), StandIn) {
 		skip := false
 		for _, b := range but {
 			skip = skip || b == name
@@ -173,6 +181,20 @@ func (s *System) Signal(name string, sig syscall.Signal) error {
 		return cmd.Process.Signal(sig)
 	}
 	return fmt.Errorf("%s does not run", name)
+}
+
+// Kill ends a process at once, with no chance to say goodbye, and waits until it is gone.
+func (s *System) Kill(name string) error {
+	s.mu.Lock()
+	cmd, ended := s.procs[name], s.ended[name]
+	delete(s.procs, name)
+	s.mu.Unlock()
+	if cmd == nil {
+		return fmt.Errorf("%s does not run", name)
+	}
+	err := cmd.Process.Kill()
+	<-ended
+	return err
 }
 
 // Stop drains a process and waits for its end; an exit code other than 0 is an error.
@@ -204,7 +226,7 @@ func (s *System) StopAll() error {
 	for i := len(Functions) - 1; i >= 0; i-- {
 		errs = append(errs, s.Stop(Functions[i]))
 		if Functions[i] == "gateway" {
-			errs = append(errs, s.Stop(standIn))
+			errs = append(errs, s.Stop(StandIn))
 		}
 	}
 	return errors.Join(errs...)
@@ -227,4 +249,41 @@ func (s *System) Resident(name string) (int64, error) {
 		return 0, err
 	}
 	return pages * int64(os.Getpagesize()), nil
+}
+
+// Account is the name of the i-th account that Seed opens.
+func Account(i int) string { return fmt.Sprintf("A%d", i) }
+
+// Seed opens n accounts with a thousand million rupiah each, and sets the dollar's rate and rules that leave
+// nothing to chance, through the admin RPCs of wallet, fx and risk.
+func (s *System) Seed(ctx context.Context, n int) error {
+	accounts := &walletv1.SeedAccountsRequest{}
+	for i := range n {
+		accounts.Accounts = append(accounts.Accounts, &walletv1.AccountSeed{AccountId: Account(i), Owner: Account(i), Currency: "IDR", Balance: 1e9})
+	}
+	none, least := uint32(0), int64(1000)
+	for name, seed := range map[string]func(*grpc.ClientConn) error{
+		"wallet": func(conn *grpc.ClientConn) error {
+			_, err := walletv1.NewAdminClient(conn).SeedAccounts(ctx, accounts)
+			return err
+		},
+		"fx": func(conn *grpc.ClientConn) error {
+			_, err := fxv1.NewFxServiceClient(conn).UpdateRates(ctx, &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{{BaseCurrency: "USD", QuoteCurrency: "IDR", Rate: 15500}}})
+			return err
+		},
+		"risk": func(conn *grpc.ClientConn) error {
+			_, err := riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
+			return err
+		},
+	} {
+		conn, err := rpc.Dial(s.Addr(name))
+		if err == nil {
+			err = seed(conn)
+			conn.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("seed %s: %w", name, err)
+		}
+	}
+	return nil
 }

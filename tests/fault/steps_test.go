@@ -1,0 +1,477 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/allinone"
+	"pgw/functions/pgw/reconcile"
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/embedded"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+	"pgw/tests/processes"
+)
+
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+const (
+	testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+	// patience is for what must happen, and does so within the retries of a delivery.
+	patience = 60 * time.Second
+)
+
+// rig is a system of processes with a tap on every wire between them.
+type rig struct {
+	*processes.System
+	t      *testing.T
+	taps   *taps
+	conn   *pgx.Conn
+	kafka  kafka.Config
+	keys   event.Keyring
+	client *http.Client
+	said   *said
+}
+
+// said is what the processes say.
+type said struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "pgw")
+	if out, err := exec.Command("go", "build", "-o", binary, "pgw/functions/pgw").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &said{}}
+	if err := r.keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	database := embeddedtest.Postgres(t)
+	if err := db.Migrate(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if r.conn, err = pgx.Connect(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var topics []kafka.Topic
+	for _, name := range manifests.Topics() {
+		topics = append(topics, kafka.Topic{Name: name, Partitions: 1})
+	}
+	broker, err := embedded.StartKafka(embedded.KafkaConfig{Topics: topics, Listen: r.taps.listenKafka, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { broker.Close() })
+	r.kafka = kafka.Config{
+		Brokers: []string{broker.Addr()}, RequestTopic: "payments.request", ResultTopic: "payments.result",
+		DeadLetterTopic: "payments.deadletter", ParkedTopic: "payments.parked", AccountsTopic: "ledger.accounts",
+	}
+	tapped, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tapped.Host = r.taps.postgres(t, tapped.Host)
+	if r.System, err = processes.New(processes.Config{
+		Binary: binary, Database: tapped.String(), Kafka: r.kafka, EventKeys: testKeys, Log: r.said,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range processes.Functions {
+		r.SetFront(name, r.taps.front(t, name, r.Addr(name)))
+	}
+	if err := r.StartAll(t.Context()); err != nil {
+		t.Fatalf("%v: %s", err, &r.said.text)
+	}
+	t.Cleanup(func() {
+		if err := r.StopAll(); err != nil {
+			t.Errorf("%v: %s", err, &r.said.text)
+		}
+		r.prove()
+		r.conn.Close(context.Background())
+	})
+	if err := r.System.Seed(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// prove has the books agree, the youngest payment included.
+func (r *rig) prove() {
+	r.t.Helper()
+	report, err := reconcile.Run(context.Background(), reconcile.Config{
+		Database: r.conn.Config().ConnString(), Kafka: r.kafka, Keys: &r.keys, Grace: -2 * payment.DecideWithin,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if !report.Clean() {
+		r.t.Errorf("the books do not agree: %+v", report.Breaches)
+	}
+}
+
+// pay asks for a payment and gives what the client hears, or "no answer".
+func (r *rig) pay(key string) string {
+	body := fmt.Sprintf(`{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+		processes.Account(0), processes.Account(1), key)
+	resp, err := r.client.Post("http://"+r.Addr("gateway")+"/api/payments", "application/json", strings.NewReader(body))
+	if err != nil {
+		return "no answer"
+	}
+	defer resp.Body.Close()
+	var out struct{ Status, Reason string }
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || json.Unmarshal(text, &out) != nil {
+		return "no answer"
+	}
+	return out.Status + " " + out.Reason
+}
+
+// kept is what the ledger has of a key: nothing, PENDING, COMMITTED or ROLLEDBACK.
+func (r *rig) kept(key string) string {
+	r.t.Helper()
+	status := "nothing"
+	err := r.conn.QueryRow(context.Background(), `SELECT coalesce((SELECT status FROM reservations WHERE idempotency_key = $1), 'nothing')`, key).Scan(&status)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return status
+}
+
+func (r *rig) eventually(what string, check func() error) {
+	r.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("not within %s: %s: %v\n%s", patience, what, err, &r.said.text)
+		}
+	}
+}
+
+const (
+	success  = "SUCCESS committed"
+	replayed = "SUCCESS_REPLAY duplicate_idempo"
+	timeout  = "FAILED queue_timeout"
+	noAnswer = "no answer"
+)
+
+// step is one step of settling at which a process stops.
+type step struct {
+	name string
+	at   point
+	kill string // who stops there
+	kept string // what the ledger has at that moment
+	// What the client hears who waits meanwhile, and what one hears who asks again after the restart; any of
+	// several.
+	hears, again []string
+	ends         string // how the payment ends; COMMITTED when empty
+	between      func() // is called before the client asks again; may be nil
+}
+
+// A process is stopped at every step of settling a payment, on either side of each commit, publish and
+// acknowledgement: what was persisted is what it should be, the payment goes on after the restart without
+// anyone's help, and no client is told what is not so.
+func TestAStopAtEveryStep(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const (
+		settle  = "/payments.v1.PaymentsService/LogAndSettle"
+		reserve = "/db.v1.Db/ReserveFunds"
+		commit  = "/db.v1.Db/CommitReservation"
+	)
+	waits := []string{success}
+	// The stand-in's group waits for its dead member, and so does the client, for longer than 5 s perhaps.
+	mayTimeOut := []string{success, timeout}
+	for _, s := range []step{
+		{"gateway before its request is published", point{client: "pgw-gateway", api: produce}, "gateway", "nothing", []string{noAnswer}, []string{success}, "", nil},
+		{"gateway after its request is published", point{function: "worker", path: "/"}, "gateway", "nothing", []string{noAnswer}, []string{replayed}, "", nil},
+		{"worker before it has settled", point{function: "worker", path: "/"}, "worker", "nothing", waits, []string{replayed}, "", nil},
+		{"payments before it has reserved", point{function: "payments", path: settle}, "payments", "nothing", waits, []string{replayed}, "", nil},
+		{"db before it has begun", point{function: "db", path: reserve}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db before the reserve is committed", point{sql: "COMMIT\n"}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db after the reserve is committed", point{sql: "INSERT INTO reservations", after: true}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"payments after it has reserved", point{function: "db", path: reserve, after: true}, "payments", "PENDING", waits, []string{replayed}, "", nil},
+		{"db before it has begun to commit", point{function: "db", path: commit}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"db before the commit is committed", point{sql: "SET status = 'COMMITTED'"}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"db after the commit is committed", point{sql: "SET status = 'COMMITTED'", after: true}, "db", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"payments after it has committed", point{function: "db", path: commit, after: true}, "payments", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"worker after it has settled", point{function: "payments", path: settle, after: true}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"worker before the result is published", point{client: "pgw-worker", api: produce}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"worker before it has acknowledged", point{function: "worker", path: "/", after: true}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"the source before it has the acknowledgement", point{function: "worker", path: "/", after: true}, processes.StandIn, "COMMITTED", mayTimeOut, []string{replayed}, "", nil},
+		{"the source before it has committed its offset", point{client: "pgw-payments-request", api: offsetCommit}, processes.StandIn, "COMMITTED", mayTimeOut, []string{replayed}, "", nil},
+		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, []string{replayed}, "", nil},
+		{"gateway after it has the result", point{function: "gateway", path: "/events", after: true}, "gateway", "COMMITTED", []string{noAnswer, success}, []string{replayed}, "", nil},
+	} {
+		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
+	}
+}
+
+// stopAt has one payment meet one stop.
+func (r *rig) stopAt(t *testing.T, s step) {
+	defer func(outer *testing.T) { r.t = outer }(r.t)
+	r.t = t
+	key := strings.ReplaceAll(s.name, " ", "-")
+	struck := make(chan string, 1)
+	r.taps.arm(s.at, func() {
+		if err := r.Kill(s.kill); err != nil {
+			t.Error(err)
+		}
+		struck <- r.kept(key)
+	})
+	heard := make(chan string, 1)
+	go func() { heard <- r.pay(key) }()
+	select {
+	case kept := <-struck:
+		if kept != s.kept {
+			t.Errorf("when %s stopped, the ledger had %s, want %s", s.kill, kept, s.kept)
+		}
+	case <-time.After(patience):
+		t.Fatalf("the step was never reached; the client heard %s\n%s", <-heard, &r.said.text)
+	}
+	if _, err := r.Start(context.Background(), s.kill); err != nil {
+		t.Fatalf("%v\n%s", err, &r.said.text)
+	}
+	if got := <-heard; !oneOf(got, s.hears) {
+		t.Errorf("the client who waited heard %q, want one of %q", got, s.hears)
+	}
+	ends := s.ends
+	if ends == "" {
+		ends = "COMMITTED"
+	}
+	if oneOf(success, s.again) { // nothing goes on by itself: the client has to ask again
+		if got := r.kept(key); got != "nothing" {
+			t.Errorf("the ledger has %s of a request that was never published", got)
+		}
+	} else {
+		r.eventually("the payment ends "+ends, func() error {
+			if got := r.kept(key); got != ends {
+				return fmt.Errorf("it is %s", got)
+			}
+			return nil
+		})
+	}
+	if s.between != nil {
+		s.between()
+	}
+	if got := r.pay(key); !oneOf(got, s.again) {
+		t.Errorf("who asked again heard %q, want one of %q", got, s.again)
+	}
+	if got := r.kept(key); got != ends {
+		t.Errorf("in the end the ledger has %s, want %s", got, ends)
+	}
+	r.settled()
+}
+
+func oneOf(got string, want []string) bool {
+	for _, w := range want {
+		if got == w {
+			return true
+		}
+	}
+	return false
+}
+
+// settled waits until what was published has been delivered, so that the next step meets its own payment.
+func (r *rig) settled() {
+	r.t.Helper()
+	for topic, group := range map[string]string{
+		r.kafka.RequestTopic: "pgw-worker", r.kafka.ResultTopic: "pgw-gateway", r.kafka.DeadLetterTopic: "pgw-payments",
+	} {
+		r.eventually(group+" has taken all of "+topic, func() error {
+			reader, err := kafka.OpenReader(r.kafka, "test", kafka.Range{Topic: topic})
+			if err != nil {
+				return err
+			}
+			defer reader.Close()
+			taken, err := kafka.Committed(r.kafka, group, topic)
+			for _, s := range reader.Spans() {
+				if err == nil && taken[s.Partition] < s.To {
+					err = fmt.Errorf("%d of %d", taken[s.Partition], s.To)
+				}
+			}
+			return err
+		})
+	}
+}
+
+// The same when the commit is refused, because the receiver was blocked after the hold, and it has to be rolled back.
+func TestAStopAtEveryStepOfRollingBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	block := func(status string) {
+		// Straight into the table: as if an operator's event came just then.
+		if _, err := r.conn.Exec(context.Background(), `UPDATE wallet_accounts SET status = $1 WHERE account_id = $2`, status, processes.Account(1)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	const rollBack = "/db.v1.Db/RollbackReservation"
+	failed := []string{"FAILED commit_failed"}
+	for _, s := range []step{
+		{"payments before it has rolled back", point{function: "db", path: rollBack}, "payments", "PENDING", failed, failed, "ROLLEDBACK", nil},
+		{"db before the rollback is committed", point{sql: "SET status = 'ROLLEDBACK'"}, "db", "PENDING", failed, failed, "ROLLEDBACK", nil},
+		{"db after the rollback is committed", point{sql: "SET status = 'ROLLEDBACK'", after: true}, "db", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+		{"payments after it has rolled back", point{function: "db", path: rollBack, after: true}, "payments", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+	} {
+		s.between = func() {
+			r.taps.instead(nil)
+			block("ACTIVE")
+			time.Sleep(2100 * time.Millisecond) // wallet may keep what it knows for as long
+		}
+		t.Run(s.name, func(t *testing.T) {
+			r.taps.instead(func(path string) int {
+				if strings.HasSuffix(path, "/CommitReservation") {
+					block("BLOCKED")
+				}
+				return 0
+			})
+			r.stopAt(t, s)
+		})
+	}
+}
+
+// A hold past its deadline is swept; db is stopped at every step of that, and the next sweep goes on.
+func TestAStopAtEveryStepOfSweeping(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	conn, err := rpc.Dial(r.Addr("db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	sweep := func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, err := dbv1.NewAdminClient(conn).Sweep(ctx, &dbv1.SweepRequest{})
+		return err
+	}
+	for _, s := range []step{
+		{"before it has rolled back", point{sql: "SET status = 'ROLLEDBACK'"}, "db", "PENDING", nil, nil, "", nil},
+		{"after it has rolled back", point{sql: "SET status = 'ROLLEDBACK'", after: true}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before it has told", point{client: "pgw-db", api: produce}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before it has noted that it told", point{sql: "SET untold = false"}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"after it has noted that it told", point{sql: "SET untold = false", after: true}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before the mark is moved", point{sql: "UPDATE sweep_state"}, "db", "ROLLEDBACK", nil, nil, "", nil},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			key := "swept-" + strings.ReplaceAll(s.name, " ", "-")
+			if _, err := dbv1.NewDbClient(conn).ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{
+				IdempotencyKey: key, SenderId: processes.Account(0), ReceiverId: processes.Account(1), AmountIdr: 5000, CurrencyInput: "IDR", AmountMinor: 5000,
+				Deadline: timestamppb.New(time.Now().Add(50 * time.Millisecond)),
+			}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			struck := make(chan string, 1)
+			r.taps.arm(s.at, func() {
+				r.Kill("db")
+				struck <- r.kept(key)
+			})
+			if err := sweep(); err == nil {
+				t.Error("a sweep that was stopped says that all is well")
+			}
+			if kept := <-struck; kept != s.kept {
+				t.Errorf("when db stopped, the ledger had %s, want %s", kept, s.kept)
+			}
+			if _, err := r.Start(context.Background(), "db"); err != nil {
+				t.Fatal(err)
+			}
+			r.eventually("the next sweep", sweep)
+			if got := r.kept(key); got != "ROLLEDBACK" {
+				t.Errorf("in the end the ledger has %s", got)
+			}
+			if n := r.told(key); n < 1 || n > 2 {
+				t.Errorf("the end was told %d times, want once, or twice with the same id", n)
+			}
+		})
+	}
+}
+
+// told counts the result events of a key, which must have one id.
+func (r *rig) told(key string) int {
+	r.t.Helper()
+	ids, n := map[string]bool{}, 0
+	reader, err := kafka.OpenReader(r.kafka, "test", kafka.Range{Topic: r.kafka.ResultTopic})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer reader.Close()
+	err = reader.Each(context.Background(), func(m *sarama.ConsumerMessage) error {
+		if string(m.Key) == key {
+			e, err := kafka.ReadRecord(context.Background(), m, nil)
+			if err != nil {
+				return err
+			}
+			ids[e.ID()] = true
+			n++
+		}
+		return nil
+	})
+	if err != nil || len(ids) > 1 {
+		r.t.Errorf("%d ids, %v", len(ids), err)
+	}
+	return n
+}
+
+// A request that the worker can never have settled is closed out from the dead letters; whoever has a part in
+// that is stopped at every step.
+func TestAStopAtEveryStepOfClosingOut(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.taps.instead(func(path string) int {
+		if strings.HasSuffix(path, "/LogAndSettle") {
+			return 9 // FAILED_PRECONDITION: never
+		}
+		return 0
+	})
+	const fail = "/db.v1.Db/FailPayment"
+	failed := []string{"FAILED undeliverable"}
+	mayTimeOut := append([]string{timeout}, failed...)
+	for _, s := range []step{
+		{"the source before the dead letter is published", point{client: "pgw-kafkasource", api: produce}, processes.StandIn, "nothing", mayTimeOut, failed, "ROLLEDBACK", nil},
+		{"payments before it has closed out", point{function: "payments", path: "/"}, "payments", "nothing", failed, failed, "ROLLEDBACK", nil},
+		{"db before the failure is committed", point{sql: "COMMIT\n"}, "db", "nothing", failed, failed, "ROLLEDBACK", nil},
+		{"db after the failure is committed", point{sql: "INSERT INTO payments", after: true}, "db", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+		{"payments after the failure is recorded", point{function: "db", path: fail, after: true}, "payments", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+		{"payments before the failure is published", point{client: "pgw-payments", api: produce}, "payments", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+		{"payments before it has acknowledged the dead letter", point{function: "payments", path: "/", after: true}, "payments", "ROLLEDBACK", failed, failed, "ROLLEDBACK", nil},
+	} {
+		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
+	}
+}
