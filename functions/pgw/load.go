@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -20,8 +18,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"pgw/functions/db"
+	"pgw/functions/pgw/load"
 	"pgw/seeds"
-	"pgw/shared/payment"
 )
 
 // loadCommand makes payments over HTTP and then holds every answer against the ledger.
@@ -47,14 +45,6 @@ func (c loadCommand) Validate() error {
 
 // askAgainFor bounds how long a request without an answer is sent again.
 const askAgainFor = time.Minute
-
-// told is what one request heard.
-type told struct {
-	HTTP   int            `json:"-"`
-	Status payment.Status `json:"status"`
-	Reason payment.Reason `json:"reason"`
-	Ref    string         `json:"ref"`
-}
 
 // findSystem reads run.json.
 func findSystem(dataDir string) (addresses, error) {
@@ -128,11 +118,11 @@ func (c loadCommand) requests() ([]loadRequest, string, error) {
 	return requests, prefix, nil
 }
 
-func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRequest) ([]told, *hdrhistogram.Histogram, time.Duration) {
+func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRequest) ([]load.Told, *hdrhistogram.Histogram, time.Duration) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		MaxIdleConnsPerHost: c.Connections, MaxConnsPerHost: c.Connections,
 	}}
-	answers := make([]told, len(requests))
+	answers := make([]load.Told, len(requests))
 	histograms := make([]*hdrhistogram.Histogram, c.Connections)
 	var running sync.WaitGroup
 	begun := time.Now()
@@ -154,41 +144,18 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 	return answers, histograms[0], took
 }
 
-// noAnswer is what a request heard when the system was not there.
-const noAnswer payment.Reason = "no_answer"
-
 // postUntilAnswered does what a client should: without an answer, it asks again with the same key.
-func postUntilAnswered(ctx context.Context, client *http.Client, gateway string, body []byte) told {
+func postUntilAnswered(ctx context.Context, client *http.Client, gateway string, body []byte) load.Told {
 	for until := time.Now().Add(askAgainFor); ; {
-		out := post(ctx, client, gateway, body)
-		if out.Reason != noAnswer || ctx.Err() != nil || time.Now().After(until) {
+		out := load.Post(ctx, client, gateway, body)
+		if out.Reason != load.NoAnswer || ctx.Err() != nil || time.Now().After(until) {
 			return out
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-func post(ctx context.Context, client *http.Client, gateway string, body []byte) told {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/api/payments", bytes.NewReader(body))
-	if err != nil {
-		return told{Reason: noAnswer}
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	if err != nil {
-		return told{Reason: noAnswer}
-	}
-	defer resp.Body.Close()
-	out := told{}
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || json.Unmarshal(text, &out) != nil {
-		return told{Reason: noAnswer}
-	}
-	out.HTTP = resp.StatusCode
-	return out
-}
-
-func printLoad(answers []told, latencies *hdrhistogram.Histogram, took time.Duration) {
+func printLoad(answers []load.Told, latencies *hdrhistogram.Histogram, took time.Duration) {
 	outcomes := map[string]int{}
 	for _, a := range answers {
 		outcomes[fmt.Sprintf("%s %s", a.Status, a.Reason)]++
@@ -201,15 +168,8 @@ func printLoad(answers []told, latencies *hdrhistogram.Histogram, took time.Dura
 	}
 }
 
-// kept is what the ledger has of a key.
-type kept struct {
-	ref    string
-	status payment.ReservationStatus
-	reason payment.Reason
-}
-
 // judge holds every answer against the ledger, and adds the ledger up.
-func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []told) error {
+func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Told) error {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
 		return err
@@ -228,66 +188,25 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 			return err
 		}
 	}
-	rows, err := conn.Query(ctx, `
-SELECT r.idempotency_key, r.reservation_id::text, r.status, coalesce(p.reason, '')
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`, prefix)
+	told := make([]load.Answer, len(answers))
+	for i, a := range answers {
+		told[i] = load.Answer{Key: requests[i].key, Told: a}
+	}
+	verdict, err := load.Judge(ctx, conn, prefix, told)
 	if err != nil {
 		return err
 	}
-	ledger := map[string]kept{}
-	var key string
-	var k kept
-	if _, err := pgx.ForEachRow(rows, []any{&key, &k.ref, &k.status, &k.reason}, func() error { ledger[key] = k; return nil }); err != nil {
-		return err
-	}
-	wrong, open := 0, 0
-	first := map[string]int{}
-	for i, a := range answers {
-		k, known := ledger[requests[i].key]
-		problem, undecided := contradiction(a, k, known)
-		if a.Status == payment.Success {
-			if first[requests[i].key]++; first[requests[i].key] > 1 {
-				problem = "SUCCESS was told twice"
-			}
-		}
-		if undecided {
-			open++
-		}
-		if problem != "" {
-			if wrong++; wrong <= 10 {
-				fmt.Printf("  %s: told %d %s %s %s; ledger %+v: %s\n", requests[i].key, a.HTTP, a.Status, a.Reason, a.Ref, k, problem)
-			}
-		}
+	for _, problem := range verdict.Wrong[:min(len(verdict.Wrong), 10)] {
+		fmt.Println(" ", problem)
 	}
 	sum, err := db.ReadSum(ctx, conn)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("ledger: %d keys of this run; balances %d + holds %d, funded %d; %d answers contradict it, %d had no outcome to compare\n",
-		len(ledger), sum.Balances, sum.Holds, sum.Funded, wrong, open)
-	if wrong > 0 {
-		return fmt.Errorf("%d answers contradict the ledger", wrong)
+		verdict.Keys, sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong), verdict.Undecided)
+	if len(verdict.Wrong) > 0 {
+		return fmt.Errorf("%d answers contradict the ledger", len(verdict.Wrong))
 	}
 	return sum.Err()
-}
-
-// contradiction says in what an answer and the ledger differ. undecided tells that the answer claims nothing.
-func contradiction(a told, k kept, known bool) (problem string, undecided bool) {
-	switch {
-	case a.Status == payment.Success, a.Status == payment.SuccessReplay:
-		if !known || k.status != payment.Committed || k.ref != a.Ref {
-			return "success was told, and the ledger has not committed it", false
-		}
-	case a.Reason == noAnswer, a.Reason == payment.QueueTimeout, a.Reason == payment.QueuePublishError, a.Reason == payment.Overloaded,
-		a.Reason == payment.FXUnavailable, a.Reason == payment.WalletUnavailable, a.Reason == payment.RiskUnavailable, a.Reason == payment.LedgerUnavailable:
-		return "", true
-	case a.Status == payment.Failed && known:
-		if k.status != payment.RolledBack || k.reason != a.Reason {
-			return "failure was told, and the ledger says otherwise", false
-		}
-	case a.Status == payment.Failed: // a fast no, which the ledger never saw
-	default:
-		return "not an answer of the contract", false
-	}
-	return "", false
 }
