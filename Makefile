@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy lint generate check-generated bench clean \
+.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy chaos lint generate check-generated bench clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -38,6 +38,9 @@ test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka 
 test-queueproxy: ## Payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
 	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
+
+chaos: build ## Break everything under load on a real Kafka, heal, and judge (SEED, DURATION, FAULTS).
+	tests/kafka/with-kafka go run ./tests/fault --seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))
 
 lint: ## Check formatting, go vet and staticcheck.
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }

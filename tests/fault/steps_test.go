@@ -185,10 +185,10 @@ func (r *rig) eventually(what string, check func() error) {
 }
 
 const (
-	success  = "SUCCESS committed"
-	replayed = "SUCCESS_REPLAY duplicate_idempo"
-	timeout  = "FAILED queue_timeout"
-	noAnswer = "no answer"
+	committed = "SUCCESS committed"
+	replayed  = "SUCCESS_REPLAY duplicate_idempo"
+	timeout   = "FAILED queue_timeout"
+	noAnswer  = "no answer"
 )
 
 // step is one step of settling at which a process stops.
@@ -215,11 +215,11 @@ func TestAStopAtEveryStep(t *testing.T) {
 		reserve = "/db.v1.Db/ReserveFunds"
 		commit  = "/db.v1.Db/CommitReservation"
 	)
-	waits := []string{success}
+	waits := []string{committed}
 	// The stand-in's group waits for its dead member, and so does the client, for longer than 5 s perhaps.
-	mayTimeOut := []string{success, timeout}
+	mayTimeOut := []string{committed, timeout}
 	for _, s := range []step{
-		{"gateway before its request is published", point{client: "pgw-gateway", api: produce}, "gateway", "nothing", []string{noAnswer}, []string{success}, "", nil},
+		{"gateway before its request is published", point{client: "pgw-gateway", api: produce}, "gateway", "nothing", []string{noAnswer}, []string{committed}, "", nil},
 		{"gateway after its request is published", point{function: "worker", path: "/"}, "gateway", "nothing", []string{noAnswer}, []string{replayed}, "", nil},
 		{"worker before it has settled", point{function: "worker", path: "/"}, "worker", "nothing", waits, []string{replayed}, "", nil},
 		{"payments before it has reserved", point{function: "payments", path: settle}, "payments", "nothing", waits, []string{replayed}, "", nil},
@@ -237,7 +237,7 @@ func TestAStopAtEveryStep(t *testing.T) {
 		{"the source before it has the acknowledgement", point{function: "worker", path: "/", after: true}, processes.StandIn, "COMMITTED", mayTimeOut, []string{replayed}, "", nil},
 		{"the source before it has committed its offset", point{client: "pgw-payments-request", api: offsetCommit}, processes.StandIn, "COMMITTED", mayTimeOut, []string{replayed}, "", nil},
 		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, []string{replayed}, "", nil},
-		{"gateway after it has the result", point{function: "gateway", path: "/events", after: true}, "gateway", "COMMITTED", []string{noAnswer, success}, []string{replayed}, "", nil},
+		{"gateway after it has the result", point{function: "gateway", path: "/events", after: true}, "gateway", "COMMITTED", []string{noAnswer, committed}, []string{replayed}, "", nil},
 	} {
 		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
 	}
@@ -275,7 +275,7 @@ func (r *rig) stopAt(t *testing.T, s step) {
 	if ends == "" {
 		ends = "COMMITTED"
 	}
-	if oneOf(success, s.again) { // nothing goes on by itself: the client has to ask again
+	if oneOf(committed, s.again) { // nothing goes on by itself: the client has to ask again
 		if got := r.kept(key); got != "nothing" {
 			t.Errorf("the ledger has %s of a request that was never published", got)
 		}

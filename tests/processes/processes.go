@@ -109,19 +109,28 @@ func (s *System) env(name string) []string {
 	return append(env, s.cfg.Env...)
 }
 
-// Start starts a function, or the stand-in, and waits until it is ready. It tells how long that took.
-func (s *System) Start(ctx context.Context, name string) (time.Duration, error) {
+// Launch starts a function, or the stand-in, and does not wait. The channel is closed when the process ends.
+func (s *System) Launch(name string) (ended <-chan struct{}, err error) {
 	cmd := exec.Command(s.cfg.Binary, name)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env(name), s.cfg.Log, s.cfg.Log
-	begun := time.Now()
 	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	gone := make(chan struct{})
+	go func() { cmd.Wait(); close(gone) }()
+	s.mu.Lock()
+	s.procs[name], s.ended[name] = cmd, gone
+	s.mu.Unlock()
+	return gone, nil
+}
+
+// Start is Launch that waits until the process is ready. It tells how long that took.
+func (s *System) Start(ctx context.Context, name string) (time.Duration, error) {
+	begun := time.Now()
+	ended, err := s.Launch(name)
+	if err != nil {
 		return 0, err
 	}
-	ended := make(chan struct{})
-	go func() { cmd.Wait(); close(ended) }()
-	s.mu.Lock()
-	s.procs[name], s.ended[name] = cmd, ended
-	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
@@ -133,7 +142,7 @@ func (s *System) Start(ctx context.Context, name string) (time.Duration, error) 
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%s is not ready: %w", name, err)
 		case <-ended:
-			return 0, fmt.Errorf("%s ended by itself: %s", name, cmd.ProcessState)
+			return 0, fmt.Errorf("%s ended by itself", name)
 		case <-time.After(time.Millisecond):
 		}
 	}

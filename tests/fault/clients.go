@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"pgw/functions/pgw/load"
+	"pgw/shared/payment"
+	"pgw/tests/processes"
+)
+
+// keyPrefix begins the key of every payment of a run.
+const keyPrefix = "chaos-"
+
+// clients offer payments at a steady rate, whatever happens to them.
+type clients struct {
+	o       options
+	gateway string
+	http    *http.Client
+	next    atomic.Int64
+
+	mu        sync.Mutex
+	payments  int
+	answers   []load.Answer
+	successes []success // in the order in which they were told
+}
+
+// success is a payment that was sent and answered SUCCESS.
+type success struct{ sent, told time.Time }
+
+func newClients(o options, gateway string) *clients {
+	return &clients{o: o, gateway: gateway, http: &http.Client{
+		Timeout:   8 * time.Second, // longer than the gateway's own
+		Transport: &http.Transport{MaxIdleConnsPerHost: o.Connections},
+	}}
+}
+
+func (c *clients) run(ctx context.Context) {
+	limiter := rate.NewLimiter(rate.Limit(c.o.Rate), 1)
+	var paying sync.WaitGroup
+	for range c.o.Connections {
+		paying.Go(func() {
+			for limiter.Wait(ctx) == nil {
+				c.pay(c.next.Add(1))
+			}
+		})
+	}
+	paying.Wait()
+}
+
+// pay makes one payment. Without an answer that decides it, many clients ask again with the same key, and
+// some don't; a few are so impatient that they ask twice at once.
+func (c *clients) pay(n int64) {
+	rng := rand.New(rand.NewPCG(c.o.Seed, uint64(n)))
+	key := fmt.Sprintf("%s%d-%d", keyPrefix, c.o.Seed, n)
+	from := rng.IntN(accounts)
+	to := (from + 1 + rng.IntN(accounts-1)) % accounts
+	amount := 1 + rng.IntN(30)
+	if rng.IntN(50) == 0 {
+		amount = 60_000 // nearly all that an account has: it can't be paid twice
+	}
+	body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":%d,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+		processes.Account(from), processes.Account(to), amount, key)
+	c.mu.Lock()
+	c.payments++
+	c.mu.Unlock()
+	var twin sync.WaitGroup
+	if rng.IntN(30) == 0 {
+		twin.Go(func() { c.ask(key, body) })
+	}
+	asks := 1
+	if rng.IntN(10) < 6 {
+		asks = 4
+	}
+	for range asks {
+		if !c.ask(key, body).Undecided() {
+			break
+		}
+		time.Sleep(time.Duration(200+rng.IntN(800)) * time.Millisecond)
+	}
+	twin.Wait()
+}
+
+func (c *clients) ask(key string, body []byte) load.Told {
+	sent := time.Now()
+	told := load.Post(context.Background(), c.http, c.gateway, body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answers = append(c.answers, load.Answer{Key: key, Told: told})
+	if told.Status == payment.Success {
+		c.successes = append(c.successes, success{sent, time.Now()})
+	}
+	return told
+}
+
+// after is how long it took from a moment until a payment that was sent since was told SUCCESS.
+func (c *clients) after(t time.Time) (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.successes {
+		if s.sent.After(t) {
+			return s.told.Sub(t), true
+		}
+	}
+	return 0, false
+}
+
+// recovered waits until payments succeed again.
+func (c *clients) recovered(ctx context.Context, since time.Time, within time.Duration) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var took time.Duration
+	return took, eventually(ctx, func() error {
+		var ok bool
+		if took, ok = c.after(since); !ok {
+			return fmt.Errorf("no payment has succeeded for %s after everything was healed", within)
+		}
+		return nil
+	})
+}

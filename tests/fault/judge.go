@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/load"
+	"pgw/functions/pgw/reconcile"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/tests/processes"
+)
+
+// report is what a run found.
+type report struct {
+	Seed     uint64        `json:"seed"`
+	Duration time.Duration `json:"duration_ns"`
+	Schedule []fault       `json:"schedule"`
+
+	Faults   map[string]int      `json:"faults"`   // by kind
+	Targets  map[string]int      `json:"targets"`  // by what they hit
+	Restarts map[string]int      `json:"restarts"` // processes that were started again by themselves
+	Recovery map[string]recovery `json:"recovery"` // by kind: until the next payment was sent and told SUCCESS
+
+	Payments int            `json:"payments"`
+	Requests int            `json:"requests"` // with those who asked again
+	Answers  map[string]int `json:"answers"`  // by outcome
+	Ledger   map[string]int `json:"ledger"`   // payments by how they ended; never_arrived: the ledger has none
+
+	HealedIn   time.Duration    `json:"healed_in_ns"` // until a payment succeeded, after everything was healed
+	SettledIn  time.Duration    `json:"settled_in_ns"`
+	Reconciled reconcile.Report `json:"reconciled"`
+	Problems   []string         `json:"problems"` // none: nothing was lost, and nothing happened twice
+	Skipped    []string         `json:"skipped,omitempty"`
+}
+
+type recovery struct {
+	Faults int           `json:"faults"`
+	Median time.Duration `json:"median_ns"`
+	Max    time.Duration `json:"max_ns"`
+}
+
+// judge waits for one deadline and one sweep, and then holds everything that was told against the ledger.
+func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients, healed time.Time, again time.Duration) error {
+	r := report{
+		Seed: o.Seed, Duration: o.Duration, Schedule: faults, Faults: map[string]int{}, Targets: map[string]int{}, Restarts: w.restarts,
+		Recovery: map[string]recovery{}, Payments: c.payments, Requests: len(c.answers), Answers: map[string]int{}, Ledger: map[string]int{}, HealedIn: again,
+	}
+	if w.server.disk == "" {
+		r.Skipped = append(r.Skipped, "full disk: no disk may be mounted here")
+	}
+	took := map[string][]time.Duration{}
+	for _, f := range faults {
+		r.Faults[f.Kind]++
+		r.Targets[f.Target]++
+		if d, ok := c.after(f.healed); ok {
+			took[f.Kind] = append(took[f.Kind], d)
+		}
+	}
+	for kind, all := range took {
+		slices.Sort(all)
+		r.Recovery[kind] = recovery{len(all), all[len(all)/2], all[len(all)-1]}
+	}
+	for _, a := range c.answers {
+		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Status, a.Reason))]++
+	}
+
+	fmt.Printf("payments succeed again after %.1f s; one deadline and one sweep are waited for\n", again.Seconds())
+	sleep(ctx, time.Until(healed.Add(payment.DecideWithin)))
+	conn, err := pgx.Connect(ctx, w.server.direct())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	bounded, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	if err := eventually(bounded, func() error { return w.settled(bounded, conn) }); err != nil {
+		r.Problems = append(r.Problems, "not settled: "+err.Error())
+	}
+	r.SettledIn = time.Since(healed)
+
+	if err := w.holdAgainstLedger(ctx, conn, c, &r); err != nil {
+		return err
+	}
+	r.Reconciled, err = reconcile.Run(ctx, reconcile.Config{Database: w.server.direct(), Kafka: w.kafka, Keys: &w.keys})
+	if err != nil {
+		return err
+	}
+	for _, b := range r.Reconciled.Breaches {
+		r.Problems = append(r.Problems, fmt.Sprintf("reconcile: %s: %s%s %s", b.Check, b.Payment, b.Account, b.Problem))
+	}
+	return r.tell(o)
+}
+
+// settled tells that nothing is pending or untold, and everything that was published has been delivered.
+func (w *world) settled(ctx context.Context, conn *pgx.Conn) error {
+	var pending, untold int
+	err := conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'PENDING'), count(*) FILTER (WHERE untold) FROM reservations`).Scan(&pending, &untold)
+	if err != nil {
+		return err
+	}
+	if pending+untold > 0 {
+		return fmt.Errorf("%d reservations are PENDING, %d outcomes are not told", pending, untold)
+	}
+	for topic, group := range map[string]string{
+		w.kafka.RequestTopic: "pgw-worker", w.kafka.ResultTopic: "pgw-gateway", w.kafka.DeadLetterTopic: "pgw-payments",
+	} {
+		reader, err := kafka.OpenReader(w.kafka, "fault", kafka.Range{Topic: topic})
+		if err != nil {
+			return err
+		}
+		reader.Close()
+		taken, err := kafka.Committed(w.kafka, group, topic)
+		if err != nil {
+			return err
+		}
+		for _, s := range reader.Spans() {
+			if taken[s.Partition] < s.To {
+				return fmt.Errorf("%s, partition %d: %d of %d records are delivered", topic, s.Partition, taken[s.Partition], s.To)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *clients, r *report) error {
+	verdict, err := load.Judge(ctx, conn, keyPrefix, c.answers)
+	if err != nil {
+		return err
+	}
+	r.Problems = append(r.Problems, verdict.Wrong...)
+	sum, err := db.ReadSum(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if err := sum.Err(); err != nil {
+		r.Problems = append(r.Problems, err.Error())
+	}
+	rows, err := conn.Query(ctx, `
+SELECT r.idempotency_key, r.status || coalesce(' ' || p.reason, '') FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE starts_with(r.idempotency_key, $1)`, keyPrefix)
+	if err != nil {
+		return err
+	}
+	ends := map[string]string{}
+	var key, end string
+	if _, err := pgx.ForEachRow(rows, []any{&key, &end}, func() error { ends[key] = end; return nil }); err != nil {
+		return err
+	}
+	decided := map[string]bool{}
+	for _, a := range c.answers {
+		decided[a.Key] = decided[a.Key] || !a.Undecided()
+	}
+	// Those who never heard an outcome can ask for it now, and it is final.
+	asked := 0
+	for key, told := range decided {
+		end, known := ends[key]
+		switch {
+		case known:
+			r.Ledger[end]++
+		case told:
+			r.Ledger["refused at once"]++ // a fast no, which leaves no trace
+		default:
+			r.Ledger["never arrived"]++
+		}
+		if told || asked >= 500 {
+			continue
+		}
+		asked++
+		if problem := askState(ctx, w.sys, key, end); problem != "" {
+			r.Problems = append(r.Problems, problem)
+		}
+	}
+	return nil
+}
+
+// askState asks the front door what became of a payment.
+func askState(ctx context.Context, sys *processes.System, key, end string) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+sys.Front("gateway")+"/api/payments/"+key, nil)
+	if err != nil {
+		return err.Error()
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "GET of " + key + ": " + err.Error()
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	var state struct{ State, Reason string }
+	if end == "" {
+		if resp.StatusCode != http.StatusNotFound {
+			return fmt.Sprintf("GET of %s, which the ledger does not know: %s %s", key, resp.Status, text)
+		}
+		return ""
+	}
+	if json.Unmarshal(text, &state) != nil || state.State+" "+state.Reason != end {
+		return fmt.Sprintf("GET of %s, which is %s: %s %s", key, end, resp.Status, text)
+	}
+	return ""
+}
+
+// tell prints the report and writes it down.
+func (r report) tell(o options) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(o.Out, "chaos.json")
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	counts := func(title string, of map[string]int) {
+		fmt.Println(title)
+		for _, name := range slices.Sorted(maps.Keys(of)) {
+			fmt.Printf("  %8d %s\n", of[name], name)
+		}
+	}
+	counts(fmt.Sprintf("\n%d faults:", len(r.Schedule)), r.Faults)
+	counts("processes started again:", r.Restarts)
+	fmt.Println("until the next payment succeeded, median and longest:")
+	for _, kind := range slices.Sorted(maps.Keys(r.Recovery)) {
+		fmt.Printf("  %6.1f s %6.1f s %s\n", r.Recovery[kind].Median.Seconds(), r.Recovery[kind].Max.Seconds(), kind)
+	}
+	counts(fmt.Sprintf("%d payments, asked for %d times; clients were told:", r.Payments, r.Requests), r.Answers)
+	counts("the payments ended:", r.Ledger)
+	fmt.Printf("healed in %.1f s, all settled in %.1f s; ledger: balances %d + holds %d, funded %d\n",
+		r.HealedIn.Seconds(), r.SettledIn.Seconds(), r.Reconciled.Balances, r.Reconciled.Holds, r.Reconciled.Funded)
+	for _, c := range r.Reconciled.Checks {
+		fmt.Printf("  %8d examined, %d breaches: %s\n", c.Examined, c.Breaches, c.Check)
+	}
+	for _, s := range r.Skipped {
+		fmt.Println("skipped:", s)
+	}
+	if len(r.Problems) == 0 {
+		fmt.Println("nothing was lost, and nothing happened twice; the report is in", path)
+		return nil
+	}
+	for _, p := range r.Problems[:min(len(r.Problems), 20)] {
+		fmt.Println("PROBLEM", p)
+	}
+	return errors.New(fmt.Sprint(len(r.Problems), " problems; SEED=", r.Seed, " repeats the schedule; see ", path))
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"pgw/tests/processes"
+)
+
+// The kinds of faults.
+const (
+	kill           = "kill -9"
+	term           = "SIGTERM"
+	freeze         = "SIGSTOP" // for longer than every timeout
+	killInRecovery = "kill -9, and again in recovery"
+	shutDown       = "fast shutdown"
+	delay          = "delayed connections"
+	blackhole      = "silent connections" // open, and nothing passes
+	drop           = "dropped connections"
+	redeliver      = "events doubled and reordered"
+	fullDisk       = "full disk"
+)
+
+// The stores, beside the functions and the stand-in.
+const (
+	kafkaStore    = "kafka"
+	postgresStore = "postgres"
+)
+
+// frozen is longer than the longest timeout there is, that of handling one event.
+const frozen = 32 * time.Second
+
+// fault is one thing that goes wrong.
+type fault struct {
+	At     time.Duration `json:"at_ns"` // since the beginning
+	Kind   string        `json:"kind"`
+	Target string        `json:"target"`
+	For    time.Duration `json:"for_ns,omitempty"`   // until it is undone; a process that ends is started again by itself
+	Millis int           `json:"delay_ms,omitempty"` // of a delay
+
+	healed time.Time
+}
+
+func (f fault) String() string {
+	s := fmt.Sprintf("%s of %s", f.Kind, f.Target)
+	if f.For > 0 {
+		s += fmt.Sprintf(" for %.1f s", f.For.Seconds())
+	}
+	return s
+}
+
+// plan draws n faults over a time: the same for the same seed.
+func plan(seed uint64, n int, during time.Duration) []fault {
+	rng := rand.New(rand.NewPCG(seed, 4))
+	processNames := append(slices.Clone(processes.Functions), processes.StandIn)
+	wires := append(slices.Clone(processes.Functions), kafkaStore, postgresStore)
+	seconds := func(least, most float64) time.Duration {
+		return time.Duration((least + rng.Float64()*(most-least)) * float64(time.Second)).Round(time.Millisecond)
+	}
+	draws := []struct {
+		weight int
+		draw   func() fault
+	}{
+		{24, func() fault { return fault{Kind: kill, Target: pick(rng, processNames)} }},
+		{12, func() fault { return fault{Kind: term, Target: pick(rng, processNames)} }},
+		{6, func() fault { return fault{Kind: freeze, Target: pick(rng, processNames), For: frozen} }},
+		{4, func() fault { return fault{Kind: kill, Target: kafkaStore} }},
+		{2, func() fault { return fault{Kind: term, Target: kafkaStore} }},
+		{1, func() fault { return fault{Kind: freeze, Target: kafkaStore, For: frozen} }},
+		{5, func() fault { return fault{Kind: kill, Target: postgresStore} }},
+		{3, func() fault { return fault{Kind: killInRecovery, Target: postgresStore} }},
+		{2, func() fault { return fault{Kind: shutDown, Target: postgresStore} }},
+		{10, func() fault {
+			return fault{Kind: delay, Target: pick(rng, wires), For: seconds(4, 10), Millis: 200 + rng.IntN(1300)}
+		}},
+		{8, func() fault { return fault{Kind: blackhole, Target: pick(rng, wires), For: seconds(3, 12)} }},
+		{10, func() fault { return fault{Kind: drop, Target: pick(rng, wires), For: seconds(0.1, 3)} }},
+		{10, func() fault { return fault{Kind: redeliver, Target: pick(rng, []string{"worker", "gateway"})} }},
+		{3, func() fault { return fault{Kind: fullDisk, Target: postgresStore, For: seconds(3, 8)} }},
+	}
+	total := 0
+	for _, d := range draws {
+		total += d.weight
+	}
+	faults := make([]fault, n)
+	for i := range faults {
+		w := rng.IntN(total)
+		for _, d := range draws {
+			if w -= d.weight; w < 0 {
+				faults[i] = d.draw()
+				break
+			}
+		}
+		// Evenly spread, give or take: quiet times and pile-ups both happen.
+		gap := float64(during) / float64(n)
+		faults[i].At = time.Duration((float64(i) + rng.Float64()) * gap).Round(time.Millisecond)
+	}
+	return faults
+}
+
+func pick[T any](rng *rand.Rand, from []T) T { return from[rng.IntN(len(from))] }
