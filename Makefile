@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy chaos lint generate check-generated bench clean \
+.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy chaos lint generate check-generated bench overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -78,6 +78,9 @@ kind-down: ## Delete the kind cluster.
 
 bench: build ## Payments a second beside pgbench's transfer, on the same Postgres in the same run.
 	go run ./tests/load
+
+overload: build ## Three times the capacity for a minute, and then half of it.
+	go run ./tests/load overload
 
 clean: ## Delete what was built; the data in .pgw stays.
 	rm -rf bin tests/*/out

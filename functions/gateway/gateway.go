@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -36,7 +35,8 @@ type Config struct {
 	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one"`
 	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment comes after a pause, so that functions at zero start side by side"`
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
-	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments under way at once; more are answered 503"`
+	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"payments that may be under way at once however slow the flow is"`
+	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments that may be under way at once however fast it is; more are answered 503"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Kafka      kafka.Config
 }
@@ -62,7 +62,7 @@ type Gateway struct {
 	flights *flights
 	relay   *http.Client
 	waker   *waker
-	waiting atomic.Int64
+	doors   *admission
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
@@ -75,7 +75,7 @@ type metrics struct {
 	results                         *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, waiting func() float64) *metrics {
+func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		r.MustRegister(c)
@@ -95,7 +95,9 @@ func newMetrics(r prometheus.Registerer, waiting func() float64) *metrics {
 	}
 	r.MustRegister(m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting", Help: "Payments under way now.",
-	}, waiting))
+	}, doors.waiting), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "pgw_gateway_waiting_limit", Help: "Payments that may be under way now: what the flow gets done in half of a client's wait.",
+	}, doors.limit))
 	return m
 }
 
@@ -144,7 +146,8 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 		publish: publish, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
 		waker: newWaker(cfg.WakeURLs), now: now, log: log,
 	}
-	g.metrics = newMetrics(registry, func() float64 { return float64(g.waiting.Load()) })
+	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
+	g.metrics = newMetrics(registry, g.doors)
 	return &function.Function{
 		Name: "gateway", Log: log, Registry: registry,
 		Events: g.takeResult, EventsPath: "/events",
@@ -167,11 +170,12 @@ func decline(reason payment.Reason, message string) reply {
 // pay takes one payment from the client's words to its outcome.
 func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
 	var took stages
-	if g.waiting.Add(1) > g.cfg.MaxWaiting {
-		g.waiting.Add(-1)
-		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way", g.cfg.MaxWaiting))
+	underWay, ok := g.doors.enter()
+	if !ok {
+		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
 	}
-	defer g.waiting.Add(-1)
+	answered := false
+	defer func() { g.doors.leave(answered) }()
 	g.waker.wake()
 
 	r.AcceptedAt = g.now().UTC()
@@ -189,7 +193,9 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
 
 	no := g.quote(ctx, &r, &took)
 	if no.reason == "" {
-		return g.send(ctx, id, r, &took)
+		out := g.send(ctx, id, r, &took)
+		answered = out.Reason != payment.QueueTimeout && out.Reason != payment.QueuePublishError
+		return out
 	}
 	refusal := reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
 	if !no.aboutNew {

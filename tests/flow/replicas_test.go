@@ -22,7 +22,7 @@ func (s *system) replica(answerIn time.Duration) (url string) {
 		s.t.Fatal(err)
 	}
 	url = "http://" + l.Addr().String()
-	f := gateway.New(gateway.Config{AnswerIn: answerIn, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
+	f := gateway.New(gateway.Config{AnswerIn: answerIn, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
 		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
 		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -84,7 +84,7 @@ func TestADeadReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
-	f := gateway.New(gateway.Config{AnswerIn: time.Minute, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()},
+	f := gateway.New(gateway.Config{AnswerIn: time.Minute, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()},
 		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
 		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
 	ctx, crash := context.WithCancel(t.Context())

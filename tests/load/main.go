@@ -38,45 +38,77 @@ type figure struct {
 }
 
 func main() {
-	if err := run(); err != nil {
+	measure := bench
+	if len(os.Args) == 2 && os.Args[1] == "overload" {
+		measure = overload
+	}
+	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
 }
 
-func run() error {
+// system is pgw in one process, on data and ports of its own.
+type system struct {
+	dir      string
+	env      []string
+	process  *exec.Cmd
+	capacity float64 // payments a second
+	Gateway  string  `json:"gateway_url"`
+	Database string  `json:"database_url"`
+}
+
+func start() (*system, error) {
+	dir, err := os.MkdirTemp("", "pgw-bench-")
+	if err != nil {
+		return nil, err
+	}
+	s := &system{dir: dir, env: append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(dir, "data"))}
+	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+		s.env = append(s.env, "PGW_"+name+"_PORT=0")
+	}
+	s.process = s.pgw("run", "--fresh")
+	if err := s.process.Start(); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(90 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		text, err := os.ReadFile(filepath.Join(dir, "data", "run.json"))
+		if err == nil {
+			err = json.Unmarshal(text, s)
+		}
+		if err == nil {
+			return s, nil
+		}
+	}
+	s.stop()
+	return nil, errors.New("pgw run is not ready within 90 s")
+}
+
+func (s *system) pgw(args ...string) *exec.Cmd {
+	cmd := exec.Command("bin/pgw", args...)
+	cmd.Env, cmd.Stderr = s.env, os.Stderr
+	return cmd
+}
+
+func (s *system) stop() {
+	s.process.Process.Signal(syscall.SIGINT)
+	s.process.Wait()
+	os.RemoveAll(s.dir)
+}
+
+func bench() error {
 	payments := envOr("LOAD_PAYMENTS", "20000")
 	seconds := envOr("LOAD_SECONDS", "8")
 	pgbench, err := findPgbench()
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "pgw-bench-")
+	s, err := start()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	env := append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(dir, "data"))
-	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
-		env = append(env, "PGW_"+name+"_PORT=0")
-	}
-	pgw := func(args ...string) *exec.Cmd {
-		cmd := exec.Command("bin/pgw", args...)
-		cmd.Env, cmd.Stderr = env, os.Stderr
-		return cmd
-	}
-	system := pgw("run", "--fresh")
-	if err := system.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		system.Process.Signal(syscall.SIGINT)
-		system.Wait()
-	}()
-	database, err := awaitDatabase(filepath.Join(dir, "data", "run.json"))
-	if err != nil {
-		return err
-	}
+	defer s.stop()
+	pgw, dir, database := s.pgw, s.dir, s.Database
 	floor := func() (float64, error) { return measureFloor(pgbench, database, dir, seconds) }
 
 	before, err := floor()
@@ -125,14 +157,18 @@ func report(load, lone []byte, before, after float64) error {
 	fmt.Printf("pgw, HTTP to HTTP, 64 connections, load generator on the same machine: %.0f/s = %.2f x pgbench; p50 %.1f ms, p99 %.1f ms\n",
 		figures[0].Value, figures[0].Ratio, figures[1].Value, figures[2].Value)
 	fmt.Printf("pgw, one payment at a time: p50 %.1f ms\n", figures[3].Value)
-	text, err := json.MarshalIndent(figures, "", "  ")
+	return write("bench.json", figures)
+}
+
+func write(name string, value any) error {
+	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll("tests/load/out", 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile("tests/load/out/bench.json", append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join("tests/load/out", name), append(text, '\n'), 0o644)
 }
 
 func envOr(name, otherwise string) string {
@@ -151,21 +187,6 @@ func findPgbench() (string, error) {
 		return "", errors.New("pgbench is missing: it comes with PostgreSQL's server package")
 	}
 	return found[len(found)-1], nil
-}
-
-func awaitDatabase(runFile string) (string, error) {
-	for deadline := time.Now().Add(90 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		text, err := os.ReadFile(runFile)
-		if err != nil {
-			continue
-		}
-		var at struct {
-			Database string `json:"database_url"`
-		}
-		err = json.Unmarshal(text, &at)
-		return at.Database, err
-	}
-	return "", errors.New("pgw run is not ready within 90 s")
 }
 
 // measureFloor runs the transfer in a schema of its own, away from the ledger's tables.

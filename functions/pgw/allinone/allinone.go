@@ -31,6 +31,7 @@ import (
 const (
 	drainWithin = 20 * time.Second
 	queueMax    = 4096
+	minWaiting  = 256 // payments under way, however slow the machine is
 )
 
 // Functions in the order in which they drain: who is called stands behind who calls.
@@ -115,7 +116,7 @@ func New(cfg Config) (*System, error) {
 	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"], publish, time.Now, log("payments")))
 	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
 	s.add(gateway.New(gateway.Config{
-		AnswerIn: cfg.AnswerIn, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
+		AnswerIn: cfg.AnswerIn, MinWaiting: minWaiting, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
 	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway")))
 	return s, s.addSources()
 }

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	vegeta "github.com/tsenart/vegeta/v12/lib"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/load"
+	"pgw/seeds"
+)
+
+// promise is what a payment that is let in is answered within.
+const promise = 5 * time.Second
+
+// phase is what one offered load came to. Times are in milliseconds.
+type phase struct {
+	Name     string         `json:"name"`
+	Offered  float64        `json:"offered_per_second"`
+	Settled  float64        `json:"settled_per_second"` // payments with an outcome
+	Answers  map[string]int `json:"answers"`
+	P50      float64        `json:"settled_p50_ms"`
+	P99      float64        `json:"settled_p99_ms"`
+	Longest  float64        `json:"settled_max_ms"`
+	Refusals float64        `json:"refused_p99_ms"` // until a client heard that there was no room
+	Resident int64          `json:"resident_max_mib"`
+
+	late, noRetryAfter int
+}
+
+// overload offers three times what the system can do for a minute, and then half of it. It fails when a
+// payment that was let in was answered too late, a refusal came without Retry-After, or an answer
+// contradicts the ledger.
+func overload() error {
+	s, err := start()
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	for range 2 { // the first warms up
+		out, err := s.pgw("load", "--payments", envOr("LOAD_PAYMENTS", "20000"), "--settle").Output()
+		if err != nil {
+			return fmt.Errorf("measure the capacity: %w: %s", err, out)
+		}
+		found := loadLine.FindSubmatch(out)
+		if found == nil {
+			return errors.New("pgw load did not say how fast it was")
+		}
+		capacity, err := strconv.ParseFloat(string(found[1]), 64)
+		if err != nil {
+			return err
+		}
+		s.capacity = capacity
+	}
+	seconds, err := strconv.Atoi(envOr("LOAD_SECONDS", "60"))
+	if err != nil {
+		return fmt.Errorf("LOAD_SECONDS: %w", err)
+	}
+	fmt.Printf("capacity: %.0f payments/s over 64 connections, load generator on the same machine\n", s.capacity)
+	a := &attack{system: s, begun: time.Now().UnixNano()}
+	var phases []phase
+	for _, p := range []struct {
+		name  string
+		times float64
+		long  int
+	}{{"before", 0.5, 10}, {"overload", 3, seconds}, {"after", 0.5, 10}} {
+		done, err := a.run(p.name, p.times*s.capacity, time.Duration(p.long)*time.Second)
+		if err != nil {
+			return err
+		}
+		phases = append(phases, done)
+		done.print()
+	}
+	if err := write("overload.json", phases); err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range phases {
+		if p.late > 0 || p.noRetryAfter > 0 {
+			errs = append(errs, fmt.Errorf("%s: %d payments that were let in were not answered within %s, %d refusals said no Retry-After", p.Name, p.late, promise, p.noRetryAfter))
+		}
+	}
+	if n := len(phases); phases[n-1].Answers["503 overloaded"] > 0 {
+		errs = append(errs, errors.New("payments are refused when the load has dropped"))
+	}
+	return errors.Join(append(errs, a.judge())...)
+}
+
+// attack offers payments at a rate, whether or not they are answered.
+type attack struct {
+	*system
+	begun   int64
+	n       atomic.Int64
+	answers []load.Answer
+}
+
+func (a *attack) run(name string, perSecond float64, during time.Duration) (phase, error) {
+	accounts, err := seeds.Accounts()
+	if err != nil {
+		return phase{}, err
+	}
+	var rich []string
+	for _, account := range accounts {
+		if account.Status == "ACTIVE" && account.DailyLimitIDR == 0 && account.BalanceIDR > 100_000_000 {
+			rich = append(rich, account.ID)
+		}
+	}
+	targeter := func(t *vegeta.Target) error {
+		n := int(a.n.Add(1))
+		from := n % len(rich)
+		to := (from + 1 + n/len(rich)%(len(rich)-1)) % len(rich)
+		key := fmt.Sprintf("over-%d-%d", a.begun, n)
+		// A result does not have its request, but the URL.
+		t.Method, t.URL = http.MethodPost, a.Gateway+"/api/payments?"+key
+		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+			rich[from], rich[to], key)
+		return nil
+	}
+	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(256), vegeta.MaxWorkers(8192), vegeta.Connections(8192), vegeta.KeepAlive(true))
+	p := phase{Name: name, Offered: perSecond, Answers: map[string]int{}}
+	var settled, refused []time.Duration
+	begun, sampled := time.Now(), time.Time{}
+	for r := range attacker.Attack(targeter, vegeta.Rate{Freq: int(perSecond), Per: time.Second}, during, name) {
+		_, key, _ := strings.Cut(r.URL, "?")
+		told := load.Told{Reason: load.NoAnswer}
+		if json.Unmarshal(r.Body, &told) == nil {
+			told.HTTP, told.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
+		}
+		p.Answers[fmt.Sprintf("%d %s", told.HTTP, told.Reason)]++
+		switch {
+		case r.Code == http.StatusServiceUnavailable, r.Code == http.StatusTooManyRequests:
+			refused = append(refused, r.Latency)
+			if told.RetryAfter == "" {
+				p.noRetryAfter++
+			}
+		case r.Code == http.StatusOK:
+			settled = append(settled, r.Latency)
+			if r.Latency > promise {
+				p.late++
+			}
+		default:
+			p.late++
+		}
+		a.answers = append(a.answers, load.Answer{Key: key, Told: told})
+		if time.Since(sampled) > 100*time.Millisecond {
+			sampled = time.Now()
+			p.Resident = max(p.Resident, resident(a.process.Process.Pid))
+		}
+	}
+	p.Settled = float64(len(settled)) / time.Since(begun).Seconds()
+	p.P50, p.P99, p.Longest = at(settled, 0.5), at(settled, 0.99), at(settled, 1)
+	p.Refusals = at(refused, 0.99)
+	return p, nil
+}
+
+func at(all []time.Duration, q float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return float64(all[int(q*float64(len(all)-1))].Microseconds()) / 1000
+}
+
+// resident is a process's memory in MiB; 0 where that can't be told.
+func resident(pid int) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	fields := strings.Fields(string(text))
+	if err != nil || len(fields) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(fields[1], 10, 64)
+	return pages * int64(os.Getpagesize()) >> 20
+}
+
+func (p phase) print() {
+	fmt.Printf("%s: offered %.0f/s, settled %.0f/s; settled p50 %.0f ms, p99 %.0f ms, longest %.0f ms; refused p99 %.0f ms; resident at most %d MiB\n",
+		p.Name, p.Offered, p.Settled, p.P50, p.P99, p.Longest, p.Refusals, p.Resident)
+	for _, name := range slices.Sorted(maps.Keys(p.Answers)) {
+		fmt.Printf("  %8d %s\n", p.Answers[name], name)
+	}
+}
+
+// judge holds every answer against the ledger.
+func (a *attack) judge() error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, a.Database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	verdict, err := load.Judge(ctx, conn, fmt.Sprintf("over-%d-", a.begun), a.answers)
+	if err != nil {
+		return err
+	}
+	sum, err := db.ReadSum(ctx, conn)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("ledger: %d payments; balances %d + holds %d, funded %d; %d answers contradict it\n", verdict.Keys, sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong))
+	if len(verdict.Wrong) > 0 {
+		return fmt.Errorf("%d answers contradict the ledger, such as %s", len(verdict.Wrong), verdict.Wrong[0])
+	}
+	return sum.Err()
+}
