@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy chaos lint generate check-generated bench overload clean \
+.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy fuzz chaos lint generate check-generated bench overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -38,6 +38,13 @@ test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka 
 test-queueproxy: ## Payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
 	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
+
+fuzz: ## Fuzz every decoder of outside bytes, each for FUZZTIME.
+	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z]*' $$package/*_test.go | cut -c6-); do \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(or $(FUZZTIME),30s) $$package || exit 1; \
+		done; \
+	done
 
 chaos: build ## Break everything under load on a real Kafka, heal, and judge (SEED, DURATION, FAULTS).
 	tests/kafka/with-kafka go run ./tests/fault --seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))

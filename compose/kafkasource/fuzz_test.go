@@ -1,0 +1,63 @@
+package kafkasource
+
+import (
+	"io/fs"
+	"testing"
+	"testing/fstest"
+
+	"github.com/IBM/sarama"
+
+	"pgw/knative"
+)
+
+// Any record becomes a valid event with the record's own bytes, or those that it carries.
+func FuzzReadRecord(f *testing.F) {
+	f.Add("ce_specversion", "1.0", "ce_id", "1", "application/json", []byte("k"), []byte(`{"n":1}`))
+	f.Add("ce_type", "t", "ce_source", "/s", "application/cloudevents+json", []byte(nil), []byte(`{"specversion":"1.0","id":"1","type":"t","source":"/s","data":1}`))
+	f.Add("", "", "", "", "", []byte("\x00"), []byte("\xff"))
+	f.Fuzz(func(t *testing.T, name1, value1, name2, value2, contentType string, key, value []byte) {
+		m := &sarama.ConsumerMessage{Topic: "t", Partition: 3, Offset: 7, Key: key, Value: value}
+		for name, value := range map[string]string{name1: value1, name2: value2, "content-type": contentType} {
+			m.Headers = append(m.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
+		}
+		e := ReadRecord(t.Context(), "src", m)
+		if err := e.Validate(); err != nil {
+			t.Fatalf("%v: %s", err, e)
+		}
+		if got := readRecord(t.Context(), kafkaSource{}, m); got.header == nil {
+			t.Fatal("no header")
+		}
+	})
+}
+
+// Any text is refused as manifests, or is manifests that Sources can work with.
+func FuzzManifests(f *testing.F) {
+	fs.WalkDir(knative.Base, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			if text, err := fs.ReadFile(knative.Base, path); err == nil {
+				f.Add(text)
+			}
+		}
+		return err
+	})
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := Load(fstest.MapFS{"m.yaml": {Data: text}})
+		if err != nil {
+			return
+		}
+		for _, topic := range m.Topics() {
+			m.Groups(topic)
+		}
+		for _, p := range m.pings {
+			if _, err := p.schedule(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, s := range m.sources {
+			if s.Spec.Delivery == nil || s.Spec.Delivery.Retry == nil || len(s.Spec.Topics) == 0 {
+				t.Fatalf("%+v", s)
+			}
+			newPolicy(s.Spec.Delivery).wait(1)
+		}
+	})
+}
