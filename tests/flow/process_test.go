@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -251,6 +252,43 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	p.stop(fresh, out)
 }
 
+// expectMetrics has the books proved again and again, and waits until that says so by its metrics.
+func (p *program) expectMetrics(lines ...string) {
+	p.t.Helper()
+	port := freePort(p.t)
+	cmd, out := p.command("reconcile", "--every", "1h")
+	cmd.Env = append(p.env, "HOST=127.0.0.1", fmt.Sprintf("PORT=%d", port), "LOG_FORMAT=text")
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			p.t.Errorf("reconcile --every ended with %v: %s", err, out)
+		}
+	}()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+		missing := "an answer"
+		if err == nil {
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			missing = ""
+			for _, line := range lines {
+				if !strings.Contains(string(text), line) {
+					missing = line
+				}
+			}
+		}
+		if missing == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("/metrics never had %s: %s", missing, out)
+		}
+	}
+}
+
 // The operators' commands find the system that runs here, do what the README says, and tell by their exit
 // code.
 func TestOperatorsCommands(t *testing.T) {
@@ -281,7 +319,8 @@ func TestOperatorsCommands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if read(t, resp).Code == 200 {
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -291,6 +330,7 @@ func TestOperatorsCommands(t *testing.T) {
 	do(0, "20 202", "replay", sample, worker, "--sign")
 	do(0, "result_true", "reconcile", "--grace", "0s")
 	do(0, "LETTER", "deadletter", "list")
+	p.expectMetrics(`pgw_reconcile_breaches{check="account"} 0`, `pgw_reconcile_runs_total{result="clean"} 1`)
 
 	conn, err := pgx.Connect(t.Context(), p.database())
 	if err != nil {
@@ -301,6 +341,7 @@ func TestOperatorsCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	do(1, "account ACC002 has", "reconcile")
+	p.expectMetrics(`pgw_reconcile_breaches{check="account"} 1`, `pgw_reconcile_breaches{check="conservation"} 1`, `pgw_reconcile_runs_total{result="breach"}`)
 	do(1, `"account": "ACC002"`, "reconcile", "--json")
 	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr - 1 WHERE account_id = 'ACC002'`); err != nil {
 		t.Fatal(err)
