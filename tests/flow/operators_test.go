@@ -214,6 +214,13 @@ func TestReconcileMissesEvents(t *testing.T) {
 	if len(got) != 2 || got["untold"] != reconcile.ResultTold || got["unasked"] != reconcile.RequestKept {
 		t.Errorf("%v", got)
 	}
+	// Of what was accepted before Since, events are not compared; the ledger is added up all the same.
+	later, err := reconcile.Run(t.Context(), reconcile.Config{
+		Database: s.conn.Config().ConnString(), Kafka: s.kafka.Config, Keys: &s.keys, Since: time.Now(), Grace: -2 * payment.DecideWithin,
+	})
+	if err != nil || !later.Clean() || later.Balances == 0 || later.Balances != later.Funded {
+		t.Errorf("%+v, %v", later, err)
+	}
 	// Within the grace nothing is compared, so nothing is missed.
 	young, err := reconcile.Run(t.Context(), reconcile.Config{
 		Database: s.conn.Config().ConnString(), Kafka: s.kafka.Config, Keys: &s.keys, Grace: reconcile.DefaultGrace,

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"pgw/functions/db"
+	"pgw/tests/processes"
 )
 
 // program is the pgw binary, with a data directory and ports of its own.
@@ -71,19 +70,13 @@ func build(t testing.TB) *program {
 	return p
 }
 
-// freePort picks one below those that systems give to outgoing connections: while the program is away, a
-// client that tries to reach it could otherwise be given the program's own port.
 func freePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		port := 20_000 + rand.IntN(10_000)
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			l.Close()
-			return port
-		}
+	port, err := processes.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port is free")
-	return 0
+	return port
 }
 
 func (p *program) command(args ...string) (*exec.Cmd, *output) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -65,19 +66,39 @@ func New(cfg Config) (*System, error) {
 	if s.cfg.Fronts == nil {
 		s.cfg.Fronts = map[string]string{}
 	}
-	var held []net.Listener
 	for _, name := range append([]string{StandIn}, Functions...) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := FreePort()
 		if err != nil {
 			return nil, err
 		}
-		held = append(held, l)
-		s.ports[name] = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-	}
-	for _, l := range held {
-		l.Close()
+		s.ports[name] = strconv.Itoa(port)
 	}
 	return s, nil
+}
+
+var (
+	givenMu sync.Mutex
+	given   = map[int]bool{}
+)
+
+// FreePort picks one that nobody listens at, and that this process has not given before. It is below those
+// that systems give to outgoing connections and to listeners that do not care: a process that is away for a
+// moment finds its port free when it comes back.
+func FreePort() (int, error) {
+	givenMu.Lock()
+	defer givenMu.Unlock()
+	for range 1000 {
+		port := 20_000 + rand.IntN(10_000)
+		if given[port] {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			l.Close()
+			given[port] = true
+			return port, nil
+		}
+	}
+	return 0, errors.New("no port is free")
 }
 
 // Addr is where a function itself listens.
