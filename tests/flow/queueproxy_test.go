@@ -184,7 +184,7 @@ func grpcPasses(t *testing.T, _ *processes.System) {
 	if got, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || got.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", got, err)
 	}
-	in := &paymentsv1.LogAndSettleRequest{IdempotencyKey: "by gRPC", SenderId: "A", ReceiverId: "B", AmountIdr: 155_000, Currency: "IDR", TxDate: txDate}
+	in := &paymentsv1.LogAndSettleRequest{IdempotencyKey: "by gRPC", SenderId: processes.Account(0), ReceiverId: processes.Account(1), AmountIdr: 155_000, Currency: "IDR", TxDate: txDate}
 	for _, want := range []string{"SUCCESS", "SUCCESS_REPLAY"} {
 		if got, err := paymentsv1.NewPaymentsServiceClient(conn).LogAndSettle(t.Context(), in); err != nil || got.Status != want {
 			t.Errorf("LogAndSettle: %v, %v; want %s", got, err, want)
