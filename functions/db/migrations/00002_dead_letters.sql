@@ -14,7 +14,7 @@ CREATE TABLE dead_letter_actions (
     note          text        NOT NULL DEFAULT '',             -- why
     acted_at      timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX dead_letter_actions_of ON dead_letter_actions (topic, partition, record_offset);
+CREATE INDEX dead_letter_actions_of ON dead_letter_actions (topic, action_id);
 
 -- +goose Down
 DROP TABLE dead_letter_actions;
