@@ -158,6 +158,7 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 // reply is an outcome with what else the client should know.
 type reply struct {
 	payment.Outcome
+	answered bool      // by the whole flow: a result came
 	message  string    // what is wrong, for a person
 	deadline time.Time // when the outcome of a payment that was not decided in time is final
 	stages   stages
@@ -168,14 +169,13 @@ func decline(reason payment.Reason, message string) reply {
 }
 
 // pay takes one payment from the client's words to its outcome.
-func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
+func (g *Gateway) pay(ctx context.Context, r payment.Request) (out reply) {
 	var took stages
 	underWay, ok := g.doors.enter()
 	if !ok {
 		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
 	}
-	answered := false
-	defer func() { g.doors.leave(answered) }()
+	defer func() { g.doors.leave(out.answered) }()
 	g.waker.wake()
 
 	r.AcceptedAt = g.now().UTC()
@@ -193,9 +193,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request) reply {
 
 	no := g.quote(ctx, &r, &took)
 	if no.reason == "" {
-		out := g.send(ctx, id, r, &took)
-		answered = out.Reason != payment.QueueTimeout && out.Reason != payment.QueuePublishError
-		return out
+		return g.send(ctx, id, r, &took)
 	}
 	refusal := reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
 	if !no.aboutNew {
@@ -279,13 +277,15 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 	} else {
 		g.stage(took, "wait", time.Since(begun))
 	}
+	// A leader that could not publish ends the flight too.
+	answered := result.Reason != payment.QueuePublishError
 	out := payment.Outcome{Status: result.Status, Reason: result.Reason, Ref: result.Ref}
 	// SUCCESS is the first attempt's to hear: not that of one who waited along, nor of a later one who is
 	// reached by the first one's result, delivered again.
 	if (follows || result.AttemptID != f.attempt) && out.Status == payment.Success {
 		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
 	}
-	return reply{Outcome: out, stages: *took}
+	return reply{Outcome: out, answered: answered, stages: *took}
 }
 
 // stages are a payment's stages in order, for Server-Timing.
