@@ -117,10 +117,15 @@ type Filter struct {
 	Since  time.Time
 }
 
+// wants tells by what the letter itself says; then the ledger is asked about it.
+func (f Filter) wants(l *Letter) bool {
+	return (f.Key == "" || f.Key == l.Key) && (len(f.Places) == 0 || slices.Contains(f.Places, l.Place))
+}
+
+// matches tells by what is known once the ledger has been asked.
 func (f Filter) matches(l *Letter) bool {
-	return (f.Key == "" || f.Key == l.Key) && (f.State == "" || f.State == l.State) &&
-		(f.Reason == "" || f.Reason == strconv.Itoa(l.Code) || strings.Contains(l.Message, f.Reason) || strings.Contains(l.Outcome, f.Reason)) &&
-		(len(f.Places) == 0 || slices.Contains(f.Places, l.Place))
+	return (f.State == "" || f.State == l.State) &&
+		(f.Reason == "" || f.Reason == strconv.Itoa(l.Code) || strings.Contains(l.Message, f.Reason) || strings.Contains(l.Outcome, f.Reason))
 }
 
 // Read gives the letters, the oldest first.
@@ -172,6 +177,9 @@ func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error
 	var letters []Letter
 	err = reader.Each(ctx, func(m *sarama.ConsumerMessage) error {
 		l := b.letter(ctx, m)
+		if !f.wants(&l) {
+			return nil
+		}
 		l.Actions = done[l.Place]
 		if err := b.judge(ctx, &l, taken); err != nil {
 			return err

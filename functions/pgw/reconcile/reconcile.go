@@ -21,6 +21,7 @@ import (
 
 	"pgw/compose/kafkasource"
 	"pgw/functions/db"
+	"pgw/functions/pgw/deadletter"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
@@ -308,6 +309,11 @@ func (r *reconciliation) read(ctx context.Context, topic string, take func(m *sa
 	})
 }
 
+// place of a record, as deadletter writes it too.
+func place(m *sarama.ConsumerMessage) string {
+	return deadletter.Place{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}.String()
+}
+
 func (r *reconciliation) readRequests(ctx context.Context) error {
 	return r.read(ctx, r.cfg.Kafka.RequestTopic, func(m *sarama.ConsumerMessage) {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
@@ -332,7 +338,7 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 		r.examined[RequestDecided]++
 		switch {
 		case known == nil:
-			r.undecided = append(r.undecided, undecided{request.Key, fmt.Sprintf("%s/%d/%d", m.Topic, m.Partition, m.Offset)})
+			r.undecided = append(r.undecided, undecided{request.Key, place(m)})
 		case known.status == payment.Pending:
 			r.breach(Breach{Check: RequestDecided, Payment: request.Key, Problem: "was requested, and is still PENDING after its deadline and a sweep"})
 		}
@@ -360,8 +366,8 @@ func (r *reconciliation) readResults(ctx context.Context) error {
 			known.told = true
 		}
 		if problem := contradiction(known, result); problem != "" {
-			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("was told %s %s %s (%s/%d/%d), and %s",
-				result.Status, result.Reason, result.Ref, m.Topic, m.Partition, m.Offset, problem)})
+			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("was told %s %s %s (%s), and %s",
+				result.Status, result.Reason, result.Ref, place(m), problem)})
 		}
 	})
 }
@@ -446,7 +452,7 @@ func (r *reconciliation) excuse(ctx context.Context) error {
 	letters := map[string]string{} // by key: where the letter stands
 	for _, topic := range []string{r.cfg.Kafka.DeadLetterTopic, r.cfg.Kafka.ParkedTopic} {
 		err := r.read(ctx, topic, func(m *sarama.ConsumerMessage) {
-			letters[string(m.Key)] = fmt.Sprintf("%s/%d/%d", m.Topic, m.Partition, m.Offset)
+			letters[string(m.Key)] = place(m)
 		})
 		if err != nil {
 			return err
@@ -456,12 +462,13 @@ func (r *reconciliation) excuse(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read what was discarded: %w", err)
 	}
-	discarded, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
+	discarded := map[string]bool{}
+	var key string
+	if _, err := pgx.ForEachRow(rows, []any{&key}, func() error { discarded[key] = true; return nil }); err != nil {
 		return fmt.Errorf("read what was discarded: %w", err)
 	}
 	for _, u := range r.undecided {
-		if slices.Contains(discarded, u.key) {
+		if discarded[u.key] {
 			continue
 		}
 		b := Breach{Check: RequestDecided, Payment: u.key, Problem: "was requested (" + u.place + "), and the ledger has no outcome"}
