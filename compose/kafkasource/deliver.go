@@ -187,14 +187,9 @@ type poster struct {
 	retry  func() // is told of each retry
 }
 
-// post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned.
-func (p poster) post(ctx context.Context, m message) error {
-	_, err := p.postAndTell(ctx, m)
-	return err
-}
-
-// postAndTell is post that gives the status of the last answer as well; 0 when there was none.
-func (p poster) postAndTell(ctx context.Context, m message) (code int, err error) {
+// post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned. code is the
+// status of the last answer; 0 when there was none.
+func (p poster) post(ctx context.Context, m message) (code int, err error) {
 	for try := 1; ; try++ {
 		code, failed := p.once(ctx, m)
 		if failed == nil {
@@ -252,7 +247,7 @@ func NewSender(url string, transport http.RoundTripper, retries int, delay, time
 
 // Send gives the status of the last answer, 0 when there was none.
 func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err error) {
-	return s.poster.postAndTell(ctx, fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{}))
+	return s.poster.post(ctx, fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{}))
 }
 
 // Refused tells that a delivery failed for good: trying again is no use.
@@ -281,7 +276,8 @@ func (d deadLetter) put(ctx context.Context, m message, sinkURL string, why erro
 		m.header.Set("Ce-Knativeerrordata", base64.StdEncoding.EncodeToString(failed.body[:min(len(failed.body), maxErrorData)]))
 	}
 	if d.http != nil {
-		return d.http.post(ctx, m)
+		_, err := d.http.post(ctx, m)
+		return err
 	}
 	e, err := binding.ToEvent(ctx, cehttp.NewMessage(m.header, io.NopCloser(bytes.NewReader(m.body))))
 	if err != nil {
@@ -309,7 +305,7 @@ type deliverer struct {
 // settle returns nil when the event's offset may be committed.
 func (d *deliverer) settle(ctx context.Context, m message) error {
 	begun := time.Now()
-	err := d.poster.post(ctx, m)
+	_, err := d.poster.post(ctx, m)
 	d.metrics.seconds.Observe(time.Since(begun).Seconds())
 	if err == nil {
 		d.metrics.delivered.Inc()

@@ -260,7 +260,7 @@ func (p *ping) run(ctx context.Context, log *slog.Logger) {
 			return
 		case <-timer.C:
 		}
-		if err := p.poster.post(ctx, p.message(ctx, next)); err != nil && !errors.Is(err, errAbandoned) {
+		if _, err := p.poster.post(ctx, p.message(ctx, next)); err != nil && !errors.Is(err, errAbandoned) {
 			log.Warn("a ping was not taken", "source", p.manifest.Metadata.Name, "error", err)
 		}
 	}

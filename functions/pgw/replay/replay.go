@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config) (Summary, error) {
 		return Summary{}, err
 	}
 	cfg.Range.Resume = at.Next
-	from, err := openSource(ctx, cfg)
+	from, err := openSource(cfg)
 	if err != nil {
 		return Summary{}, err
 	}

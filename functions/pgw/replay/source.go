@@ -25,7 +25,7 @@ const MaxEvent = 1 << 20
 
 const topicPrefix = "topic:"
 
-func openSource(ctx context.Context, cfg Config) (source, error) {
+func openSource(cfg Config) (source, error) {
 	if topic, ok := strings.CutPrefix(cfg.From, topicPrefix); ok {
 		cfg.Range.Topic = topic
 		reader, err := kafka.OpenReader(cfg.Kafka, "replay", cfg.Range)
