@@ -19,7 +19,6 @@ import (
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/load"
-	"pgw/seeds"
 )
 
 // loadCommand makes payments over HTTP and then holds every answer against the ledger.
@@ -87,16 +86,9 @@ type loadRequest struct {
 }
 
 func (c loadCommand) requests() ([]loadRequest, string, error) {
-	accounts, err := seeds.Accounts()
+	payers, err := load.Payers()
 	if err != nil {
 		return nil, "", err
-	}
-	// Rich enough to pay all day, and without a limit.
-	var payers []string
-	for _, a := range accounts {
-		if a.Status == "ACTIVE" && a.DailyLimitIDR == 0 && a.BalanceIDR > 100_000_000 {
-			payers = append(payers, a.ID)
-		}
 	}
 	rng := rand.New(rand.NewPCG(c.Seed, 3))
 	prefix := "load-" + uuid.Must(uuid.NewV7()).String() + "-"
@@ -204,7 +196,7 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 		return err
 	}
 	fmt.Printf("ledger: %d keys of this run; balances %d + holds %d, funded %d; %d answers contradict it, %d had no outcome to compare\n",
-		verdict.Keys, sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong), verdict.Undecided)
+		len(verdict.Ends), sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong), verdict.Undecided)
 	if len(verdict.Wrong) > 0 {
 		return fmt.Errorf("%d answers contradict the ledger", len(verdict.Wrong))
 	}

@@ -16,10 +16,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
-	"pgw/shared/kafka"
 	"pgw/shared/payment"
 	"pgw/tests/processes"
 )
@@ -115,25 +113,7 @@ func (w *world) settled(ctx context.Context, conn *pgx.Conn) error {
 	if pending+untold > 0 {
 		return fmt.Errorf("%d reservations are PENDING, %d outcomes are not told", pending, untold)
 	}
-	for topic, group := range map[string]string{
-		w.kafka.RequestTopic: "pgw-worker", w.kafka.ResultTopic: "pgw-gateway", w.kafka.DeadLetterTopic: "pgw-payments",
-	} {
-		reader, err := kafka.OpenReader(w.kafka, "fault", kafka.Range{Topic: topic})
-		if err != nil {
-			return err
-		}
-		reader.Close()
-		taken, err := kafka.Committed(w.kafka, group, topic)
-		if err != nil {
-			return err
-		}
-		for _, s := range reader.Spans() {
-			if taken[s.Partition] < s.To {
-				return fmt.Errorf("%s, partition %d: %d of %d records are delivered", topic, s.Partition, taken[s.Partition], s.To)
-			}
-		}
-	}
-	return nil
+	return processes.Delivered(w.kafka, "")
 }
 
 func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *clients, r *report) error {
@@ -142,24 +122,6 @@ func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *client
 		return err
 	}
 	r.Problems = append(r.Problems, verdict.Wrong...)
-	sum, err := db.ReadSum(ctx, conn)
-	if err != nil {
-		return err
-	}
-	if err := sum.Err(); err != nil {
-		r.Problems = append(r.Problems, err.Error())
-	}
-	rows, err := conn.Query(ctx, `
-SELECT r.idempotency_key, r.status || coalesce(' ' || p.reason, '') FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE starts_with(r.idempotency_key, $1)`, keyPrefix)
-	if err != nil {
-		return err
-	}
-	ends := map[string]string{}
-	var key, end string
-	if _, err := pgx.ForEachRow(rows, []any{&key, &end}, func() error { ends[key] = end; return nil }); err != nil {
-		return err
-	}
 	decided := map[string]bool{}
 	for _, a := range c.answers {
 		decided[a.Key] = decided[a.Key] || !a.Undecided()
@@ -167,7 +129,7 @@ WHERE starts_with(r.idempotency_key, $1)`, keyPrefix)
 	// Those who never heard an outcome can ask for it now, and it is final.
 	asked := 0
 	for key, told := range decided {
-		end, known := ends[key]
+		end, known := verdict.Ends[key]
 		switch {
 		case known:
 			r.Ledger[end]++

@@ -26,7 +26,6 @@ import (
 
 	"pgw/compose/kafkasource"
 	"pgw/functions/db"
-	"pgw/functions/pgw/allinone"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/tests/processes"
@@ -165,7 +164,7 @@ func build(ctx context.Context, o options) (*world, error) {
 		}
 		w.sys.SetFront(name, wire.Listen)
 	}
-	for _, name := range append(append([]string{}, processes.Functions...), processes.StandIn) {
+	for _, name := range processes.All {
 		w.keep(keep, name, func() (<-chan struct{}, error) { return w.sys.Launch(name) })
 	}
 	bounded, cancel := context.WithTimeout(ctx, healWithin)
@@ -209,13 +208,9 @@ func (w *world) startStores(ctx, keep context.Context) (err error) {
 		Brokers: []string{wire.Listen}, RequestTopic: "payments.request", ResultTopic: "payments.result",
 		DeadLetterTopic: "payments.deadletter", ParkedTopic: "payments.parked", AccountsTopic: "ledger.accounts",
 	}
-	manifests, err := allinone.Manifests()
+	topics, err := processes.Topics(8)
 	if err != nil {
 		return err
-	}
-	var topics []kafka.Topic
-	for _, name := range manifests.Topics() {
-		topics = append(topics, kafka.Topic{Name: name, Partitions: 8})
 	}
 	bounded, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
@@ -284,9 +279,9 @@ func (w *world) inflict(ctx context.Context, i int, f *fault) error {
 	case shutDown:
 		return w.server.signal(syscall.SIGINT)
 	case delay:
-		return w.toxic(ctx, f, fmt.Sprintf(`{"name":"f%d","type":"latency","attributes":{"latency":%d,"jitter":%d}}`, i, f.Millis, f.Millis/2))
+		return w.toxic(ctx, i, f, "latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, f.Millis, f.Millis/2))
 	case blackhole:
-		return w.toxic(ctx, f, fmt.Sprintf(`{"name":"f%d","type":"timeout","attributes":{"timeout":0}}`, i))
+		return w.toxic(ctx, i, f, "timeout", `{"timeout":0}`)
 	case drop:
 		wire := w.wires[f.Target]
 		wire.Stop()
@@ -323,11 +318,11 @@ func (w *world) signal(target string, sig syscall.Signal) error {
 }
 
 // toxic poisons both directions of a wire for a while.
-func (w *world) toxic(ctx context.Context, f *fault, text string) error {
+func (w *world) toxic(ctx context.Context, i int, f *fault, kind, attributes string) error {
 	toxics := w.wires[f.Target].Toxics
 	var added []string
 	for _, stream := range []string{"downstream", "upstream"} {
-		t, err := toxics.AddToxicJson(strings.NewReader(strings.Replace(strings.Replace(text, `"type"`, `"stream":"`+stream+`","type"`, 1), `"name":"f`, `"name":"`+stream+`-f`, 1)))
+		t, err := toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(`{"name":"%s-%d","stream":%q,"type":%q,"attributes":%s}`, stream, i, stream, kind, attributes)))
 		if err != nil {
 			return err
 		}
@@ -393,7 +388,7 @@ func (w *world) heal() {
 			w.log.Error("a wire is not healed", "wire", wire.Name, "error", err)
 		}
 	}
-	for _, name := range append(append([]string{kafkaStore}, processes.Functions...), processes.StandIn) {
+	for _, name := range append([]string{kafkaStore}, processes.All...) {
 		w.signal(name, syscall.SIGCONT)
 	}
 }

@@ -54,7 +54,6 @@ func (f fault) String() string {
 // plan draws n faults over a time: the same for the same seed.
 func plan(seed uint64, n int, during time.Duration) []fault {
 	rng := rand.New(rand.NewPCG(seed, 4))
-	processNames := append(slices.Clone(processes.Functions), processes.StandIn)
 	wires := append(slices.Clone(processes.Functions), kafkaStore, postgresStore)
 	seconds := func(least, most float64) time.Duration {
 		return time.Duration((least + rng.Float64()*(most-least)) * float64(time.Second)).Round(time.Millisecond)
@@ -63,9 +62,9 @@ func plan(seed uint64, n int, during time.Duration) []fault {
 		weight int
 		draw   func() fault
 	}{
-		{24, func() fault { return fault{Kind: kill, Target: pick(rng, processNames)} }},
-		{12, func() fault { return fault{Kind: term, Target: pick(rng, processNames)} }},
-		{6, func() fault { return fault{Kind: freeze, Target: pick(rng, processNames), For: frozen} }},
+		{24, func() fault { return fault{Kind: kill, Target: pick(rng, processes.All)} }},
+		{12, func() fault { return fault{Kind: term, Target: pick(rng, processes.All)} }},
+		{6, func() fault { return fault{Kind: freeze, Target: pick(rng, processes.All), For: frozen} }},
 		{4, func() fault { return fault{Kind: kill, Target: kafkaStore} }},
 		{2, func() fault { return fault{Kind: term, Target: kafkaStore} }},
 		{1, func() fault { return fault{Kind: freeze, Target: kafkaStore, For: frozen} }},

@@ -1,18 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pgw/functions/db"
-	"pgw/functions/pgw/allinone"
+	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/embedded"
@@ -50,28 +45,16 @@ type rig struct {
 	kafka  kafka.Config
 	keys   event.Keyring
 	client *http.Client
-	said   *said
-}
-
-// said is what the processes say.
-type said struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *said) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
+	said   *processes.Output
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "pgw")
-	if out, err := exec.Command("go", "build", "-o", binary, "pgw/functions/pgw").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
+	binary, err := processes.Build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
-	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &said{}}
+	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &processes.Output{}}
 	if err := r.keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
@@ -79,17 +62,12 @@ func newRig(t *testing.T) *rig {
 	if err := db.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
-	var err error
 	if r.conn, err = pgx.Connect(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
-	manifests, err := allinone.Manifests()
+	topics, err := processes.Topics(1)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var topics []kafka.Topic
-	for _, name := range manifests.Topics() {
-		topics = append(topics, kafka.Topic{Name: name, Partitions: 1})
 	}
 	broker, err := embedded.StartKafka(embedded.KafkaConfig{Topics: topics, Listen: r.taps.listenKafka, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -114,11 +92,11 @@ func newRig(t *testing.T) *rig {
 		r.SetFront(name, r.taps.front(t, name, r.Addr(name)))
 	}
 	if err := r.StartAll(t.Context()); err != nil {
-		t.Fatalf("%v: %s", err, &r.said.text)
+		t.Fatalf("%v: %s", err, r.said)
 	}
 	t.Cleanup(func() {
 		if err := r.StopAll(); err != nil {
-			t.Errorf("%v: %s", err, &r.said.text)
+			t.Errorf("%v: %s", err, r.said)
 		}
 		r.prove()
 		r.conn.Close(context.Background())
@@ -143,21 +121,12 @@ func (r *rig) prove() {
 	}
 }
 
-// pay asks for a payment and gives what the client hears, or "no answer".
+// pay asks for a payment and gives what the client hears.
 func (r *rig) pay(key string) string {
-	body := fmt.Sprintf(`{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-		processes.Account(0), processes.Account(1), key)
-	resp, err := r.client.Post("http://"+r.Addr("gateway")+"/api/payments", "application/json", strings.NewReader(body))
-	if err != nil {
-		return "no answer"
-	}
-	defer resp.Body.Close()
-	var out struct{ Status, Reason string }
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || json.Unmarshal(text, &out) != nil {
-		return "no answer"
-	}
-	return out.Status + " " + out.Reason
+	told := load.Post(context.Background(), r.client, "http://"+r.Addr("gateway"), fmt.Appendf(nil,
+		`{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+		processes.Account(0), processes.Account(1), key))
+	return strings.TrimSpace(fmt.Sprintf("%s %s", told.Status, told.Reason))
 }
 
 // kept is what the ledger has of a key: nothing, PENDING, COMMITTED or ROLLEDBACK.
@@ -179,7 +148,7 @@ func (r *rig) eventually(what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.t.Fatalf("not within %s: %s: %v\n%s", patience, what, err, &r.said.text)
+			r.t.Fatalf("not within %s: %s: %v\n%s", patience, what, err, r.said)
 		}
 	}
 }
@@ -188,7 +157,7 @@ const (
 	committed = "SUCCESS committed"
 	replayed  = "SUCCESS_REPLAY duplicate_idempo"
 	timeout   = "FAILED queue_timeout"
-	noAnswer  = "no answer"
+	noAnswer  = string(load.NoAnswer)
 )
 
 // step is one step of settling at which a process stops.
@@ -263,19 +232,19 @@ func (r *rig) stopAt(t *testing.T, s step) {
 			t.Errorf("when %s stopped, the ledger had %s, want %s", s.kill, kept, s.kept)
 		}
 	case <-time.After(patience):
-		t.Fatalf("the step was never reached; the client heard %s\n%s", <-heard, &r.said.text)
+		t.Fatalf("the step was never reached; the client heard %s\n%s", <-heard, r.said)
 	}
 	if _, err := r.Start(context.Background(), s.kill); err != nil {
-		t.Fatalf("%v\n%s", err, &r.said.text)
+		t.Fatalf("%v\n%s", err, r.said)
 	}
-	if got := <-heard; !oneOf(got, s.hears) {
+	if got := <-heard; !slices.Contains(s.hears, got) {
 		t.Errorf("the client who waited heard %q, want one of %q", got, s.hears)
 	}
 	ends := s.ends
 	if ends == "" {
 		ends = "COMMITTED"
 	}
-	if oneOf(committed, s.again) { // nothing goes on by itself: the client has to ask again
+	if slices.Contains(s.again, committed) { // nothing goes on by itself: the client has to ask again
 		if got := r.kept(key); got != "nothing" {
 			t.Errorf("the ledger has %s of a request that was never published", got)
 		}
@@ -290,7 +259,7 @@ func (r *rig) stopAt(t *testing.T, s step) {
 	if s.between != nil {
 		s.between()
 	}
-	if got := r.pay(key); !oneOf(got, s.again) {
+	if got := r.pay(key); !slices.Contains(s.again, got) {
 		t.Errorf("who asked again heard %q, want one of %q", got, s.again)
 	}
 	if got := r.kept(key); got != ends {
@@ -299,36 +268,10 @@ func (r *rig) stopAt(t *testing.T, s step) {
 	r.settled()
 }
 
-func oneOf(got string, want []string) bool {
-	for _, w := range want {
-		if got == w {
-			return true
-		}
-	}
-	return false
-}
-
 // settled waits until what was published has been delivered, so that the next step meets its own payment.
 func (r *rig) settled() {
 	r.t.Helper()
-	for topic, group := range map[string]string{
-		r.kafka.RequestTopic: "pgw-worker", r.kafka.ResultTopic: "pgw-gateway", r.kafka.DeadLetterTopic: "pgw-payments",
-	} {
-		r.eventually(group+" has taken all of "+topic, func() error {
-			reader, err := kafka.OpenReader(r.kafka, "test", kafka.Range{Topic: topic})
-			if err != nil {
-				return err
-			}
-			defer reader.Close()
-			taken, err := kafka.Committed(r.kafka, group, topic)
-			for _, s := range reader.Spans() {
-				if err == nil && taken[s.Partition] < s.To {
-					err = fmt.Errorf("%d of %d", taken[s.Partition], s.To)
-				}
-			}
-			return err
-		})
-	}
+	r.eventually("all is delivered", func() error { return processes.Delivered(r.kafka, "") })
 }
 
 // The same when the commit is refused, because the receiver was blocked after the hold, and it has to be rolled back.

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,30 +12,24 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"pgw/functions/db"
-	"pgw/functions/pgw/allinone"
 	"pgw/shared/embedded/embeddedtest"
-	"pgw/shared/kafka"
 	"pgw/tests/processes"
 )
 
 // separate gives a system of processes, none of them running, with a schema and topics; the ledger is summed at the end.
-func separate(t *testing.T, log *output) *processes.System {
+func separate(t *testing.T, log *processes.Output) *processes.System {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "pgw")
-	if out, err := exec.Command("go", "build", "-o", binary, "pgw/functions/pgw").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
+	binary, err := processes.Build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	database := embeddedtest.Postgres(t)
 	if err := db.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
-	manifests, err := allinone.Manifests()
+	topics, err := processes.Topics(4)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var topics []kafka.Topic
-	for _, name := range manifests.Topics() {
-		topics = append(topics, kafka.Topic{Name: name, Partitions: 4})
 	}
 	broker := embeddedtest.Kafka(t, topics...)
 	s, err := processes.New(processes.Config{
@@ -78,7 +70,7 @@ func payOver(t *testing.T, addr, key string) answer {
 // With gateway, worker, payments and db at zero the first payment wakes the gateway, which has the other three started side
 // by side, and is answered.
 func TestFunctionsWakeSideBySide(t *testing.T) {
-	log := &output{}
+	log := &processes.Output{}
 	s := separate(t, log)
 	if err := s.StartAll(t.Context(), "payments", "worker", "gateway", "kafkasource"); err != nil {
 		t.Fatalf("%v: %s", err, log)

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/tests/processes"
 )
 
 var idr = money.IDR
@@ -148,24 +148,7 @@ func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 // drain waits until everything published so far has been delivered.
 func (s *system) drain() {
 	s.t.Helper()
-	for topic, group := range map[string]string{
-		s.kafka.RequestTopic: "pgw-worker", s.kafka.ResultTopic: "pgw-gateway", s.kafka.AccountsTopic: "pgw-db", s.kafka.DeadLetterTopic: "pgw-payments",
-	} {
-		r, err := kafka.OpenReader(s.kafka.Config, "test", kafka.Range{Topic: topic})
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		r.Close()
-		s.eventually("group "+group+" has read "+topic, func() error {
-			taken, err := kafka.Committed(s.kafka.Config, s.kafka.Prefix+group, topic)
-			for _, span := range r.Spans() {
-				if err == nil && taken[span.Partition] < span.To {
-					err = fmt.Errorf("%d of %d records of partition %d", taken[span.Partition], span.To, span.Partition)
-				}
-			}
-			return err
-		})
-	}
+	s.eventually("all is delivered", func() error { return processes.Delivered(s.kafka.Config, s.kafka.Prefix) })
 }
 
 func header(m *sarama.ConsumerMessage, name string) string {

@@ -29,7 +29,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
-	"pgw/shared/kafka"
+	"pgw/tests/processes"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -130,14 +130,11 @@ func start(t testing.TB, o options) *system {
 		}
 	}
 	s := &system{t: t, faults: &faults{}}
-	manifests, err := allinone.Manifests()
-	if err != nil {
-		t.Fatal(err)
-	}
+	var err error
 	if o.kafka == nil {
-		var topics []kafka.Topic
-		for _, name := range manifests.Topics() {
-			topics = append(topics, kafka.Topic{Name: name, Partitions: 4})
+		topics, err := processes.Topics(4)
+		if err != nil {
+			t.Fatal(err)
 		}
 		broker := embeddedtest.Kafka(t, topics...)
 		o.kafka = &broker

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,30 +31,12 @@ type program struct {
 	ports map[string]string
 }
 
-// output can be read while the program writes.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
 func build(t testing.TB) *program {
 	t.Helper()
 	p := &program{t: t, dir: t.TempDir(), ports: map[string]string{}}
-	p.path = filepath.Join(p.dir, "pgw")
-	if out, err := exec.Command("go", "build", "-o", p.path, "pgw/functions/pgw").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
+	var err error
+	if p.path, err = processes.Build(p.dir); err != nil {
+		t.Fatal(err)
 	}
 	p.env = append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(p.dir, "data"))
 	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
@@ -79,16 +59,16 @@ func freePort(t testing.TB) int {
 	return port
 }
 
-func (p *program) command(args ...string) (*exec.Cmd, *output) {
+func (p *program) command(args ...string) (*exec.Cmd, *processes.Output) {
 	cmd := exec.Command(p.path, args...)
 	cmd.Env = p.env
-	out := &output{}
+	out := &processes.Output{}
 	cmd.Stdout, cmd.Stderr = out, out
 	return cmd, out
 }
 
 // run starts pgw run and waits until it says where it is.
-func (p *program) run() (*exec.Cmd, *output) {
+func (p *program) run() (*exec.Cmd, *processes.Output) {
 	p.t.Helper()
 	cmd, out := p.command("run")
 	os.Remove(p.runFile())
@@ -131,7 +111,7 @@ func (p *program) database() string {
 	return at.Database
 }
 
-func (p *program) stop(cmd *exec.Cmd, out *output) {
+func (p *program) stop(cmd *exec.Cmd, out *processes.Output) {
 	p.t.Helper()
 	cmd.Process.Signal(syscall.SIGINT)
 	if err := cmd.Wait(); err != nil {

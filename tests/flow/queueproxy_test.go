@@ -24,7 +24,7 @@ import (
 const behind = "127.0.0.1:8012"
 
 // startQueueProxy puts Knative's own queue-proxy in front of a function, configured as Knative configures it.
-func startQueueProxy(t *testing.T, path, function string, log *output) *exec.Cmd {
+func startQueueProxy(t *testing.T, path, function string, log *processes.Output) *exec.Cmd {
 	t.Helper()
 	_, port, err := net.SplitHostPort(function)
 	if err != nil {
@@ -62,7 +62,7 @@ func probe() int {
 	return resp.StatusCode
 }
 
-func awaitProbe(t *testing.T, want int, log *output) {
+func awaitProbe(t *testing.T, want int, log *processes.Output) {
 	t.Helper()
 	got := probe()
 	for deadline := time.Now().Add(patience); got != want && time.Now().Before(deadline); got = probe() {
@@ -86,7 +86,7 @@ func TestBehindQueueProxy(t *testing.T) {
 		"payments": grpcPasses,
 	} {
 		t.Run(name, func(t *testing.T) {
-			log := &output{}
+			log := &processes.Output{}
 			s := separate(t, log)
 			s.SetFront(name, behind)
 			proxy := startQueueProxy(t, path, s.Addr(name), log)

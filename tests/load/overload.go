@@ -19,7 +19,6 @@ import (
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/load"
-	"pgw/seeds"
 )
 
 // promise is what a payment that is let in is answered within.
@@ -107,25 +106,19 @@ type attack struct {
 }
 
 func (a *attack) run(name string, perSecond float64, during time.Duration) (phase, error) {
-	accounts, err := seeds.Accounts()
+	payers, err := load.Payers()
 	if err != nil {
 		return phase{}, err
 	}
-	var rich []string
-	for _, account := range accounts {
-		if account.Status == "ACTIVE" && account.DailyLimitIDR == 0 && account.BalanceIDR > 100_000_000 {
-			rich = append(rich, account.ID)
-		}
-	}
 	targeter := func(t *vegeta.Target) error {
 		n := int(a.n.Add(1))
-		from := n % len(rich)
-		to := (from + 1 + n/len(rich)%(len(rich)-1)) % len(rich)
+		from := n % len(payers)
+		to := (from + 1 + n/len(payers)%(len(payers)-1)) % len(payers)
 		key := fmt.Sprintf("over-%d-%d", a.begun, n)
 		// A result does not have its request, but the URL.
 		t.Method, t.URL = http.MethodPost, a.Gateway+"/api/payments?"+key
 		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-			rich[from], rich[to], key)
+			payers[from], payers[to], key)
 		return nil
 	}
 	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(256), vegeta.MaxWorkers(8192), vegeta.Connections(8192), vegeta.KeepAlive(true))
@@ -208,7 +201,7 @@ func (a *attack) judge() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("ledger: %d payments; balances %d + holds %d, funded %d; %d answers contradict it\n", verdict.Keys, sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong))
+	fmt.Printf("ledger: %d payments; balances %d + holds %d, funded %d; %d answers contradict it\n", len(verdict.Ends), sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong))
 	if len(verdict.Wrong) > 0 {
 		return fmt.Errorf("%d answers contradict the ledger, such as %s", len(verdict.Wrong), verdict.Wrong[0])
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,10 +35,11 @@ var Functions = []string{"db", "fx", "wallet", "risk", "payments", "worker", "ga
 // StandIn is the process that delivers events.
 const StandIn = "kafkasource"
 
-const (
-	// patience is for what takes milliseconds on an idle machine.
-	patience = 60 * time.Second
-)
+// All processes, in that order.
+var All = append(slices.Clone(Functions), StandIn)
+
+// patience is for what takes milliseconds on an idle machine.
+const patience = 60 * time.Second
 
 // Config of a system. Schema and topics are there already.
 type Config struct {
@@ -66,7 +68,7 @@ func New(cfg Config) (*System, error) {
 	if s.cfg.Fronts == nil {
 		s.cfg.Fronts = map[string]string{}
 	}
-	for _, name := range append([]string{StandIn}, Functions...) {
+	for _, name := range All {
 		port, err := FreePort()
 		if err != nil {
 			return nil, err
@@ -188,12 +190,8 @@ func (s *System) ready(ctx context.Context, name string) error {
 
 // StartAll starts all functions but those that are named, and then the stand-in.
 func (s *System) StartAll(ctx context.Context, but ...string) error {
-	for _, name := range append(append([]string{}, Functions...), StandIn) {
-		skip := false
-		for _, b := range but {
-			skip = skip || b == name
-		}
-		if skip {
+	for _, name := range All {
+		if slices.Contains(but, name) {
 			continue
 		}
 		if _, err := s.Start(ctx, name); err != nil {

@@ -9,9 +9,11 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"pgw/seeds"
 	"pgw/shared/payment"
 )
 
@@ -36,6 +38,21 @@ func (t Told) Undecided() bool {
 		NoAnswer, payment.QueueTimeout, payment.QueuePublishError, payment.Overloaded,
 		payment.FXUnavailable, payment.WalletUnavailable, payment.RiskUnavailable, payment.LedgerUnavailable,
 	}, t.Reason)
+}
+
+// Payers are the seeded accounts that can pay all day: rich, and without a limit.
+func Payers() ([]string, error) {
+	accounts, err := seeds.Accounts()
+	if err != nil {
+		return nil, err
+	}
+	var payers []string
+	for _, a := range accounts {
+		if a.Status == "ACTIVE" && a.DailyLimitIDR == 0 && a.BalanceIDR > 100_000_000 {
+			payers = append(payers, a.ID)
+		}
+	}
+	return payers, nil
 }
 
 // Post asks a gateway for one payment.
@@ -67,9 +84,9 @@ type Answer struct {
 
 // Verdict is how answers stand against the ledger.
 type Verdict struct {
-	Keys      int      // of the answers, that the ledger knows
-	Undecided int      // answers that claim nothing
-	Wrong     []string // answers that the ledger contradicts
+	Ends      map[string]string // by key: how the ledger has it, such as "COMMITTED committed" or "PENDING"
+	Undecided int               // answers that claim nothing
+	Wrong     []string          // answers that the ledger contradicts
 }
 
 // kept is what the ledger has of a key.
@@ -94,7 +111,10 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHER
 	if _, err := pgx.ForEachRow(rows, []any{&key, &k.ref, &k.status, &k.reason}, func() error { ledger[key] = k; return nil }); err != nil {
 		return v, err
 	}
-	v.Keys = len(ledger)
+	v.Ends = make(map[string]string, len(ledger))
+	for key, k := range ledger {
+		v.Ends[key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.status, k.reason))
+	}
 	successes := map[string]int{}
 	for _, a := range answers {
 		k, known := ledger[a.Key]

@@ -1,0 +1,89 @@
+package processes
+
+import (
+	"bytes"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"pgw/functions/pgw/allinone"
+	"pgw/shared/kafka"
+)
+
+// Build makes the pgw command in a directory and gives its path.
+func Build(dir string) (string, error) {
+	path := filepath.Join(dir, "pgw")
+	if out, err := exec.Command("go", "build", "-o", path, "pgw/functions/pgw").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return path, nil
+}
+
+// Output is what processes say; it can be read while they write.
+type Output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (o *Output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+// String is all that was said so far.
+func (o *Output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// Topics that the manifests read and write, with so many partitions each.
+func Topics(partitions int32) ([]kafka.Topic, error) {
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		return nil, err
+	}
+	var topics []kafka.Topic
+	for _, name := range manifests.Topics() {
+		topics = append(topics, kafka.Topic{Name: name, Partitions: partitions})
+	}
+	return topics, nil
+}
+
+// Delivered says what has been published and not been delivered yet; nil when the sources have taken all.
+func Delivered(cfg kafka.Config, groupPrefix string) error {
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		return err
+	}
+	for _, name := range manifests.Topics() {
+		topic := cfg.Renamed()[name]
+		for _, group := range manifests.Groups(name) {
+			if err := delivered(cfg, groupPrefix+group, topic); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func delivered(cfg kafka.Config, group, topic string) error {
+	reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: topic})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	taken, err := kafka.Committed(cfg, group, topic)
+	if err != nil {
+		return err
+	}
+	for _, s := range reader.Spans() {
+		if taken[s.Partition] < s.To {
+			return fmt.Errorf("%s has taken %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
+		}
+	}
+	return nil
+}
