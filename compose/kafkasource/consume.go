@@ -40,22 +40,20 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 		session: session, claim: claim, settle: func(m *sarama.ConsumerMessage) error {
 			return c.deliver.settle(withRevoked(ctx, session.Context()), readRecord(ctx, c.source, m))
 		},
-		byKey: map[string]*record{}, room: make(chan struct{}, windowMax), places: make(chan struct{}, c.inFlight),
+		byKey: map[string]*record{}, room: make(chan struct{}, windowMax), places: c.inFlight, idle: make(chan *record),
 	}
+	defer w.drain()
 	lag := c.deliver.metrics.lag(claim.Topic(), claim.Partition())
 	for {
 		select {
 		case <-session.Context().Done():
-			w.running.Wait()
 			return nil
 		case m, ok := <-claim.Messages():
 			if !ok {
-				w.running.Wait()
 				return nil
 			}
 			lag.Set(float64(max(0, claim.HighWaterMarkOffset()-m.Offset-1)))
 			if !w.add(m) {
-				w.running.Wait()
 				return nil
 			}
 		}
@@ -70,7 +68,8 @@ type window struct {
 	claim   sarama.ConsumerGroupClaim
 	settle  func(*sarama.ConsumerMessage) error
 	room    chan struct{} // one for each record between the first unsettled and the newest
-	places  chan struct{} // one for each delivery under way
+	places  int           // for deliveries, less those that run
+	idle    chan *record  // to a delivery that has nothing to do
 	running sync.WaitGroup
 
 	mu      sync.Mutex
@@ -110,25 +109,48 @@ func (w *window) add(m *sarama.ConsumerMessage) bool {
 	return w.start(r)
 }
 
-// start delivers a record, and then those with the same key that wait for it, in a goroutine of their own.
+// start hands a record to a delivery. Deliveries are goroutines that stay, since a new one would have to
+// grow its stack again for each record.
 func (w *window) start(r *record) bool {
 	select {
-	case w.places <- struct{}{}:
+	case w.idle <- r:
+		return true
+	default:
+	}
+	if w.places > 0 {
+		w.places--
+		w.running.Go(func() {
+			w.deliver(r)
+			for r := range w.idle {
+				w.deliver(r)
+			}
+		})
+		return true
+	}
+	select {
+	case w.idle <- r:
+		return true
 	case <-w.session.Context().Done():
 		return false
 	}
-	w.running.Go(func() {
-		defer func() { <-w.places }()
-		for r != nil {
-			if w.settle(r.message) != nil {
-				return // abandoned: neither this one nor those behind it are marked
-			}
-			if r = w.finish(r); r != nil && w.session.Context().Err() != nil {
-				return
-			}
+}
+
+// deliver takes a record to its end, and then those with the same key that wait for it.
+func (w *window) deliver(r *record) {
+	for r != nil {
+		if w.settle(r.message) != nil {
+			return // abandoned: neither this one nor those behind it are marked
 		}
-	})
-	return true
+		if r = w.finish(r); r != nil && w.session.Context().Err() != nil {
+			return
+		}
+	}
+}
+
+// drain waits for the deliveries under way.
+func (w *window) drain() {
+	close(w.idle)
+	w.running.Wait()
 }
 
 // finish marks the settled prefix and gives the record that waited for this one.

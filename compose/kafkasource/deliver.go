@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -180,11 +181,23 @@ func (f *failure) final() bool {
 
 // poster delivers events to one sink.
 type poster struct {
-	url    string
-	client *http.Client
-	policy policy
-	sleep  func(context.Context, time.Duration) error
-	retry  func() // is told of each retry
+	url       *url.URL
+	transport http.RoundTripper // not a client: redirects are not followed, and cookies not kept
+	policy    policy
+	sleep     func(context.Context, time.Duration) error
+	retry     func() // is told of each retry
+}
+
+// newPoster takes nil for the transport that http uses by default.
+func newPoster(sinkURL string, transport http.RoundTripper, p policy) (poster, error) {
+	target, err := url.Parse(sinkURL)
+	if err != nil {
+		return poster{}, fmt.Errorf("sink: %w", err)
+	}
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	return poster{url: target, transport: transport, policy: p, sleep: sleep, retry: func() {}}, nil
 }
 
 // post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned. code is the
@@ -214,12 +227,18 @@ var errAbandoned = errors.New("abandoned")
 func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	ctx, cancel := context.WithTimeout(ctx, p.policy.timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(m.body))
-	if err != nil {
-		return 0, &failure{err: err}
+	body := func() (io.ReadCloser, error) {
+		if len(m.body) == 0 {
+			return http.NoBody, nil // any other empty body would be sent in chunks
+		}
+		return io.NopCloser(bytes.NewReader(m.body)), nil
 	}
-	req.Header = m.header
-	resp, err := p.client.Do(req)
+	req := &http.Request{
+		Method: http.MethodPost, URL: p.url, Host: p.url.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: m.header, GetBody: body, ContentLength: int64(len(m.body)),
+	}
+	req.Body, _ = body()
+	resp, err := p.transport.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		return 0, &failure{err: err}
 	}
@@ -229,8 +248,8 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 		io.CopyN(io.Discard, resp.Body, maxReply)
 		return resp.StatusCode, nil
 	}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	return resp.StatusCode, &failure{code: resp.StatusCode, body: body}
+	reply, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	return resp.StatusCode, &failure{code: resp.StatusCode, body: reply}
 }
 
 // Sender delivers events by hand, the way that a source does: in binary mode, the same answers tried again,
@@ -238,11 +257,9 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 type Sender struct{ poster poster }
 
 // NewSender delivers to a URL, with so many retries, the first after twice delay, each try within timeout.
-func NewSender(url string, transport http.RoundTripper, retries int, delay, timeout time.Duration) Sender {
-	return Sender{poster{
-		url: url, client: &http.Client{Transport: transport, CheckRedirect: noRedirect},
-		policy: policy{retries: retries, exponential: true, delay: delay, timeout: timeout}, sleep: sleep, retry: func() {},
-	}}
+func NewSender(sinkURL string, transport http.RoundTripper, retries int, delay, timeout time.Duration) (Sender, error) {
+	p, err := newPoster(sinkURL, transport, policy{retries: retries, exponential: true, delay: delay, timeout: timeout})
+	return Sender{p}, err
 }
 
 // Send gives the status of the last answer, 0 when there was none.
@@ -255,8 +272,6 @@ func Refused(err error) bool {
 	var failed *failure
 	return errors.As(err, &failed) && failed.final()
 }
-
-func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // deadLetter is where events go that can't be delivered: an HTTP sink, or a topic.
 type deadLetter struct {
@@ -316,7 +331,7 @@ func (d *deliverer) settle(ctx context.Context, m message) error {
 	}
 	d.log.Warn("an event goes to the dead letters", "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"), "error", err)
 	for wait := time.Second; ; wait = min(2*wait, maxHold) {
-		deadErr := d.dead.put(ctx, m, d.poster.url, err)
+		deadErr := d.dead.put(ctx, m, d.poster.url.String(), err)
 		switch {
 		case deadErr == nil:
 			d.metrics.deadLettered.Inc()

@@ -97,11 +97,14 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		return nil, err
 	}
 	s := &Sources{cfg: cfg, producer: producer}
-	client := &http.Client{Transport: cfg.Transport, CheckRedirect: noRedirect}
-	newPoster := func(name string, to destination, p policy) (poster, error) {
+	posterOf := func(name string, to destination, p policy) (poster, error) {
 		url, err := s.url(to)
-		retries := all.retries.WithLabelValues(name)
-		return poster{url: url, client: client, policy: p, sleep: cfg.Sleep, retry: retries.Inc}, err
+		if err != nil {
+			return poster{}, err
+		}
+		post, err := newPoster(url, cfg.Transport, p)
+		post.sleep, post.retry = cfg.Sleep, all.retries.WithLabelValues(name).Inc
+		return post, err
 	}
 	var errs []error
 	names := cfg.Kafka.Renamed()
@@ -117,13 +120,13 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		for i, topic := range manifest.Spec.Topics {
 			manifest.Spec.Topics[i] = renamed(topic)
 		}
-		post, err := newPoster(name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
+		post, err := posterOf(name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
 		errs = append(errs, err)
 		dead := deadLetter{kafka: s.producer}
 		if to := *manifest.Spec.Delivery.DeadLetterSink; to.Ref != nil && to.Ref.Kind == kindKafkaSink {
 			dead.topic, dead.mode = renamed(m.sinks[to.Ref.Name].Spec.Topic), m.sinks[to.Ref.Name].Spec.ContentMode
 		} else {
-			p, err := newPoster(name, to, newPolicy(manifest.Spec.Delivery))
+			p, err := posterOf(name, to, newPolicy(manifest.Spec.Delivery))
 			errs = append(errs, err)
 			dead.http = &p
 		}
@@ -141,7 +144,7 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		}})
 	}
 	for _, manifest := range m.pings {
-		post, err := newPoster(manifest.Metadata.Name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
+		post, err := posterOf(manifest.Metadata.Name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
 		errs = append(errs, err)
 		s.pings = append(s.pings, &ping{manifest: manifest, poster: post})
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/cloudevents/sdk-go/protocol/kafka_sarama/v2"
 	"github.com/cloudevents/sdk-go/v2/binding"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/rcrowley/go-metrics"
 	"golang.org/x/sync/semaphore"
 
 	"pgw/shared/event"
@@ -57,6 +58,9 @@ func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	return settings, nil
 }
 
+// Sarama samples every request for histograms that nothing here reads.
+func init() { metrics.UseNilMetrics = true }
+
 func baseSettings(clientID string) *sarama.Config {
 	c := sarama.NewConfig()
 	c.ClientID = "pgw-" + clientID
@@ -97,7 +101,7 @@ type Producer struct {
 
 	connecting sync.Mutex // held while connecting; never together with mu
 	mu         sync.RWMutex
-	producer   sarama.SyncProducer
+	producer   sarama.AsyncProducer
 	closed     bool
 }
 
@@ -122,7 +126,7 @@ func (p *Producer) Connect(ctx context.Context) error {
 	return err
 }
 
-func (p *Producer) current() (sarama.SyncProducer, error) {
+func (p *Producer) current() (sarama.AsyncProducer, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if p.closed {
@@ -131,7 +135,7 @@ func (p *Producer) current() (sarama.SyncProducer, error) {
 	return p.producer, nil
 }
 
-func (p *Producer) connected() (sarama.SyncProducer, error) {
+func (p *Producer) connected() (sarama.AsyncProducer, error) {
 	if producer, err := p.current(); producer != nil || err != nil {
 		return producer, err
 	}
@@ -140,7 +144,7 @@ func (p *Producer) connected() (sarama.SyncProducer, error) {
 	if producer, err := p.current(); producer != nil || err != nil {
 		return producer, err
 	}
-	producer, err := sarama.NewSyncProducer(p.brokers, p.settings)
+	producer, err := sarama.NewAsyncProducer(p.brokers, p.settings)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Kafka at %v: %w", p.brokers, err)
 	}
@@ -151,7 +155,23 @@ func (p *Producer) connected() (sarama.SyncProducer, error) {
 		return nil, ErrClosed
 	}
 	p.producer = producer
+	go func() {
+		for m := range producer.Successes() {
+			p.settle(m, nil)
+		}
+	}()
+	go func() {
+		for failed := range producer.Errors() {
+			p.settle(failed.Msg, failed.Err)
+		}
+	}()
 	return producer, nil
+}
+
+// settle tells the sender of a message what became of it.
+func (p *Producer) settle(m *sarama.ProducerMessage, err error) {
+	m.Metadata.(chan error) <- err
+	p.inFlight.Release(1)
 }
 
 // Publish returns nil once all replicas in sync have the event. When ctx ends first, the event may still be
@@ -164,20 +184,23 @@ func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents
 	return p.Send(ctx, m)
 }
 
-// Send is Publish for a message that is already encoded.
+// Send is Publish for a message that is already encoded. It takes the message's Metadata for itself.
 func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 	if err := p.inFlight.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("publish to %s: %w", m.Topic, err)
 	}
 	done := make(chan error, 1)
-	go func() {
-		defer p.inFlight.Release(1)
-		producer, err := p.connected()
-		if err == nil {
-			_, _, err = producer.SendMessage(m)
+	m.Metadata = done
+	if producer, err := p.current(); producer == nil || err != nil {
+		go p.connectAndSend(m) // connecting knows no context
+	} else {
+		select {
+		case producer.Input() <- m:
+		case <-ctx.Done():
+			p.inFlight.Release(1)
+			return fmt.Errorf("publish to %s: %w", m.Topic, ctx.Err())
 		}
-		done <- err
-	}()
+	}
 	select {
 	case err := <-done:
 		if err != nil {
@@ -187,6 +210,15 @@ func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 	case <-ctx.Done():
 		return fmt.Errorf("publish to %s: %w", m.Topic, ctx.Err())
 	}
+}
+
+func (p *Producer) connectAndSend(m *sarama.ProducerMessage) {
+	producer, err := p.connected()
+	if err != nil {
+		p.settle(m, err)
+		return
+	}
+	producer.Input() <- m
 }
 
 // Close waits for what is in flight, until ctx ends. A closed producer refuses to publish.

@@ -362,7 +362,10 @@ func (w *world) redeliver(ctx context.Context, function string, seed uint64) err
 	}
 	rng := rand.New(rand.NewPCG(seed, 5))
 	rng.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
-	sender := kafkasource.NewSender("http://"+w.sys.Front(function)+path, http.DefaultTransport, 2, 100*time.Millisecond, 10*time.Second)
+	sender, err := kafkasource.NewSender("http://"+w.sys.Front(function)+path, http.DefaultTransport, 2, 100*time.Millisecond, 10*time.Second)
+	if err != nil {
+		return err
+	}
 	next := make(chan cloudevents.Event)
 	var sending sync.WaitGroup
 	for range 16 {

@@ -31,7 +31,8 @@ func openTarget(cfg Config, resumed bool) (target, error) {
 	case strings.HasPrefix(cfg.To, "http://"), strings.HasPrefix(cfg.To, "https://"):
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.MaxIdleConnsPerHost = cfg.InFlight
-		return urlTarget{kafkasource.NewSender(cfg.To, transport, cfg.Retries, retryDelay, tryWithin)}, nil
+		sender, err := kafkasource.NewSender(cfg.To, transport, cfg.Retries, retryDelay, tryWithin)
+		return urlTarget{sender}, err
 	case strings.HasPrefix(cfg.To, topicPrefix):
 		producer, err := kafka.NewProducer(cfg.Kafka, "replay")
 		if err != nil {
