@@ -10,7 +10,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy fuzz chaos lint generate check-generated bench overload clean \
+.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -83,8 +83,17 @@ knative-demo: ## Pay in the cluster: functions at zero, up, and at zero again.
 kind-down: ## Delete the kind cluster.
 	@kind/down
 
-bench: build ## Payments a second beside pgbench's transfer, on the same Postgres in the same run.
-	go run ./tests/load
+bench: build ## The table of goals, each a ratio to pgbench's transfer on the same Postgres in the same run (BENCH: flags).
+	tests/kafka/with-kafka go run ./tests/load bench $(BENCH)
+
+bench-go: ## Go benchmarks of the hot pieces, ready for benchstat.
+	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) ./shared/... ./functions/... ./compose/kafkasource
+
+profile: build ## CPU, allocation, mutex and block profiles of each scenario, in tests/load/out/profiles.
+	tests/kafka/with-kafka go run ./tests/load profile
+
+grow: build ## Cost as work grows: connections, accounts, past payments, db replicas.
+	go run ./tests/load grow
 
 overload: build ## Three times the capacity for a minute, and then half of it.
 	go run ./tests/load overload

@@ -87,7 +87,7 @@ func main() {
 	)
 	// Drain on the first signal; a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
-	if err := k.Run(); err != nil && !errors.Is(err, context.Canceled) {
+	if err := profiled(k); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "pgw:", err)
 		var coded interface{ ExitCode() int }
 		if errors.As(err, &coded) {
@@ -95,4 +95,13 @@ func main() {
 		}
 		os.Exit(1)
 	}
+}
+
+// profiled runs a command. Profiles are kept where PROFILE_DIR names a directory.
+func profiled(k *kong.Context) error {
+	stop, err := function.Profile(os.Getenv("PROFILE_DIR"), k.Selected().Name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(k.Run(), stop())
 }

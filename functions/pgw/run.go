@@ -10,8 +10,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
-	_ "net/http/pprof"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -65,7 +63,6 @@ type runCommand struct {
 	DBPort       int `name:"db-port" env:"PGW_DB_PORT" default:"19095"`
 	PaymentsPort int `env:"PGW_PAYMENTS_PORT" default:"19096"`
 	FXPort       int `name:"fx-port" env:"PGW_FX_PORT" default:"19102"`
-	ProfilePort  int `env:"PGW_PROFILE_PORT" help:"Serve /debug/pprof here; 0 does not."`
 }
 
 // addresses is what run.json holds while the system runs; the operators' commands find it by that.
@@ -110,9 +107,6 @@ func (c runCommand) Run(ctx context.Context) error {
 	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir}
 	// Whatever was started is ended, in the reverse order, whichever way this function is left.
 	defer sys.close()
-	if err := c.serveProfiles(sys); err != nil {
-		return err
-	}
 	if err := sys.startStores(ctx, c); err != nil {
 		return err
 	}
@@ -160,21 +154,6 @@ func (c runCommand) listen() (map[string]net.Listener, error) {
 		listeners[name] = l
 	}
 	return listeners, nil
-}
-
-// serveProfiles is for finding out where the time goes.
-func (c runCommand) serveProfiles(s *system) error {
-	if c.ProfilePort == 0 {
-		return nil
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(c.ProfilePort)))
-	if err != nil {
-		return fmt.Errorf("profiles: %w", err)
-	}
-	server := &http.Server{ReadHeaderTimeout: 5 * time.Second} // the default mux has pprof's routes
-	go server.Serve(l)
-	s.onClose(server.Close)
-	return nil
 }
 
 // eventKeys are kept: events signed before a restart are delivered after it.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -39,43 +37,42 @@ type phase struct {
 	late, noRetryAfter int
 }
 
-// overload offers three times what the system can do for a minute, and then half of it. It fails when a
+// overloadCommand offers three times what the system can do for a while, and then half of it. It fails when a
 // payment that was let in was answered too late, a refusal came without Retry-After, or an answer
 // contradicts the ledger.
-func overload() error {
-	s, err := start()
+type overloadCommand struct {
+	Payments int           `default:"20000" help:"To measure the capacity by."`
+	During   time.Duration `default:"1m" help:"How long there is too much."`
+}
+
+func (c overloadCommand) Run(ctx context.Context) error {
+	m, err := newMachine(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	s, err := m.oneProcess("overload")
 	if err != nil {
 		return err
 	}
 	defer s.stop()
+	var capacity float64
 	for range 2 { // the first warms up
-		out, err := s.pgw("load", "--payments", envOr("LOAD_PAYMENTS", "20000"), "--settle").Output()
-		if err != nil {
-			return fmt.Errorf("measure the capacity: %w: %s", err, out)
-		}
-		found := loadLine.FindSubmatch(out)
-		if found == nil {
-			return errors.New("pgw load did not say how fast it was")
-		}
-		capacity, err := strconv.ParseFloat(string(found[1]), 64)
+		done, err := s.load(spec{c.Payments, 64})
 		if err != nil {
 			return err
 		}
-		s.capacity = capacity
+		capacity = done.perSecond
 	}
-	seconds, err := strconv.Atoi(envOr("LOAD_SECONDS", "60"))
-	if err != nil {
-		return fmt.Errorf("LOAD_SECONDS: %w", err)
-	}
-	fmt.Printf("capacity: %.0f payments/s over 64 connections, load generator on the same machine\n", s.capacity)
-	a := &attack{system: s, begun: time.Now().UnixNano()}
+	fmt.Printf("capacity: %.0f payments/s over 64 connections, load generator on the same machine\n", capacity)
+	a := &attack{system: s, prefix: fmt.Sprintf("over-%d-", time.Now().UnixNano())}
 	var phases []phase
 	for _, p := range []struct {
 		name  string
 		times float64
-		long  int
-	}{{"before", 0.5, 10}, {"overload", 3, seconds}, {"after", 0.5, 10}} {
-		done, err := a.run(p.name, p.times*s.capacity, time.Duration(p.long)*time.Second)
+		long  time.Duration
+	}{{"before", 0.5, 10 * time.Second}, {"overload", 3, c.During}, {"after", 0.5, 10 * time.Second}} {
+		done, err := a.run(p.name, p.times*capacity, p.long)
 		if err != nil {
 			return err
 		}
@@ -100,37 +97,21 @@ func overload() error {
 // attack offers payments at a rate, whether or not they are answered.
 type attack struct {
 	*system
-	begun   int64
-	n       atomic.Int64
+	prefix  string
 	answers []load.Answer
 }
 
 func (a *attack) run(name string, perSecond float64, during time.Duration) (phase, error) {
-	payers, err := load.Payers()
+	targets, err := payments(a.Gateway, fmt.Sprintf("%s%s-", a.prefix, name))
 	if err != nil {
 		return phase{}, err
-	}
-	targeter := func(t *vegeta.Target) error {
-		n := int(a.n.Add(1))
-		from := n % len(payers)
-		to := (from + 1 + n/len(payers)%(len(payers)-1)) % len(payers)
-		key := fmt.Sprintf("over-%d-%d", a.begun, n)
-		// A result does not have its request, but the URL.
-		t.Method, t.URL = http.MethodPost, a.Gateway+"/api/payments?"+key
-		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-			payers[from], payers[to], key)
-		return nil
 	}
 	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(256), vegeta.MaxWorkers(8192), vegeta.Connections(8192), vegeta.KeepAlive(true))
 	p := phase{Name: name, Offered: perSecond, Answers: map[string]int{}}
 	var settled, refused []time.Duration
 	begun, sampled := time.Now(), time.Time{}
-	for r := range attacker.Attack(targeter, vegeta.Rate{Freq: int(perSecond), Per: time.Second}, during, name) {
-		_, key, _ := strings.Cut(r.URL, "?")
-		told := load.Told{Reason: load.NoAnswer}
-		if json.Unmarshal(r.Body, &told) == nil {
-			told.HTTP, told.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
-		}
+	for r := range attacker.Attack(targets, vegeta.Rate{Freq: int(perSecond), Per: time.Second}, during, name) {
+		told := answered(r)
 		p.Answers[fmt.Sprintf("%d %s", told.HTTP, told.Reason)]++
 		switch {
 		case r.Code == http.StatusServiceUnavailable, r.Code == http.StatusTooManyRequests:
@@ -146,10 +127,10 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 		default:
 			p.late++
 		}
-		a.answers = append(a.answers, load.Answer{Key: key, Told: told})
+		a.answers = append(a.answers, told)
 		if time.Since(sampled) > 100*time.Millisecond {
 			sampled = time.Now()
-			p.Resident = max(p.Resident, resident(a.process.Process.Pid))
+			p.Resident = max(p.Resident, resident(a.pid))
 		}
 	}
 	p.Settled = float64(len(settled)) / time.Since(begun).Seconds()
@@ -193,7 +174,7 @@ func (a *attack) judge() error {
 		return err
 	}
 	defer conn.Close(ctx)
-	verdict, err := load.Judge(ctx, conn, fmt.Sprintf("over-%d-", a.begun), a.answers)
+	verdict, err := load.Judge(ctx, conn, a.prefix, a.answers)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,53 @@
+package function
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+)
+
+// Of all contention, one event in so many is sampled, and blocking of so many nanoseconds and more: next to nothing in
+// what is being measured.
+const (
+	mutexFraction = 100
+	blockRate     = 100_000
+)
+
+// Profile records what the process does until stop is called, which writes NAME.cpu, NAME.allocs, NAME.mutex and
+// NAME.block to the directory, for go tool pprof. Without a directory it does nothing.
+func Profile(dir, name string) (stop func() error, err error) {
+	if dir == "" {
+		return func() error { return nil }, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("PROFILE_DIR: %w", err)
+	}
+	cpu, err := os.Create(filepath.Join(dir, name+".cpu"))
+	if err != nil {
+		return nil, fmt.Errorf("PROFILE_DIR: %w", err)
+	}
+	runtime.SetMutexProfileFraction(mutexFraction)
+	runtime.SetBlockProfileRate(blockRate)
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		return nil, errors.Join(err, cpu.Close())
+	}
+	return func() error {
+		pprof.StopCPUProfile()
+		errs := []error{cpu.Close()}
+		for _, kind := range []string{"allocs", "mutex", "block"} {
+			errs = append(errs, writeProfile(filepath.Join(dir, name+"."+kind), kind))
+		}
+		return errors.Join(errs...)
+	}, nil
+}
+
+func writeProfile(path, kind string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.Lookup(kind).WriteTo(f, 0), f.Close())
+}

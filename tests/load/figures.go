@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"text/tabwriter"
+)
+
+// figure is one line of bench.json: what was measured, what it is held against, and how the two stand. Of several runs
+// it has the medians; low and high are the ratio's lowest and highest.
+type figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Floor float64 `json:"floor"` // in the same unit, from the same run
+	Ratio float64 `json:"ratio"` // value ÷ floor
+	Goal  float64 `json:"goal"`  // for the ratio
+	Met   bool    `json:"met"`
+
+	Low    float64 `json:"low"`
+	High   float64 `json:"high"`
+	Runs   int     `json:"runs"`
+	AtMost bool    `json:"at_most"` // the goal is not to exceed it
+	Floors string  `json:"floor_is"`
+}
+
+// goal says what a scenario's ratio should be, and to what.
+type goal struct {
+	name, unit, floor string
+	ratio             float64
+	atMost            bool
+}
+
+// sample is one run's value beside its floor.
+type sample struct{ value, floor float64 }
+
+func (g goal) figure(samples []sample) figure {
+	f := figure{Name: g.name, Unit: g.unit, Goal: g.ratio, AtMost: g.atMost, Floors: g.floor, Runs: len(samples)}
+	var values, floors, ratios []float64
+	for _, s := range samples {
+		values, floors, ratios = append(values, s.value), append(floors, s.floor), append(ratios, s.value/s.floor)
+	}
+	f.Value, f.Floor, f.Ratio = round(median(values)), round(median(floors)), round(median(ratios))
+	f.Low, f.High = round(slices.Min(ratios)), round(slices.Max(ratios))
+	f.Met = f.Ratio >= f.Goal
+	if g.atMost {
+		f.Met = f.Ratio <= f.Goal
+	}
+	return f
+}
+
+func median(of []float64) float64 {
+	sorted := slices.Sorted(slices.Values(of))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// round keeps three digits.
+func round(x float64) float64 {
+	if x == 0 {
+		return 0
+	}
+	scale := math.Pow(10, 2-math.Floor(math.Log10(math.Abs(x))))
+	return math.Round(x*scale) / scale
+}
+
+func printFigures(figures []figure) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "name\tvalue\tunit\tfloor\tratio\tlowest to highest\tgoal\tmet")
+	for _, f := range figures {
+		sign, met := "≥", "yes"
+		if f.AtMost {
+			sign = "≤"
+		}
+		if !f.Met {
+			met = "no"
+		}
+		fmt.Fprintf(w, "%s\t%g\t%s\t%g (%s)\t%g\t%g to %g\t%s %g\t%s\n", f.Name, f.Value, f.Unit, f.Floor, f.Floors, f.Ratio, f.Low, f.High, sign, f.Goal, met)
+	}
+	w.Flush()
+}

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/load"
+	dbv1 "pgw/proto/gen/db/v1"
+	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/function"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+	"pgw/tests/processes"
+)
+
+// callers is how many calls are under way at a time where RPCs are measured: enough to fill batches.
+const callers = 256
+
+// rich is what each account opens with, in rupiah: more than any run can spend.
+const rich = 1_000_000_000_000
+
+// ledger is db in this process, called as payments calls it.
+type ledger struct {
+	m        *machine
+	database string
+	accounts int
+	conns    []grpc.ClientConnInterface // more than one: replicas, called in turn
+	close    func() error
+}
+
+// ledger makes a database with so many accounts and db in front of it.
+func (m *machine) ledger(kind string, accounts int) (*ledger, error) {
+	database, err := m.database(kind)
+	if err != nil {
+		return nil, err
+	}
+	l := &ledger{m: m, database: database, accounts: accounts}
+	if err := l.open(kind); err != nil {
+		return nil, err
+	}
+	return l, m.openAccounts(database, accounts)
+}
+
+func (l *ledger) open(kind string) error {
+	f, err := db.New(db.Config{DatabaseURL: l.database, BatchMax: 128, BatchLanes: 2, QueueMax: 4096}, nil, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	profiles := ""
+	if l.m.profiles != "" {
+		profiles = filepath.Join(l.m.profiles, kind)
+	}
+	stop, err := function.Profile(profiles, "db")
+	if err != nil {
+		return err
+	}
+	l.conns = []grpc.ClientConnInterface{f.InProcess()}
+	l.close = func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), patient)
+		defer cancel()
+		return errors.Join(stop(), f.Close(ctx))
+	}
+	return nil
+}
+
+// openAccounts opens and funds accounts by SQL, which is the same as by RPC and takes a fraction of the time.
+func (m *machine) openAccounts(database string, n int) error {
+	return m.exec(database,
+		fmt.Sprintf(`INSERT INTO wallet_accounts (account_id, balance_idr) SELECT 'A' || i, %d FROM generate_series(0, %d) i`, rich, n-1),
+		fmt.Sprintf(`INSERT INTO fundings (funding_id, account_id, amount_idr) SELECT 'first-A' || i, 'A' || i, %d FROM generate_series(0, %d) i`, rich, n-1),
+		`VACUUM ANALYZE wallet_accounts`, `VACUUM ANALYZE fundings`)
+}
+
+// pastPayments fills the tables with payments that are over: each is given back by the next, so that the ledger still
+// adds up. Keys are spread over the index as clients' are.
+func (l *ledger) pastPayments(n int) error {
+	return l.m.exec(l.database,
+		`ALTER TABLE reservations DROP CONSTRAINT reservations_idempotency_key_key`,
+		fmt.Sprintf(`
+INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id, amount_idr, currency_input,
+	amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, created_at)
+SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 15, '0'))::uuid, md5('past' || i), sha256(i::text::bytea), md5('try' || i),
+	'A' || CASE i %% 2 WHEN 0 THEN a ELSE b END, 'A' || CASE i %% 2 WHEN 0 THEN b ELSE a END, 15500, 'USD', 100, 15500, 'rate', at, 'rules',
+	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at
+FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14' + i * interval '1 ms' AS at
+	FROM generate_series(0, %[1]d) i) past`, n-1, l.accounts),
+		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
+SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed', created_at FROM reservations`,
+		`ALTER TABLE reservations ADD CONSTRAINT reservations_idempotency_key_key UNIQUE (idempotency_key)`,
+		`VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
+}
+
+// way chooses who pays whom.
+type way func(rng *rand.Rand, accounts int) (from, to int)
+
+func evenly(rng *rand.Rand, accounts int) (from, to int) {
+	from = rng.IntN(accounts)
+	return from, (from + 1 + rng.IntN(accounts-1)) % accounts
+}
+
+func toOne(rng *rand.Rand, accounts int) (from, to int) { return 1 + rng.IntN(accounts-1), 0 }
+
+func fromOne(rng *rand.Rand, accounts int) (from, to int) { return 0, 1 + rng.IntN(accounts-1) }
+
+// pay reserves and commits so many payments, and gives the rate a second. Each is in the ledger, once, or it fails.
+func (l *ledger) pay(n int, choose way) (float64, error) {
+	run := fmt.Sprintf("run-%d", time.Now().UnixNano())
+	perSecond, err := closedLoop(l.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
+		conn := dbv1.NewDbClient(l.conns[worker%len(l.conns)])
+		from, to := choose(rng, l.accounts)
+		key := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()) // all over the index
+		reserved, err := conn.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
+			IdempotencyKey: key, SenderId: processes.Account(from), ReceiverId: processes.Account(to), AmountIdr: 15500,
+			CurrencyInput: "USD", AmountMinor: 100, Rate: "15500", RateId: "rate", RateTime: timestamppb.Now(), RuleSet: "rules",
+			TxDate: "2026-01-31T09:30:00Z", AcceptedAt: timestamppb.Now(), Deadline: timestamppb.New(time.Now().Add(time.Minute)), AttemptId: run,
+		})
+		if err != nil {
+			return err
+		}
+		if reserved.ReservationStatus != string(payment.Pending) {
+			return fmt.Errorf("reserve: %s", reserved)
+		}
+		committed, err := conn.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: reserved.ReservationId, IdempotencyKey: key})
+		if err == nil && committed.Status != dbv1.TxStatus_OK {
+			err = fmt.Errorf("commit: %s", committed)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	conn, err := pgx.Connect(l.m.ctx, l.database)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(l.m.ctx))
+	var committed int
+	if err := conn.QueryRow(l.m.ctx, `SELECT count(*) FROM reservations WHERE attempt_id = $1 AND status = 'COMMITTED'`, run).Scan(&committed); err != nil {
+		return 0, err
+	}
+	if committed != n {
+		return 0, fmt.Errorf("%d of %d payments are in the ledger", committed, n)
+	}
+	return perSecond, nil
+}
+
+// closedLoop has so many workers call n times in all, and gives the calls a second. The first error ends it.
+func closedLoop(ctx context.Context, workers, n int, call func(ctx context.Context, worker int, rng *rand.Rand) error) (float64, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var running sync.WaitGroup
+	begun := time.Now()
+	for w := range workers {
+		running.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(begun.UnixNano()), uint64(w)))
+			for next.Add(1) <= int64(n) && ctx.Err() == nil {
+				if err := call(ctx, w, rng); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	running.Wait()
+	return float64(n) / time.Since(begun).Seconds(), context.Cause(ctx)
+}
+
+// settle calls LogAndSettle over gRPC, over so many connections as a worker's replicas would, and holds what it is told
+// against the ledger.
+func (s *system) settle(n int) (float64, error) {
+	payers, err := load.Payers()
+	if err != nil {
+		return 0, err
+	}
+	conns := make([]paymentsv1.PaymentsServiceClient, 4)
+	for i := range conns {
+		conn, err := rpc.Dial(s.Payments)
+		if err != nil {
+			return 0, err
+		}
+		defer conn.Close()
+		conns[i] = paymentsv1.NewPaymentsServiceClient(conn)
+	}
+	prefix := fmt.Sprintf("settle-%d-", time.Now().UnixNano())
+	var serial atomic.Int64
+	var mu sync.Mutex
+	answers := make([]load.Answer, 0, n)
+	perSecond, err := closedLoop(s.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
+		from, to := evenly(rng, len(payers))
+		key := fmt.Sprint(prefix, serial.Add(1))
+		out, err := conns[worker%len(conns)].LogAndSettle(ctx, &paymentsv1.LogAndSettleRequest{
+			IdempotencyKey: key, SenderId: payers[from], ReceiverId: payers[to], AmountIdr: 15500, Currency: "USD", AmountMinor: 100,
+			Rate: "15500", RateId: "rate", RateTime: timestamppb.Now(), RuleSet: "rules", TxDate: "2026-01-31T09:30:00Z",
+			AcceptedAt: timestamppb.Now(), Deadline: timestamppb.New(time.Now().Add(time.Minute)), AttemptId: key,
+		})
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		answers = append(answers, load.Answer{Key: key, Told: load.Told{Status: payment.Status(out.Status), Reason: payment.Reason(out.Message), Ref: out.ReservationId}})
+		mu.Unlock()
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := s.m.judge(s.Database, prefix, answers); err != nil {
+		return 0, err
+	}
+	return perSecond, s.m.sum(s.Database)
+}
+
+// judge holds answers against a ledger. All must be an outcome.
+func (m *machine) judge(database, prefix string, answers []load.Answer) error {
+	conn, err := pgx.Connect(m.ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(m.ctx))
+	verdict, err := load.Judge(m.ctx, conn, prefix, answers)
+	switch {
+	case err != nil:
+		return err
+	case len(verdict.Wrong) > 0:
+		return fmt.Errorf("%d answers contradict the ledger, such as %s", len(verdict.Wrong), verdict.Wrong[0])
+	case verdict.Undecided > 0:
+		return fmt.Errorf("%d of %d payments had no outcome", verdict.Undecided, len(answers))
+	}
+	return nil
+}

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	"pgw/shared/embedded"
+)
+
+// machine is what all scenarios of a run share: one Postgres above all, which is pgbench's and pgw's alike.
+type machine struct {
+	ctx      context.Context
+	dir      string
+	postgres *embedded.Postgres
+	pgbench  string
+	brokers  []string // of a real Kafka; none where there is none
+	profiles string   // directory; empty: keep none
+	prepared bool     // pgbench's tables are there
+	given    int      // names given
+}
+
+// serverSettings are what a ledger's Postgres would be given, and for the rest its defaults: fsync, full_page_writes
+// and synchronous_commit are on.
+var serverSettings = map[string]string{
+	"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min", "max_connections": "200",
+}
+
+func newMachine(ctx context.Context) (*machine, error) {
+	m := &machine{ctx: ctx}
+	if given := os.Getenv("PGW_TEST_KAFKA_BROKERS"); given != "" {
+		m.brokers = strings.Split(given, ",")
+	}
+	var err error
+	if m.pgbench, err = findPgbench(); err != nil {
+		return nil, err
+	}
+	if m.dir, err = os.MkdirTemp("", "pgw-bench-"); err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	m.postgres, err = embedded.StartPostgres(ctx, embedded.PostgresConfig{Dir: m.postgresDir(), Settings: serverSettings, Log: log})
+	if err != nil {
+		os.RemoveAll(m.dir)
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *machine) postgresDir() string { return filepath.Join(m.dir, "postgres") }
+
+func (m *machine) close() {
+	m.postgres.Stop()
+	embedded.RemovePostgres(m.postgresDir())
+	os.RemoveAll(m.dir)
+}
+
+// name gives each thing of a run its own.
+func (m *machine) name(kind string) string {
+	m.given++
+	return fmt.Sprintf("%s%d", strings.ReplaceAll(kind, "-", "_"), m.given)
+}
+
+func (m *machine) databaseURL(name string) (string, error) {
+	u, err := url.Parse(m.postgres.URL())
+	if err != nil {
+		return "", err
+	}
+	u.Path = "/" + name
+	return u.String(), nil
+}
+
+// database makes one, with the ledger's schema.
+func (m *machine) database(kind string) (string, error) {
+	name := m.name(kind)
+	if err := m.exec(m.postgres.URL(), "CREATE DATABASE "+name); err != nil {
+		return "", err
+	}
+	target, err := m.databaseURL(name)
+	if err != nil {
+		return "", err
+	}
+	return target, db.Migrate(m.ctx, target)
+}
+
+func (m *machine) exec(database string, statements ...string) error {
+	conn, err := pgx.Connect(m.ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(m.ctx))
+	for _, sql := range statements {
+		if _, err := conn.Exec(m.ctx, sql); err != nil {
+			return fmt.Errorf("%.60s: %w", sql, err)
+		}
+	}
+	return nil
+}
+
+// sum proves that a ledger adds up and that nothing is pending.
+func (m *machine) sum(database string) error {
+	conn, err := pgx.Connect(m.ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(m.ctx))
+	sum, err := db.ReadSum(m.ctx, conn)
+	if err != nil {
+		return err
+	}
+	if sum.Pending > 0 {
+		return fmt.Errorf("%d reservations are still pending", sum.Pending)
+	}
+	return sum.Err()
+}
+
+// transferScript is one transaction that moves money between two accounts: what a ledger does at the least.
+const transferScript = `\set a random(1, 50000)
+\set b random(50001, 100000)
+\set m random(1, 1000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance - :m WHERE aid = :a;
+UPDATE pgbench_accounts SET abalance = abalance + :m WHERE aid = :b;
+END;
+`
+
+// floor is pgbench's transfers a second: 32 clients, prepared statements.
+func (m *machine) floor(during time.Duration) (float64, error) {
+	perSecond, _, err := m.transfers("-c", "32", "-j", "2", "-T", seconds(during))
+	return perSecond, err
+}
+
+// loneTransfers are one after another.
+func (m *machine) loneTransfers(n int) (*hdrhistogram.Histogram, error) {
+	_, h, err := m.transfers("-c", "1", "-t", strconv.Itoa(n))
+	return h, err
+}
+
+// pacedTransfers begin at a rate, at random times; their latencies are counted from when they were due.
+func (m *machine) pacedTransfers(perSecond float64, during time.Duration) (*hdrhistogram.Histogram, error) {
+	_, h, err := m.transfers("-c", "32", "-j", "2", "-R", strconv.FormatFloat(perSecond, 'f', 0, 64), "-T", seconds(during))
+	return h, err
+}
+
+func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d.Seconds()))) }
+
+var tpsLine = regexp.MustCompile(`tps = ([\d.]+)`)
+
+// transfers runs pgbench in a database of its own, away from the ledgers. The histogram is in microseconds.
+func (m *machine) transfers(args ...string) (perSecond float64, latencies *hdrhistogram.Histogram, err error) {
+	target, err := m.databaseURL("postgres")
+	if err != nil {
+		return 0, nil, err
+	}
+	script := filepath.Join(m.dir, "transfer.sql")
+	if !m.prepared {
+		if err := os.WriteFile(script, []byte(transferScript), 0o644); err != nil {
+			return 0, nil, err
+		}
+		if out, err := exec.CommandContext(m.ctx, m.pgbench, "-i", "-q", target).CombinedOutput(); err != nil {
+			return 0, nil, fmt.Errorf("pgbench -i: %w: %s", err, out)
+		}
+		m.prepared = true
+	}
+	logs := filepath.Join(m.dir, "transfers")
+	args = append([]string{"-n", "-M", "prepared", "-f", script, "-l", "--log-prefix", logs}, append(args, target)...)
+	out, err := exec.CommandContext(m.ctx, m.pgbench, args...).CombinedOutput()
+	if err != nil {
+		return 0, nil, fmt.Errorf("pgbench: %w: %s", err, out)
+	}
+	found := tpsLine.FindSubmatch(out)
+	if found == nil {
+		return 0, nil, fmt.Errorf("pgbench did not say how fast it was: %s", bytes.TrimSpace(out))
+	}
+	if perSecond, err = strconv.ParseFloat(string(found[1]), 64); err != nil {
+		return 0, nil, err
+	}
+	latencies, err = readTransferLogs(logs)
+	return perSecond, latencies, err
+}
+
+// readTransferLogs reads pgbench's log of each transaction, whose third field is microseconds since it was due, and
+// deletes it.
+func readTransferLogs(prefix string) (*hdrhistogram.Histogram, error) {
+	paths, err := filepath.Glob(prefix + ".*")
+	if err != nil {
+		return nil, err
+	}
+	h := newHistogram()
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			fields := strings.Fields(lines.Text())
+			if len(fields) < 3 {
+				continue
+			}
+			micros, err := strconv.ParseInt(fields[2], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+			h.RecordValue(micros)
+		}
+		f.Close()
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	if h.TotalCount() == 0 {
+		return nil, errors.New("pgbench logged no transaction")
+	}
+	return h, nil
+}
+
+// newHistogram of microseconds, up to a minute.
+func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, 60_000_000, 3) }
+
+func millis(h *hdrhistogram.Histogram, percent float64) float64 {
+	return float64(h.ValueAtQuantile(percent)) / 1000
+}
+
+func findPgbench() (string, error) {
+	if path, err := exec.LookPath("pgbench"); err == nil {
+		return path, nil
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pgbench")
+	if len(found) == 0 {
+		return "", errors.New("pgbench is missing: it comes with PostgreSQL's server package")
+	}
+	return found[len(found)-1], nil
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	vegeta "github.com/tsenart/vegeta/v12/lib"
+
+	"pgw/functions/pgw/load"
+)
+
+// schedule is when each payment of an open loop is due: at random, as those of many strangers are, and as pgbench does
+// it. It implements vegeta.Pacer.
+type schedule []time.Duration
+
+func newSchedule(perSecond float64, during time.Duration) schedule {
+	rng := rand.New(rand.NewPCG(1, 7))
+	var s schedule
+	for at := time.Duration(0); ; {
+		at += time.Duration(rng.ExpFloat64() / perSecond * float64(time.Second))
+		if at > during {
+			return s
+		}
+		s = append(s, at)
+	}
+}
+
+// Pace implements vegeta.Pacer.
+func (s schedule) Pace(elapsed time.Duration, hits uint64) (wait time.Duration, stop bool) {
+	if hits >= uint64(len(s)) {
+		return 0, true
+	}
+	return max(0, s[hits]-elapsed), false
+}
+
+// Rate implements vegeta.Pacer.
+func (s schedule) Rate(time.Duration) float64 { return float64(len(s)) / s[len(s)-1].Seconds() }
+
+// openLoop pays at a rate, whether or not there are answers. Latencies, in microseconds, are counted from when a payment
+// was due and not from when it was sent: a system that stalls does not choose what is measured of it. Each payment must be
+// answered by an outcome, which must be the ledger's.
+func (s *system) openLoop(perSecond float64, during time.Duration) (*hdrhistogram.Histogram, error) {
+	due := newSchedule(perSecond, during)
+	prefix := fmt.Sprintf("open-%d-", time.Now().UnixNano())
+	targets, err := payments(s.Gateway, prefix)
+	if err != nil {
+		return nil, err
+	}
+	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(64), vegeta.MaxWorkers(4096), vegeta.Connections(4096), vegeta.KeepAlive(true))
+	latencies := newHistogram()
+	var answers []load.Answer
+	begun := time.Now()
+	for r := range attacker.Attack(targets, due, 0, "open") {
+		answers = append(answers, answered(r))
+		latencies.RecordValue((r.Timestamp.Sub(begun) + r.Latency - due[r.Seq]).Microseconds())
+	}
+	if err := s.m.judge(s.Database, prefix, answers); err != nil {
+		return nil, err
+	}
+	return latencies, s.m.sum(s.Database)
+}
+
+// payments are targets with a key each, which stands in the URL too: a result does not have its request.
+func payments(gateway, prefix string) (vegeta.Targeter, error) {
+	payers, err := load.Payers()
+	if err != nil {
+		return nil, err
+	}
+	var serial atomic.Int64
+	return func(t *vegeta.Target) error {
+		n := int(serial.Add(1))
+		from := n % len(payers)
+		to := (from + 1 + n/len(payers)%(len(payers)-1)) % len(payers)
+		key := fmt.Sprint(prefix, n)
+		t.Method, t.URL = http.MethodPost, gateway+"/api/payments?"+key
+		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+			payers[from], payers[to], key)
+		return nil
+	}, nil
+}
+
+// answered reads what a payment was told.
+func answered(r *vegeta.Result) load.Answer {
+	_, key, _ := strings.Cut(r.URL, "?")
+	told := load.Told{Reason: load.NoAnswer}
+	if json.Unmarshal(r.Body, &told) == nil {
+		told.HTTP, told.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
+	}
+	return load.Answer{Key: key, Told: told}
+}

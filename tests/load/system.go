@@ -1,0 +1,176 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"pgw/shared/kafka"
+	"pgw/tests/processes"
+)
+
+const (
+	binary  = "bin/pgw"
+	patient = 90 * time.Second
+)
+
+var eventKeys = "bench:" + base64.StdEncoding.EncodeToString([]byte("a secret that only benchmarks use"))
+
+// system is a pgw that pgw load can find: by the run.json in its data directory.
+type system struct {
+	m        *machine
+	data     string
+	pid      int // of the one process; 0 when there are several
+	stop     func() error
+	Gateway  string `json:"gateway_url"`
+	Database string `json:"database_url"`
+	Payments string `json:"payments_addr"`
+}
+
+// oneProcess starts pgw run on the machine's Postgres.
+func (m *machine) oneProcess(scenario string) (*system, error) {
+	database, err := m.database(scenario)
+	if err != nil {
+		return nil, err
+	}
+	s := &system{m: m, data: filepath.Join(m.dir, m.name("data"))}
+	cmd := s.pgw("run", "--fresh", "--database-url", database)
+	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+		cmd.Env = append(cmd.Env, "PGW_"+name+"_PORT=0")
+	}
+	if m.profiles != "" {
+		cmd.Env = append(cmd.Env, "PROFILE_DIR="+filepath.Join(m.profiles, scenario))
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	s.pid = cmd.Process.Pid
+	s.stop = func() error {
+		cmd.Process.Signal(syscall.SIGINT)
+		return errors.Join(cmd.Wait(), os.RemoveAll(s.data))
+	}
+	for deadline := time.Now().Add(patient); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if text, err := os.ReadFile(filepath.Join(s.data, "run.json")); err == nil && json.Unmarshal(text, s) == nil {
+			return s, nil
+		}
+	}
+	s.stop()
+	return nil, fmt.Errorf("pgw run is not ready within %s", patient)
+}
+
+// separate are all functions as processes of their own, with a schema and topics, and the seeds in them.
+type separate struct {
+	*system
+	*processes.System
+}
+
+func (m *machine) separate(scenario string) (*separate, error) {
+	if len(m.brokers) == 0 {
+		return nil, errNoKafka
+	}
+	database, err := m.database(scenario)
+	if err != nil {
+		return nil, err
+	}
+	prefix := m.name(fmt.Sprintf("bench%d-%s", os.Getpid(), scenario)) + "."
+	cfg := kafka.Config{
+		Brokers: m.brokers, RequestTopic: prefix + "payments.request", ResultTopic: prefix + "payments.result",
+		DeadLetterTopic: prefix + "payments.deadletter", ParkedTopic: prefix + "payments.parked", AccountsTopic: prefix + "ledger.accounts",
+	}
+	topics, err := processes.Topics(2)
+	if err != nil {
+		return nil, err
+	}
+	for i := range topics {
+		topics[i].Name = prefix + topics[i].Name
+	}
+	if err := kafka.EnsureTopics(cfg, topics); err != nil {
+		return nil, err
+	}
+	var env []string
+	if m.profiles != "" {
+		env = append(env, "PROFILE_DIR="+filepath.Join(m.profiles, scenario))
+	}
+	procs, err := processes.New(processes.Config{
+		Binary: binary, Database: database, Kafka: cfg, GroupPrefix: prefix, EventKeys: eventKeys, Env: env, Log: os.Stderr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database}, procs}
+	s.stop = procs.StopAll
+	if err := s.start(cfg, prefix); err != nil {
+		return nil, errors.Join(err, procs.StopAll())
+	}
+	return s, nil
+}
+
+func (s *separate) start(cfg kafka.Config, prefix string) error {
+	if err := s.StartAll(s.m.ctx); err != nil {
+		return err
+	}
+	seed := s.pgw("seed", "apply")
+	seed.Env = append(seed.Env, "KAFKA_BROKERS="+s.m.brokers[0], "KAFKA_ACCOUNTS_TOPIC="+cfg.AccountsTopic, "EVENT_KEYS="+eventKeys,
+		"FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"))
+	if err := seed.Run(); err != nil {
+		return fmt.Errorf("seed: %w", err)
+	}
+	err := errors.New("nothing is delivered")
+	for deadline := time.Now().Add(patient); err != nil && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		err = processes.Delivered(cfg, prefix)
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.data, 0o755); err != nil {
+		return err
+	}
+	text, err := json.Marshal(s.system)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.data, "run.json"), text, 0o644)
+}
+
+func (s *system) pgw(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(s.m.ctx, binary, args...)
+	cmd.Env, cmd.Stderr = append(os.Environ(), "PGW_DATA_DIR="+s.data), os.Stderr
+	return cmd
+}
+
+// spec of a closed loop: so many connections, each asking again when it has its answer.
+type spec struct{ payments, connections int }
+
+// loaded is what a closed loop came to. Times are in milliseconds.
+type loaded struct{ perSecond, p50, p95, p99 float64 }
+
+var loadLine = regexp.MustCompile(`: ([\d.]+)/s; p50 ([\d.]+) ms, p95 ([\d.]+) ms, p99 ([\d.]+) ms`)
+
+// load has pgw load pay, each payment another one, between accounts chosen evenly. It holds every answer against the
+// ledger and adds the ledger up, or fails.
+func (s *system) load(l spec) (loaded, error) {
+	out, err := s.pgw("load", "--payments", strconv.Itoa(l.payments), "--connections", strconv.Itoa(l.connections),
+		"--duplicates", "0", "--hot", "0", "--settle").Output()
+	if err != nil {
+		return loaded{}, fmt.Errorf("the run is not reported: %w: %s", err, out)
+	}
+	found := loadLine.FindSubmatch(out)
+	if found == nil {
+		return loaded{}, fmt.Errorf("pgw load did not say how fast it was: %s", out)
+	}
+	var numbers [4]float64
+	for i := range numbers {
+		if numbers[i], err = strconv.ParseFloat(string(found[i+1]), 64); err != nil {
+			return loaded{}, err
+		}
+	}
+	return loaded{numbers[0], numbers[1], numbers[2], numbers[3]}, nil
+}
