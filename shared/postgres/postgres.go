@@ -21,7 +21,8 @@ type Config struct {
 	ReadOnly bool // every transaction of this pool is read-only
 	// Lookups says that every statement of this pool finds its rows by index. A statement prepared while
 	// the tables were small would otherwise keep a plan that reads them whole, and slow down with each row
-	// until the tables are next analyzed.
+	// until the tables are next analyzed. And since the plan is the same whatever the parameters are, it is made
+	// once: making it took longer than a small batch takes to run.
 	Lookups bool
 }
 
@@ -45,6 +46,7 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	params["jit"] = "off"
 	if cfg.Lookups {
 		params["enable_seqscan"], params["enable_hashjoin"], params["enable_mergejoin"] = "off", "off", "off"
+		params["plan_cache_mode"] = "force_generic_plan"
 	}
 	if cfg.ReadOnly {
 		params["default_transaction_read_only"] = "on"

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
 // profileCommand keeps profiles in tests/load/out/profiles, a folder for each scenario, a file for each process and kind.
 type profileCommand struct {
+	Only     []string      `help:"These scenarios; all when not given."`
 	Payments int           `default:"30000" help:"In each scenario."`
 	Open     time.Duration `default:"10s" help:"How long an open loop lasts."`
 }
@@ -69,6 +71,9 @@ func (c profileCommand) Run(ctx context.Context) error {
 		{"flow-processes", apart("flow-processes", flow)},
 		{"open-loop-processes", apart("open-loop-processes", open)},
 	} {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, s.name) {
+			continue
+		}
 		if err := s.run(); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
