@@ -25,7 +25,7 @@ import (
 // Config of the function.
 type Config struct {
 	DatabaseURL string        `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
-	BatchMax    int           `envconfig:"BATCH_MAX" default:"64" desc:"payments in one transaction"`
+	BatchMax    int           `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
 	BatchLanes  int           `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
 	QueueMax    int           `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
 	Keys        event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`

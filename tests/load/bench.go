@@ -289,11 +289,13 @@ func (b *bench) open(name string, times float64, s *system) error {
 	}
 	rate := 0.2 * floor
 	var samples []sample
+	failed := 0
 	for range max(1, b.Runs/2) {
-		payments, err := s.openLoop(rate, b.Open)
+		payments, lost, err := s.openLoop(rate, b.Open)
 		if err != nil {
 			return err
 		}
+		failed += lost
 		transfers, err := b.m.pacedTransfers(rate, b.Open)
 		if err != nil {
 			return err
@@ -301,6 +303,10 @@ func (b *bench) open(name string, times float64, s *system) error {
 		samples = append(samples, sample{millis(payments, 99), millis(transfers, 99)})
 	}
 	b.report(goal{name, fmt.Sprintf("ms p99 at %.0f/s", rate), "pgbench's transfer at the same rate, p99", times, true}, samples)
+	if f := &b.figures[len(b.figures)-1]; failed > 0 {
+		f.Failed, f.Met = failed, false
+		fmt.Fprintf(os.Stderr, "  %d payments had no outcome\n", failed)
+	}
 	return nil
 }
 

@@ -24,6 +24,7 @@ type figure struct {
 	Runs   int     `json:"runs"`
 	AtMost bool    `json:"at_most"` // the goal is not to exceed it
 	Floors string  `json:"floor_is"`
+	Failed int     `json:"failed"` // payments without an outcome; a goal is met only where there are none
 }
 
 // goal says what a scenario's ratio should be, and to what.
@@ -76,6 +77,9 @@ func printFigures(figures []figure) {
 		}
 		if !f.Met {
 			met = "no"
+		}
+		if f.Failed > 0 {
+			met = fmt.Sprintf("no: %d failed", f.Failed)
 		}
 		fmt.Fprintf(w, "%s\t%g\t%s\t%g (%s)\t%g\t%g to %g\t%s %g\t%s\n", f.Name, f.Value, f.Unit, f.Floor, f.Floors, f.Ratio, f.Low, f.High, sign, f.Goal, met)
 	}

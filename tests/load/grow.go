@@ -150,7 +150,6 @@ func (g *growth) replicated(n int) (err error) {
 	for range n {
 		procs, err := processes.New(processes.Config{
 			Binary: filepath.Join(".", binary), Database: l.database, Kafka: kafka.Config{Brokers: []string{"127.0.0.1:1"}}, EventKeys: eventKeys, Log: os.Stderr,
-			Env: []string{"BATCH_MAX=128"},
 		})
 		if err != nil {
 			return err

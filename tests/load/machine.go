@@ -112,21 +112,27 @@ func (m *machine) exec(database string, statements ...string) error {
 	return nil
 }
 
-// sum proves that a ledger adds up and that nothing is pending.
+// settled bounds how long payments that nobody waits for any more may be under way.
+const settled = 2 * time.Minute
+
+// sum waits until nothing is pending, and proves that the ledger adds up.
 func (m *machine) sum(database string) error {
 	conn, err := pgx.Connect(m.ctx, database)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(m.ctx))
-	sum, err := db.ReadSum(m.ctx, conn)
-	if err != nil {
-		return err
+	for deadline := time.Now().Add(settled); ; time.Sleep(time.Second) {
+		sum, err := db.ReadSum(m.ctx, conn)
+		switch {
+		case err != nil:
+			return err
+		case sum.Pending == 0:
+			return sum.Err()
+		case time.Now().After(deadline):
+			return fmt.Errorf("%d reservations are still pending", sum.Pending)
+		}
 	}
-	if sum.Pending > 0 {
-		return fmt.Errorf("%d reservations are still pending", sum.Pending)
-	}
-	return sum.Err()
 }
 
 // transferScript is one transaction that moves money between two accounts: what a ledger does at the least.

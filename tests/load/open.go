@@ -43,27 +43,28 @@ func (s schedule) Pace(elapsed time.Duration, hits uint64) (wait time.Duration, 
 func (s schedule) Rate(time.Duration) float64 { return float64(len(s)) / s[len(s)-1].Seconds() }
 
 // openLoop pays at a rate, whether or not there are answers. Latencies, in microseconds, are counted from when a payment
-// was due and not from when it was sent: a system that stalls does not choose what is measured of it. Each payment must be
-// answered by an outcome, which must be the ledger's.
-func (s *system) openLoop(perSecond float64, during time.Duration) (*hdrhistogram.Histogram, error) {
+// was due and not from when it was sent: a system that stalls does not choose what is measured of it. Outcomes must be the
+// ledger's; failed counts the payments that had none.
+func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *hdrhistogram.Histogram, failed int, err error) {
 	due := newSchedule(perSecond, during)
 	prefix := fmt.Sprintf("open-%d-", time.Now().UnixNano())
 	targets, err := payments(s.Gateway, prefix)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(64), vegeta.MaxWorkers(4096), vegeta.Connections(4096), vegeta.KeepAlive(true))
-	latencies := newHistogram()
+	latencies = newHistogram()
 	var answers []load.Answer
 	begun := time.Now()
 	for r := range attacker.Attack(targets, due, 0, "open") {
 		answers = append(answers, answered(r))
 		latencies.RecordValue((r.Timestamp.Sub(begun) + r.Latency - due[r.Seq]).Microseconds())
 	}
-	if err := s.m.judge(s.Database, prefix, answers); err != nil {
-		return nil, err
+	if err := s.m.sum(s.Database); err != nil {
+		return nil, 0, err
 	}
-	return latencies, s.m.sum(s.Database)
+	failed, err = s.m.judge(s.Database, prefix, answers)
+	return latencies, failed, err
 }
 
 // payments are targets with a key each, which stands in the URL too: a result does not have its request.

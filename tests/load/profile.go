@@ -46,7 +46,7 @@ func (c profileCommand) Run(ctx context.Context) error {
 	}
 	flow := func(s *system) error { _, err := s.load(spec{c.Payments, 64}); return err }
 	lone := func(s *system) error { _, err := s.load(spec{c.Payments / 20, 1}); return err }
-	open := func(s *system) error { _, err := s.openLoop(rate, c.Open); return err }
+	open := func(s *system) error { _, _, err := s.openLoop(rate, c.Open); return err }
 	pays := func(name string, choose way) func() error {
 		return func() error {
 			l, err := m.ledger(name, accounts)

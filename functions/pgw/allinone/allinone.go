@@ -91,7 +91,7 @@ func New(cfg Config) (*System, error) {
 
 	// One lane of each kind: the processors are shared with everything else here, and fewer, larger
 	// transactions cost them less.
-	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 64, BatchLanes: 1, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
+	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 256, BatchLanes: 1, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
 		publish, time.Now, log("db"))
 	if err != nil {
 		return nil, err
