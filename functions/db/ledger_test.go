@@ -60,7 +60,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	cfg.Kafka.ResultTopic = "payments.result"
-	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", MaxConns: 8})
+	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", Lookups: true, MaxConns: 8})
 	if err != nil {
 		t.Fatal(err)
 	}

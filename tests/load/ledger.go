@@ -95,7 +95,7 @@ SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 1
 	'A' || CASE i %% 2 WHEN 0 THEN a ELSE b END, 'A' || CASE i %% 2 WHEN 0 THEN b ELSE a END, 15500, 'USD', 100, 15500, 'rate', at, 'rules',
 	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at
 FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14' + i * interval '1 ms' AS at
-	FROM generate_series(0, %[1]d) i) past`, n-1, l.accounts),
+	FROM generate_series(0::bigint, %[1]d) i) past`, n-1, l.accounts),
 		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed', created_at FROM reservations`,
 		`ALTER TABLE reservations ADD CONSTRAINT reservations_idempotency_key_key UNIQUE (idempotency_key)`,
@@ -216,10 +216,11 @@ func (s *system) settle(n int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if undecided, err := s.m.judge(s.Database, prefix, answers); err != nil || undecided > 0 {
-		return 0, fmt.Errorf("%d payments had no outcome: %w", undecided, err)
+	undecided, err := s.m.judge(s.Database, prefix, answers)
+	if err == nil && undecided > 0 {
+		err = fmt.Errorf("%d payments had no outcome", undecided)
 	}
-	return perSecond, s.m.sum(s.Database)
+	return perSecond, errors.Join(err, s.m.sum(s.Database))
 }
 
 // judge holds answers against a ledger, and tells how many claim nothing: refusals, and answers that did not come.
