@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -35,6 +36,9 @@ func (c LogConfig) Logger() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 }
 
+// settled is when a start is over, and the first requests with it.
+const settled = time.Second
+
 // Main is a function's whole main: it reads the configuration C from the environment, builds, and runs
 // until ctx ends.
 func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (*Function, error)) error {
@@ -57,5 +61,7 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	log.Info("serving", "addr", l.Addr().String())
+	// What starting took is not needed again, and a function at rest should be small.
+	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	return f.Serve(ctx, l, base.Drain)
 }

@@ -45,9 +45,9 @@ func (g goal) figure(samples []sample) figure {
 	}
 	f.Value, f.Floor, f.Ratio = round(median(values)), round(median(floors)), round(median(ratios))
 	f.Low, f.High = round(slices.Min(ratios)), round(slices.Max(ratios))
-	f.Met = f.Ratio >= f.Goal
+	f.Met = median(ratios) >= f.Goal
 	if g.atMost {
-		f.Met = f.Ratio <= f.Goal
+		f.Met = median(ratios) <= f.Goal
 	}
 	return f
 }

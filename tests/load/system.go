@@ -13,7 +13,9 @@ import (
 	"syscall"
 	"time"
 
+	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 	"pgw/tests/processes"
 )
 
@@ -33,6 +35,19 @@ type system struct {
 	Gateway  string `json:"gateway_url"`
 	Database string `json:"database_url"`
 	Payments string `json:"payments_addr"`
+	Risk     string `json:"risk_addr"`
+}
+
+// noChance takes the seeds' rejects at random out of the rules: each payment is to go all the way.
+func (s *system) noChance() error {
+	conn, err := rpc.Dial(s.Risk)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	none, least := uint32(0), int64(1000)
+	_, err = riskv1.NewAdminClient(conn).SeedRules(s.m.ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
+	return err
 }
 
 // oneProcess starts pgw run on the machine's Postgres.
@@ -59,6 +74,9 @@ func (m *machine) oneProcess(scenario string) (*system, error) {
 	}
 	for deadline := time.Now().Add(patient); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if text, err := os.ReadFile(filepath.Join(s.data, "run.json")); err == nil && json.Unmarshal(text, s) == nil {
+			if err := s.noChance(); err != nil {
+				return nil, errors.Join(err, s.stop())
+			}
 			return s, nil
 		}
 	}
@@ -105,7 +123,7 @@ func (m *machine) separate(scenario string) (*separate, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database}, procs}
+	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database, Risk: procs.Addr("risk")}, procs}
 	s.stop = procs.StopAll
 	if err := s.start(cfg, prefix); err != nil {
 		return nil, errors.Join(err, procs.StopAll())
@@ -122,6 +140,9 @@ func (s *separate) start(cfg kafka.Config, prefix string) error {
 		"FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"))
 	if err := seed.Run(); err != nil {
 		return fmt.Errorf("seed: %w", err)
+	}
+	if err := s.noChance(); err != nil {
+		return err
 	}
 	err := errors.New("nothing is delivered")
 	for deadline := time.Now().Add(patient); err != nil && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
