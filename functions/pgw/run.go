@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/jackc/pgx/v5"
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/allinone"
@@ -36,8 +35,7 @@ const (
 	// all of it runs on, and at Go's default a tenth of the processors' time went to collecting.
 	gcPercent = 400
 
-	readyWithin  = 60 * time.Second
-	seededWithin = 2 * time.Minute
+	readyWithin = 60 * time.Second
 )
 
 // runCommand is the whole system in one process: the same functions, the same manifests, a Kafka broker and
@@ -294,7 +292,10 @@ func (s *system) becomeReady(ctx context.Context) error {
 	if err := poll(ready, func() error { return s.all.Ready(ready) }); err != nil {
 		return fmt.Errorf("not ready within %s: %w", readyWithin, err)
 	}
-	if err := s.seed(ctx); err != nil {
+	seeds := newSystem{
+		fx: s.all.Conn("fx"), risk: s.all.Conn("risk"), producer: s.all.Producer(), topic: s.kafka.AccountsTopic, keys: &s.keys,
+	}
+	if err := seeds.applyMissing(ctx, s.database); err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}
 	if err := s.writeRunFile(); err != nil {
@@ -319,54 +320,6 @@ func poll(ctx context.Context, check func() error) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// seed gives a new system its rates, rules and accounts; the accounts come the way that a bank's would.
-func (s *system) seed(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, s.database)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	has := func(table string) (bool, error) {
-		var exists bool
-		err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+table+")").Scan(&exists)
-		return exists, err
-	}
-	if seeded, err := has("fx_rates"); err != nil {
-		return err
-	} else if !seeded {
-		if err := seedRates(ctx, s.all.Conn("fx")); err != nil {
-			return err
-		}
-	}
-	if seeded, err := has("risk_rules"); err != nil {
-		return err
-	} else if !seeded {
-		if err := seedRules(ctx, s.all.Conn("risk")); err != nil {
-			return err
-		}
-	}
-	if seeded, err := has("fundings"); err != nil || seeded {
-		return err
-	}
-	fmt.Println("first start: opening the accounts of seeds/ …")
-	n, err := publishAccounts(ctx, s.all.Producer(), s.kafka.AccountsTopic, &s.keys)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, seededWithin)
-	defer cancel()
-	return poll(ctx, func() error {
-		var funded int
-		if err := conn.QueryRow(ctx, `SELECT count(*) FROM fundings`).Scan(&funded); err != nil {
-			return err
-		}
-		if funded < n {
-			return fmt.Errorf("%d of %d accounts are funded", funded, n)
-		}
-		return nil
-	})
 }
 
 func (s *system) runFile() string { return filepath.Join(s.dataDir, "run.json") }

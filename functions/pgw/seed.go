@@ -10,6 +10,7 @@ import (
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/jackc/pgx/v5"
 	"github.com/kelseyhightower/envconfig"
 	"google.golang.org/grpc"
 
@@ -127,8 +128,84 @@ func (c seedTransactions) Run() error {
 	return out.Flush()
 }
 
-// publishAccounts opens and funds the seeded accounts through the topic that operators use.
-func publishAccounts(ctx context.Context, producer *kafka.Producer, topic string, keys *event.Keyring) (int, error) {
+// seededWithin bounds how long a new system may take to open its accounts.
+const seededWithin = 2 * time.Minute
+
+// newSystem is one that is to have the seeds' rates, rules and accounts.
+type newSystem struct {
+	fx, risk grpc.ClientConnInterface
+	producer *kafka.Producer
+	topic    string
+	keys     *event.Keyring
+}
+
+// applyAll puts rates and rules in force, and sends the accounts on their way.
+func (s newSystem) applyAll(ctx context.Context) error {
+	if err := seedRates(ctx, s.fx); err != nil {
+		return fmt.Errorf("rates: %w", err)
+	}
+	if err := seedRules(ctx, s.risk); err != nil {
+		return fmt.Errorf("rules: %w", err)
+	}
+	n, err := s.publishAccounts(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("rates and rules are in force; %d accounts are on their way through %s\n", n, s.topic)
+	return nil
+}
+
+// applyMissing gives the system what its ledger has none of, and waits until the accounts are funded.
+func (s newSystem) applyMissing(ctx context.Context, database string) error {
+	conn, err := pgx.Connect(ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	has := func(table string) (bool, error) {
+		var exists bool
+		err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+table+")").Scan(&exists)
+		return exists, err
+	}
+	if seeded, err := has("fx_rates"); err != nil {
+		return err
+	} else if !seeded {
+		if err := seedRates(ctx, s.fx); err != nil {
+			return fmt.Errorf("rates: %w", err)
+		}
+	}
+	if seeded, err := has("risk_rules"); err != nil {
+		return err
+	} else if !seeded {
+		if err := seedRules(ctx, s.risk); err != nil {
+			return fmt.Errorf("rules: %w", err)
+		}
+	}
+	if seeded, err := has("fundings"); err != nil || seeded {
+		return err
+	}
+	fmt.Println("first start: opening the accounts of seeds/ …")
+	n, err := s.publishAccounts(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, seededWithin)
+	defer cancel()
+	return poll(ctx, func() error {
+		var funded int
+		if err := conn.QueryRow(ctx, `SELECT count(*) FROM fundings`).Scan(&funded); err != nil {
+			return err
+		}
+		if funded < n {
+			return fmt.Errorf("%d of %d accounts are funded", funded, n)
+		}
+		return nil
+	})
+}
+
+// publishAccounts opens and funds the seeded accounts through the topic that operators use: the way that a
+// bank's would come.
+func (s newSystem) publishAccounts(ctx context.Context) (int, error) {
 	accounts, err := seeds.Accounts()
 	if err != nil {
 		return 0, err
@@ -140,10 +217,10 @@ func publishAccounts(ctx context.Context, producer *kafka.Producer, topic string
 			return 0, err
 		}
 		for _, e := range events {
-			if err := keys.Sign(&e); err != nil {
+			if err := s.keys.Sign(&e); err != nil {
 				return 0, err
 			}
-			if err := producer.Publish(ctx, topic, a.ID, e); err != nil {
+			if err := s.producer.Publish(ctx, s.topic, a.ID, e); err != nil {
 				return 0, err
 			}
 		}
@@ -180,10 +257,13 @@ func seedRules(ctx context.Context, risk grpc.ClientConnInterface) error {
 }
 
 // applySeeds is configured by its environment, like a function.
-type applySeeds struct{}
+type applySeeds struct {
+	Missing bool `help:"Only rates, rules or accounts of which the ledger of DATABASE_URL has none, and wait until its accounts are funded."`
+}
 
-func (applySeeds) Run(ctx context.Context) error {
+func (c applySeeds) Run(ctx context.Context) error {
 	var cfg struct {
+		Database string        `envconfig:"DATABASE_URL"`
 		FXAddr   string        `envconfig:"FX_ADDR" default:"localhost:19102"`
 		RiskAddr string        `envconfig:"RISK_ADDR" default:"localhost:19094"`
 		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
@@ -192,30 +272,30 @@ func (applySeeds) Run(ctx context.Context) error {
 	if err := envconfig.Process("", &cfg); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	if c.Missing && cfg.Database == "" {
+		return errors.New("--missing needs DATABASE_URL")
+	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
-	for _, to := range []struct {
-		variable, addr string
-		seed           func(context.Context, grpc.ClientConnInterface) error
-	}{{"FX_ADDR", cfg.FXAddr, seedRates}, {"RISK_ADDR", cfg.RiskAddr, seedRules}} {
-		conn, err := rpc.Dial(to.addr)
-		if err != nil {
-			return fmt.Errorf("%s: %w", to.variable, err)
-		}
-		err = to.seed(ctx, conn)
-		conn.Close()
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", to.variable, to.addr, err)
-		}
+	fx, err := rpc.Dial(cfg.FXAddr)
+	if err != nil {
+		return fmt.Errorf("FX_ADDR: %w", err)
 	}
+	defer fx.Close()
+	risk, err := rpc.Dial(cfg.RiskAddr)
+	if err != nil {
+		return fmt.Errorf("RISK_ADDR: %w", err)
+	}
+	defer risk.Close()
 	producer, err := kafka.NewProducer(cfg.Kafka, "seed")
 	if err != nil {
 		return err
 	}
-	n, err := publishAccounts(ctx, producer, cfg.Kafka.AccountsTopic, &cfg.Keys)
-	if err = errors.Join(err, producer.Close(ctx)); err != nil {
-		return err
+	s := newSystem{fx: fx, risk: risk, producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
+	if c.Missing {
+		err = s.applyMissing(ctx, cfg.Database)
+	} else {
+		err = s.applyAll(ctx)
 	}
-	fmt.Printf("rates and rules are in force; %d accounts are on their way through %s\n", n, cfg.Kafka.AccountsTopic)
-	return nil
+	return errors.Join(err, producer.Close(ctx))
 }
