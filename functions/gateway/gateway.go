@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -32,7 +34,7 @@ type Config struct {
 	WalletAddr string        `envconfig:"WALLET_ADDR" default:"localhost:19093" desc:"gRPC address of wallet"`
 	RiskAddr   string        `envconfig:"RISK_ADDR" default:"localhost:19094" desc:"gRPC address of risk"`
 	DBAddr     string        `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which knows what became of a payment"`
-	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one"`
+	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one. $NAMES stand for the environment's values, such as $HOSTNAME"`
 	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment comes after a pause, so that functions at zero start side by side"`
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
 	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"payments that may be under way at once however slow the flow is"`
@@ -113,11 +115,12 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 		return conn, nil
 	}
 	var to Clients
-	var errs [4]error
+	var errs [5]error
 	to.FX, errs[0] = dial("FX_ADDR", cfg.FXAddr)
 	to.Wallet, errs[1] = dial("WALLET_ADDR", cfg.WalletAddr)
 	to.Risk, errs[2] = dial("RISK_ADDR", cfg.RiskAddr)
 	to.DB, errs[3] = dial("DB_ADDR", cfg.DBAddr)
+	cfg.ReplicaURL, errs[4] = expand(cfg.ReplicaURL)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
@@ -135,6 +138,23 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 		return err
 	}
 	return f, nil
+}
+
+// expand puts the environment's values into a replica's URL: replicas that are made from one description, as
+// Compose does, differ in their HOSTNAME alone.
+func expand(url string) (string, error) {
+	var unset []string
+	expanded := os.Expand(url, func(name string) string {
+		value := os.Getenv(name)
+		if value == "" {
+			unset = append(unset, name)
+		}
+		return value
+	})
+	if len(unset) > 0 {
+		return "", fmt.Errorf("REPLICA_URL: %s: not set: %s", url, strings.Join(unset, ", "))
+	}
+	return expanded, nil
 }
 
 // New makes the function with its dependencies passed in.
