@@ -284,6 +284,8 @@ func TestOperatorsCommands(t *testing.T) {
 		t.Errorf("a dry run of 20 events: %s", got)
 	}
 	do(80, "say where the events go", "replay", sample)
+	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
+	do(1, "connection refused", "ready", fmt.Sprint("127.0.0.1:", freePort(t)))
 	worker := "http://127.0.0.1:" + p.ports["WORKER"] + "/"
 	do(1, "20 403", "replay", sample, worker) // nobody has signed them
 	do(0, "20 delivered", "replay", sample, "topic:payments.request", "--sign")
