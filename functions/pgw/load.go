@@ -28,7 +28,9 @@ type loadCommand struct {
 	Duplicates  float64 `default:"0.1" help:"Share of requests that repeat an earlier one, key and all."`
 	Hot         float64 `default:"0.1" help:"Share of payments that go to one account."`
 	Seed        uint64  `default:"1" help:"Seed number of the choices."`
-	DataDir     string  `env:"PGW_DATA_DIR" default:".pgw" help:"Where run.json names the system."`
+	DataDir     string  `env:"PGW_DATA_DIR" default:".pgw" help:"Where run.json names the system, unless the next two do."`
+	Gateway     string  `name:"gateway-url" env:"GATEWAY_URL" help:"The gateway; with DATABASE_URL, its ledger."`
+	Database    string  `name:"database-url" env:"DATABASE_URL"`
 	Settle      bool    `help:"Wait until nothing is pending before judging."`
 }
 
@@ -38,6 +40,9 @@ func (c loadCommand) Validate() error {
 	}
 	if c.Duplicates < 0 || c.Duplicates > 0.9 || c.Hot < 0 || c.Hot > 1 {
 		return fmt.Errorf("--duplicates must be between 0 and 0.9, --hot between 0 and 1")
+	}
+	if c.Gateway != "" && c.Database == "" {
+		return fmt.Errorf("--gateway-url needs --database-url: every answer is held against the ledger")
 	}
 	return nil
 }
@@ -55,8 +60,16 @@ func findSystem(dataDir string) (addresses, error) {
 	return a, json.Unmarshal(text, &a)
 }
 
+// find names the system: half of it is never taken from elsewhere.
+func (c loadCommand) find() (addresses, error) {
+	if c.Gateway == "" {
+		return findSystem(c.DataDir)
+	}
+	return addresses{Gateway: c.Gateway, Database: c.Database}, nil
+}
+
 func (c loadCommand) Run(ctx context.Context) error {
-	at, err := findSystem(c.DataDir)
+	at, err := c.find()
 	if err != nil {
 		return err
 	}
@@ -73,7 +86,7 @@ func (c loadCommand) Run(ctx context.Context) error {
 	// moment before it says where it is.
 	bounded, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := poll(bounded, func() (err error) { at, err = findSystem(c.DataDir); return err }); err != nil {
+	if err := poll(bounded, func() (err error) { at, err = c.find(); return err }); err != nil {
 		return err
 	}
 	return c.judge(ctx, at.Database, prefix, requests, answers)
