@@ -122,7 +122,8 @@ func problems(rendered []byte) []string {
 	return append(append(found, againstEventing(all)...), againstCode(all)...)
 }
 
-func TestKindsVersionsAreOne(t *testing.T) {
+// One version of Kafka and one of Postgres: on kind, on Compose, and of the broker that the tests run on.
+func TestVersionsOfStoresAreOne(t *testing.T) {
 	versions, err := os.ReadFile(root + "/kind/versions.env")
 	if err != nil {
 		t.Fatal(err)
@@ -144,5 +145,23 @@ func TestKindsVersionsAreOne(t *testing.T) {
 	}
 	if stores != 2 {
 		t.Errorf("%d stores, want Kafka and Postgres", stores)
+	}
+	for line := range strings.Lines(string(versions)) {
+		name, image, _ := strings.Cut(strings.TrimSpace(line), "_IMAGE=")
+		if name != "KAFKA" && name != "POSTGRES" {
+			continue
+		}
+		if !strings.Contains(readCompose(t), "    image: "+image+"\n") {
+			t.Errorf("compose.yaml does not run %s", image)
+		}
+		if version, ok := strings.CutPrefix(image, "apache/kafka:"); ok {
+			pom, err := os.ReadFile(root + "/tests/kafka/pom.xml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(pom), "<kafka.version>"+version+"<") {
+				t.Errorf("tests/kafka/pom.xml has another Kafka than %s", version)
+			}
+		}
 	}
 }

@@ -1,0 +1,206 @@
+package manifests
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/dotenv"
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+)
+
+// Where callers find what runs on Compose, host port by service.
+var published = map[string][]string{
+	"ingress": {"18080", "19091", "19093", "19094", "19095", "19096", "19102"},
+	"kafka":   {"19097"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"9090"}, "jaeger": {"16686"},
+}
+
+// inIngress is each function's port in ingress, as haproxy.cfg has it.
+var inIngress = map[string]string{
+	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102",
+}
+
+func readCompose(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(root + "/compose/compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// composeProblems reads the file as Docker Compose does, with the defaults of .env, and holds it against the code.
+func composeProblems(t *testing.T, text string) (found []string) {
+	t.Helper()
+	bad := func(service, format string, args ...any) {
+		found = append(found, service+": "+fmt.Sprintf(format, args...))
+	}
+	env, err := dotenv.Read(root + "/compose/.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
+		WorkingDir: root + "/compose", Environment: env,
+		ConfigFiles: []types.ConfigFile{{Filename: "compose.yaml", Content: []byte(text)}},
+	}, func(o *loader.Options) { o.SetProjectName("pgw", true); o.Profiles = []string{"*"} })
+	if err != nil {
+		return []string{err.Error()}
+	}
+	fns, err := functions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, fn := range fns {
+		s, ok := project.Services[name]
+		if !ok {
+			bad(name, "is missing")
+			continue
+		}
+		if !slices.Equal(s.Command, types.ShellCommand{name}) {
+			bad(name, "runs %v", s.Command)
+		}
+		reads := variables(fn.config, &function.Config{})
+		for variable, v := range reads {
+			value := s.Environment[variable]
+			switch {
+			case value == nil && (v.required || variable == "REPLICA_URL"):
+				bad(name, "%s is not set", variable)
+			case strings.HasSuffix(variable, "_ADDR"):
+				callee := strings.ToLower(strings.TrimSuffix(variable, "_ADDR"))
+				want := "ingress:" + inIngress[callee]
+				if callee == "db" {
+					want = "db:8080"
+				}
+				if value == nil || *value != want {
+					bad(name, "%s is not %s", variable, want)
+				}
+			}
+		}
+		if !strings.Contains(s.Environment.ToMapping()["REPLICA_URL"], "$HOSTNAME") && name == "gateway" {
+			bad(name, "REPLICA_URL: replicas could not be told apart")
+		}
+		for variable := range s.Environment {
+			if _, ok := reads[variable]; !ok && variable != "GOMEMLIMIT" && !strings.HasPrefix(variable, "OTEL_") {
+				bad(name, "%s is set and nobody reads it", variable)
+			}
+		}
+	}
+	standIn := project.Services["kafkasource"].Environment.ToMapping()
+	for name, fn := range fns {
+		want := name + "=http://ingress:" + inIngress[name]
+		if name == "db" {
+			want = "db=http://db:8080"
+		}
+		if fn.Events != nil && !slices.Contains(strings.Split(standIn["SINKS"], ","), want) {
+			bad("kafkasource", "SINKS lacks %s", want)
+		}
+	}
+	for variable := range standIn {
+		if _, ok := variables(&kafka.Config{}, &function.Config{})[variable]; !ok && variable != "SINKS" && variable != "GOMEMLIMIT" && !strings.HasPrefix(variable, "OTEL_") {
+			bad("kafkasource", "%s is set and nobody reads it", variable)
+		}
+	}
+	for name, s := range project.Services {
+		found = append(found, containerProblems(name, s)...)
+	}
+	return found
+}
+
+var pinned = regexp.MustCompile(`^[^:]+:v?\d+\.\d+(\.\d+)?(-[a-z0-9.]+)?$`)
+
+// containerProblems is what holds for every container.
+func containerProblems(name string, s types.ServiceConfig) (found []string) {
+	bad := func(format string, args ...any) { found = append(found, name+": "+fmt.Sprintf(format, args...)) }
+	if s.Image != "pgw:compose" && !pinned.MatchString(s.Image) {
+		bad("image %s is not pinned", s.Image)
+	}
+	var ports []string
+	for _, p := range s.Ports {
+		ports = append(ports, p.Published)
+		if p.HostIP != "127.0.0.1" {
+			bad("port %s is published on %q", p.Published, p.HostIP)
+		}
+	}
+	if !slices.Equal(slices.Sorted(slices.Values(ports)), slices.Sorted(slices.Values(published[name]))) {
+		bad("publishes %v, want %v", ports, published[name])
+	}
+	if s.MemLimit <= 0 || s.CPUS <= 0 {
+		bad("has no limit of memory or processors")
+	}
+	if !slices.Contains(s.SecurityOpt, "no-new-privileges:true") || !slices.Contains(s.CapDrop, "ALL") || s.Privileged {
+		bad("may do more than it needs")
+	}
+	if s.Logging == nil || s.Logging.Options["max-size"] == "" {
+		bad("its log has no bound")
+	}
+	once := slices.Contains([]string{"migrate", "topics", "seed", "pgw"}, name)
+	if want := "unless-stopped"; s.Restart != want && !once {
+		bad("restart: %q, want %s", s.Restart, want)
+	}
+	if s.HealthCheck == nil && !once && name != "jaeger" { // whose image has nothing to ask with
+		bad("has no health check")
+	}
+	if s.Image == "pgw:compose" && !s.ReadOnly {
+		bad("its root can be written")
+	}
+	return found
+}
+
+func TestComposeFitsTheCode(t *testing.T) {
+	for _, problem := range composeProblems(t, readCompose(t)) {
+		t.Error(problem)
+	}
+}
+
+func TestMistakesInComposeAreFound(t *testing.T) {
+	text := readCompose(t)
+	for name, tc := range map[string]struct{ from, to, want string }{
+		"a misspelt field":              {"depends_on: &prepared", "depend_on: &prepared", "depend_on"},
+		"a service that is missing":     {"postgres: {condition: service_healthy}", "postgress: {condition: service_healthy}", "postgress"},
+		"an image of any version":       {"haproxy:3.2.24-alpine", "haproxy:latest", "not pinned"},
+		"a port for everyone":           {"127.0.0.1:18080:18080", "18080:18080", "published on"},
+		"another port":                  {"127.0.0.1:19102:19102", "127.0.0.1:19103:19102", "publishes"},
+		"no bound on memory":            {"mem_limit: 256m", "mem_limit: 0", "no limit"},
+		"a root that can be written":    {"read_only: true", "read_only: false", "can be written"},
+		"privileges":                    {"cap_drop: [ALL]", "cap_drop: [KILL]", "more than it needs"},
+		"a variable that nobody reads":  {"PAYMENTS_ADDR:", "PAYMENT_ADDR:", "PAYMENT_ADDR is set and nobody reads it"},
+		"a variable that is needed":     {"  EVENT_KEYS:", "  EVENTS_KEYS:", "EVENT_KEYS is not set"},
+		"another function's port":       {"FX_ADDR: ingress:19102", "FX_ADDR: ingress:19093", "FX_ADDR is not ingress:19102"},
+		"replicas without a name":       {"http://$$HOSTNAME:8080", "http://gateway:8080", "told apart"},
+		"a sink left out":               {",worker=http://ingress:19091", "", "SINKS lacks worker"},
+		"the other function's command":  {"command: [gateway]", "command: [worker]", "runs [worker]"},
+		"a container that stays down":   {"restart: unless-stopped", "restart: on-failure", "restart"},
+		"a log that fills the disk":     {"max-size: 10m, ", "", "no bound"},
+		"nobody asks whether it serves": {"    healthcheck:\n      # It listens", "    x-healthcheck:\n      # It listens", "no health check"},
+	} {
+		if !strings.Contains(text, tc.from) {
+			t.Errorf("%s: there is no %q to break", name, tc.from)
+			continue
+		}
+		found := strings.Join(composeProblems(t, strings.ReplaceAll(text, tc.from, tc.to)), "\n")
+		if !strings.Contains(found, tc.want) {
+			t.Errorf("%s: want something about %q, found:\n%s", name, tc.want, found)
+		}
+	}
+}
+
+// ingress sends each port to its function.
+func TestIngressKnowsEveryFunction(t *testing.T) {
+	text, err := os.ReadFile(root + "/compose/haproxy.cfg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, port := range inIngress {
+		want := fmt.Sprintf("listen %s\n    bind :%s\n    server-template %s 16 %s:8080\n", name, port, name, name)
+		if !strings.Contains(string(text), want) {
+			t.Errorf("haproxy.cfg lacks:\n%s", want)
+		}
+	}
+}
