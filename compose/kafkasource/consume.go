@@ -21,6 +21,7 @@ type consumer struct {
 	deliver  *deliverer
 	inFlight int // deliveries of one partition at the same time
 	assigned func()
+	claims   *claims
 }
 
 func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.assigned(); return nil }
@@ -41,9 +42,11 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 			return c.deliver.settle(withRevoked(ctx, session.Context()), readRecord(ctx, c.source, m))
 		},
 		byKey: map[string]*record{}, room: make(chan struct{}, windowMax), places: c.inFlight, idle: make(chan *record),
+		next: claim.InitialOffset(),
 	}
 	defer w.drain()
-	lag := c.deliver.metrics.lag(claim.Topic(), claim.Partition())
+	c.claims.add(w)
+	defer c.claims.remove(w)
 	for {
 		select {
 		case <-session.Context().Done():
@@ -52,7 +55,6 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 			if !ok {
 				return nil
 			}
-			lag.Set(float64(max(0, claim.HighWaterMarkOffset()-m.Offset-1)))
 			if !w.add(m) {
 				return nil
 			}
@@ -75,6 +77,7 @@ type window struct {
 	mu      sync.Mutex
 	records []*record // in the order of their offsets
 	byKey   map[string]*record
+	next    int64 // behind the newest record; negative while none was read and the offset is not known
 }
 
 type record struct {
@@ -94,6 +97,7 @@ func (w *window) add(m *sarama.ConsumerMessage) bool {
 	r := &record{message: m, key: string(m.Key)}
 	w.mu.Lock()
 	w.records = append(w.records, r)
+	w.next = m.Offset + 1
 	before := w.byKey[r.key]
 	follows := before != nil && r.key != ""
 	if r.key != "" {

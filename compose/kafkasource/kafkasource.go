@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +55,7 @@ type source struct {
 	settings *sarama.Config
 	deliver  *deliverer
 	assigned atomic.Int32 // group members that have had their partitions
+	claims   claims
 }
 
 type ping struct {
@@ -67,13 +67,11 @@ type metrics struct {
 	events  *prometheus.CounterVec
 	retries *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
-	lag     *prometheus.GaugeVec
 }
 
 type sourceMetrics struct {
 	delivered, deadLettered, dropped prometheus.Counter
 	seconds                          prometheus.Observer
-	lag                              func(topic string, partition int32) prometheus.Gauge
 }
 
 // New checks that every sink can be found.
@@ -85,12 +83,11 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		cfg.Sleep = sleep
 	}
 	all := metrics{
-		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them."}, []string{"source", "outcome"}),
+		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them; parked is a dead letter that waits for a person."}, []string{"source", "outcome"}),
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
-		lag:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pgw_source_lag", Help: "Records of a partition that are not yet read."}, []string{"source", "topic", "partition"}),
 	}
-	cfg.Registerer.MustRegister(all.events, all.retries, all.seconds, all.lag)
+	cfg.Registerer.MustRegister(all.events, all.retries, all.seconds)
 
 	producer, err := kafka.NewProducer(cfg.Kafka, "kafkasource")
 	if err != nil {
@@ -132,16 +129,19 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 		}
 		settings, err := groupSettings(cfg.Kafka, manifest)
 		errs = append(errs, err)
-		s.sources = append(s.sources, &source{manifest: manifest, settings: settings, deliver: &deliverer{
+		lost := "dead_lettered"
+		if dead.topic == cfg.Kafka.ParkedTopic {
+			lost = "parked"
+		}
+		src := &source{manifest: manifest, settings: settings, deliver: &deliverer{
 			poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
 			metrics: &sourceMetrics{
-				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, "dead_lettered"),
+				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, lost),
 				dropped: all.events.WithLabelValues(name, "dropped"), seconds: all.seconds.WithLabelValues(name),
-				lag: func(topic string, partition int32) prometheus.Gauge {
-					return all.lag.WithLabelValues(name, topic, strconv.Itoa(int(partition)))
-				},
 			},
-		}})
+		}}
+		src.claims.measure(cfg.Registerer, name)
+		s.sources = append(s.sources, src)
 	}
 	for _, manifest := range m.pings {
 		post, err := posterOf(manifest.Metadata.Name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
@@ -224,7 +224,7 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 		inFlight = s.cfg.InFlight
 	}
 	first := sync.OnceFunc(func() { src.assigned.Add(1) })
-	handler := &consumer{source: src.manifest, deliver: src.deliver, inFlight: inFlight, assigned: first}
+	handler := &consumer{source: src.manifest, deliver: src.deliver, inFlight: inFlight, assigned: first, claims: &src.claims}
 	log := src.deliver.log
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 5 * time.Second

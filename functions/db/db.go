@@ -54,43 +54,51 @@ type DB struct {
 type metrics struct {
 	reserves, commits, rollbacks *prometheus.CounterVec
 	accountEvents                *prometheus.CounterVec
-	batchSize                    *prometheus.HistogramVec
-	waiting                      *prometheus.GaugeVec
-	swept                        prometheus.Counter
+	sweeps                       *prometheus.CounterVec
+	swept, told                  prometheus.Counter
+	lastSweep                    prometheus.Gauge
+	pending, pendingIDR          prometheus.Gauge
 	oldestPending                prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	counter := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	// Each value of a label is there from the start: what has never happened is 0, and not absent.
+	counters := func(name, help, label string, values ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+		r.MustRegister(c)
+		for _, v := range values {
+			c.WithLabelValues(v)
+		}
+		return c
 	}
-	m := &metrics{
-		reserves:      counter("pgw_db_reserve_total", "Reserves by TxStatus.", "status"),
-		commits:       counter("pgw_db_commit_total", "Commits by TxStatus.", "status"),
-		rollbacks:     counter("pgw_db_rollback_total", "Rollbacks by TxStatus.", "status"),
-		accountEvents: counter("pgw_db_account_events_total", "Account events by outcome.", "outcome"),
-		batchSize: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "pgw_db_batch_size", Help: "Calls in one transaction.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128},
-		}, []string{"kind"}),
-		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "pgw_db_queue_waiting", Help: "Calls left waiting when the last batch was taken.",
-		}, []string{"kind"}),
-		swept: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "pgw_db_swept_total", Help: "Reservations rolled back past their deadline.",
-		}),
-		oldestPending: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "pgw_db_oldest_pending_age_seconds", Help: "Age of the oldest PENDING reservation at the last sweep.",
-		}),
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		r.MustRegister(c)
+		return c
 	}
-	r.MustRegister(m.reserves, m.commits, m.rollbacks, m.accountEvents, m.batchSize, m.waiting, m.swept, m.oldestPending)
-	return m
-}
-
-func (m *metrics) observe(kind string) func(size, waiting int) {
-	size, left := m.batchSize.WithLabelValues(kind), m.waiting.WithLabelValues(kind)
-	return func(n, waiting int) {
-		size.Observe(float64(n))
-		left.Set(float64(waiting))
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		r.MustRegister(g)
+		return g
+	}
+	var statuses []string
+	for status, name := range dbv1.TxStatus_name {
+		if dbv1.TxStatus(status) != dbv1.TxStatus_TX_STATUS_UNSPECIFIED {
+			statuses = append(statuses, name)
+		}
+	}
+	return &metrics{
+		reserves:      counters("pgw_db_reserve_total", "Reserves by TxStatus.", "status", statuses...),
+		commits:       counters("pgw_db_commit_total", "Commits by TxStatus.", "status", statuses...),
+		rollbacks:     counters("pgw_db_rollback_total", "Rollbacks by TxStatus.", "status", statuses...),
+		accountEvents: counters("pgw_db_account_events_total", "Account events by outcome.", "outcome", "applied", "refused", "put_off"),
+		sweeps:        counters("pgw_db_sweeps_total", "Sweeps by result.", "result", "ok", "error"),
+		swept:         counter("pgw_db_swept_total", "Reservations rolled back past their deadline."),
+		told:          counter("pgw_db_swept_told_total", "Results published of reservations that were rolled back past their deadline."),
+		lastSweep:     gauge("pgw_db_last_sweep_timestamp_seconds", "When a sweep last went through."),
+		pending:       gauge("pgw_db_pending", "Reservations that hold money, at the last sweep."),
+		pendingIDR:    gauge("pgw_db_pending_idr", "Rupiah that are held, at the last sweep."),
+		oldestPending: gauge("pgw_db_oldest_pending_age_seconds", "Age of the oldest PENDING reservation at the last sweep."),
 	}
 }
 
@@ -111,15 +119,14 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+	registry := function.NewRegistry()
 	// Each lane of both kinds holds a connection while it works; a few more serve reads.
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4)})
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4), Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
-	registry := function.NewRegistry()
-	m := newMetrics(registry)
 	d := &DB{
-		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, now, m.observe), publish: publish, now: now, log: log, metrics: m,
+		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, now, registry), publish: publish, now: now, log: log, metrics: newMetrics(registry),
 	}
 	return &function.Function{
 		Name: "db", Log: log, Registry: registry,

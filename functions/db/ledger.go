@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"pgw/shared/batch"
 	"pgw/shared/money"
@@ -70,14 +71,12 @@ type ledger struct {
 	finishes *batch.Batcher[Finish, Finished]
 }
 
-type observer func(kind string) func(size, waiting int)
-
-func newLedger(pool *pgxpool.Pool, cfg Config, now func() time.Time, observe observer) *ledger {
+func newLedger(pool *pgxpool.Pool, cfg Config, now func() time.Time, r prometheus.Registerer) *ledger {
 	l := &ledger{pool: pool, now: now}
-	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax}
-	bounds.Observe = observe("reserve")
+	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Registerer: r}
+	bounds.Kind = "reserve"
 	l.reserves = batch.New(bounds, serve(l.reserveAll))
-	bounds.Observe = observe("finish")
+	bounds.Kind = "finish"
 	l.finishes = batch.New(bounds, serve(l.finishAll))
 	return l
 }

@@ -66,7 +66,7 @@ func newWorld(t testing.TB) *world {
 	}
 	w := &world{t: t, published: &published{}}
 	w.DB = &DB{cfg: cfg, pool: pool, publish: w.published, now: time.Now, log: slog.New(slog.DiscardHandler), metrics: discardMetrics()}
-	w.ledger = newLedger(pool, cfg, func() time.Time { return w.now() }, w.metrics.observe)
+	w.ledger = newLedger(pool, cfg, func() time.Time { return w.now() }, nil)
 	t.Cleanup(func() {
 		w.checkSum()
 		if err := w.ledger.close(context.Background()); err != nil {
@@ -693,7 +693,7 @@ func TestQueueIsBounded(t *testing.T) {
 	w.open(100, "A", "B")
 	// One lane, held up by a lock on the sender.
 	w.cfg.BatchLanes, w.cfg.BatchMax, w.cfg.QueueMax = 1, 1, 1
-	small := newLedger(w.pool, w.cfg, time.Now, w.metrics.observe)
+	small := newLedger(w.pool, w.cfg, time.Now, nil)
 	defer small.close(context.Background())
 	tx, err := w.pool.Begin(t.Context())
 	if err != nil {

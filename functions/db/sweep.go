@@ -36,7 +36,7 @@ const (
 	// The primary key is ordered by time, so this reads only what came after the mark of the last sweep:
 	// an index on the status would cost every payment more than this costs each minute.
 	unfinishedSQL = `
-SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), created_at
+SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), created_at, amount_idr
 FROM reservations
 WHERE reservation_id >= $1 AND (status = 'PENDING' OR untold)
 ORDER BY reservation_id LIMIT $2`
@@ -57,16 +57,21 @@ type unfinished struct {
 	pending bool
 	overdue bool
 	created time.Time
+	amount  int64
 }
 
 // sweep rolls back what is past its deadline, and publishes the outcomes. A crash in between leaves them
 // marked untold, and the next sweep publishes them: at least once, with the same event id.
 func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 	defer func() {
+		result := "ok"
 		if err != nil {
 			err = fmt.Errorf("sweep: %w", err)
+			result = "error"
 		}
+		d.metrics.sweeps.WithLabelValues(result).Inc()
 		d.metrics.swept.Add(float64(rolledBack))
+		d.metrics.told.Add(float64(told))
 		if rolledBack > 0 {
 			d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", rolledBack, "told", told)
 		}
@@ -86,11 +91,14 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 	}
 	var overdue, untold []pgtype.UUID
 	var oldest time.Time
+	var pending, held int64
 	for _, u := range open {
 		switch {
 		case u.overdue:
 			overdue = append(overdue, u.id)
 		case u.pending:
+			pending++
+			held += u.amount
 			if oldest.IsZero() {
 				oldest = u.created
 			}
@@ -112,12 +120,16 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 		}
 		told += len(ids)
 	}
+	d.metrics.pending.Set(float64(pending))
+	d.metrics.pendingIDR.Set(float64(held))
 	d.metrics.oldestPending.Set(0)
 	if !oldest.IsZero() {
 		d.metrics.oldestPending.Set(d.now().Sub(oldest).Seconds())
 		finished = minTime(finished, oldest)
 	}
-	_, err = d.pool.Exec(ctx, markSQL, finished)
+	if _, err = d.pool.Exec(ctx, markSQL, finished); err == nil {
+		d.metrics.lastSweep.Set(float64(d.now().Unix()))
+	}
 	return rolledBack, told, err
 }
 
@@ -134,7 +146,7 @@ func (d *DB) unfinished(ctx context.Context, since time.Time) ([]unfinished, err
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u unfinished, err error) {
-		return u, row.Scan(&u.id, &u.pending, &u.overdue, &u.created)
+		return u, row.Scan(&u.id, &u.pending, &u.overdue, &u.created, &u.amount)
 	})
 }
 

@@ -68,14 +68,15 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in. draw is used for random rates alone.
 func New(cfg Config, db grpc.ClientConnInterface, draw func() float64, log *slog.Logger) (*function.Function, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true})
+	registry := function.NewRegistry()
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
 	f := &FX{admin: dbv1.NewAdminClient(db), draw: draw}
 	f.rates = postgres.NewCached(func(ctx context.Context) (rates, error) { return load(ctx, pool) }, log)
 	return &function.Function{
-		Name: "fx", Log: log, Registry: function.NewRegistry(),
+		Name: "fx", Log: log, Registry: registry,
 		GRPC: func(r grpc.ServiceRegistrar) {
 			fxv1.RegisterFxServiceServer(r, f)
 			fxv1.RegisterFxAdminServiceServer(r, f)

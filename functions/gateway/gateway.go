@@ -78,29 +78,54 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	// Each value of a label is there from the start: what has never happened is 0, and not absent.
+	counter := func(name, help, label string, values ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 		r.MustRegister(c)
+		for _, v := range values {
+			c.WithLabelValues(v)
+		}
 		return c
 	}
 	m := &metrics{
-		fx:       counter("pgw_fx_calls_total", "Conversions asked of fx, by result.", "result"),
-		wallet:   counter("pgw_wallet_check_total", "Account checks asked of wallet, by result.", "result"),
-		risk:     counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result"),
-		publish:  counter("pgw_kafka_publish_total", "Payment requests published, by result.", "result"),
-		wait:     counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result"),
-		payments: counter("pgw_payments_total", "Payments answered.", "status", "reason"),
-		results:  counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome"),
+		fx: counter("pgw_fx_calls_total", "Conversions asked of fx, by result.", "result", "ok", "no_rate", "invalid", "error"),
+		wallet: counter("pgw_wallet_check_total", "Account checks asked of wallet, by result.", "result", "ok", "error",
+			string(payment.UnknownSender), string(payment.UnknownReceiver), string(payment.SenderBlocked), string(payment.ReceiverBlocked),
+			string(payment.InsufficientFunds), string(payment.DailyLimitExceeded)),
+		risk:    counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result", append(verdicts(), "allow", "error")...),
+		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result.", "result", "ok", "error"),
+		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout"),
+		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_total", Help: "Payments answered.",
+		}, []string{"status", "reason"}),
+		results: counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome",
+			"answered", "relayed", "relay_failed", "nobody_waits", "refused"),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_stage_seconds", Help: "How long each stage of a payment took.", Buckets: function.Latency,
 		}, []string{"stage"}),
 	}
-	r.MustRegister(m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	for _, reason := range payment.Reasons {
+		m.payments.WithLabelValues(string(reason.Status()), string(reason))
+	}
+	for _, stage := range stageNames {
+		m.stages.WithLabelValues(stage)
+	}
+	r.MustRegister(m.payments, m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting", Help: "Payments under way now.",
 	}, doors.waiting), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting_limit", Help: "Payments that may be under way now: what the flow gets done in half of a client's wait.",
 	}, doors.limit))
 	return m
+}
+
+// verdicts are risk's own words for its refusals.
+func verdicts() (all []string) {
+	for _, reason := range payment.Reasons {
+		if verdict, ok := strings.CutPrefix(string(reason), "risk_"); ok && reason != payment.RiskUnavailable {
+			all = append(all, verdict)
+		}
+	}
+	return all
 }
 
 // Build makes the function from its configuration.
@@ -307,6 +332,9 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 	}
 	return reply{Outcome: out, answered: answered, stages: *took}
 }
+
+// stageNames are all stages that a payment may pass.
+var stageNames = []string{"fx", "wallet", "risk", "lookup", "publish", "queue", "reserve", "commit", "settle", "return", "wait", "total"}
 
 // stages are a payment's stages in order, for Server-Timing.
 type stages []stageTime

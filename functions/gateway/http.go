@@ -16,6 +16,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/function"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
@@ -24,7 +25,7 @@ import (
 // maxBody bounds a payment's JSON.
 const maxBody = 16 << 10
 
-func (g *Gateway) routes(mux *http.ServeMux) {
+func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("POST /api/payments", g.postPayment)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)

@@ -95,6 +95,12 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, publish Publisher, now fun
 	for _, outcome := range []string{"closed_out", "put_off", "refused"} {
 		p.letters.WithLabelValues(outcome)
 	}
+	for _, reason := range payment.Reasons {
+		if reason.Recorded() {
+			p.settled.WithLabelValues(string(reason.Status()), string(reason))
+			p.closed.WithLabelValues(string(reason.Status()), string(reason))
+		}
+	}
 	registry := function.NewRegistry()
 	registry.MustRegister(p.settled, p.closed, p.letters)
 	return &function.Function{

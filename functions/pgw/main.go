@@ -31,6 +31,7 @@ type commands struct {
 	Load       loadCommand       `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
 	Replay     replayCommand     `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
 	Reconcile  reconcileCommand  `cmd:"" help:"Prove that the ledger adds up and that events and ledger agree. Exit code 0: all is well, 1: it is not, 2: could not tell."`
+	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose, as Markdown."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"See, send again or put aside the events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Ask a function whether it is ready. Exit code 0: it is."`
 

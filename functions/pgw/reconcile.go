@@ -131,9 +131,16 @@ type watch struct {
 	runs     *prometheus.CounterVec
 	at       prometheus.Gauge
 	took     prometheus.Gauge
+
+	accounts, pending, balances, holds, funded prometheus.Gauge
 }
 
 func newWatch(r prometheus.Registerer) *watch {
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		r.MustRegister(g)
+		return g
+	}
 	w := &watch{
 		breaches: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgw_reconcile_breaches", Help: "What was not as it must be, at the last reconciliation.",
@@ -141,12 +148,13 @@ func newWatch(r prometheus.Registerer) *watch {
 		runs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_reconcile_runs_total", Help: "Reconciliations by result: clean, breach, or unknown.",
 		}, []string{"result"}),
-		at: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "pgw_reconcile_last_told_timestamp_seconds", Help: "When a reconciliation last told whether all is well.",
-		}),
-		took: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "pgw_reconcile_last_duration_seconds", Help: "How long the last reconciliation took.",
-		}),
+		at:       gauge("pgw_reconcile_last_told_timestamp_seconds", "When a reconciliation last told whether all is well."),
+		took:     gauge("pgw_reconcile_last_duration_seconds", "How long the last reconciliation took."),
+		accounts: gauge("pgw_reconcile_accounts", "Accounts there were at the last reconciliation."),
+		pending:  gauge("pgw_reconcile_pending", "Reservations that held money at the last reconciliation."),
+		balances: gauge("pgw_reconcile_balances_idr", "Sum of all balances at the last reconciliation."),
+		holds:    gauge("pgw_reconcile_holds_idr", "Sum of all holds at the last reconciliation."),
+		funded:   gauge("pgw_reconcile_funded_idr", "Sum of all funding at the last reconciliation: balances + holds are the same, or money was lost or made."),
 	}
 	for _, check := range reconcile.Checks {
 		w.breaches.WithLabelValues(string(check))
@@ -154,7 +162,7 @@ func newWatch(r prometheus.Registerer) *watch {
 	for _, result := range []string{"clean", "breach", "unknown"} {
 		w.runs.WithLabelValues(result)
 	}
-	r.MustRegister(w.breaches, w.runs, w.at, w.took)
+	r.MustRegister(w.breaches, w.runs)
 	return w
 }
 
@@ -171,6 +179,11 @@ func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger
 		return
 	}
 	w.at.SetToCurrentTime()
+	w.accounts.Set(float64(report.Accounts))
+	w.pending.Set(float64(report.Pending))
+	w.balances.Set(float64(report.Balances))
+	w.holds.Set(float64(report.Holds))
+	w.funded.Set(float64(report.Funded))
 	for _, c := range report.Checks {
 		w.breaches.WithLabelValues(string(c.Check)).Set(float64(c.Breaches))
 	}

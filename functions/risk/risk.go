@@ -60,17 +60,18 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true})
+	registry := function.NewRegistry()
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
 	r := &Risk{admin: dbv1.NewAdminClient(db), secret: []byte(cfg.Secret), now: now}
 	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, log)
-	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
+	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: registry}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
 		return started(ctx, pool, ids, now())
 	})
 	return &function.Function{
-		Name: "risk", Log: log, Registry: function.NewRegistry(),
+		Name: "risk", Log: log, Registry: registry,
 		GRPC: func(s grpc.ServiceRegistrar) {
 			riskv1.RegisterRiskServiceServer(s, r)
 			riskv1.RegisterAdminServer(s, r)

@@ -80,7 +80,8 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true})
+	registry := function.NewRegistry()
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
@@ -88,9 +89,9 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log 
 		pool: pool, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
 	}
 	// One lane: reads are short, and one query for many accounts costs hardly more than for one.
-	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax}, w.readAll)
+	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: registry}, w.readAll)
 	return &function.Function{
-		Name: "wallet", Log: log, Registry: function.NewRegistry(),
+		Name: "wallet", Log: log, Registry: registry,
 		GRPC: func(r grpc.ServiceRegistrar) {
 			walletv1.RegisterWalletServiceServer(r, w)
 			walletv1.RegisterAdminServer(r, w)

@@ -76,6 +76,12 @@ func New(cfg Config, payments grpc.ClientConnInterface, publish Publisher, now f
 	}
 	registry := function.NewRegistry()
 	registry.MustRegister(w.events, w.stages)
+	for _, outcome := range []string{"settled", "refused", "put_off"} {
+		w.events.WithLabelValues(outcome)
+	}
+	for _, stage := range []string{"settle", "publish"} {
+		w.stages.WithLabelValues(stage)
+	}
 	return &function.Function{Name: "worker", Log: log, Registry: registry, Events: w.handle}
 }
 

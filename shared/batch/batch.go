@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // ErrFull means that the queue's bound is reached: the caller should be told to try again later.
@@ -29,8 +32,9 @@ type Config struct {
 	Max   int // calls in one batch
 	Lanes int // batches served at the same time
 	Queue int // calls that wait, beyond those being served; more get ErrFull
-	// Observe is told the size of each batch and how many calls are left waiting. May be nil.
-	Observe func(size, waiting int)
+
+	Kind       string                // what is batched, for metrics
+	Registerer prometheus.Registerer // nil: nothing is measured
 }
 
 // Batcher serves calls in batches. Make it with New; end it with Close.
@@ -41,6 +45,8 @@ type Batcher[C, R any] struct {
 	stop  context.CancelFunc // cancels batches that Close does not want to wait for
 	lanes sync.WaitGroup
 
+	metrics *metrics // nil: nothing is measured
+
 	mu     sync.RWMutex // held for reading while sending to queue, for writing while closing it
 	closed bool
 }
@@ -48,6 +54,7 @@ type Batcher[C, R any] struct {
 type call[C, R any] struct {
 	ctx    context.Context
 	value  C
+	since  time.Time      // zero when nothing is measured
 	result chan Result[R] // has room for one, so that a lane never waits for a caller who has left
 }
 
@@ -59,6 +66,9 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	// A batch outlives the context of any one caller: the others still want it.
 	ctx, stop := context.WithCancel(context.Background())
 	b := &Batcher[C, R]{cfg: cfg, serve: serve, queue: make(chan call[C, R], cfg.Queue), stop: stop}
+	if cfg.Registerer != nil {
+		b.metrics = newMetrics(cfg, func() int { return len(b.queue) })
+	}
 	for range cfg.Lanes {
 		b.lanes.Go(func() { b.lane(ctx) })
 	}
@@ -69,8 +79,14 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 // served.
 func (b *Batcher[C, R]) Do(ctx context.Context, value C) (R, error) {
 	c := call[C, R]{ctx: ctx, value: value, result: make(chan Result[R], 1)}
+	if b.metrics != nil {
+		c.since = time.Now()
+	}
 	if err := b.enqueue(c); err != nil {
 		var none R
+		if b.metrics != nil && err == ErrFull {
+			b.metrics.refused.Inc()
+		}
 		return none, err
 	}
 	select {
@@ -118,10 +134,11 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 		if len(calls) == 0 {
 			continue
 		}
-		if b.cfg.Observe != nil {
-			b.cfg.Observe(len(calls), len(b.queue))
-		}
+		begun := time.Now()
 		results := b.serve(ctx, values)
+		if b.metrics != nil {
+			b.metrics.observe(len(calls), begun.Sub(calls[0].since), time.Since(begun))
+		}
 		for i, c := range calls {
 			c.result <- results[i]
 		}

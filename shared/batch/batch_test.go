@@ -4,8 +4,14 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
 )
 
 func double(_ context.Context, calls []int) []Result[int] {
@@ -128,5 +134,56 @@ func TestCloseCancelsWhatTakesTooLong(t *testing.T) {
 	}
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("the call: %v", err)
+	}
+}
+
+// What is measured: the size, the longest wait and the time of each batch, and who was refused.
+func TestBatchesAreMeasured(t *testing.T) {
+	r := prometheus.NewRegistry()
+	begun, release := make(chan struct{}, 1), make(chan struct{})
+	b := New(Config{Max: 8, Lanes: 1, Queue: 3, Kind: "test", Registerer: r}, func(_ context.Context, calls []int) []Result[int] {
+		begun <- struct{}{}
+		<-release
+		return make([]Result[int], len(calls))
+	})
+	var calls sync.WaitGroup
+	call := func() { calls.Go(func() { b.Do(t.Context(), 1) }) }
+	call()
+	<-begun
+	for range 3 {
+		call()
+	}
+	for len(b.queue) < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := b.Do(t.Context(), 1); err != ErrFull {
+		t.Errorf("the fourth to wait: %v", err)
+	}
+	want := `
+# HELP pgw_batch_queue_length Calls that wait for a batch now.
+# TYPE pgw_batch_queue_length gauge
+pgw_batch_queue_length{kind="test"} 3
+# HELP pgw_batch_queue_limit Calls that may wait for a batch; more are refused.
+# TYPE pgw_batch_queue_limit gauge
+pgw_batch_queue_limit{kind="test"} 3
+# HELP pgw_batch_refused_total Calls refused because as many as may wait were waiting.
+# TYPE pgw_batch_refused_total counter
+pgw_batch_refused_total{kind="test"} 1
+`
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "pgw_batch_queue_length", "pgw_batch_queue_limit", "pgw_batch_refused_total"); err != nil {
+		t.Error(err)
+	}
+	close(release)
+	calls.Wait()
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text, err := testutil.CollectAndFormat(b.metrics.size, expfmt.TypeTextPlain, "pgw_batch_size")
+	if err != nil || !strings.Contains(string(text), `pgw_batch_size_sum{kind="test"} 4`) || !strings.Contains(string(text), `pgw_batch_size_count{kind="test"} 2`) {
+		t.Errorf("%v: %s", err, text)
+	}
+	text, err = testutil.CollectAndFormat(b.metrics.wait, expfmt.TypeTextPlain, "pgw_batch_wait_seconds")
+	if err != nil || !strings.Contains(string(text), `pgw_batch_wait_seconds_count{kind="test"} 2`) || strings.Contains(string(text), `_sum{kind="test"} 0`+"\n") {
+		t.Errorf("%v: %s", err, text)
 	}
 }

@@ -11,12 +11,11 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -37,10 +36,6 @@ const (
 	readyTimeout   = 2 * time.Second
 )
 
-// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in memory to the
-// deadline of a client.
-var Latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
-
 // Function is what runs behind one port. Name, Registry and Log are needed; the rest is nil where a function
 // has none of it.
 type Function struct {
@@ -54,7 +49,7 @@ type Function struct {
 	Events     event.Handler
 	EventsPath string // "/" when empty
 	// Routes adds the public API.
-	Routes func(*http.ServeMux)
+	Routes func(*Mux)
 	// Ready says why the function can't serve now.
 	Ready func(context.Context) error
 	// Background runs until its context ends.
@@ -63,21 +58,31 @@ type Function struct {
 	Close func(context.Context) error
 
 	draining atomic.Bool
-}
+	serving  sync.Once
+	metrics  *served // use served()
 
-// NewRegistry has the collectors that each function exposes.
-func NewRegistry() *prometheus.Registry {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		collectors.NewBuildInfoCollector())
-	return r
+	servingAfter atomic.Int64 // nanoseconds from the process's start
 }
 
 // InProcess gives the function's gRPC services to callers in the same process.
-func (f *Function) InProcess() grpc.ClientConnInterface { return rpc.InProcess(f.GRPC, f.recoverPanic) }
+func (f *Function) InProcess() grpc.ClientConnInterface {
+	measured := f.served().grpc.UnaryServerInterceptor()
+	return rpc.InProcess(f.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return f.recoverPanic(ctx, req, info, next) })
+	})
+}
 
 // EventHandler takes the function's CloudEvents, for callers in the same process.
-func (f *Function) EventHandler() http.Handler { return event.HTTP(f.Events, f.Log) }
+func (f *Function) EventHandler() http.Handler {
+	return f.served().route(f.eventsPattern(), event.HTTP(f.Events, f.Log))
+}
+
+func (f *Function) eventsPattern() string {
+	if f.EventsPath == "" {
+		return "POST /{$}"
+	}
+	return "POST " + f.EventsPath
+}
 
 // Handler is the whole port. gRPC and HTTP requests may share one connection (Knative's proxies do so), so
 // they are told apart request by request.
@@ -87,17 +92,14 @@ func (f *Function) Handler() http.Handler {
 	mux.HandleFunc("GET /readyz", f.serveReady)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(f.Registry, promhttp.HandlerOpts{Registry: f.Registry, EnableOpenMetrics: true}))
 	if f.Events != nil {
-		path := f.EventsPath
-		if path == "" {
-			path = "/{$}"
-		}
-		mux.Handle("POST "+path, f.EventHandler())
+		mux.Handle(f.eventsPattern(), f.EventHandler())
 	}
+	routes := &Mux{mux, f.served()}
 	if f.Routes != nil {
-		f.Routes(mux)
+		f.Routes(routes)
 	}
 	if f.GRPC == nil {
-		return mux
+		return routes
 	}
 	server := f.grpcServer()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -105,13 +107,12 @@ func (f *Function) Handler() http.Handler {
 			server.ServeHTTP(w, r)
 			return
 		}
-		mux.ServeHTTP(w, r)
+		routes.ServeHTTP(w, r)
 	})
 }
 
 func (f *Function) grpcServer() *grpc.Server {
-	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))
-	f.Registry.MustRegister(metrics)
+	metrics := f.served().grpc
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(rpc.MaxMessage),
 		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), f.recoverPanic),
@@ -187,6 +188,7 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	failed := make(chan error, 2)
+	f.servingAfter.Store(int64(time.Since(processBegan)))
 	go func() { failed <- server.Serve(l) }()
 	ended := make(chan struct{})
 	go func() {

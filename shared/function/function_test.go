@@ -132,7 +132,7 @@ func TestDrain(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	closed := false
 	f := &Function{
-		Routes: func(mux *http.ServeMux) {
+		Routes: func(mux *Mux) {
 			mux.HandleFunc("GET /slow", func(w http.ResponseWriter, _ *http.Request) {
 				close(begun)
 				<-release
@@ -187,7 +187,7 @@ func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
 // In one process a call behaves as over a network: messages are not shared, errors have codes.
 func TestInProcess(t *testing.T) {
 	var kept *riskv1.ScoreRequest
-	f := &Function{Log: slog.New(slog.DiscardHandler), GRPC: func(r grpc.ServiceRegistrar) {
+	f := &Function{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) {
 		riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 			kept = in
 			switch in.SenderId {

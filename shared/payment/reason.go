@@ -57,6 +57,28 @@ var Reasons = []Reason{
 	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
 }
 
+// Status is what a client is told along with the reason.
+func (r Reason) Status() Status {
+	switch r {
+	case ReasonCommitted:
+		return Success
+	case DuplicateIdempo:
+		return SuccessReplay
+	default:
+		return Failed
+	}
+}
+
+// Recorded tells that it is the ledger's: the outcome of a key for ever, or that outcome seen again.
+func (r Reason) Recorded() bool {
+	switch r {
+	case ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked,
+		DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack, RiskSameParty, IdempotencyMismatch:
+		return true
+	}
+	return false
+}
+
 var known = func() map[Reason]bool {
 	m := make(map[Reason]bool, len(Reasons))
 	for _, r := range Reasons {

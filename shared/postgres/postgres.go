@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Config of a pool.
@@ -24,6 +25,8 @@ type Config struct {
 	// until the tables are next analyzed. And since the plan is the same whatever the parameters are, it is made
 	// once: making it took longer than a small batch takes to run.
 	Lookups bool
+
+	Registerer prometheus.Registerer // nil: nothing is measured
 }
 
 // Open makes a pool. It connects when it is first used: a function must be able to start while the database
@@ -51,7 +54,11 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	if cfg.ReadOnly {
 		params["default_transaction_read_only"] = "on"
 	}
-	return pgxpool.NewWithConfig(context.Background(), c)
+	pool, err := pgxpool.NewWithConfig(context.Background(), c)
+	if err == nil && cfg.Registerer != nil {
+		measure(cfg.Registerer, pool)
+	}
+	return pool, err
 }
 
 // SQLSTATE codes that the callers tell apart.

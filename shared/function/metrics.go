@@ -1,0 +1,156 @@
+package function
+
+import (
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/common/version"
+)
+
+// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in memory to the
+// deadline of a client.
+var Latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+// NewRegistry has the collectors that each function exposes.
+func NewRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		versioncollector.NewCollector("pgw"))
+	return r
+}
+
+// The version that pgw_build_info tells is the module's, unless the linker has set another.
+func init() {
+	if info, ok := debug.ReadBuildInfo(); ok && version.Version == "" {
+		version.Version = info.Main.Version
+	}
+}
+
+// processBegan is when packages were initialised, which is milliseconds after the process was started.
+var processBegan = time.Now()
+
+// served counts what a function serves: how often, how that ended, and how long it took.
+type served struct {
+	grpc     *grpcprom.ServerMetrics // nil where there is no gRPC
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+}
+
+// classes of HTTP statuses: which one it was within a class is told by the metrics of what was asked for.
+var classes = [...]string{"2xx", "3xx", "4xx", "5xx"}
+
+// noRoute stands for requests that no route takes.
+const noRoute = "none"
+
+func newServed(r prometheus.Registerer) *served {
+	s := &served{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_http_requests_total", Help: "HTTP requests by route and class of status; route none: no route took it.",
+		}, []string{"route", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_http_request_duration_seconds", Help: "How long answering an HTTP request took, by route.", Buckets: Latency,
+		}, []string{"route"}),
+	}
+	r.MustRegister(s.requests)
+	s.requests.WithLabelValues(noRoute, "4xx")
+	return s
+}
+
+// served is the same for all ways into the function.
+func (f *Function) served() *served {
+	f.serving.Do(func() {
+		f.metrics = newServed(f.Registry)
+		if f.Events != nil || f.Routes != nil {
+			f.Registry.MustRegister(f.metrics.seconds)
+		}
+		f.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "pgw_serving_after_seconds", Help: "How long after its start the process began to serve: the function's part of a cold start.",
+		}, func() float64 { return time.Duration(f.servingAfter.Load()).Seconds() }))
+		if f.GRPC != nil {
+			f.metrics.grpc = grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))
+			f.Registry.MustRegister(f.metrics.grpc)
+		}
+	})
+	return f.metrics
+}
+
+// Mux takes the routes of a function's public API, and measures each. The patterns are http.ServeMux's, and are what
+// the route is called: a closed set.
+type Mux struct {
+	mux    *http.ServeMux
+	served *served
+}
+
+// HandleFunc adds a route.
+func (m *Mux) HandleFunc(pattern string, handler func(http.ResponseWriter, *http.Request)) {
+	m.Handle(pattern, http.HandlerFunc(handler))
+}
+
+// Handle adds a route.
+func (m *Mux) Handle(pattern string, handler http.Handler) {
+	m.mux.Handle(pattern, m.served.route(pattern, handler))
+}
+
+// ServeHTTP implements http.Handler.
+func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.mux.ServeHTTP(w, r)
+	if r.Pattern == "" {
+		m.served.requests.WithLabelValues(noRoute, "4xx").Inc()
+	}
+}
+
+// route measures one route's handler.
+func (s *served) route(pattern string, next http.Handler) http.Handler {
+	seconds := s.seconds.WithLabelValues(pattern)
+	var counts [len(classes)]prometheus.Counter
+	for i, class := range classes {
+		counts[i] = s.requests.WithLabelValues(pattern, class)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun := time.Now()
+		answer := &answered{ResponseWriter: w, code: http.StatusInternalServerError} // of a handler that panics
+		defer func() {
+			seconds.Observe(time.Since(begun).Seconds())
+			counts[min(max(answer.code/100-2, 0), len(counts)-1)].Inc()
+		}()
+		next.ServeHTTP(answer, r)
+		answer.WriteHeader(http.StatusOK) // unless it has said another
+	})
+}
+
+// answered remembers the status that was answered.
+type answered struct {
+	http.ResponseWriter
+	code  int
+	wrote bool
+}
+
+func (a *answered) WriteHeader(code int) {
+	if a.wrote {
+		return
+	}
+	// 1xx come before the answer.
+	if code >= 200 {
+		a.code, a.wrote = code, true
+	}
+	a.ResponseWriter.WriteHeader(code)
+}
+
+func (a *answered) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return a.ResponseWriter.Write(p)
+}
+
+// Flush implements http.Flusher, for answers that come bit by bit.
+func (a *answered) Flush() {
+	a.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(a.ResponseWriter).Flush()
+}
+
+// Unwrap lets http.ResponseController reach what is underneath.
+func (a *answered) Unwrap() http.ResponseWriter { return a.ResponseWriter }

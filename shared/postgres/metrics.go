@@ -1,0 +1,26 @@
+package postgres
+
+import (
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// measure tells of a pool: how full it is, and what waiting for a connection cost.
+func measure(r prometheus.Registerer, pool *pgxpool.Pool) {
+	gauge := func(name, help string, read func(*pgxpool.Stat) float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
+	}
+	counter := func(name, help string, read func(*pgxpool.Stat) float64) {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
+	}
+	gauge("pgw_postgres_connections", "Connections to Postgres, idle ones too.",
+		func(s *pgxpool.Stat) float64 { return float64(s.TotalConns()) })
+	gauge("pgw_postgres_connections_in_use", "Connections to Postgres that work now.",
+		func(s *pgxpool.Stat) float64 { return float64(s.AcquiredConns()) })
+	gauge("pgw_postgres_connections_limit", "Connections to Postgres that there may be.",
+		func(s *pgxpool.Stat) float64 { return float64(s.MaxConns()) })
+	counter("pgw_postgres_acquires_total", "Connections taken from the pool.",
+		func(s *pgxpool.Stat) float64 { return float64(s.AcquireCount()) })
+	counter("pgw_postgres_acquire_wait_seconds_total", "How long was waited for connections from the pool.",
+		func(s *pgxpool.Stat) float64 { return s.AcquireDuration().Seconds() })
+}
