@@ -103,6 +103,9 @@ func FreePort() (int, error) {
 	return 0, errors.New("no port is free")
 }
 
+// Kafka is where events go.
+func (s *System) Kafka() kafka.Config { return s.cfg.Kafka }
+
 // Addr is where a function itself listens.
 func (s *System) Addr(name string) string { return "127.0.0.1:" + s.ports[name] }
 
@@ -132,9 +135,17 @@ func (s *System) env(name string) []string {
 	return append(env, s.cfg.Env...)
 }
 
-// Launch starts a function, or the stand-in, and does not wait. The channel is closed when the process ends.
-func (s *System) Launch(name string) (ended <-chan struct{}, err error) {
-	cmd := exec.Command(s.cfg.Binary, name)
+// Launch starts a function, the stand-in or another command that serves, and does not wait. The channel is closed when the
+// process ends.
+func (s *System) Launch(name string, args ...string) (ended <-chan struct{}, err error) {
+	if s.ports[name] == "" {
+		port, err := FreePort()
+		if err != nil {
+			return nil, err
+		}
+		s.ports[name] = strconv.Itoa(port)
+	}
+	cmd := exec.Command(s.cfg.Binary, append([]string{name}, args...)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env(name), s.cfg.Log, s.cfg.Log
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -148,9 +159,9 @@ func (s *System) Launch(name string) (ended <-chan struct{}, err error) {
 }
 
 // Start is Launch that waits until the process is ready. It tells how long that took.
-func (s *System) Start(ctx context.Context, name string) (time.Duration, error) {
+func (s *System) Start(ctx context.Context, name string, args ...string) (time.Duration, error) {
 	begun := time.Now()
-	ended, err := s.Launch(name)
+	ended, err := s.Launch(name, args...)
 	if err != nil {
 		return 0, err
 	}

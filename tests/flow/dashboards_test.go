@@ -1,0 +1,313 @@
+package flow
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"sigs.k8s.io/yaml"
+
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+	"pgw/tests/processes"
+)
+
+// observed is the folder of what is given to Prometheus and Grafana.
+const observed = "../../compose"
+
+// expression is one query of a dashboard or a rule.
+type expression struct{ where, query string }
+
+// dashboardQueries reads every panel's expressions, with Grafana's variables put in.
+func dashboardQueries(t *testing.T) (all []expression) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(observed, "grafana/dashboards/*.json"))
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%d dashboards, want 4: %v", len(files), err)
+	}
+	uids := map[string]bool{}
+	for _, file := range files {
+		var board struct {
+			UID    string
+			Panels []struct {
+				Title, Description string
+				Targets            []struct{ Expr string }
+			}
+		}
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(text, &board)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if board.UID == "" || uids[board.UID] {
+			t.Errorf("%s: uid %q is empty, or another dashboard's", file, board.UID)
+		}
+		uids[board.UID] = true
+		for _, panel := range board.Panels {
+			where := strings.TrimSuffix(filepath.Base(file), ".json") + ", " + panel.Title
+			if !strings.Contains(panel.Description, "?") && !strings.Contains(panel.Description, ".") || len(panel.Targets) == 0 {
+				t.Errorf("%s: does not say which question it answers, or asks nothing", where)
+			}
+			for _, target := range panel.Targets {
+				query := strings.NewReplacer("$__rate_interval", "1m", "$function", ".+").Replace(target.Expr)
+				if strings.Contains(query, "$") && !strings.Contains(query, "[$]") {
+					t.Errorf("%s: a variable is left in %s", where, query)
+				}
+				all = append(all, expression{where, query})
+			}
+		}
+	}
+	return all
+}
+
+// ruleQueries are what recording rules make, and each selector of an alert: the alert as a whole is silent while all is
+// well, but what it looks at must be there.
+func ruleQueries(t *testing.T) (all []expression) {
+	t.Helper()
+	selector := regexp.MustCompile(`(?:pgw[_:][\w:]+|up)(?:\{[^}]*\})?`)
+	for _, name := range []string{"recording.yaml", "alerts.yaml"} {
+		var file struct {
+			Groups []struct {
+				Rules []struct{ Record, Alert, Expr string }
+			}
+		}
+		text, err := os.ReadFile(filepath.Join(observed, "prometheus", name))
+		if err == nil {
+			err = yaml.Unmarshal(text, &file)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, group := range file.Groups {
+			for _, rule := range group.Rules {
+				if rule.Record != "" {
+					all = append(all, expression{"rule " + rule.Record, rule.Record})
+				}
+				for _, s := range selector.FindAllString(rule.Expr, -1) {
+					all = append(all, expression{"rule " + rule.Record + rule.Alert, s})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// prometheus is a real one.
+type prometheus struct {
+	t    *testing.T
+	addr string
+}
+
+// startPrometheus gives it the project's own rules, and targets with the labels that the project's scrape configuration
+// would give them.
+func startPrometheus(t *testing.T, targets map[string]string) *prometheus {
+	t.Helper()
+	dir := t.TempDir()
+	for _, rules := range []string{"recording.yaml", "alerts.yaml"} {
+		text, err := os.ReadFile(filepath.Join(observed, "prometheus", rules))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, rules), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [recording.yaml, alerts.yaml]\n" +
+		"scrape_configs:\n  - job_name: pgw\n    static_configs:\n"
+	for function, addr := range targets {
+		config += fmt.Sprintf("      - {targets: [%q], labels: {function: %s}}\n", addr, function)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "prometheus.yaml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port, err := processes.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &prometheus{t: t, addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	out := &processes.Output{}
+	cmd := exec.Command("prometheus", "--config.file="+filepath.Join(dir, "prometheus.yaml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+		"--web.listen-address="+p.addr, "--log.level=warn")
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("prometheus: %s", out)
+		}
+	})
+	return p
+}
+
+// get reads an answer's data. An error that Prometheus itself tells is about the query, and waiting won't mend it.
+func (p *prometheus) get(path string, query url.Values, into any) error {
+	resp, err := http.Get("http://" + p.addr + path + "?" + query.Encode())
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Status, Error string
+		Data          any
+	}{Data: into}
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return fmt.Errorf("%s: %.200s", resp.Status, text)
+	}
+	if answer.Status != "success" {
+		return fmt.Errorf("%w: %s", errQuery, answer.Error)
+	}
+	return nil
+}
+
+var (
+	errQuery   = errors.New("the query is wrong")
+	errNothing = errors.New("returns nothing")
+)
+
+func (p *prometheus) ask(query string) error {
+	var data struct{ Result []json.RawMessage }
+	if err := p.get("/api/v1/query", url.Values{"query": {query}}, &data); err != nil {
+		return err
+	}
+	if len(data.Result) == 0 {
+		return errNothing
+	}
+	return nil
+}
+
+// Every expression of every dashboard and rule has an answer in a Prometheus that watched a real run: payments that
+// succeed, are repeated, are refused by each who may refuse, one that became a dead letter, and a sweep.
+func TestDashboardsAndRulesHaveAnswers(t *testing.T) {
+	if _, err := exec.LookPath("prometheus"); err != nil {
+		t.Skip("prometheus is not on PATH; .ci/run installs it")
+	}
+	queries := append(dashboardQueries(t), ruleQueries(t)...)
+	log := &processes.Output{}
+	s := separate(t, log)
+	if err := s.StartAll(t.Context()); err != nil {
+		t.Fatalf("%v: %s", err, log)
+	}
+	if err := s.Seed(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	targets := map[string]string{}
+	for _, name := range processes.All {
+		targets[name] = s.Addr(name)
+	}
+	if _, err := s.Start(t.Context(), "reconcile", "--every", "1s"); err != nil {
+		t.Fatalf("%v: %s", err, log)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop("reconcile"); err != nil {
+			t.Error(err)
+		}
+	})
+	targets["reconcile"] = s.Addr("reconcile")
+	p := startPrometheus(t, targets)
+
+	gateway := "http://" + s.Addr("gateway")
+	post := func(url, text, eventType string) {
+		req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(text))
+		if eventType != "" {
+			e := cloudevents.New()
+			e.SetID("1")
+			e.SetSource("/test")
+			e.SetType(eventType)
+			req, err = cehttp.NewHTTPRequestFromEvent(t.Context(), url, e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	live := func(round int) {
+		for i := range 5 {
+			key := fmt.Sprintf("live-%d-%d", round, i)
+			for range 2 { // the second is a replay
+				post(gateway+"/api/payments", body(key, "A0", "A1", "USD", 1), "")
+			}
+			post(gateway+"/api/payments", body(key+"-poor", "A0", "A1", "USD", 1_000_000), "")
+			post(gateway+"/api/payments", body(key+"-self", "A0", "A0", "USD", 1), "")
+			post(gateway+"/api/payments", body(key+"-bad", "A0", "A1", "XXX", 1), "")
+		}
+		post("http://"+s.Addr("db")+"/", "", event.TypePing)
+	}
+	producer, err := kafka.NewProducer(s.Kafka(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { producer.Close(context.Background()) })
+	// Unsigned: it becomes a dead letter, is refused there too, and is parked.
+	forged, err := event.Requested("/pgw/gateway", request("forged", "A0", "A1", 1000), "", time.Now())
+	if err == nil {
+		err = producer.Publish(t.Context(), s.Kafka().RequestTopic, "forged", forged)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := queries
+	for round, deadline := 0, time.Now().Add(2*patience); len(left) > 0; round++ {
+		live(round)
+		var still []expression
+		for _, q := range left {
+			switch err := p.ask(q.query); {
+			case errors.Is(err, errQuery):
+				t.Errorf("%s: %s: %v", q.where, q.query, err)
+			case err != nil && time.Now().After(deadline):
+				t.Errorf("%s: %s: %v", q.where, q.query, err)
+			case err != nil:
+				still = append(still, q)
+			}
+		}
+		left = still
+	}
+	// That a query which has no answer is seen.
+	if err := p.ask(`pgw_payments_total{reason="none_such"}`); !errors.Is(err, errNothing) {
+		t.Errorf("a reason that there is not: %v", err)
+	}
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Name, Health, LastError string }
+		}
+	}
+	if err := p.get("/api/v1/rules", nil, &rules); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, group := range rules.Groups {
+		for _, rule := range group.Rules {
+			n++
+			if rule.Health != "ok" {
+				t.Errorf("rule %s is %s: %s", rule.Name, rule.Health, rule.LastError)
+			}
+		}
+	}
+	t.Logf("%d expressions and %d rules", len(queries), n)
+}
