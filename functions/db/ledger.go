@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pgw/shared/batch"
-	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -556,44 +555,4 @@ func timestamp(t time.Time) pgtype.Timestamptz {
 func distinct(ids []string) []string {
 	slices.Sort(ids)
 	return slices.Compact(ids)
-}
-
-// record is one payment as the ledger keeps it.
-type record struct {
-	payment.Request
-	Claim
-	ReservedAt time.Time
-	DecidedAt  time.Time // zero while PENDING
-}
-
-const paymentSQL = `
-SELECT r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr,
-	coalesce(r.rate::text, ''), r.rate_id, r.rate_time, r.rule_set, r.tx_date, r.attempt_id, r.accepted_at, r.deadline,
-	r.reservation_id, r.fingerprint, r.status, coalesce(p.reason, ''), r.created_at, p.decided_at
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.idempotency_key = $1`
-
-// payment reads one payment by its key; pgx.ErrNoRows when the ledger has none.
-func (l *ledger) payment(ctx context.Context, key string) (record, error) {
-	var rec record
-	var currency, rate string
-	var fingerprint []byte
-	var rateTime, accepted, decided pgtype.Timestamptz
-	err := l.pool.QueryRow(ctx, paymentSQL, key).Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Sent.Minor,
-		&rec.AmountIDR, &rate, &rec.RateID, &rateTime, &rec.RuleSet, &rec.TxDate, &rec.Request.AttemptID, &accepted,
-		&rec.Deadline, &rec.ReservationID, &fingerprint, &rec.Status, &rec.Reason, &rec.ReservedAt, &decided)
-	if err != nil {
-		return rec, fmt.Errorf("read payment: %w", err)
-	}
-	if rec.Sent.Currency, err = money.ParseCurrency(currency); err != nil {
-		return rec, fmt.Errorf("read payment: %w", err)
-	}
-	if rate != "" {
-		if rec.Rate, err = money.ParseRate(rate); err != nil {
-			return rec, fmt.Errorf("read payment: %w", err)
-		}
-	}
-	copy(rec.Claim.Fingerprint[:], fingerprint)
-	rec.RateTime, rec.AcceptedAt, rec.DecidedAt = rateTime.Time, accepted.Time, decided.Time
-	return rec, nil
 }

@@ -134,30 +134,6 @@ func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv
 	}, nil
 }
 
-// GetPayment implements db.v1.Db.
-func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.GetPaymentResponse, error) {
-	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
-		return nil, invalid(err)
-	}
-	rec, err := d.ledger.payment(ctx, in.IdempotencyKey)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
-	}
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	return &dbv1.GetPaymentResponse{
-		IdempotencyKey: rec.Key, SenderId: rec.Sender, ReceiverId: rec.Receiver,
-		CurrencyInput: rec.Sent.Currency.String(), AmountMinor: rec.Sent.Minor, AmountIdr: rec.AmountIDR,
-		Rate: rec.Rate.String(), RateId: rec.RateID, RateTime: rpc.Timestamp(rec.RateTime),
-		RuleSet: rec.RuleSet, TxDate: rec.TxDate,
-		ReservationId: rec.ReservationID.String(), ReservationStatus: string(rec.Status), Reason: string(rec.Reason),
-		AcceptedAt: rpc.Timestamp(rec.AcceptedAt), ReservedAt: rpc.Timestamp(rec.ReservedAt),
-		Deadline: rpc.Timestamp(rec.Deadline), DecidedAt: rpc.Timestamp(rec.DecidedAt),
-		Fingerprint: rec.Claim.Fingerprint[:], AttemptId: rec.Request.AttemptID,
-	}, nil
-}
-
 // CheckBalance implements db.v1.Db.
 func (d *DB) CheckBalance(ctx context.Context, in *dbv1.CheckBalanceRequest) (*dbv1.CheckBalanceResponse, error) {
 	if err := payment.CheckID("account_id", in.AccountId, payment.MaxAccountID); err != nil {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/apd/v3"
@@ -196,6 +198,35 @@ func (f *FX) Convert(ctx context.Context, in *fxv1.ConvertRequest) (*fxv1.Conver
 	}
 	if !q.at.IsZero() {
 		out.RateTime = timestamppb.New(q.at)
+	}
+	return out, nil
+}
+
+// ListRates implements fx.v1.FxService.
+func (f *FX) ListRates(ctx context.Context, in *fxv1.ListRatesRequest) (*fxv1.ListRatesResponse, error) {
+	to, err := money.ParseCurrency(in.QuoteCurrency)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "quote_currency: %v", err)
+	}
+	all, err := f.rates.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	currencies := map[string]money.Currency{to.String(): to}
+	for p := range all {
+		currencies[p.base.String()], currencies[p.quote.String()] = p.base, p.quote
+	}
+	out := &fxv1.ListRatesResponse{}
+	for _, code := range slices.Sorted(maps.Keys(currencies)) {
+		q, ok := all.find(pair{currencies[code], to})
+		if !ok {
+			continue
+		}
+		r := &fxv1.RateInForce{BaseCurrency: code, Rate: q.rate.String(), RateId: q.id}
+		if !q.at.IsZero() {
+			r.RateTime = timestamppb.New(q.at)
+		}
+		out.Rates = append(out.Rates, r)
 	}
 	return out, nil
 }

@@ -132,14 +132,20 @@ func (d PaymentRequested) Request() (payment.Request, error) {
 // Requested makes the event that asks for a payment. Its id is the payment's: published twice, it is the
 // same event.
 func Requested(source string, r payment.Request, replyTo string, now time.Time) (cloudevents.Event, error) {
-	return New(TypePaymentRequested, paymentID("request", r.Key, r.Fingerprint()), source, r.Key, Data(r, replyTo), now)
+	return New(TypePaymentRequested, RequestedID(r.Key, r.Fingerprint()), source, r.Key, Data(r, replyTo), now)
 }
 
 // Result makes the event that tells a payment's outcome.
 func Result(source string, d PaymentResult, fp payment.Fingerprint, now time.Time) (cloudevents.Event, error) {
 	d.Fingerprint = hex.EncodeToString(fp[:])
-	return New(TypePaymentResult, paymentID("result", d.Key, fp), source, d.Key, d, now)
+	return New(TypePaymentResult, ResultID(d.Key, fp), source, d.Key, d, now)
 }
+
+// RequestedID is the id of the event that asks for a payment, by which it can be found in Kafka.
+func RequestedID(key string, fp payment.Fingerprint) string { return paymentID("request", key, fp) }
+
+// ResultID is the id of the event that tells a payment's outcome.
+func ResultID(key string, fp payment.Fingerprint) string { return paymentID("result", key, fp) }
 
 func paymentID(kind, key string, fp payment.Fingerprint) string {
 	sum := sha256.Sum256([]byte(kind + strconv.Itoa(len(key)) + key + string(fp[:])))

@@ -981,6 +981,140 @@ func (x *GetPaymentResponse) GetAttemptId() string {
 	return ""
 }
 
+type ListPaymentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 means 20; at most 100.
+	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only payments that are older than the one with this reservation id; empty: from the newest on.
+	Before string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	// Only payments that this account sent or received.
+	AccountId string `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// PENDING, COMMITTED or ROLLEDBACK.
+	ReservationStatus string `protobuf:"bytes,4,opt,name=reservation_status,json=reservationStatus,proto3" json:"reservation_status,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ListPaymentsRequest) Reset() {
+	*x = ListPaymentsRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPaymentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPaymentsRequest) ProtoMessage() {}
+
+func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPaymentsRequest.ProtoReflect.Descriptor instead.
+func (*ListPaymentsRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListPaymentsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListPaymentsRequest) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *ListPaymentsRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *ListPaymentsRequest) GetReservationStatus() string {
+	if x != nil {
+		return x.ReservationStatus
+	}
+	return ""
+}
+
+type ListPaymentsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Payments []*GetPaymentResponse  `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
+	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a call
+	// looks at search_limit of them and may find fewer than it was asked for, or none, while older ones match.
+	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	SearchLimit   uint32 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPaymentsResponse) Reset() {
+	*x = ListPaymentsResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPaymentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPaymentsResponse) ProtoMessage() {}
+
+func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPaymentsResponse.ProtoReflect.Descriptor instead.
+func (*ListPaymentsResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListPaymentsResponse) GetPayments() []*GetPaymentResponse {
+	if x != nil {
+		return x.Payments
+	}
+	return nil
+}
+
+func (x *ListPaymentsResponse) GetNextBefore() string {
+	if x != nil {
+		return x.NextBefore
+	}
+	return ""
+}
+
+func (x *ListPaymentsResponse) GetSearchLimit() uint32 {
+	if x != nil {
+		return x.SearchLimit
+	}
+	return 0
+}
+
 type FailPaymentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Payment       *ReserveFundsRequest   `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
@@ -991,7 +1125,7 @@ type FailPaymentRequest struct {
 
 func (x *FailPaymentRequest) Reset() {
 	*x = FailPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1137,7 @@ func (x *FailPaymentRequest) String() string {
 func (*FailPaymentRequest) ProtoMessage() {}
 
 func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1150,7 @@ func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentRequest.ProtoReflect.Descriptor instead.
 func (*FailPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FailPaymentRequest) GetPayment() *ReserveFundsRequest {
@@ -1046,7 +1180,7 @@ type FailPaymentResponse struct {
 
 func (x *FailPaymentResponse) Reset() {
 	*x = FailPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1192,7 @@ func (x *FailPaymentResponse) String() string {
 func (*FailPaymentResponse) ProtoMessage() {}
 
 func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1205,7 @@ func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentResponse.ProtoReflect.Descriptor instead.
 func (*FailPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FailPaymentResponse) GetReservationId() string {
@@ -1116,7 +1250,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1262,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1275,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Account) GetAccountId() string {
@@ -1195,7 +1329,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1341,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1354,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -1239,7 +1373,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1385,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1398,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -1286,7 +1420,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1432,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1445,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Rate) GetBase() string {
@@ -1344,7 +1478,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1490,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1503,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -1388,7 +1522,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1534,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1547,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -1433,7 +1567,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1579,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1592,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -1477,7 +1611,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1623,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1636,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -1520,7 +1654,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1666,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1679,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
 }
 
 type SweepResponse struct {
@@ -1558,7 +1692,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1704,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1717,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -1620,7 +1754,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1766,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1779,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -1720,7 +1854,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1866,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1879,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -1763,7 +1897,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1909,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1922,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -1802,7 +1936,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1948,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1961,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -1855,7 +1989,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2001,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2014,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -1987,7 +2121,18 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"decided_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12 \n" +
 	"\vfingerprint\x18\x13 \x01(\fR\vfingerprint\x12\x1d\n" +
 	"\n" +
-	"attempt_id\x18\x14 \x01(\tR\tattemptId\"b\n" +
+	"attempt_id\x18\x14 \x01(\tR\tattemptId\"\x91\x01\n" +
+	"\x13ListPaymentsRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x03 \x01(\tR\taccountId\x12-\n" +
+	"\x12reservation_status\x18\x04 \x01(\tR\x11reservationStatus\"\x91\x01\n" +
+	"\x14ListPaymentsResponse\x125\n" +
+	"\bpayments\x18\x01 \x03(\v2\x19.db.v1.GetPaymentResponseR\bpayments\x12\x1f\n" +
+	"\vnext_before\x18\x02 \x01(\tR\n" +
+	"nextBefore\x12!\n" +
+	"\fsearch_limit\x18\x03 \x01(\rR\vsearchLimit\"b\n" +
 	"\x12FailPaymentRequest\x124\n" +
 	"\apayment\x18\x01 \x01(\v2\x1a.db.v1.ReserveFundsRequestR\apayment\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x9b\x01\n" +
@@ -2053,7 +2198,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xad\x04\n" +
+	"BAD_STATUS\x10\x052\xf6\x04\n" +
 	"\x02Db\x12G\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\x12G\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\x12V\n" +
@@ -2061,7 +2206,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x13RollbackReservation\x12!.db.v1.RollbackReservationRequest\x1a\".db.v1.RollbackReservationResponse\x12V\n" +
 	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\x12A\n" +
 	"\n" +
-	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\x12D\n" +
+	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\x12G\n" +
+	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\x12D\n" +
 	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse2\xc9\x03\n" +
 	"\x05Admin\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
@@ -2085,7 +2231,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -2100,73 +2246,78 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*GetRandomAccountsResponse)(nil),      // 10: db.v1.GetRandomAccountsResponse
 	(*GetPaymentRequest)(nil),              // 11: db.v1.GetPaymentRequest
 	(*GetPaymentResponse)(nil),             // 12: db.v1.GetPaymentResponse
-	(*FailPaymentRequest)(nil),             // 13: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),            // 14: db.v1.FailPaymentResponse
-	(*Account)(nil),                        // 15: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 16: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 17: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 18: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 19: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 20: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 21: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 22: db.v1.PutRulesResponse
-	(*SweepRequest)(nil),                   // 23: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 24: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 25: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 26: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 27: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 28: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 29: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 30: google.protobuf.Timestamp
+	(*ListPaymentsRequest)(nil),            // 13: db.v1.ListPaymentsRequest
+	(*ListPaymentsResponse)(nil),           // 14: db.v1.ListPaymentsResponse
+	(*FailPaymentRequest)(nil),             // 15: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 16: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 17: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 18: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 19: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 20: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 21: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 22: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 23: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 24: db.v1.PutRulesResponse
+	(*SweepRequest)(nil),                   // 25: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 26: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 27: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 28: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 29: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 30: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 31: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	30, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	30, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	30, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	32, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	32, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	32, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	30, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	30, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	30, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	30, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	30, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	3,  // 10: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	15, // 11: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	18, // 12: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	30, // 13: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	25, // 14: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	25, // 15: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 16: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 17: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 18: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 19: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 20: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	11, // 21: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	13, // 22: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	16, // 23: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	19, // 24: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	21, // 25: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	23, // 26: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	26, // 27: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	28, // 28: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 29: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 30: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 31: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 32: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 33: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	12, // 34: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	14, // 35: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	17, // 36: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	20, // 37: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	22, // 38: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	24, // 39: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	27, // 40: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	29, // 41: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	29, // [29:42] is the sub-list for method output_type
-	16, // [16:29] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	32, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	32, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	32, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	32, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	32, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	12, // 10: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,  // 11: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	17, // 12: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	20, // 13: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	32, // 14: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	27, // 15: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	27, // 16: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 17: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 18: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 19: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 20: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 21: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	11, // 22: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	13, // 23: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	15, // 24: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	18, // 25: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	21, // 26: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	23, // 27: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	25, // 28: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	28, // 29: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	30, // 30: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 31: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 32: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 33: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 34: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 35: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	12, // 36: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	14, // 37: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	16, // 38: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	19, // 39: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	22, // 40: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	24, // 41: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	26, // 42: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	29, // 43: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	31, // 44: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -2180,7 +2331,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -25,6 +25,7 @@ const (
 	Db_RollbackReservation_FullMethodName = "/db.v1.Db/RollbackReservation"
 	Db_GetRandomAccounts_FullMethodName   = "/db.v1.Db/GetRandomAccounts"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
+	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
 )
 
@@ -46,6 +47,8 @@ type DbClient interface {
 	GetRandomAccounts(ctx context.Context, in *GetRandomAccountsRequest, opts ...grpc.CallOption) (*GetRandomAccountsResponse, error)
 	// GetPayment reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
+	// ListPayments reads the newest payments of the ledger, the newest first.
+	ListPayments(ctx context.Context, in *ListPaymentsRequest, opts ...grpc.CallOption) (*ListPaymentsResponse, error)
 	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
 	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(ctx context.Context, in *FailPaymentRequest, opts ...grpc.CallOption) (*FailPaymentResponse, error)
@@ -119,6 +122,16 @@ func (c *dbClient) GetPayment(ctx context.Context, in *GetPaymentRequest, opts .
 	return out, nil
 }
 
+func (c *dbClient) ListPayments(ctx context.Context, in *ListPaymentsRequest, opts ...grpc.CallOption) (*ListPaymentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPaymentsResponse)
+	err := c.cc.Invoke(ctx, Db_ListPayments_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) FailPayment(ctx context.Context, in *FailPaymentRequest, opts ...grpc.CallOption) (*FailPaymentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(FailPaymentResponse)
@@ -147,6 +160,8 @@ type DbServer interface {
 	GetRandomAccounts(context.Context, *GetRandomAccountsRequest) (*GetRandomAccountsResponse, error)
 	// GetPayment reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
+	// ListPayments reads the newest payments of the ledger, the newest first.
+	ListPayments(context.Context, *ListPaymentsRequest) (*ListPaymentsResponse, error)
 	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
 	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error)
@@ -177,6 +192,9 @@ func (UnimplementedDbServer) GetRandomAccounts(context.Context, *GetRandomAccoun
 }
 func (UnimplementedDbServer) GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPayment not implemented")
+}
+func (UnimplementedDbServer) ListPayments(context.Context, *ListPaymentsRequest) (*ListPaymentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPayments not implemented")
 }
 func (UnimplementedDbServer) FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FailPayment not implemented")
@@ -310,6 +328,24 @@ func _Db_GetPayment_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_ListPayments_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPaymentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).ListPayments(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_ListPayments_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).ListPayments(ctx, req.(*ListPaymentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_FailPayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(FailPaymentRequest)
 	if err := dec(in); err != nil {
@@ -358,6 +394,10 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetPayment",
 			Handler:    _Db_GetPayment_Handler,
+		},
+		{
+			MethodName: "ListPayments",
+			Handler:    _Db_ListPayments_Handler,
 		},
 		{
 			MethodName: "FailPayment",

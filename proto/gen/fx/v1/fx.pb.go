@@ -337,6 +337,163 @@ func (x *ConvertResponse) GetRateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+type ListRatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	QuoteCurrency string                 `protobuf:"bytes,1,opt,name=quote_currency,json=quoteCurrency,proto3" json:"quote_currency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRatesRequest) Reset() {
+	*x = ListRatesRequest{}
+	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRatesRequest) ProtoMessage() {}
+
+func (x *ListRatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRatesRequest.ProtoReflect.Descriptor instead.
+func (*ListRatesRequest) Descriptor() ([]byte, []int) {
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListRatesRequest) GetQuoteCurrency() string {
+	if x != nil {
+		return x.QuoteCurrency
+	}
+	return ""
+}
+
+type ListRatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rates         []*RateInForce         `protobuf:"bytes,1,rep,name=rates,proto3" json:"rates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRatesResponse) Reset() {
+	*x = ListRatesResponse{}
+	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRatesResponse) ProtoMessage() {}
+
+func (x *ListRatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRatesResponse.ProtoReflect.Descriptor instead.
+func (*ListRatesResponse) Descriptor() ([]byte, []int) {
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRatesResponse) GetRates() []*RateInForce {
+	if x != nil {
+		return x.Rates
+	}
+	return nil
+}
+
+// RateInForce is what one unit of the currency buys, in major units: what Convert would apply.
+type RateInForce struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BaseCurrency  string                 `protobuf:"bytes,1,opt,name=base_currency,json=baseCurrency,proto3" json:"base_currency,omitempty"`
+	Rate          string                 `protobuf:"bytes,2,opt,name=rate,proto3" json:"rate,omitempty"`
+	RateId        string                 `protobuf:"bytes,3,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
+	RateTime      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=rate_time,json=rateTime,proto3" json:"rate_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateInForce) Reset() {
+	*x = RateInForce{}
+	mi := &file_fx_v1_fx_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateInForce) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateInForce) ProtoMessage() {}
+
+func (x *RateInForce) ProtoReflect() protoreflect.Message {
+	mi := &file_fx_v1_fx_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateInForce.ProtoReflect.Descriptor instead.
+func (*RateInForce) Descriptor() ([]byte, []int) {
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RateInForce) GetBaseCurrency() string {
+	if x != nil {
+		return x.BaseCurrency
+	}
+	return ""
+}
+
+func (x *RateInForce) GetRate() string {
+	if x != nil {
+		return x.Rate
+	}
+	return ""
+}
+
+func (x *RateInForce) GetRateId() string {
+	if x != nil {
+		return x.RateId
+	}
+	return ""
+}
+
+func (x *RateInForce) GetRateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RateTime
+	}
+	return nil
+}
+
 type RefreshRandomRatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -345,7 +502,7 @@ type RefreshRandomRatesRequest struct {
 
 func (x *RefreshRandomRatesRequest) Reset() {
 	*x = RefreshRandomRatesRequest{}
-	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	mi := &file_fx_v1_fx_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +514,7 @@ func (x *RefreshRandomRatesRequest) String() string {
 func (*RefreshRandomRatesRequest) ProtoMessage() {}
 
 func (x *RefreshRandomRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	mi := &file_fx_v1_fx_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +527,7 @@ func (x *RefreshRandomRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRandomRatesRequest.ProtoReflect.Descriptor instead.
 func (*RefreshRandomRatesRequest) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{5}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{8}
 }
 
 type RefreshRandomRatesResponse struct {
@@ -384,7 +541,7 @@ type RefreshRandomRatesResponse struct {
 
 func (x *RefreshRandomRatesResponse) Reset() {
 	*x = RefreshRandomRatesResponse{}
-	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	mi := &file_fx_v1_fx_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +553,7 @@ func (x *RefreshRandomRatesResponse) String() string {
 func (*RefreshRandomRatesResponse) ProtoMessage() {}
 
 func (x *RefreshRandomRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	mi := &file_fx_v1_fx_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +566,7 @@ func (x *RefreshRandomRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRandomRatesResponse.ProtoReflect.Descriptor instead.
 func (*RefreshRandomRatesResponse) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{6}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RefreshRandomRatesResponse) GetSuccess() bool {
@@ -460,15 +617,25 @@ const file_fx_v1_fx_proto_rawDesc = "" +
 	"\famount_minor\x18\x02 \x01(\x03R\vamountMinor\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\tR\x04rate\x12\x17\n" +
 	"\arate_id\x18\x04 \x01(\tR\x06rateId\x127\n" +
-	"\trate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"\x1b\n" +
+	"\trate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"9\n" +
+	"\x10ListRatesRequest\x12%\n" +
+	"\x0equote_currency\x18\x01 \x01(\tR\rquoteCurrency\"=\n" +
+	"\x11ListRatesResponse\x12(\n" +
+	"\x05rates\x18\x01 \x03(\v2\x12.fx.v1.RateInForceR\x05rates\"\x98\x01\n" +
+	"\vRateInForce\x12#\n" +
+	"\rbase_currency\x18\x01 \x01(\tR\fbaseCurrency\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\tR\x04rate\x12\x17\n" +
+	"\arate_id\x18\x03 \x01(\tR\x06rateId\x127\n" +
+	"\trate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"\x1b\n" +
 	"\x19RefreshRandomRatesRequest\"u\n" +
 	"\x1aRefreshRandomRatesResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
-	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\x8b\x01\n" +
+	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\xcb\x01\n" +
 	"\tFxService\x12D\n" +
 	"\vUpdateRates\x12\x19.fx.v1.UpdateRatesRequest\x1a\x1a.fx.v1.UpdateRatesResponse\x128\n" +
-	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse2k\n" +
+	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse\x12>\n" +
+	"\tListRates\x12\x17.fx.v1.ListRatesRequest\x1a\x18.fx.v1.ListRatesResponse2k\n" +
 	"\x0eFxAdminService\x12Y\n" +
 	"\x12RefreshRandomRates\x12 .fx.v1.RefreshRandomRatesRequest\x1a!.fx.v1.RefreshRandomRatesResponseBc\n" +
 	"\tcom.fx.v1B\aFxProtoP\x01Z\x18pgw/proto/gen/fx/v1;fxv1\xa2\x02\x03FXX\xaa\x02\x05Fx.V1\xca\x02\x05Fx\\V1\xe2\x02\x11Fx\\V1\\GPBMetadata\xea\x02\x06Fx::V1b\x06proto3"
@@ -485,32 +652,39 @@ func file_fx_v1_fx_proto_rawDescGZIP() []byte {
 	return file_fx_v1_fx_proto_rawDescData
 }
 
-var file_fx_v1_fx_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_fx_v1_fx_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_fx_v1_fx_proto_goTypes = []any{
 	(*Rate)(nil),                       // 0: fx.v1.Rate
 	(*UpdateRatesRequest)(nil),         // 1: fx.v1.UpdateRatesRequest
 	(*UpdateRatesResponse)(nil),        // 2: fx.v1.UpdateRatesResponse
 	(*ConvertRequest)(nil),             // 3: fx.v1.ConvertRequest
 	(*ConvertResponse)(nil),            // 4: fx.v1.ConvertResponse
-	(*RefreshRandomRatesRequest)(nil),  // 5: fx.v1.RefreshRandomRatesRequest
-	(*RefreshRandomRatesResponse)(nil), // 6: fx.v1.RefreshRandomRatesResponse
-	(*timestamppb.Timestamp)(nil),      // 7: google.protobuf.Timestamp
+	(*ListRatesRequest)(nil),           // 5: fx.v1.ListRatesRequest
+	(*ListRatesResponse)(nil),          // 6: fx.v1.ListRatesResponse
+	(*RateInForce)(nil),                // 7: fx.v1.RateInForce
+	(*RefreshRandomRatesRequest)(nil),  // 8: fx.v1.RefreshRandomRatesRequest
+	(*RefreshRandomRatesResponse)(nil), // 9: fx.v1.RefreshRandomRatesResponse
+	(*timestamppb.Timestamp)(nil),      // 10: google.protobuf.Timestamp
 }
 var file_fx_v1_fx_proto_depIdxs = []int32{
-	0, // 0: fx.v1.UpdateRatesRequest.rates:type_name -> fx.v1.Rate
-	7, // 1: fx.v1.ConvertResponse.rate_time:type_name -> google.protobuf.Timestamp
-	0, // 2: fx.v1.RefreshRandomRatesResponse.pushed:type_name -> fx.v1.Rate
-	1, // 3: fx.v1.FxService.UpdateRates:input_type -> fx.v1.UpdateRatesRequest
-	3, // 4: fx.v1.FxService.Convert:input_type -> fx.v1.ConvertRequest
-	5, // 5: fx.v1.FxAdminService.RefreshRandomRates:input_type -> fx.v1.RefreshRandomRatesRequest
-	2, // 6: fx.v1.FxService.UpdateRates:output_type -> fx.v1.UpdateRatesResponse
-	4, // 7: fx.v1.FxService.Convert:output_type -> fx.v1.ConvertResponse
-	6, // 8: fx.v1.FxAdminService.RefreshRandomRates:output_type -> fx.v1.RefreshRandomRatesResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	0,  // 0: fx.v1.UpdateRatesRequest.rates:type_name -> fx.v1.Rate
+	10, // 1: fx.v1.ConvertResponse.rate_time:type_name -> google.protobuf.Timestamp
+	7,  // 2: fx.v1.ListRatesResponse.rates:type_name -> fx.v1.RateInForce
+	10, // 3: fx.v1.RateInForce.rate_time:type_name -> google.protobuf.Timestamp
+	0,  // 4: fx.v1.RefreshRandomRatesResponse.pushed:type_name -> fx.v1.Rate
+	1,  // 5: fx.v1.FxService.UpdateRates:input_type -> fx.v1.UpdateRatesRequest
+	3,  // 6: fx.v1.FxService.Convert:input_type -> fx.v1.ConvertRequest
+	5,  // 7: fx.v1.FxService.ListRates:input_type -> fx.v1.ListRatesRequest
+	8,  // 8: fx.v1.FxAdminService.RefreshRandomRates:input_type -> fx.v1.RefreshRandomRatesRequest
+	2,  // 9: fx.v1.FxService.UpdateRates:output_type -> fx.v1.UpdateRatesResponse
+	4,  // 10: fx.v1.FxService.Convert:output_type -> fx.v1.ConvertResponse
+	6,  // 11: fx.v1.FxService.ListRates:output_type -> fx.v1.ListRatesResponse
+	9,  // 12: fx.v1.FxAdminService.RefreshRandomRates:output_type -> fx.v1.RefreshRandomRatesResponse
+	9,  // [9:13] is the sub-list for method output_type
+	5,  // [5:9] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_fx_v1_fx_proto_init() }
@@ -525,7 +699,7 @@ func file_fx_v1_fx_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fx_v1_fx_proto_rawDesc), len(file_fx_v1_fx_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	FxService_UpdateRates_FullMethodName = "/fx.v1.FxService/UpdateRates"
 	FxService_Convert_FullMethodName     = "/fx.v1.FxService/Convert"
+	FxService_ListRates_FullMethodName   = "/fx.v1.FxService/ListRates"
 )
 
 // FxServiceClient is the client API for FxService service.
@@ -34,6 +35,8 @@ type FxServiceClient interface {
 	// Convert prices an amount at the newest rate, rounding half to even, once.
 	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the amount or a currency is malformed.
 	Convert(ctx context.Context, in *ConvertRequest, opts ...grpc.CallOption) (*ConvertResponse, error)
+	// ListRates tells at what each currency can be converted now, in the order of their codes.
+	ListRates(ctx context.Context, in *ListRatesRequest, opts ...grpc.CallOption) (*ListRatesResponse, error)
 }
 
 type fxServiceClient struct {
@@ -64,6 +67,16 @@ func (c *fxServiceClient) Convert(ctx context.Context, in *ConvertRequest, opts 
 	return out, nil
 }
 
+func (c *fxServiceClient) ListRates(ctx context.Context, in *ListRatesRequest, opts ...grpc.CallOption) (*ListRatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRatesResponse)
+	err := c.cc.Invoke(ctx, FxService_ListRates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FxServiceServer is the server API for FxService service.
 // All implementations must embed UnimplementedFxServiceServer
 // for forward compatibility.
@@ -75,6 +88,8 @@ type FxServiceServer interface {
 	// Convert prices an amount at the newest rate, rounding half to even, once.
 	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the amount or a currency is malformed.
 	Convert(context.Context, *ConvertRequest) (*ConvertResponse, error)
+	// ListRates tells at what each currency can be converted now, in the order of their codes.
+	ListRates(context.Context, *ListRatesRequest) (*ListRatesResponse, error)
 	mustEmbedUnimplementedFxServiceServer()
 }
 
@@ -90,6 +105,9 @@ func (UnimplementedFxServiceServer) UpdateRates(context.Context, *UpdateRatesReq
 }
 func (UnimplementedFxServiceServer) Convert(context.Context, *ConvertRequest) (*ConvertResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Convert not implemented")
+}
+func (UnimplementedFxServiceServer) ListRates(context.Context, *ListRatesRequest) (*ListRatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRates not implemented")
 }
 func (UnimplementedFxServiceServer) mustEmbedUnimplementedFxServiceServer() {}
 func (UnimplementedFxServiceServer) testEmbeddedByValue()                   {}
@@ -148,6 +166,24 @@ func _FxService_Convert_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FxService_ListRates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FxServiceServer).ListRates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FxService_ListRates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FxServiceServer).ListRates(ctx, req.(*ListRatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FxService_ServiceDesc is the grpc.ServiceDesc for FxService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -162,6 +198,10 @@ var FxService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Convert",
 			Handler:    _FxService_Convert_Handler,
+		},
+		{
+			MethodName: "ListRates",
+			Handler:    _FxService_ListRates_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
