@@ -39,6 +39,8 @@ type Config struct {
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
 	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"payments that may be under way at once however slow the flow is"`
 	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments that may be under way at once however fast it is; more are answered 503"`
+	GrafanaURL string        `envconfig:"GRAFANA_URL" desc:"where the page links to for dashboards; empty: no link"`
+	TraceURL   string        `envconfig:"TRACE_URL" desc:"where the page links to for a payment's trace, with {trace} for its id; empty: no link"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Kafka      kafka.Config
 }
@@ -68,6 +70,7 @@ type Gateway struct {
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
+	page    *page
 }
 
 type metrics struct {
@@ -189,7 +192,7 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
 		publish: publish, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
-		waker: newWaker(cfg.WakeURLs), now: now, log: log,
+		waker: newWaker(cfg.WakeURLs), now: now, log: log, page: newPage(cfg.GrafanaURL, cfg.TraceURL),
 	}
 	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(registry, g.doors)
@@ -213,9 +216,10 @@ func decline(reason payment.Reason, message string) reply {
 	return reply{Outcome: payment.Decline(reason), message: message}
 }
 
-// pay takes one payment from the client's words to its outcome.
-func (g *Gateway) pay(ctx context.Context, r payment.Request) (out reply) {
-	var took stages
+// pay takes one payment from the client's words to its outcome. tell, where it is not nil, hears of each stage
+// as it ends.
+func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTime)) (out reply) {
+	took := stages{tell: tell}
 	underWay, ok := g.doors.enter()
 	if !ok {
 		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
@@ -337,16 +341,24 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 var stageNames = []string{"fx", "wallet", "risk", "lookup", "publish", "queue", "reserve", "commit", "settle", "return", "wait", "total"}
 
 // stages are a payment's stages in order, for Server-Timing.
-type stages []stageTime
+type stages struct {
+	times []stageTime
+	tell  func(stageTime) // as each ends; nil where nobody listens
+}
 
 type stageTime struct {
 	name string
 	took time.Duration
 }
 
+func (t stageTime) millis() float64 { return float64(t.took.Microseconds()) / 1000 }
+
 func (g *Gateway) stage(s *stages, name string, took time.Duration) {
 	// Two machines' clocks may disagree by more than a stage takes.
 	took = max(took, 0)
-	*s = append(*s, stageTime{name, took})
+	s.times = append(s.times, stageTime{name, took})
 	g.metrics.stages.WithLabelValues(name).Observe(took.Seconds())
+	if s.tell != nil {
+		s.tell(stageTime{name, took})
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -27,9 +28,14 @@ const maxBody = 16 << 10
 
 func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("POST /api/payments", g.postPayment)
+	mux.HandleFunc("GET /api/payments", g.listPayments)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
+	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
-	mux.HandleFunc("GET /{$}", getPage)
+	mux.HandleFunc("GET /api/quotes", g.getQuote)
+	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
+	mux.HandleFunc("GET /{$}", g.page.index)
+	mux.HandleFunc("GET /page/{file...}", g.page.file)
 }
 
 // httpStatus of the answers that are not 200: those that are not an outcome of the payment.
@@ -58,14 +64,21 @@ type answer struct {
 
 func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
+	var tell func(stageTime)
+	var stream *eventStream
+	if wantsStream(r) {
+		stream = newEventStream(w)
+		tell = stream.stage
+	}
 	var out reply
 	request, refusal := readPayment(w, r)
 	if refusal != nil {
 		out = *refusal
 	} else {
-		out = g.pay(r.Context(), request)
+		out = g.pay(r.Context(), request, tell)
 	}
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
+	out.stages.tell = tell
 	g.stage(&out.stages, "total", time.Since(begun))
 
 	body := answer{Status: out.Status, Reason: out.Reason, Ref: out.Ref, Message: out.message}
@@ -75,6 +88,10 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	code, ok := httpStatus[out.Reason]
 	if !ok {
 		code = http.StatusOK
+	}
+	if stream != nil {
+		stream.answer(code, body)
+		return
 	}
 	if out.Reason == payment.Overloaded {
 		w.Header().Set("Retry-After", "1")
@@ -86,11 +103,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 // header writes the stages as Server-Timing has them, in milliseconds.
 func (s stages) header() string {
 	var b strings.Builder
-	for i, stage := range s {
+	for i, stage := range s.times {
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		fmt.Fprintf(&b, "%s;dur=%.3f", stage.name, float64(stage.took.Microseconds())/1000)
+		fmt.Fprintf(&b, "%s;dur=%.3f", stage.name, stage.millis())
 	}
 	return b.String()
 }
@@ -229,6 +246,14 @@ type state struct {
 	ReservedAt *time.Time `json:"reserved_at,omitempty"`
 	Deadline   *time.Time `json:"deadline,omitempty"`
 	DecidedAt  *time.Time `json:"decided_at,omitempty"`
+	// Events are those of this payment; absent in a list.
+	Events []eventID `json:"events,omitempty"`
+}
+
+// eventID is by what an event is found in Kafka, where the payment came through it.
+type eventID struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
 }
 
 func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
@@ -250,6 +275,17 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadGateway, "The ledger can't be asked now", "Try again.")
 		return
 	}
+	out := stateOf(got)
+	var fingerprint payment.Fingerprint
+	copy(fingerprint[:], got.Fingerprint)
+	out.Events = []eventID{{event.TypePaymentRequested, event.RequestedID(key, fingerprint)}}
+	if out.Status != "" {
+		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(key, fingerprint)})
+	}
+	writeJSON(w, http.StatusOK, out)
+}
+
+func stateOf(got *dbv1.GetPaymentResponse) state {
 	out := state{
 		Key: got.IdempotencyKey, State: got.ReservationStatus, Reason: got.Reason, Ref: got.ReservationId,
 		Sender: got.SenderId, Receiver: got.ReceiverId, Currency: got.CurrencyInput, AmountIDR: got.AmountIdr,
@@ -266,7 +302,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	case payment.RolledBack:
 		out.Status = payment.Failed
 	}
-	writeJSON(w, http.StatusOK, out)
+	return out
 }
 
 func timeOf(t *timestamppb.Timestamp) *time.Time {

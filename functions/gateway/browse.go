@@ -1,0 +1,149 @@
+package gateway
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+// What a person wants to see before and after a payment: accounts, prices, and what was paid lately.
+
+func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
+	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id")})
+	if err != nil {
+		g.writeRefusal(w, r, "wallet", err)
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		ID            string `json:"account_id"`
+		BalanceIDR    int64  `json:"balance_idr"` // what can be spent now
+		Currency      string `json:"currency"`    // what its owner thinks in
+		Status        string `json:"status"`
+		DailyLimitIDR int64  `json:"daily_limit_idr"` // 0: none
+		SpentTodayIDR int64  `json:"spent_today_idr"`
+	}{got.AccountId, got.BalanceIdr, got.CurrencyCode, got.Status, got.DailyLimitIdr, got.SpentTodayIdr})
+}
+
+// quoteJSON is what an amount would cost now. A payment is priced when it is made.
+type quoteJSON struct {
+	Currency  string     `json:"currency"`
+	Amount    string     `json:"amount"`
+	AmountIDR int64      `json:"amount_idr"`
+	Rate      string     `json:"rate"`
+	RateID    string     `json:"rate_id"`
+	RateTime  *time.Time `json:"rate_time,omitempty"`
+}
+
+func (g *Gateway) getQuote(w http.ResponseWriter, r *http.Request) {
+	currency, err := money.ParseCurrency(r.FormValue("currency"))
+	if err != nil {
+		writeProblem(w, http.StatusBadRequest, "Unsupported currency", err.Error())
+		return
+	}
+	amount, err := money.ParseAmount(r.FormValue("amount"), currency)
+	if err == nil && amount.Minor <= 0 {
+		err = &payment.FieldError{Field: "amount", Problem: "must be positive"}
+	}
+	if err != nil {
+		writeProblem(w, http.StatusBadRequest, "Bad amount", err.Error())
+		return
+	}
+	got, err := g.fx.Convert(r.Context(), &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &amount.Minor})
+	if err != nil {
+		g.writeRefusal(w, r, "fx", err)
+		return
+	}
+	writeJSON(w, http.StatusOK, quoteJSON{currency.String(), amount.String(), got.AmountMinor, got.Rate, got.RateId, timeOf(got.RateTime)})
+}
+
+type currencyJSON struct {
+	Currency string     `json:"currency"`
+	Digits   int32      `json:"digits"` // decimal places of an amount
+	Rate     string     `json:"rate"`   // rupiah for one
+	RateID   string     `json:"rate_id"`
+	RateTime *time.Time `json:"rate_time,omitempty"`
+}
+
+func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
+	got, err := g.fx.ListRates(r.Context(), &fxv1.ListRatesRequest{QuoteCurrency: money.IDR.String()})
+	if err != nil {
+		g.writeRefusal(w, r, "fx", err)
+		return
+	}
+	all := make([]currencyJSON, 0, len(got.Rates))
+	for _, rate := range got.Rates {
+		// One that this gateway does not know could not be paid in.
+		if currency, err := money.ParseCurrency(rate.BaseCurrency); err == nil {
+			all = append(all, currencyJSON{currency.String(), currency.Digits(), rate.Rate, rate.RateId, timeOf(rate.RateTime)})
+		}
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Currencies []currencyJSON `json:"currencies"`
+	}{all})
+}
+
+// reservationStatus of what a client may ask for.
+var reservationStatus = map[string]payment.ReservationStatus{
+	"": "", "PENDING": payment.Pending, string(payment.Success): payment.Committed, string(payment.Failed): payment.RolledBack,
+}
+
+// listPayments tells what the ledger has recorded, the newest first. What was refused on the way there is not in it.
+func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
+	in := &dbv1.ListPaymentsRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
+	if text := r.FormValue("limit"); text != "" {
+		limit, err := strconv.ParseUint(text, 10, 32)
+		if err != nil || limit == 0 {
+			writeProblem(w, http.StatusBadRequest, "Bad request", fmt.Sprintf("limit: %.20q is not a positive number", text))
+			return
+		}
+		in.Limit = uint32(limit)
+	}
+	wanted, ok := reservationStatus[r.FormValue("status")]
+	if !ok {
+		writeProblem(w, http.StatusBadRequest, "Bad request", "status: must be PENDING, SUCCESS or FAILED")
+		return
+	}
+	in.ReservationStatus = string(wanted)
+	got, err := g.db.ListPayments(r.Context(), in)
+	if err != nil {
+		g.writeRefusal(w, r, "the ledger", err)
+		return
+	}
+	found := make([]state, len(got.Payments))
+	for i, p := range got.Payments {
+		found[i] = stateOf(p)
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Payments []state `json:"payments"`
+		// Where to go on; absent when there are no older ones. There may be fewer payments than were asked for, or
+		// none, and still older ones that match: SearchLimit are looked at for one answer.
+		NextBefore  string `json:"next_before,omitempty"`
+		SearchLimit uint32 `json:"search_limit"`
+	}{found, got.NextBefore, got.SearchLimit})
+}
+
+// writeRefusal answers with what a function said no to, or that it could not be asked.
+func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who string, err error) {
+	switch status.Code(err) {
+	case codes.InvalidArgument:
+		writeProblem(w, http.StatusBadRequest, "Bad request", status.Convert(err).Message())
+	case codes.NotFound:
+		writeProblem(w, http.StatusNotFound, "Not found", status.Convert(err).Message())
+	case codes.ResourceExhausted:
+		w.Header().Set("Retry-After", "1")
+		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
+	default:
+		g.log.WarnContext(r.Context(), "a function could not be asked", "function", who, "error", err)
+		writeProblem(w, http.StatusBadGateway, "A function can't be asked now", "It is "+who+". Try again.")
+	}
+}

@@ -1,0 +1,57 @@
+// The page: a form, the way of a payment, interesting cases, live figures and recent payments.
+
+import * as cases from './cases.js';
+import {$} from './dom.js';
+import * as form from './form.js';
+import * as journey from './journey.js';
+import * as live from './live.js';
+import * as outcome from './outcome.js';
+import {newPayment, send, settled, undecided} from './payment.js';
+import * as recent from './recent.js';
+
+const every = 5000; // ms, between looks at balances, price and payments
+
+let last; // the newest payment that was settled in this tab
+
+// pay sends one payment and shows all of it.
+async function pay(payment) {
+  if (form.isBusy()) return;
+  form.busy(true);
+  journey.begin();
+  outcome.showRequest(payment);
+  const accounts = [payment.sender_id, payment.receiver_id];
+  const before = await form.balances(...accounts);
+  const answer = await send(payment, journey.stage);
+  journey.end();
+  if (settled(answer)) last = payment;
+  outcome.show(payment, answer, {again: () => pay(payment), detail: () => recent.openKey(payment)});
+  recent.note(payment, answer);
+  form.busy(false);
+  // A payment that is decided is done with its key; one that is not keeps it, so that trying again can't pay twice.
+  if (payment.idempotency_key === $('idempotency').value && !undecided(answer) && answer.http_status !== 400) form.renewKey();
+  if (answer.http_status === 400) form.explain(answer.message);
+  outcome.showBalances(before, await form.balances(...accounts));
+  look();
+}
+
+// look reads anew what others may change too.
+function look() {
+  return Promise.allSettled([form.refresh(), recent.refresh()]);
+}
+
+$('pay').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const fields = form.isBusy() ? null : form.read();
+  if (fields) pay(newPayment(fields));
+});
+
+journey.show();
+recent.begin();
+cases.begin({pay, last: () => last, changed: look});
+live.begin();
+await form.begin();
+await look();
+document.documentElement.dataset.ready = 'true';
+setInterval(() => {
+  if (document.visibilityState === 'visible') look();
+}, every);

@@ -1,0 +1,62 @@
+// What became of a payment, in plain words, and what to do next.
+
+import {$, make} from './dom.js';
+import {settled, traceOf, undecided} from './payment.js';
+import {has, money, rupiah, t, time} from './words.js';
+
+// kind is how an outcome looks: good, bad, or not known yet.
+export function kind(answer) {
+  if (settled(answer)) return 'good';
+  return undecided(answer) ? 'open' : 'bad';
+}
+
+// words of an answer: a title, and what to do.
+export function words(answer) {
+  const reason = has(`outcome.${answer.reason}`) ? answer.reason : 'other';
+  const values = {text: answer.message ?? answer.reason, deadline: answer.deadline ? time(answer.deadline) : ''};
+  return {title: t(`outcome.${reason}`), text: t(`outcome.${reason}_text`, values)};
+}
+
+export function traceLink(key, label) {
+  const template = document.documentElement.dataset.trace;
+  const trace = traceOf(key);
+  if (!template || !trace) return null;
+  return make('a', {href: template.replace('{trace}', trace)}, label);
+}
+
+export function showRequest(payment) {
+  const values = {amount: money(payment.amount, payment.currency), sender: payment.sender_id, receiver: payment.receiver_id};
+  $('outcome').className = 'outcome';
+  $('outcome').replaceChildren(make('p', {class: 'title'}, t('way.under_way')), make('p', {}, t('way.request', values)));
+  $('next').hidden = true;
+  $('balances').hidden = true;
+}
+
+// show tells the outcome. actions are {again, detail}: what its buttons do.
+export function show(payment, answer, actions) {
+  const {title, text} = words(answer);
+  const values = {amount: money(payment.amount, payment.currency), sender: payment.sender_id, receiver: payment.receiver_id};
+  $('outcome').className = `outcome ${kind(answer)}`;
+  $('outcome').replaceChildren(make('p', {class: 'title'}, title), make('p', {}, text), make('p', {class: 'hint'}, t('way.request', values)));
+
+  const button = (label, action) => make('button', {type: 'button', class: 'quiet', onclick: action}, label);
+  const recorded = settled(answer) || answer.reason === 'queue_timeout';
+  $('next').replaceChildren(
+    make('code', {}, [answer.http_status || '', answer.status, answer.reason].filter(Boolean).join(' · ')),
+    ...[
+      settled(answer) && button(t('next.again'), actions.again),
+      undecided(answer) && button(t('next.retry'), actions.again),
+      recorded && button(t(settled(answer) ? 'next.detail' : 'next.look'), actions.detail),
+      traceLink(payment.idempotency_key, t('next.trace')),
+    ].filter(Boolean));
+  $('next').hidden = false;
+}
+
+// showBalances sets both accounts side by side, before and after.
+export function showBalances(before, after) {
+  const ids = Object.keys(after).filter((id) => before[id] !== undefined && after[id] !== undefined);
+  $('balances').hidden = ids.length === 0;
+  $('balances').tBodies[0].replaceChildren(...ids.map((id) => make('tr', {},
+    make('th', {scope: 'row'}, id), make('td', {}, rupiah(before[id])),
+    make('td', {class: after[id] > before[id] ? 'more' : after[id] < before[id] ? 'less' : ''}, rupiah(after[id])))));
+}

@@ -1,0 +1,60 @@
+// One payment: sent, and followed on the connection on which it was sent.
+
+import {api, events, problem} from './api.js';
+
+const hex = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (b) => b.toString(16).padStart(2, '0')).join('');
+
+export const newKey = () => `web-${hex(12)}`;
+
+// newPayment is what is sent: all of it is kept, so that a retry is the same request.
+export function newPayment(fields) {
+  return {idempotency_key: newKey(), tx_date: new Date().toISOString(), ...fields};
+}
+
+// Traces of this tab's payments, by key. The ids are made here, so that nobody needs to be asked for them.
+const traces = new Map();
+export const traceOf = (key) => traces.get(key);
+
+function headers(payment, accept) {
+  const trace = hex(16);
+  traces.set(payment.idempotency_key, trace);
+  return {'Content-Type': 'application/json', 'Accept': accept, 'traceparent': `00-${trace}-${hex(8)}-01`};
+}
+
+// send pays. It calls stage(name, ms) as each stage ends, and gives the answer: http_status, status, reason, ref, …
+// Where there was none, the reason is no_answer or problem, which are this page's own.
+export async function send(payment, stage) {
+  try {
+    const response = await api('/api/payments', {method: 'POST', headers: headers(payment, 'text/event-stream'), body: JSON.stringify(payment)});
+    if (!response.headers.get('Content-Type')?.startsWith('text/event-stream')) return await plain(response);
+    for await (const {name, data} of events(response)) {
+      if (name === 'stage') stage(data.stage, data.ms);
+      if (name === 'answer') return data;
+    }
+  } catch (error) {
+    return {http_status: 0, status: 'FAILED', reason: 'no_answer', message: error.message};
+  }
+  return {http_status: 0, status: 'FAILED', reason: 'no_answer'};
+}
+
+// sendPlain pays and waits for the answer alone: for many at once.
+export async function sendPlain(payment) {
+  try {
+    return await plain(await api('/api/payments', {method: 'POST', headers: headers(payment, 'application/json'), body: JSON.stringify(payment)}));
+  } catch (error) {
+    return {http_status: 0, status: 'FAILED', reason: 'no_answer', message: error.message};
+  }
+}
+
+async function plain(response) {
+  if (response.headers.get('Content-Type')?.startsWith('application/json')) {
+    return {http_status: response.status, ...await response.json()};
+  }
+  return {http_status: response.status, status: 'FAILED', reason: 'problem', message: (await problem(response)).message};
+}
+
+// undecided tells that the same request should be sent again, with the same key: nothing is final.
+export const undecided = (answer) => answer.http_status === 0 || answer.http_status >= 500 || answer.http_status === 429;
+
+// settled tells that the money has moved, now or before.
+export const settled = (answer) => answer.status === 'SUCCESS' || answer.status === 'SUCCESS_REPLAY';

@@ -1,0 +1,154 @@
+// Recent payments: what the ledger has recorded, and what was refused in this tab before it got there.
+
+import {get} from './api.js';
+import {$, make} from './dom.js';
+import {traceLink, words} from './outcome.js';
+import {settled, undecided} from './payment.js';
+import {duration, exactTime, money, price, rupiah, t, time} from './words.js';
+
+const page = 10;
+const keep = 50; // refusals of this tab
+const refused = [];
+let shown = []; // payments on the page
+let next; // where older ones begin
+let filter = {};
+let drawn = '';
+
+// note keeps an answer of this tab that the ledger has no record of.
+export function note(payment, answer) {
+  if (settled(answer) || undecided(answer) || answer.reason === 'idempotency_mismatch') return;
+  refused.unshift({...payment, status: 'FAILED', reason: answer.reason, message: answer.message, at: new Date().toISOString(), unrecorded: true});
+  refused.length = Math.min(refused.length, keep);
+}
+
+const at = (p) => p.at ?? p.accepted_at ?? p.reserved_at;
+
+async function read(before) {
+  const query = new URLSearchParams({limit: page, ...filter});
+  if (before) query.set('before', before);
+  return get(`/api/payments?${query}`);
+}
+
+// refresh reads the newest ones again, as many pages as are shown.
+export async function refresh() {
+  const mine = filter;
+  const got = await read();
+  if (mine !== filter) return;
+  if (shown.length <= page) {
+    shown = got.payments;
+    next = got.next_before;
+  } else {
+    const fresh = new Map(got.payments.map((p) => [p.ref, p]));
+    shown = [...got.payments, ...shown.filter((p) => !fresh.has(p.ref))];
+  }
+  draw(got.search_limit);
+}
+
+async function older() {
+  const got = await read(next);
+  const first = shown.length;
+  shown = [...shown, ...got.payments];
+  next = got.next_before;
+  draw(got.search_limit);
+  $('payments').querySelectorAll('[data-ref]')[first]?.focus();
+}
+
+function matching(p) {
+  if (filter.status && filter.status !== 'FAILED') return false;
+  return !filter.account || [p.sender_id, p.receiver_id].includes(filter.account);
+}
+
+function draw(limit) {
+  const recorded = new Set(shown.map((p) => p.idempotency_key));
+  const oldest = next && shown.length ? at(shown.at(-1)) : '';
+  const all = [...shown, ...refused.filter((p) => matching(p) && !recorded.has(p.idempotency_key) && at(p) >= oldest)];
+  all.sort((a, b) => (at(a) < at(b) ? 1 : -1));
+  $('older').hidden = !next;
+  const count = all.length === 0 && !next ? t('recent.none')
+    : next && shown.length % page !== 0 || all.length === 0 ? t('recent.searched', {n: all.length, limit: limit.toLocaleString(document.documentElement.lang)})
+      : t('recent.count', {n: all.length});
+  if ($('recent-count').textContent !== count) $('recent-count').textContent = count;
+
+  // What has not changed stays as it is, and whoever is in it stays where they are.
+  const now = JSON.stringify(all);
+  if (now === drawn) return;
+  drawn = now;
+  const focused = document.activeElement?.dataset?.ref;
+  $('payments').replaceChildren(...all.map(row));
+  if (focused) $('payments').querySelector(`[data-ref="${CSS.escape(focused)}"]`)?.focus();
+}
+
+const stateOf = (p) => (p.unrecorded ? 'unrecorded' : p.status ?? 'PENDING');
+const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open', unrecorded: 'bad'};
+const amountOf = (p) => (p.amount ? money(p.amount, p.currency) : rupiah(p.amount_idr));
+
+function row(p) {
+  const state = stateOf(p);
+  return make('li', {}, make('button', {type: 'button', 'data-ref': p.ref || p.idempotency_key + p.at, onclick: () => open(p)},
+    make('time', {datetime: at(p)}, time(at(p))),
+    make('span', {class: 'who'}, p.sender_id, ' ', make('span', {class: 'arrow'}, make('span', {class: 'unseen'}, t('recent.to')), make('span', {'aria-hidden': 'true'}, '→')), ' ', p.receiver_id),
+    make('span', {class: 'amount'}, amountOf(p), p.amount_idr && p.currency !== 'IDR' ? make('small', {}, rupiah(p.amount_idr)) : null),
+    make('span', {class: `state ${look[state]}`}, t(`state.${state}`), p.status === 'FAILED' ? make('small', {}, words(p).title) : null)));
+}
+
+// openKey shows what the ledger knows of a key.
+export async function openKey(payment) {
+  try {
+    await open(await get(`/api/payments/${encodeURIComponent(payment.idempotency_key)}`));
+  } catch (error) {
+    await open({...payment, reason: 'queue_timeout', at: payment.tx_date, message: error.message});
+  }
+}
+
+async function open(p) {
+  let all = p;
+  if (!p.unrecorded && !p.events) {
+    try {
+      all = await get(`/api/payments/${encodeURIComponent(p.idempotency_key)}`);
+    } catch {
+      // What the list said is shown.
+    }
+  }
+  $('detail-heading').textContent = t('detail.heading', {amount: amountOf(all)});
+  $('detail-body').replaceChildren(...detail(all));
+  if (!$('detail').open) $('detail').showModal();
+  $('detail-heading').focus();
+}
+
+function detail(p) {
+  const list = (...pairs) => make('dl', {class: 'facts'}, ...pairs.filter(([, value]) => value).flatMap(([label, value]) => [make('dt', {}, label), make('dd', {}, value)]));
+  const code = (text) => text && make('code', {}, text);
+  const state = stateOf(p);
+  const said = p.reason ? words(p) : {title: t(`state.${state}`), text: ''};
+  const times = [['detail.accepted', p.accepted_at], ['detail.reserved', p.reserved_at], ['detail.decided', p.decided_at]].filter(([, when]) => when);
+  const trace = traceLink(p.idempotency_key, t('detail.open_trace'));
+  return [
+    make('div', {class: `outcome ${look[state]}`}, make('p', {class: 'title'}, said.title),
+      make('p', {}, p.unrecorded ? t('detail.unrecorded') : p.status ? said.text : p.message ?? '')),
+    list([t('detail.from'), p.sender_id], [t('detail.to'), p.receiver_id],
+      [t('detail.amount'), p.amount && money(p.amount, p.currency)], [t('detail.amount_idr'), p.amount_idr && rupiah(p.amount_idr)],
+      [t('detail.rate'), p.rate && p.rate_time && price(p.rate)], [t('detail.rate_time'), p.rate_time && exactTime(p.rate_time)]),
+    ...times.length ? [make('h3', {}, t('detail.times')), make('ol', {class: 'times'}, ...times.map(([label, when], i) => make('li', {},
+      make('span', {}, t(label)), make('time', {datetime: when}, exactTime(when)),
+      make('small', {}, i ? t('detail.after', {ms: duration(Math.max(0, new Date(when) - new Date(times[i - 1][1])))}) : ''))))] : [],
+    list([t('detail.key'), code(p.idempotency_key)], [t('detail.ref'), code(p.ref)], [t('detail.rule_set'), code(p.rule_set)],
+      [t('detail.deadline'), !p.decided_at && p.deadline && exactTime(p.deadline)], [t('detail.trace'), trace]),
+    ...p.events ? [make('h3', {}, t('detail.events')), make('dl', {class: 'facts'}, ...p.events.flatMap((e) => [make('dt', {}, e.type), make('dd', {}, code(e.id))]))] : [],
+    make('details', {}, make('summary', {}, t('detail.raw')), make('pre', {tabindex: '0'}, JSON.stringify(p, null, 2))),
+  ];
+}
+
+// begin makes filter and buttons work.
+export function begin() {
+  const apply = () => {
+    filter = Object.fromEntries([...new FormData($('filter'))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
+    shown = [];
+    return refresh();
+  };
+  $('filter').addEventListener('submit', (event) => {
+    event.preventDefault();
+    apply();
+  });
+  $('filter-status').addEventListener('change', apply);
+  $('older').addEventListener('click', older);
+}

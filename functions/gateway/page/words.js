@@ -1,0 +1,73 @@
+// Words, amounts and times in the language of the page.
+
+export const language = document.documentElement.lang;
+
+const words = await (await fetch(`/page/i18n/${language}.json`)).json();
+
+// t gives the words for a key, with {names} filled in.
+export function t(key, values = {}) {
+  const text = words[key];
+  if (text === undefined) {
+    console.error(`no words for ${key}`);
+    return key;
+  }
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? '');
+}
+
+// has tells whether there are words for a key that comes from outside.
+export const has = (key) => Object.hasOwn(words, key);
+
+const formats = new Map();
+function format(options) {
+  const id = JSON.stringify(options);
+  if (!formats.has(id)) formats.set(id, new Intl.NumberFormat(language, options));
+  return formats.get(id);
+}
+
+// money writes an amount, which is a decimal string or a whole number: strings stay exact.
+export function money(amount, currency, digits) {
+  if (digits === undefined && currency === 'IDR') digits = 0;
+  const options = {style: 'currency', currency, currencyDisplay: currency === 'IDR' && language === 'id' ? 'symbol' : 'code'};
+  if (digits !== undefined) options.minimumFractionDigits = options.maximumFractionDigits = digits;
+  try {
+    return format(options).format(amount);
+  } catch {
+    return `${currency} ${amount}`; // no currency
+  }
+}
+
+export const rupiah = (amount) => money(amount, 'IDR');
+
+// price writes what one unit costs, with all the digits that the rate has.
+export const price = (rate) => money(rate, 'IDR', (rate.split('.')[1] ?? '').length);
+
+export const number = (value, digits = 0) => format({minimumFractionDigits: digits, maximumFractionDigits: digits}).format(value);
+
+// duration writes milliseconds, as seconds when there are many.
+export function duration(ms) {
+  if (ms >= 1000) return `${number(ms / 1000, 2)} s`;
+  return `${number(ms, ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
+}
+
+const clock = new Intl.DateTimeFormat(language, {hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23'});
+const day = new Intl.DateTimeFormat(language, {day: 'numeric', month: 'short'});
+const exact = new Intl.DateTimeFormat(language, {dateStyle: 'medium', timeStyle: 'medium'});
+
+// time writes when something was: the clock's time, and the day if it was not today.
+export function time(at) {
+  const then = new Date(at);
+  const today = then.toDateString() === new Date().toDateString();
+  return today ? clock.format(then) : `${day.format(then)}, ${clock.format(then)}`;
+}
+
+export const exactTime = (at) => exact.format(new Date(at));
+
+const names = new Intl.DisplayNames(language, {type: 'currency'});
+
+export function currencyName(code) {
+  try {
+    return names.of(code);
+  } catch {
+    return code;
+  }
+}
