@@ -208,6 +208,7 @@ type reply struct {
 	payment.Outcome
 	answered bool      // by the whole flow: a result came
 	message  string    // what is wrong, for a person
+	code     int       // of HTTP, where it is not the reason's
 	deadline time.Time // when the outcome of a payment that was not decided in time is final
 	stages   stages
 }

@@ -85,8 +85,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	if !out.deadline.IsZero() {
 		body.Deadline = out.deadline.Format(time.RFC3339Nano)
 	}
-	code, ok := httpStatus[out.Reason]
-	if !ok {
+	code := out.code
+	if code == 0 {
+		code = httpStatus[out.Reason]
+	}
+	if code == 0 {
 		code = http.StatusOK
 	}
 	if stream != nil {
@@ -131,7 +134,9 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *repl
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return refuse(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
+			out := decline(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
+			out.code = http.StatusRequestEntityTooLarge
+			return payment.Request{}, &out
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
@@ -142,6 +147,9 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *repl
 			return refuse(payment.InvalidInput, fmt.Sprintf("%s: must be a %s, not a %s", wrongType.Field, wrongType.Type, wrongType.Value))
 		}
 		return refuse(payment.BadJSON, "the body is not a JSON object: "+err.Error())
+	}
+	if err := checkShape(raw); err != nil {
+		return refuse(payment.BadJSON, err.Error())
 	}
 	key, err := idempotencyKey(in.Key, r.Header.Values("Idempotency-Key"))
 	if err != nil {

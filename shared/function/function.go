@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,12 +30,19 @@ import (
 
 // Bounds of the port.
 const (
-	maxHeader      = 16 << 10
-	headerTimeout  = 5 * time.Second
-	requestTimeout = 30 * time.Second
-	idleTimeout    = 2 * time.Minute
-	readyTimeout   = 2 * time.Second
+	maxHeader    = 16 << 10
+	readyTimeout = 2 * time.Second
 )
+
+// timeouts of a connection.
+type timeouts struct {
+	header  time.Duration // to receive a request's header
+	request time.Duration // and all of it
+	answer  time.Duration // from its header to the last byte of its answer: a client may read slowly, but not for ever
+	idle    time.Duration // between two requests
+}
+
+var usualTimeouts = timeouts{header: 5 * time.Second, request: 30 * time.Second, answer: time.Minute, idle: 2 * time.Minute}
 
 // Function is what runs behind one port. Name, Registry and Log are needed; the rest is nil where a function
 // has none of it.
@@ -56,7 +64,10 @@ type Function struct {
 	Background func(context.Context) error
 	// Close gives back what the function holds, once nothing is being served.
 	Close func(context.Context) error
+	// MaxConnections bounds the port's; 0 means 8,192.
+	MaxConnections int
 
+	timeouts timeouts // the usual ones when zero
 	draining atomic.Bool
 	serving  sync.Once
 	metrics  *served // use served()
@@ -175,12 +186,15 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
+	wait := cmp.Or(f.timeouts, usualTimeouts)
 	server := &http.Server{
-		Handler:           f.Handler(),
+		Handler:           tracked(f.Handler()),
 		Protocols:         &protocols,
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       requestTimeout,
-		IdleTimeout:       idleTimeout,
+		ConnContext:       remember,
+		ReadHeaderTimeout: wait.header,
+		ReadTimeout:       wait.request,
+		WriteTimeout:      wait.answer,
+		IdleTimeout:       wait.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 4096},
@@ -189,7 +203,7 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	defer stop()
 	failed := make(chan error, 2)
 	f.servingAfter.Store(int64(time.Since(processBegan)))
-	go func() { failed <- server.Serve(l) }()
+	go func() { failed <- server.Serve(newConnections(l, f.MaxConnections, f.Registry)) }()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -18,6 +18,7 @@ type Config struct {
 	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
 	Port  string        `envconfig:"PORT" default:"8080" desc:"the one port"`
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
+	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
 	Log   LogConfig
 }
 
@@ -56,6 +57,7 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 	if err != nil {
 		return err
 	}
+	f.MaxConnections = base.Conns
 	l, err := net.Listen("tcp", net.JoinHostPort(base.Host, base.Port))
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

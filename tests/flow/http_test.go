@@ -326,7 +326,7 @@ func TestABodyIsBounded(t *testing.T) {
 	got := s.post(fits + strings.Repeat(" ", 16<<10-len(fits)))
 	s.expect(got, "200 SUCCESS committed")
 	got = s.post(body("does not", "A", "B", "USD", 1) + strings.Repeat(" ", 16<<10))
-	if s.expect(got, "400 FAILED invalid_input"); !strings.Contains(got.Message, "16384") {
+	if s.expect(got, "413 FAILED invalid_input"); !strings.Contains(got.Message, "16384") {
 		t.Errorf("the limit is not named: %s", got)
 	}
 }

@@ -1,0 +1,202 @@
+package function
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// defaultConnections is twice the payments that a gateway lets in at most.
+const defaultConnections = 8192
+
+// connections bounds the connections of a port, so that thousands of slow ones keep nobody out. When there are as many
+// as there may be, those make room that have been waiting longest for their next request, or have been sending it
+// for longest, and first of all those of the address that has most. A connection whose request is being answered stays.
+type connections struct {
+	net.Listener
+	max    int
+	closed *prometheus.CounterVec
+
+	mu  sync.Mutex
+	all map[*connection]struct{}
+}
+
+// connection is one of them.
+type connection struct {
+	net.Conn
+	of    *connections
+	from  netip.Prefix
+	busy  atomic.Int32 // requests that have been received and not been answered
+	since atomic.Int64 // when it had none, in nanoseconds
+	body  receiving    // of the one request that HTTP/1 has at a time
+}
+
+func newConnections(l net.Listener, max int, r prometheus.Registerer) *connections {
+	if max == 0 {
+		max = defaultConnections
+	}
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) == nil {
+		max = min(max, int(min(files.Cur, 1<<20))/2)
+	}
+	c := &connections{Listener: l, max: max, all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "pgw_connections_closed_total", Help: "Connections closed because there were too many: waiting made room, refused found all others busy.",
+	}, []string{"reason"})}
+	c.closed.WithLabelValues("waiting")
+	c.closed.WithLabelValues("refused")
+	r.MustRegister(c.closed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_connections", Help: "Connections open now."}, func() float64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return float64(len(c.all))
+	}))
+	return c
+}
+
+// Accept implements net.Listener.
+func (cs *connections) Accept() (net.Conn, error) {
+	for {
+		conn, err := cs.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c := &connection{Conn: conn, of: cs, from: network(conn.RemoteAddr())}
+		c.since.Store(time.Now().UnixNano())
+		if cs.add(c) {
+			return c, nil
+		}
+		cs.closed.WithLabelValues("refused").Inc()
+		conn.Close()
+	}
+}
+
+// network is what counts as one address: of IPv6 a host has a whole /64.
+func network(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	prefix, _ := ip.Prefix(bits)
+	return prefix
+}
+
+func (cs *connections) add(c *connection) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if len(cs.all) >= cs.max {
+		cs.makeRoom()
+	}
+	if len(cs.all) >= cs.max {
+		return false
+	}
+	cs.all[c] = struct{}{}
+	return true
+}
+
+// makeRoom closes a sixteenth at a time: looking through all of them for each new one would cost more than the new
+// one's request. cs.mu is held.
+func (cs *connections) makeRoom() {
+	type candidate struct {
+		*connection
+		since int64
+	}
+	var waiting []candidate
+	from := map[netip.Prefix]int{}
+	for c := range cs.all {
+		from[c.from]++
+		if c.busy.Load() == 0 {
+			waiting = append(waiting, candidate{c, c.since.Load()})
+		}
+	}
+	slices.SortFunc(waiting, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(from[b.from], from[a.from]), cmp.Compare(a.since, b.since))
+	})
+	for _, c := range waiting[:min(len(waiting), max(1, cs.max/16))] {
+		delete(cs.all, c.connection)
+		c.Conn.Close()
+		cs.closed.WithLabelValues("waiting").Inc()
+	}
+}
+
+// Close implements net.Conn.
+func (c *connection) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.all, c)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (c *connection) rest() {
+	c.since.Store(time.Now().UnixNano())
+	c.busy.Add(-1)
+}
+
+type connectionKey struct{}
+
+// remember is for http.Server's ConnContext.
+func remember(ctx context.Context, c net.Conn) context.Context {
+	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = over.NetConn()
+	}
+	return context.WithValue(ctx, connectionKey{}, c)
+}
+
+// tracked marks connections as busy while their requests are answered.
+func tracked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, ok := r.Context().Value(connectionKey{}).(*connection)
+		if !ok {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if r.Body == nil || r.Body == http.NoBody {
+			c.busy.Add(1)
+			defer c.rest()
+			next.ServeHTTP(w, r)
+			return
+		}
+		body := &c.body
+		if r.ProtoMajor > 1 {
+			body = &receiving{}
+		}
+		*body = receiving{ReadCloser: r.Body, on: c}
+		r.Body = body
+		defer body.answered()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// receiving is a request's body. Its connection is busy once all of it is there.
+type receiving struct {
+	io.ReadCloser
+	on       *connection
+	received atomic.Bool // gRPC reads in a goroutine of its own
+}
+
+func (b *receiving) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && b.received.CompareAndSwap(false, true) {
+		b.on.busy.Add(1)
+	}
+	return n, err
+}
+
+func (b *receiving) answered() {
+	if !b.received.CompareAndSwap(false, true) {
+		b.on.rest()
+	}
+}
