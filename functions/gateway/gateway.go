@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"pgw/functions/gateway/access"
 	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
@@ -42,6 +43,8 @@ type Config struct {
 	GrafanaURL string        `envconfig:"GRAFANA_URL" desc:"where the page links to for dashboards; empty: no link"`
 	TraceURL   string        `envconfig:"TRACE_URL" desc:"where the page links to for a payment's trace, with {trace} for its id; empty: no link"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; none when empty"`
+	Access     access.Config
 	Kafka      kafka.Config
 }
 
@@ -63,6 +66,7 @@ type Gateway struct {
 	risk    riskv1.RiskServiceClient
 	db      dbv1.DbClient
 	publish Publisher
+	access  *access.Access // nil: everybody may
 	flights *flights
 	relay   *http.Client
 	waker   *waker
@@ -156,7 +160,10 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := New(cfg, to, producer, time.Now, log)
+	f, err := New(cfg, to, producer, time.Now, log)
+	if err != nil {
+		return nil, err
+	}
 	f.Background = producer.Connect
 	f.Close = func(ctx context.Context) error {
 		err := producer.Close(ctx)
@@ -186,21 +193,29 @@ func expand(url string) (string, error) {
 }
 
 // New makes the function with its dependencies passed in.
-func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
 	registry := function.NewRegistry()
+	allowed, err := access.Open(cfg.Access, registry, now, log)
+	if err != nil {
+		return nil, err
+	}
 	g := &Gateway{
 		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
-		publish: publish, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
+		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
 		waker: newWaker(cfg.WakeURLs), now: now, log: log, page: newPage(cfg.GrafanaURL, cfg.TraceURL),
 	}
 	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(registry, g.doors)
+	guard, err := g.guard()
+	if err != nil {
+		return nil, err
+	}
 	return &function.Function{
 		Name: "gateway", Log: log, Registry: registry,
 		Events: g.takeResult, EventsPath: "/events",
-		Routes: g.routes,
-	}
+		Routes: g.routes, Guard: guard,
+	}, nil
 }
 
 // reply is an outcome with what else the client should know.

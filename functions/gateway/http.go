@@ -74,6 +74,9 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	request, refusal := readPayment(w, r)
 	if refusal != nil {
 		out = *refusal
+	} else if denied := g.access.MaySend(principal(r), request.Sender); denied != nil {
+		g.deny(w, r, denied)
+		return
 	} else {
 		out = g.pay(r.Context(), request, tell)
 	}
@@ -269,6 +272,10 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	key := r.PathValue("key")
 	got, err := g.db.GetPayment(r.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: key})
 	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
+	// Another's payment is told of as one that is not there.
+	if p := principal(r); err == nil && p != nil && !p.Owns(got.SenderId) && !p.Owns(got.ReceiverId) {
+		err = status.Error(codes.NotFound, "another's")
+	}
 	switch status.Code(err) {
 	case codes.OK:
 	case codes.NotFound:
@@ -322,6 +329,10 @@ func timeOf(t *timestamppb.Timestamp) *time.Time {
 }
 
 func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
+	if p := principal(r); p != nil && !p.OwnsAll() {
+		writeProblem(w, http.StatusForbidden, "Not your accounts", "Accounts are picked from all there are; that is for those who may send from all.")
+		return
+	}
 	begun := time.Now()
 	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
 	w.Header().Set("Server-Timing", fmt.Sprintf("wallet;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))

@@ -32,6 +32,7 @@ type commands struct {
 	Replay     replayCommand     `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
 	Reconcile  reconcileCommand  `cmd:"" help:"Prove that the ledger adds up and that events and ledger agree. Exit code 0: all is well, 1: it is not, 2: could not tell."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose, as Markdown."`
+	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"See, send again or put aside the events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Ask a function whether it is ready. Exit code 0: it is."`
 

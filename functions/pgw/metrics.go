@@ -20,6 +20,7 @@ import (
 	"pgw/functions/db"
 	"pgw/functions/fx"
 	"pgw/functions/gateway"
+	"pgw/functions/gateway/access"
 	"pgw/functions/payments"
 	"pgw/functions/pgw/allinone"
 	"pgw/functions/risk"
@@ -53,8 +54,9 @@ func registries() (map[string]*prometheus.Registry, error) {
 	rates, err2 := fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
 	accounts, err3 := wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
 	rules, err4 := risk.New(risk.Config{DatabaseURL: nowhere}, none, time.Now, log)
-	manifests, err5 := allinone.Manifests()
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+	door, err5 := gateway.New(gateway.Config{Access: access.Config{Mode: access.Off}}, gateway.Clients{}, nil, time.Now, log)
+	manifests, err6 := allinone.Manifests()
+	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		return nil, err
 	}
 	sources := &function.Function{Name: "kafkasource", Log: log, Registry: function.NewRegistry()}
@@ -68,10 +70,9 @@ func registries() (map[string]*prometheus.Registry, error) {
 
 	all := map[string]*prometheus.Registry{}
 	for _, f := range []*function.Function{
-		gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log),
 		worker.New(worker.Config{}, none, nil, time.Now, log),
 		payments.New(payments.Config{}, none, none, nil, time.Now, log),
-		ledger, rates, accounts, rules, sources, books,
+		door, ledger, rates, accounts, rules, sources, books,
 	} {
 		f.Handler() // registers what serving is measured by
 		all[f.Name] = f.Registry

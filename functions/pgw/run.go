@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"github.com/kelseyhightower/envconfig"
 
 	"pgw/functions/db"
+	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
@@ -103,6 +105,9 @@ func (c runCommand) Run(ctx context.Context) error {
 		return err
 	}
 	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir}
+	if err := envconfig.Process("", &sys.access); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
 	// Whatever was started is ended, in the reverse order, whichever way this function is left.
 	defer sys.close()
 	if err := sys.startStores(ctx, c); err != nil {
@@ -182,6 +187,7 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 type system struct {
 	log       *slog.Logger
 	keys      event.Keyring
+	access    access.Config
 	dataDir   string
 	listeners map[string]net.Listener
 	closers   []func() error
@@ -252,7 +258,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Listeners: s.listeners, Log: s.log,
+		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Log: s.log,
 	}); err != nil {
 		return err
 	}
@@ -353,7 +359,10 @@ func (s *system) printBanner() {
 	for _, store := range s.stores {
 		fmt.Fprintf(&b, "  %s\n", store)
 	}
-	fmt.Fprintf(&b, "\nAnyone on this machine may pay: there is no login here.\n\nTry:\n\n"+
+	if s.access.Mode != access.Required {
+		fmt.Fprintf(&b, "\nAnyone on this machine may pay: AUTH is off.\n")
+	}
+	fmt.Fprintf(&b, "\nTry:\n\n"+
 		`  curl -s http://%s/api/payments -d '{"sender_id":"ACC001","receiver_id":"ACC002","currency":"USD",`+
 		`"amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"test-001"}'`+"\n"+
 		"  curl -s http://%s/api/payments/test-001\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))

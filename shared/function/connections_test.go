@@ -50,7 +50,7 @@ func answerOf(t *testing.T, conn net.Conn) int {
 func TestSlowConnectionsKeepNobodyOut(t *testing.T) {
 	const most = 32
 	begun, release := make(chan struct{}), make(chan struct{})
-	f := &Function{MaxConnections: most, Routes: func(mux *http.ServeMux) {
+	f := &Function{MaxConnections: most, Routes: func(mux *Mux) {
 		mux.HandleFunc("POST /busy", func(w http.ResponseWriter, r *http.Request) {
 			io.ReadAll(r.Body)
 			begun <- struct{}{}
@@ -110,7 +110,7 @@ func TestSlowConnectionsKeepNobodyOut(t *testing.T) {
 func TestNobodyIsCutOffForAnother(t *testing.T) {
 	const most = 8
 	begun, release := make(chan struct{}), make(chan struct{})
-	addr, stop := serve(t, &Function{MaxConnections: most, Routes: func(mux *http.ServeMux) {
+	addr, stop := serve(t, &Function{MaxConnections: most, Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /busy", func(http.ResponseWriter, *http.Request) { begun <- struct{}{}; <-release })
 	}}, service{evaluate: allow})
 	var busy []net.Conn
@@ -147,7 +147,7 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 		"body":            {timeouts{header: short, request: 2 * short, answer: wait, idle: wait}, "POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", http.StatusRequestTimeout},
 		"idle after none": {timeouts{header: short, request: wait, answer: wait, idle: short}, "", 0},
 	} {
-		addr, stop := serve(t, &Function{timeouts: tc.timeouts, Routes: func(mux *http.ServeMux) {
+		addr, stop := serve(t, &Function{timeouts: tc.timeouts, Routes: func(mux *Mux) {
 			mux.HandleFunc("POST /read", func(w http.ResponseWriter, r *http.Request) {
 				if _, err := io.ReadAll(r.Body); err != nil {
 					w.WriteHeader(http.StatusRequestTimeout)
@@ -162,7 +162,7 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 		}
 	}
 	// One who sends requests and never reads the answers.
-	addr, stop := serve(t, &Function{timeouts: timeouts{header: wait, request: wait, answer: short, idle: wait}, Routes: func(mux *http.ServeMux) {
+	addr, stop := serve(t, &Function{timeouts: timeouts{header: wait, request: wait, answer: short, idle: wait}, Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /much", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 64<<20)) })
 	}}, service{evaluate: allow})
 	conn := raw(t, addr, "GET /much HTTP/1.1\r\nHost: x\r\n\r\n")

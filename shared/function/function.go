@@ -58,6 +58,8 @@ type Function struct {
 	EventsPath string // "/" when empty
 	// Routes adds the public API.
 	Routes func(*Mux)
+	// Guard stands before all that is not gRPC; nil lets everything through.
+	Guard func(http.Handler) http.Handler
 	// Ready says why the function can't serve now.
 	Ready func(context.Context) error
 	// Background runs until its context ends.
@@ -109,8 +111,12 @@ func (f *Function) Handler() http.Handler {
 	if f.Routes != nil {
 		f.Routes(routes)
 	}
+	var plain http.Handler = routes
+	if f.Guard != nil {
+		plain = f.Guard(routes)
+	}
 	if f.GRPC == nil {
-		return routes
+		return plain
 	}
 	server := f.grpcServer()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -118,7 +124,7 @@ func (f *Function) Handler() http.Handler {
 			server.ServeHTTP(w, r)
 			return
 		}
-		routes.ServeHTTP(w, r)
+		plain.ServeHTTP(w, r)
 	})
 }
 

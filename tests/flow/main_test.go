@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 
 	"pgw/functions/db"
+	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
@@ -115,6 +116,8 @@ type options struct {
 	database string               // an existing one; empty makes one
 	kafka    *embeddedtest.Broker // an existing one
 	serial   bool                 // not beside other tests
+	access   access.Config        // who may come in; everybody when zero
+	origins  []string             // whose pages may use the API
 }
 
 func start(t testing.TB, o options) *system {
@@ -151,6 +154,7 @@ func start(t testing.TB, o options) *system {
 	}
 	s.System, err = allinone.New(allinone.Config{
 		Database: o.database, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
+		Access: o.access, Origins: o.origins,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
@@ -239,6 +243,12 @@ func (s *system) query(into any, sql string, args ...any) {
 	if err := s.conn.QueryRow(context.Background(), sql, args...).Scan(into); err != nil {
 		s.t.Fatalf("%s: %v", sql, err)
 	}
+}
+
+func (s *system) count(sql string, args ...any) (n int) {
+	s.t.Helper()
+	s.query(&n, sql, args...)
+	return n
 }
 
 func (s *system) exec(sql string, args ...any) {

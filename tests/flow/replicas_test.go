@@ -22,9 +22,12 @@ func (s *system) replica(answerIn time.Duration) (url string) {
 		s.t.Fatal(err)
 	}
 	url = "http://" + l.Addr().String()
-	f := gateway.New(gateway.Config{AnswerIn: answerIn, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
+	f, err := gateway.New(gateway.Config{AnswerIn: answerIn, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
 		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
 		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f.Serve(ctx, l, 5*time.Second) }()
@@ -84,9 +87,12 @@ func TestADeadReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
-	f := gateway.New(gateway.Config{AnswerIn: time.Minute, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()},
+	f, err := gateway.New(gateway.Config{AnswerIn: time.Minute, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()},
 		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
 		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	ctx, crash := context.WithCancel(t.Context())
 	left := make(chan struct{})
 	go func() {

@@ -38,11 +38,10 @@ func functions() (map[string]made, error) {
 	const nowhere = "postgres://nowhere.invalid/"
 	var none grpc.ClientConnInterface
 	all := map[string]made{
-		"gateway":  {gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log), &gateway.Config{}},
 		"worker":   {worker.New(worker.Config{}, none, nil, time.Now, log), &worker.Config{}},
 		"payments": {payments.New(payments.Config{}, none, none, nil, time.Now, log), &payments.Config{}},
 	}
-	var errs [4]error
+	var errs [5]error
 	add := func(f *function.Function, err error, config any) error {
 		if err == nil {
 			all[f.Name] = made{f, config}
@@ -57,6 +56,8 @@ func functions() (map[string]made, error) {
 	errs[2] = add(f, err, &wallet.Config{})
 	f, err = risk.New(risk.Config{DatabaseURL: nowhere, Secret: "s"}, none, time.Now, log)
 	errs[3] = add(f, err, &risk.Config{})
+	f, err = gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
+	errs[4] = add(f, err, &gateway.Config{})
 	for _, err := range errs {
 		if err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 	"pgw/functions/db"
 	"pgw/functions/fx"
 	"pgw/functions/gateway"
+	"pgw/functions/gateway/access"
 	"pgw/functions/payments"
 	"pgw/functions/risk"
 	"pgw/functions/wallet"
@@ -47,6 +48,8 @@ type Config struct {
 	RiskSecret  string
 	Listeners   map[string]net.Listener // one for each function
 	AnswerIn    time.Duration           // how long a client waits; 0 means 5 s
+	Access      access.Config           // who may come in; everybody when zero
+	Origins     []string                // whose pages may use the API
 	Log         *slog.Logger
 
 	// Faults between functions, for tests; nil where there are none.
@@ -115,9 +118,14 @@ func New(cfg Config) (*System, error) {
 	// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
 	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"], publish, time.Now, log("payments")))
 	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
-	s.add(gateway.New(gateway.Config{
+	door, err := gateway.New(gateway.Config{
 		AnswerIn: cfg.AnswerIn, MinWaiting: minWaiting, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
-	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway")))
+		Access: cfg.Access, Origins: cfg.Origins,
+	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway"))
+	if err != nil {
+		return nil, err
+	}
+	s.add(door)
 	return s, s.addSources()
 }
 

@@ -1,0 +1,117 @@
+package access
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// maxLimiters bounds how many are kept. A limiter that is full again is as good as a new one, and goes first.
+const maxLimiters = 10_000
+
+// limiters bound requests by name.
+type limiters struct {
+	mu sync.Mutex
+	by map[string]*rate.Limiter
+}
+
+// take counts a request. It gives how long to wait when there were too many.
+func (ls *limiters) take(name string, perSecond float64, burst int, now time.Time) time.Duration {
+	ls.mu.Lock()
+	l := ls.by[name]
+	if l == nil {
+		ls.makeRoom(now)
+		l = rate.NewLimiter(rate.Limit(perSecond), burst)
+		ls.by[name] = l
+	}
+	ls.mu.Unlock()
+	if l.Limit() != rate.Limit(perSecond) || l.Burst() != burst {
+		l.SetLimitAt(now, rate.Limit(perSecond))
+		l.SetBurstAt(now, burst)
+	}
+	if l.AllowN(now, 1) {
+		return 0
+	}
+	r := l.ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	r.CancelAt(now)
+	return max(wait, time.Millisecond)
+}
+
+func (ls *limiters) makeRoom(now time.Time) {
+	if ls.by == nil {
+		ls.by = map[string]*rate.Limiter{}
+	}
+	if len(ls.by) < maxLimiters {
+		return
+	}
+	for name, l := range ls.by {
+		if l.TokensAt(now) >= float64(l.Burst()) {
+			delete(ls.by, name)
+		}
+	}
+	if len(ls.by) >= maxLimiters {
+		clear(ls.by)
+	}
+}
+
+// addressRate bounds requests by where they come from.
+type addressRate struct {
+	limiters
+	perSecond float64
+	proxies   []netip.Prefix
+}
+
+func openAddressRate(cfg Config) (*addressRate, error) {
+	if cfg.AddressRate < 0 {
+		return nil, errors.New("ADDRESS_RATE must not be negative")
+	}
+	if cfg.AddressRate == 0 {
+		return nil, nil
+	}
+	return &addressRate{perSecond: cfg.AddressRate, proxies: cfg.Proxies}, nil
+}
+
+func (a *addressRate) take(r *http.Request, now time.Time) time.Duration {
+	return a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), now)
+}
+
+// client is the last address on the way to us that is not a proxy's of ours: what stands before that in
+// X-Forwarded-For anyone can have written.
+func (a *addressRate) client(r *http.Request) string {
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	at, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && a.isProxy(at); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		at = hop
+	}
+	at = at.Unmap()
+	if at.Is4() {
+		return at.String()
+	}
+	network, _ := at.WithZone("").Prefix(64)
+	return network.String()
+}
+
+func (a *addressRate) isProxy(at netip.Addr) bool {
+	at = at.Unmap()
+	for _, p := range a.proxies {
+		if p.Contains(at) {
+			return true
+		}
+	}
+	return false
+}
