@@ -30,6 +30,7 @@ import (
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
 	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rates"`
+	RPC         rpc.Security
 }
 
 // FX is the function.
@@ -55,7 +56,11 @@ type quote struct {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	conn, err := rpc.Dial(cfg.DBAddr)
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := callers.Dial(cfg.DBAddr)
 	if err != nil {
 		return nil, fmt.Errorf("DB_ADDR: %w", err)
 	}

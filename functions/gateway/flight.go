@@ -166,8 +166,8 @@ type waker struct {
 // asleepAfter is shorter than any scale-to-zero grace.
 const asleepAfter = 20 * time.Second
 
-func newWaker(urls []string) *waker {
-	return &waker{urls: urls, client: &http.Client{Timeout: 10 * time.Second}}
+func newWaker(urls []string, by http.RoundTripper) *waker {
+	return &waker{urls: urls, client: &http.Client{Timeout: 10 * time.Second, Transport: by}}
 }
 
 func (w *waker) wake() {

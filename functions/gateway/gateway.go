@@ -45,6 +45,7 @@ type Config struct {
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; none when empty"`
 	Access     access.Config
+	RPC        rpc.Security
 	Kafka      kafka.Config
 }
 
@@ -56,6 +57,8 @@ type Publisher interface {
 // Clients are the functions that the gateway asks.
 type Clients struct {
 	FX, Wallet, Risk, DB grpc.ClientConnInterface
+	// HTTP reaches other replicas, and the functions to be woken; nil is the default transport.
+	HTTP http.RoundTripper
 }
 
 // Gateway is the function.
@@ -137,16 +140,20 @@ func verdicts() (all []string) {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
 	var conns []*grpc.ClientConn
 	dial := func(name, addr string) (grpc.ClientConnInterface, error) {
-		conn, err := rpc.Dial(addr)
+		conn, err := callers.Dial(addr)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		conns = append(conns, conn)
 		return conn, nil
 	}
-	var to Clients
+	to := Clients{HTTP: callers.Transport(http.DefaultTransport.(*http.Transport).Clone())}
 	var errs [5]error
 	to.FX, errs[0] = dial("FX_ADDR", cfg.FXAddr)
 	to.Wallet, errs[1] = dial("WALLET_ADDR", cfg.WalletAddr)
@@ -202,8 +209,8 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 	g := &Gateway{
 		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
-		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout},
-		waker: newWaker(cfg.WakeURLs), now: now, log: log, page: newPage(cfg.GrafanaURL, cfg.TraceURL),
+		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
+		waker: newWaker(cfg.WakeURLs, to.HTTP), now: now, log: log, page: newPage(cfg.GrafanaURL, cfg.TraceURL),
 	}
 	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(registry, g.doors)

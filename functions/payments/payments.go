@@ -35,6 +35,7 @@ type Config struct {
 	Keys   event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	// AllowUnsigned must be what worker's is: a dead letter is a request that worker could not settle.
 	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 
@@ -59,11 +60,15 @@ type Payments struct {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	db, err := rpc.Dial(cfg.DBAddr)
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	db, err := callers.Dial(cfg.DBAddr)
 	if err != nil {
 		return nil, fmt.Errorf("DB_ADDR: %w", err)
 	}
-	fx, err := rpc.Dial(cfg.FXAddr)
+	fx, err := callers.Dial(cfg.FXAddr)
 	if err != nil {
 		return nil, fmt.Errorf("FX_ADDR: %w", err)
 	}

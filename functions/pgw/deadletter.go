@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -15,7 +16,6 @@ import (
 	"pgw/functions/pgw/allinone"
 	"pgw/functions/pgw/deadletter"
 	"pgw/shared/kafka"
-	"pgw/shared/rpc"
 )
 
 type deadLetterCommand struct {
@@ -54,8 +54,12 @@ func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []d
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	callers, err := cfg.RPC.Open(slog.Default())
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	var conn *grpc.ClientConn
-	if conn, err = rpc.Dial(cfg.DBAddr); err != nil {
+	if conn, err = callers.Dial(cfg.DBAddr); err != nil {
 		return nil, nil, nil, fmt.Errorf("DB_ADDR: %w", err)
 	}
 	box = &deadletter.Box{Kafka: cfg.Kafka, Group: f.GroupPrefix, DB: conn, Manifests: manifests}

@@ -20,7 +20,6 @@ import (
 	"pgw/functions/db"
 	"pgw/functions/fx"
 	"pgw/functions/gateway"
-	"pgw/functions/gateway/access"
 	"pgw/functions/payments"
 	"pgw/functions/pgw/allinone"
 	"pgw/functions/risk"
@@ -54,7 +53,7 @@ func registries() (map[string]*prometheus.Registry, error) {
 	rates, err2 := fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
 	accounts, err3 := wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
 	rules, err4 := risk.New(risk.Config{DatabaseURL: nowhere}, none, time.Now, log)
-	door, err5 := gateway.New(gateway.Config{Access: access.Config{Mode: access.Off}}, gateway.Clients{}, nil, time.Now, log)
+	door, err5 := gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
 	manifests, err6 := allinone.Manifests()
 	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 )
 
 // operatorFlags find the system that an operator's command works on: the environment describes it, with the
@@ -27,6 +28,7 @@ type operatorConfig struct {
 	DBAddr        string        `envconfig:"DB_ADDR" default:"localhost:19095"`
 	Keys          event.Keyring `envconfig:"EVENT_KEYS"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS"`
+	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
@@ -267,6 +268,7 @@ func (c applySeeds) Run(ctx context.Context) error {
 		FXAddr   string        `envconfig:"FX_ADDR" default:"localhost:19102"`
 		RiskAddr string        `envconfig:"RISK_ADDR" default:"localhost:19094"`
 		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
+		RPC      rpc.Security
 		Kafka    kafka.Config
 	}
 	if err := envconfig.Process("", &cfg); err != nil {
@@ -275,14 +277,18 @@ func (c applySeeds) Run(ctx context.Context) error {
 	if c.Missing && cfg.Database == "" {
 		return errors.New("--missing needs DATABASE_URL")
 	}
+	callers, err := cfg.RPC.Open(slog.Default())
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
-	fx, err := rpc.Dial(cfg.FXAddr)
+	fx, err := callers.Dial(cfg.FXAddr)
 	if err != nil {
 		return fmt.Errorf("FX_ADDR: %w", err)
 	}
 	defer fx.Close()
-	risk, err := rpc.Dial(cfg.RiskAddr)
+	risk, err := callers.Dial(cfg.RiskAddr)
 	if err != nil {
 		return fmt.Errorf("RISK_ADDR: %w", err)
 	}

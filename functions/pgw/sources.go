@@ -12,6 +12,7 @@ import (
 	"pgw/knative"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 )
 
 // sourcesCommand is the stand-in for KafkaSource as a process of its own. What runs it reads from its
@@ -23,8 +24,13 @@ type sourcesCommand struct {
 	Parity    bool              `help:"When a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again."`
 }
 
+type sourcesConfig struct {
+	RPC   rpc.Security
+	Kafka kafka.Config
+}
+
 func (c sourcesCommand) Run(ctx context.Context) error {
-	return function.Main(ctx, "kafkasource", func(cfg kafka.Config, log *slog.Logger) (*function.Function, error) {
+	return function.Main(ctx, "kafkasource", func(cfg sourcesConfig, log *slog.Logger) (*function.Function, error) {
 		var files fs.FS = knative.Base
 		if c.Manifests != "" {
 			files = os.DirFS(c.Manifests)
@@ -33,12 +39,17 @@ func (c sourcesCommand) Run(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
+		callers, err := cfg.RPC.Open(log)
+		if err != nil {
+			return nil, err
+		}
 		registry := function.NewRegistry()
 		var protocols http.Protocols
+		protocols.SetHTTP2(true)
 		protocols.SetUnencryptedHTTP2(true)
 		sources, err := kafkasource.New(manifests, kafkasource.Config{
-			Kafka: cfg, GroupPrefix: c.Group, Parity: c.Parity, Log: log, Registerer: registry,
-			Transport: &http.Transport{Protocols: &protocols},
+			Kafka: cfg.Kafka, GroupPrefix: c.Group, Parity: c.Parity, Log: log, Registerer: registry,
+			Transport: callers.Transport(&http.Transport{Protocols: &protocols}),
 			SinkURL: func(service string) (string, error) {
 				url, ok := c.Sinks[service]
 				if !ok {

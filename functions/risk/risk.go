@@ -29,6 +29,7 @@ type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
 	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rules"`
 	Secret      string `envconfig:"RISK_SECRET" default:"pgw" desc:"keys the random draw; the same for all replicas, for ever"`
+	RPC         rpc.Security
 }
 
 // Risk is the function.
@@ -45,7 +46,11 @@ type Risk struct {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	conn, err := rpc.Dial(cfg.DBAddr)
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := callers.Dial(cfg.DBAddr)
 	if err != nil {
 		return nil, fmt.Errorf("DB_ADDR: %w", err)
 	}

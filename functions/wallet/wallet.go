@@ -31,6 +31,7 @@ type Config struct {
 	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which changes accounts"`
 	FXAddr      string `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx, which prices holds"`
 	QueueMax    int    `envconfig:"QUEUE_MAX" default:"4096" desc:"reads that may wait for a batch; more are refused"`
+	RPC         rpc.Security
 }
 
 // maxRandom bounds GetRandomAccounts.
@@ -61,11 +62,15 @@ type account struct {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	db, err := rpc.Dial(cfg.DBAddr)
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	db, err := callers.Dial(cfg.DBAddr)
 	if err != nil {
 		return nil, fmt.Errorf("DB_ADDR: %w", err)
 	}
-	fx, err := rpc.Dial(cfg.FXAddr)
+	fx, err := callers.Dial(cfg.FXAddr)
 	if err != nil {
 		return nil, fmt.Errorf("FX_ADDR: %w", err)
 	}

@@ -28,6 +28,7 @@ type Config struct {
 	PaymentsAddr  string        `envconfig:"PAYMENTS_ADDR" default:"localhost:19096" desc:"gRPC address of payments"`
 	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 
@@ -48,7 +49,11 @@ type Worker struct {
 
 // Build makes the function from its configuration.
 func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	conn, err := rpc.Dial(cfg.PaymentsAddr)
+	callers, err := cfg.RPC.Open(log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := callers.Dial(cfg.PaymentsAddr)
 	if err != nil {
 		return nil, fmt.Errorf("PAYMENTS_ADDR: %w", err)
 	}

@@ -66,6 +66,8 @@ type Function struct {
 	Background func(context.Context) error
 	// Close gives back what the function holds, once nothing is being served.
 	Close func(context.Context) error
+	// Callers says who may call the gRPC services over the network; nil lets everyone.
+	Callers *rpc.Callers
 	// MaxConnections bounds the port's; 0 means 8,192.
 	MaxConnections int
 
@@ -130,14 +132,20 @@ func (f *Function) Handler() http.Handler {
 
 func (f *Function) grpcServer() *grpc.Server {
 	metrics := f.served().grpc
+	unary, stream := []grpc.UnaryServerInterceptor{metrics.UnaryServerInterceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
+	if f.Callers != nil {
+		unary, stream = append(unary, f.Callers.Unary), append(stream, f.Callers.Stream)
+	}
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(rpc.MaxMessage),
-		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), f.recoverPanic),
-		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor()),
+		grpc.ChainUnaryInterceptor(append(unary, f.recoverPanic)...),
+		grpc.ChainStreamInterceptor(stream...),
 	)
 	f.GRPC(server)
 	healthpb.RegisterHealthServer(server, healthServer{f: f})
-	reflection.Register(server)
+	if f.Callers == nil || f.Callers.Reflection {
+		reflection.Register(server)
+	}
 	metrics.InitializeMetrics(server)
 	return server
 }
@@ -191,6 +199,7 @@ func (h healthServer) Check(ctx context.Context, _ *healthpb.HealthCheckRequest)
 func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	wait := cmp.Or(f.timeouts, usualTimeouts)
 	server := &http.Server{
@@ -209,7 +218,14 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	defer stop()
 	failed := make(chan error, 2)
 	f.servingAfter.Store(int64(time.Since(processBegan)))
-	go func() { failed <- server.Serve(newConnections(l, f.MaxConnections, f.Registry)) }()
+	bounded := newConnections(l, f.MaxConnections, f.Registry)
+	go func() {
+		if server.TLSConfig = f.Callers.ServerTLS(); server.TLSConfig != nil {
+			failed <- server.ServeTLS(bounded, "", "")
+		} else {
+			failed <- server.Serve(bounded)
+		}
+	}()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -228,13 +244,13 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 		cause = fmt.Errorf("%s: %w", f.Name, err)
 	}
 	f.draining.Store(true)
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
-	err := server.Shutdown(bounded)
+	err := server.Shutdown(limited)
 	stop()
 	<-ended
 	if f.Close != nil {
-		err = errors.Join(err, f.Close(bounded))
+		err = errors.Join(err, f.Close(limited))
 	}
 	if err != nil {
 		err = fmt.Errorf("drain %s: %w", f.Name, err)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
+
+	"pgw/shared/rpc"
 )
 
 // Config is what every function reads from its environment.
@@ -20,6 +22,7 @@ type Config struct {
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
 	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
 	Log   LogConfig
+	RPC   rpc.Security
 }
 
 // LogConfig says how a process logs.
@@ -58,6 +61,9 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 		return err
 	}
 	f.MaxConnections = base.Conns
+	if f.Callers, err = base.RPC.Open(log); err != nil {
+		return err
+	}
 	l, err := net.Listen("tcp", net.JoinHostPort(base.Host, base.Port))
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

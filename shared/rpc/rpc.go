@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -19,12 +20,23 @@ const retries = `{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":3,"i
 "backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE"]}}]}`
 
 // Dial names a function's gRPC address. It connects when first used.
-func Dial(addr string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr) }
+
+// Dial is the same, showing who calls.
+func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(retries),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
-	)
+	}
+	if c.identity == nil {
+		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	} else {
+		options = append(options, grpc.WithTransportCredentials(currentTLS{credentials.NewTLS(nil), c}))
+	}
+	if c.own != nil || c.required {
+		options = append(options, grpc.WithPerRPCCredentials(shown{c}))
+	}
+	conn, err := grpc.NewClient(addr, options...)
 	if err != nil {
 		return nil, fmt.Errorf("address %q: %w", addr, err)
 	}

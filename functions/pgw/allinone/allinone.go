@@ -27,6 +27,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/rpc"
 )
 
 const (
@@ -50,6 +51,7 @@ type Config struct {
 	AnswerIn    time.Duration           // how long a client waits; 0 means 5 s
 	Access      access.Config           // who may come in; everybody when zero
 	Origins     []string                // whose pages may use the API
+	Callers     *rpc.Callers            // who may call over the network; everybody when nil
 	Log         *slog.Logger
 
 	// Faults between functions, for tests; nil where there are none.
@@ -131,6 +133,7 @@ func New(cfg Config) (*System, error) {
 
 func (s *System) add(f *function.Function) {
 	s.functions[f.Name] = f
+	f.Callers = s.cfg.Callers
 	if f.GRPC == nil {
 		return
 	}

@@ -1,0 +1,340 @@
+package function
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	"pgw/shared/rpc"
+)
+
+func callers(t *testing.T, s rpc.Security) *rpc.Callers {
+	t.Helper()
+	c, err := s.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// services stand for risk, whose admin RPC calls db's.
+type services struct {
+	service
+	riskv1.UnimplementedAdminServer
+	db dbv1.AdminClient
+}
+
+func (s services) SeedRules(ctx context.Context, _ *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
+	_, err := s.db.PutRules(ctx, &dbv1.PutRulesRequest{})
+	return &riskv1.SeedRulesResponse{Ok: err == nil}, err
+}
+
+type ledger struct{ dbv1.UnimplementedAdminServer }
+
+func (ledger) PutRules(context.Context, *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
+	return &dbv1.PutRulesResponse{}, nil
+}
+
+func serveAll(t *testing.T, c *rpc.Callers, register func(grpc.ServiceRegistrar)) (addr string) {
+	t.Helper()
+	f := &Function{Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: register, Callers: c}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Serve(ctx, l, 10*time.Second) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+func dial(t *testing.T, c *rpc.Callers, addr string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := c.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+const (
+	oneToken      = "one-token-of-32-characters-or-more"
+	otherToken    = "another-token-of-32-characters-more"
+	operatorToken = "the-operator's-token-of-32-characters"
+)
+
+func hashOf(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
+
+// What a stranger, a function and an operator may call; and that a function's admin call to another is the
+// operator's, and never the function's own.
+func TestWhoMayCallWhat(t *testing.T) {
+	within := callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Admins: hashOf(operatorToken)})
+	ledgerAt := serveAll(t, within, func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
+	riskAt := serveAll(t, within, func(r grpc.ServiceRegistrar) {
+		s := services{service: service{evaluate: allow}, db: dbv1.NewAdminClient(dial(t, within, ledgerAt))}
+		riskv1.RegisterRiskServiceServer(r, s)
+		riskv1.RegisterAdminServer(r, s)
+	})
+	for who, tc := range map[string]struct {
+		callers        *rpc.Callers
+		evaluate, seed codes.Code
+	}{
+		"a stranger":                  {callers(t, rpc.Security{}), codes.Unauthenticated, codes.Unauthenticated},
+		"who has another token":       {callers(t, rpc.Security{Tokens: otherToken}), codes.Unauthenticated, codes.Unauthenticated},
+		"who has more of it":          {callers(t, rpc.Security{Tokens: oneToken + "x"}), codes.Unauthenticated, codes.Unauthenticated},
+		"who has the operator's hash": {callers(t, rpc.Security{Tokens: hashOf(operatorToken)}), codes.Unauthenticated, codes.Unauthenticated},
+		"a function":                  {within, codes.OK, codes.PermissionDenied},
+		"an operator":                 {callers(t, rpc.Security{AdminToken: operatorToken}), codes.OK, codes.OK},
+	} {
+		conn := dial(t, tc.callers, riskAt)
+		if _, err := riskv1.NewRiskServiceClient(conn).Evaluate(t.Context(), &riskv1.ScoreRequest{}); status.Code(err) != tc.evaluate {
+			t.Errorf("%s evaluates: %v; want %s", who, err, tc.evaluate)
+		}
+		if _, err := riskv1.NewAdminClient(conn).SeedRules(t.Context(), &riskv1.SeedRulesRequest{}); status.Code(err) != tc.seed {
+			t.Errorf("%s sets rules: %v; want %s", who, err, tc.seed)
+		}
+		if _, err := dbv1.NewAdminClient(dial(t, tc.callers, ledgerAt)).PutRules(t.Context(), &dbv1.PutRulesRequest{}); status.Code(err) != tc.seed {
+			t.Errorf("%s puts rules past risk: %v; want %s", who, err, tc.seed)
+		}
+		if got, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || got.Status != healthpb.HealthCheckResponse_SERVING {
+			t.Errorf("%s asks for health: %v", who, err)
+		}
+	}
+	// Two tokens, one of them right, are none.
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+otherToken)
+	if _, err := riskv1.NewRiskServiceClient(dial(t, within, riskAt)).Evaluate(ctx, &riskv1.ScoreRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("two tokens: %v", err)
+	}
+	// Reflection is off where it is not asked for, and needs a token where it is.
+	ask := func(c *rpc.Callers, addr string) error {
+		stream, err := reflectionpb.NewServerReflectionClient(dial(t, c, addr)).ServerReflectionInfo(t.Context())
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	if err := ask(within, riskAt); status.Code(err) != codes.Unimplemented {
+		t.Errorf("reflection that is off: %v", err)
+	}
+	told := serveAll(t, callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Reflection: true}), func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
+	if err := ask(callers(t, rpc.Security{}), told); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("reflection for a stranger: %v", err)
+	}
+}
+
+// A token is rotated without a moment in which a call fails: taken first, then shown, then taken away.
+func TestTokensRotate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens")
+	put := func(tokens ...string) {
+		if err := os.WriteFile(path, []byte(strings.Join(tokens, "\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(oneToken)
+	at := serveAll(t, callers(t, rpc.Security{Mode: "required", TokensFile: path}), func(r grpc.ServiceRegistrar) {
+		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
+	})
+	call := func(token string) codes.Code {
+		_, err := riskv1.NewRiskServiceClient(dial(t, callers(t, rpc.Security{Tokens: token}), at)).Evaluate(t.Context(), &riskv1.ScoreRequest{})
+		return status.Code(err)
+	}
+	becomes := func(token string, want codes.Code) {
+		t.Helper()
+		for deadline := time.Now().Add(wait); call(token) != want; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: not %s", token, want)
+			}
+		}
+	}
+	becomes(oneToken, codes.OK)
+	becomes(otherToken, codes.Unauthenticated)
+	put(otherToken, oneToken)
+	becomes(otherToken, codes.OK)
+	becomes(oneToken, codes.OK)
+	put(otherToken)
+	becomes(oneToken, codes.Unauthenticated)
+	becomes(otherToken, codes.OK)
+}
+
+// authority signs certificates of tests.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) authority {
+	a := authority{t: t}
+	a.cert, a.key = a.issue("authority", nil)
+	return a
+}
+
+func (a authority) issue(name string, by *authority) (*x509.Certificate, *ecdsa.PrivateKey) {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+	}
+	parent, signer := template, key
+	if by == nil {
+		template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign
+	} else {
+		parent, signer = by.cert, by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return cert, key
+}
+
+// give writes a process's certificate, its key and who signs to a directory.
+func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
+	a.t.Helper()
+	cert, key := a.issue(name, &a)
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	var signers []byte
+	for _, by := range append(trusted, a) {
+		signers = append(signers, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: by.cert.Raw})...)
+	}
+	s := rpc.Security{Mode: "required", CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"), CAFile: filepath.Join(dir, "ca.crt")}
+	for path, text := range map[string][]byte{
+		s.CAFile: signers, s.KeyFile: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
+		s.CertFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
+	} {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// By certificates: gRPC wants the client's, HTTP does not, nothing is spoken in the clear, and they are changed while
+// the function runs.
+func TestCertificates(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	dir := t.TempDir()
+	server := callers(t, ours.give(dir, "risk"))
+	at := serveAll(t, server, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })
+	call := func(c *rpc.Callers) codes.Code {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		_, err := riskv1.NewRiskServiceClient(dial(t, c, at)).Evaluate(ctx, &riskv1.ScoreRequest{})
+		return status.Code(err)
+	}
+	ofOurs, ofTheirs := callers(t, ours.give(t.TempDir(), "gateway")), callers(t, theirs.give(t.TempDir(), "gateway", ours))
+	if got := call(ofOurs); got != codes.OK {
+		t.Errorf("with a certificate: %s", got)
+	}
+	if got := call(ofTheirs); got != codes.Unavailable {
+		t.Errorf("with one that a stranger signed: %s", got)
+	}
+	if got := call(callers(t, rpc.Security{Tokens: oneToken})); got != codes.Unavailable {
+		t.Errorf("in the clear: %s", got)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ours.cert)
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, NextProtos: []string{protocol}}, ForceAttemptHTTP2: protocol == "h2"}}
+		resp, err := client.Get("https://" + at + "/healthz")
+		if err != nil || resp.StatusCode != http.StatusOK || (resp.ProtoMajor == 2) != (protocol == "h2") {
+			t.Errorf("a probe by %s: %v %v", protocol, resp, err)
+		}
+		req, err := http.NewRequest(http.MethodPost, "https://"+at+"/risk.v1.RiskService/Evaluate", strings.NewReader("\x00\x00\x00\x00\x00"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/grpc")
+		if resp, err = client.Do(req); err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		// Of HTTP/1 there is no gRPC.
+		if got := resp.Trailer.Get("Grpc-Status"); len(text) != 0 && protocol == "h2" || protocol == "h2" && got != fmt.Sprint(int(codes.Unauthenticated)) || protocol != "h2" && resp.StatusCode/100 != 4 {
+			t.Errorf("gRPC without a certificate by %s: %s %v %q", protocol, resp.Status, resp.Trailer, text)
+		}
+	}
+	if resp, err := (&http.Client{Transport: ofOurs.Transport(&http.Transport{})}).Get("https://" + at + "/healthz"); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("another function, by HTTP: %v %v", resp, err)
+	}
+	// The authority is changed: the server shows and trusts the new one, with nothing restarted.
+	theirs.give(dir, "risk")
+	for deadline := time.Now().Add(wait); call(ofTheirs) != codes.OK; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the new certificates are not used")
+		}
+	}
+	if got := call(ofOurs); got != codes.Unavailable {
+		t.Errorf("with a certificate of the old authority: %s", got)
+	}
+}
+
+// A missing or contradictory configuration refuses to start, by name, and without telling the secret.
+func TestSecurityThatIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		security rpc.Security
+		want     string
+	}{
+		"required, and no way":  {rpc.Security{Mode: "required"}, "nobody could call"},
+		"only admins":           {rpc.Security{Mode: "required", Admins: hashOf(operatorToken)}, "nobody could call"},
+		"another mode":          {rpc.Security{Mode: "on"}, `"on"`},
+		"a short token":         {rpc.Security{Tokens: "hunter2"}, "32"},
+		"one of two is short":   {rpc.Security{Tokens: oneToken + ",hunter2"}, "entry 2"},
+		"a token as a hash":     {rpc.Security{Admins: "hunter2"}, "SHA-256"},
+		"file and variable":     {rpc.Security{Tokens: oneToken, TokensFile: "/dev/null"}, "one of them"},
+		"an empty file":         {rpc.Security{TokensFile: "/dev/null"}, "nothing in it"},
+		"a file that is absent": {rpc.Security{TokensFile: "/nowhere"}, "RPC_TOKENS_FILE"},
+		"a certificate alone":   {rpc.Security{CertFile: "/dev/null"}, "go together"},
+		"files that are none":   {rpc.Security{CertFile: "/dev/null", KeyFile: "/dev/null", CAFile: "/dev/null"}, "RPC_TLS_CERT_FILE"},
+	} {
+		_, err := tc.security.Open(slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
