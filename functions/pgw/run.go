@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +24,7 @@ import (
 	"pgw/functions/pgw/allinone"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 )
 
@@ -32,10 +32,6 @@ const (
 	// In one process partitions add no parallelism; one keeps what is produced and fetched together large,
 	// which was worth a third more payments a second than eight.
 	localPartitions = 1
-
-	// The collector runs when the heap, some 10 MiB, is five times what lives: memory is there on the machine that
-	// all of it runs on, and at Go's default a tenth of the processors' time went to collecting.
-	gcPercent = 400
 
 	readyWithin = 60 * time.Second
 )
@@ -87,9 +83,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	slog.SetDefault(log)
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	function.CollectLess()
 
 	unlock, err := c.lockDataDir()
 	if err != nil {

@@ -43,9 +43,21 @@ func (c LogConfig) Logger() *slog.Logger {
 // settled is when a start is over, and the first requests with it.
 const settled = time.Second
 
+// gcPercent lets the heap grow to five times what is alive. A function keeps next to nothing, so that is still small, and
+// collecting at every few megabytes cost a tenth of a busy function's time.
+const gcPercent = 400
+
+// CollectLess applies gcPercent, unless the environment says how garbage is to be collected.
+func CollectLess() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
+
 // Main is a function's whole main: it reads the configuration C from the environment, builds, and runs
 // until ctx ends.
 func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (*Function, error)) error {
+	CollectLess()
 	var base Config
 	if err := envconfig.Process("", &base); err != nil {
 		return fmt.Errorf("configuration: %w", err)
