@@ -3,6 +3,16 @@
 # Tools run by version, from the module proxy; nothing is installed.
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
+REFLEX      := go run github.com/cespare/reflex@v0.3.2
+
+# Or docker-compose 1.29, with BuildKit.
+COMPOSE ?= docker compose
+COMPOSE += -f compose/compose.yaml
+export DOCKER_BUILDKIT = 1
+export COMPOSE_DOCKER_CLI_BUILD = 1
+
+# What make run wrote while it runs here; without it, psql and topics look at Compose.
+RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
 
 # The race detector needs a C compiler. Without one the tests run all the same, and say so.
 ifneq ($(shell command -v $${CC:-cc} 2>/dev/null),)
@@ -10,7 +20,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh build test test-manifests test-kafka test-queueproxy fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-compose fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -25,6 +35,25 @@ run: build ## Run everything in one process, on embedded defaults (Ctrl-C stops 
 fresh: build ## The same, starting over.
 	@exec bin/pgw run --fresh
 
+dev: ## make run, built and started again when a source changes.
+	@$(REFLEX) -d none -s -t 30s -r '\.(go|sql|html|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- \
+		sh -c '$(MAKE) --no-print-directory build && exec bin/pgw run'
+
+compose-up: ## Everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
+	$(COMPOSE) up -d --build $(SCALE)
+
+compose-down: ## Stop them; the data stays (ARGS=-v: it does not).
+	$(COMPOSE) down $(ARGS)
+
+logs: ## Follow the containers' logs (SERVICE=worker: of one).
+	$(COMPOSE) logs -f --tail 100 $(SERVICE)
+
+psql: ## The ledger of make run while it runs here, or else of Compose (ARGS).
+	@$(if $(RUNNING),exec psql "$$(sed -n 's/.*"database_url": "\(.*\)",/\1/p' $(RUNNING))",exec $(COMPOSE) exec postgres psql -U pgw pgw) $(ARGS)
+
+topics: ## Its topics: records, and what each consumer group has still to take.
+	@$(if $(RUNNING),go run ./functions/pgw,exec $(COMPOSE) run --rm pgw) topics --lag
+
 test: test-manifests ## Run all tests, against a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
 	go test $(RACE) -timeout 20m ./...
@@ -38,6 +67,10 @@ test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka 
 test-queueproxy: ## Payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
 	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
+
+test-compose: ## Compose on a real Docker Engine, one of its own when none answers: up, pay, restarts, scale, down.
+	cd tests/compose && go build -o $(CURDIR)/bin/docker-compose github.com/docker/compose/v2/cmd
+	tests/compose/with-docker tests/compose/check
 
 fuzz: ## Fuzz every decoder of outside bytes, each for FUZZTIME.
 	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"text/tabwriter"
 
 	"github.com/kelseyhightower/envconfig"
 
@@ -14,9 +16,13 @@ import (
 // partitions of each topic of the flow, which is also the most consumers that a source can use.
 const partitions = 8
 
-// topicsCommand makes the flow's topics, configured by its environment like a function.
+// topicsCommand makes the flow's topics, configured by its environment like a function, or shows them as an
+// operator's command.
 type topicsCommand struct {
-	Partitions int32 `default:"${partitions}" help:"Partitions of a topic that is made; one that exists is left as it is."`
+	operatorFlags
+	Partitions int32  `default:"${partitions}" help:"Partitions of a topic that is made; one that exists is left as it is."`
+	Lag        bool   `help:"Make nothing: show how many records each topic has, and how many of them each consumer group has still to take."`
+	Group      string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"What stands before each consumer group's name, where several systems share a Kafka."`
 }
 
 func (c topicsCommand) Validate() error {
@@ -27,13 +33,16 @@ func (c topicsCommand) Validate() error {
 }
 
 func (c topicsCommand) Run(ctx context.Context) error {
-	var cfg kafka.Config
-	if err := envconfig.Process("", &cfg); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
 	manifests, err := allinone.Manifests()
 	if err != nil {
 		return err
+	}
+	if c.Lag {
+		return c.showLag(manifests)
+	}
+	var cfg kafka.Config
+	if err := envconfig.Process("", &cfg); err != nil {
+		return fmt.Errorf("configuration: %w", err)
 	}
 	topics := flowTopics(cfg, manifests, c.Partitions)
 	if err := kafka.EnsureTopics(cfg, topics); err != nil {
@@ -43,6 +52,39 @@ func (c topicsCommand) Run(ctx context.Context) error {
 		fmt.Println(t.Name)
 	}
 	return nil
+}
+
+func (c topicsCommand) showLag(manifests kafkasource.Manifests) error {
+	system, err := c.config()
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "topic\trecords\tgroup\tlag")
+	for _, name := range manifests.Topics() {
+		topic := system.Kafka.Renamed()[name]
+		r, err := kafka.OpenReader(system.Kafka, "topics", kafka.Range{Topic: topic})
+		if err != nil {
+			return err
+		}
+		r.Close()
+		groups := manifests.Groups(name)
+		if len(groups) == 0 {
+			fmt.Fprintf(w, "%s\t%d\t\t\n", topic, r.Total())
+		}
+		for _, group := range groups {
+			taken, err := kafka.Committed(system.Kafka, c.Group+group, topic)
+			if err != nil {
+				return err
+			}
+			var lag int64
+			for _, s := range r.Spans() {
+				lag += max(0, s.To-max(s.From, taken[s.Partition]))
+			}
+			fmt.Fprintf(w, "%s\t%d\t%s\t%d\n", topic, r.Total(), c.Group+group, lag)
+		}
+	}
+	return w.Flush()
 }
 
 // flowTopics are the topics that the manifests read and write, under the names that cfg gives them.

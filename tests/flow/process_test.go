@@ -285,6 +285,7 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	do(80, "say where the events go", "replay", sample)
 	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
+	do(0, "ledger.accounts      2008     pgw-db        0", "topics", "--lag")
 	do(1, "connection refused", "ready", fmt.Sprint("127.0.0.1:", freePort(t)))
 	worker := "http://127.0.0.1:" + p.ports["WORKER"] + "/"
 	do(1, "20 403", "replay", sample, worker) // nobody has signed them
