@@ -5,11 +5,9 @@ BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
 
-# Or docker-compose 1.29, with BuildKit.
+# Or COMPOSE="env DOCKER_BUILDKIT=1 docker-compose", which is 1.29.
 COMPOSE ?= docker compose
-COMPOSE += -f compose/compose.yaml
-export DOCKER_BUILDKIT = 1
-export COMPOSE_DOCKER_CLI_BUILD = 1
+compose  = $(COMPOSE) -f compose/compose.yaml
 
 # What make run wrote while it runs here; without it, psql and topics look at Compose.
 RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
@@ -40,19 +38,19 @@ dev: ## make run, built and started again when a source changes.
 		sh -c '$(MAKE) --no-print-directory build && exec bin/pgw run'
 
 compose-up: ## Everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
-	$(COMPOSE) up -d --build $(SCALE)
+	VERSION=$$(git describe --tags --always --dirty) $(compose) up -d --build $(SCALE)
 
 compose-down: ## Stop them; the data stays (ARGS=-v: it does not).
-	$(COMPOSE) down $(ARGS)
+	$(compose) down $(ARGS)
 
 logs: ## Follow the containers' logs (SERVICE=worker: of one).
-	$(COMPOSE) logs -f --tail 100 $(SERVICE)
+	$(compose) logs -f --tail 100 $(SERVICE)
 
 psql: ## The ledger of make run while it runs here, or else of Compose (ARGS).
-	@$(if $(RUNNING),exec psql "$$(sed -n 's/.*"database_url": "\(.*\)",/\1/p' $(RUNNING))",exec $(COMPOSE) exec postgres psql -U pgw pgw) $(ARGS)
+	@$(if $(RUNNING),exec psql "$$(sed -n 's/.*"database_url": "\(.*\)",/\1/p' $(RUNNING))",exec $(compose) exec postgres psql -U pgw pgw) $(ARGS)
 
 topics: ## Its topics: records, and what each consumer group has still to take.
-	@$(if $(RUNNING),go run ./functions/pgw,exec $(COMPOSE) run --rm pgw) topics --lag
+	@$(if $(RUNNING),go run ./functions/pgw,exec $(compose) run --rm pgw) topics --lag
 
 test: test-manifests ## Run all tests, against a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
@@ -68,9 +66,11 @@ test-queueproxy: ## Payments through functions behind Knative's own queue-proxy 
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
 	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
 
-test-compose: ## Compose on a real Docker Engine, one of its own when none answers: up, pay, restarts, scale, down.
-	cd tests/compose && go build -o $(CURDIR)/bin/docker-compose github.com/docker/compose/v2/cmd
+test-compose: bin/docker-compose ## Compose on a real Docker Engine, one of its own when none answers: up, pay, restarts, scale, down.
 	tests/compose/with-docker tests/compose/check
+
+bin/docker-compose: tests/compose/go.mod
+	cd tests/compose && CGO_ENABLED=0 go build -o $(CURDIR)/$@ github.com/docker/compose/v2/cmd
 
 fuzz: ## Fuzz every decoder of outside bytes, each for FUZZTIME.
 	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
