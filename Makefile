@@ -11,6 +11,7 @@ compose  = $(COMPOSE) -f compose/compose.yaml
 
 # What make run wrote while it runs here; without it, psql and topics look at Compose.
 RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
+AXE         := axe-core@4.14.1
 
 # The race detector needs a C compiler. Without one the tests run all the same, and say so.
 ifneq ($(shell command -v $${CC:-cc} 2>/dev/null),)
@@ -18,7 +19,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-compose fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-browser test-compose fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -71,6 +72,9 @@ test-compose: bin/docker-compose ## Compose on a real Docker Engine, one of its 
 
 bin/docker-compose: tests/compose/go.mod
 	cd tests/compose && CGO_ENABLED=0 go build -o $(CURDIR)/$@ github.com/docker/compose/v2/cmd
+test-browser: ## The web page in a real Chromium (and npm, for axe-core); pictures in tests/browser/out.
+	npm install --silent --no-audit --no-fund --no-save --prefix bin/axe $(AXE)
+	PGW_TEST_BROWSER=$(or $(CHROMIUM),$(shell command -v chromium)) PGW_TEST_AXE=$(CURDIR)/bin/axe/node_modules/axe-core/axe.min.js go test $(RACE) -count=1 ./tests/browser
 
 fuzz: ## Fuzz every decoder of outside bytes, each for FUZZTIME.
 	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -49,6 +49,8 @@ type runCommand struct {
 	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
 	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
+	GrafanaURL  string   `env:"GRAFANA_URL" help:"Where the page links to for dashboards."`
+	TraceURL    string   `env:"TRACE_URL" help:"Where the page links to for a payment's trace, with {trace} for its id."`
 	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
 
 	GatewayPort  int `env:"PGW_GATEWAY_PORT" default:"18080" help:"Ports are on loopback; 0 takes any."`
@@ -98,7 +100,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir}
+	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.GrafanaURL, Trace: c.TraceURL}}
 	if err := envconfig.Process("", &sys.access); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -183,6 +185,7 @@ type system struct {
 	keys      event.Keyring
 	access    access.Config
 	dataDir   string
+	links     allinone.Links
 	listeners map[string]net.Listener
 	closers   []func() error
 
@@ -252,7 +255,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Log: s.log,
+		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
 	}); err != nil {
 		return err
 	}

@@ -13,9 +13,9 @@ const every = 5000; // ms, between looks at balances, price and payments
 
 let last; // the newest payment that was settled in this tab
 
-// pay sends one payment and shows all of it.
+// pay sends one payment, shows all of it, and gives the answer.
 async function pay(payment) {
-  if (form.isBusy()) return;
+  if (form.isBusy()) return null;
   form.busy(true);
   journey.begin();
   outcome.showRequest(payment);
@@ -29,9 +29,9 @@ async function pay(payment) {
   form.busy(false);
   // A payment that is decided is done with its key; one that is not keeps it, so that trying again can't pay twice.
   if (payment.idempotency_key === $('idempotency').value && !undecided(answer) && answer.http_status !== 400) form.renewKey();
-  if (answer.http_status === 400) form.explain(answer.message);
   outcome.showBalances(before, await form.balances(...accounts));
   look();
+  return answer;
 }
 
 // look reads anew what others may change too.
@@ -39,10 +39,12 @@ function look() {
   return Promise.allSettled([form.refresh(), recent.refresh()]);
 }
 
-$('pay').addEventListener('submit', (event) => {
+$('pay').addEventListener('submit', async (event) => {
   event.preventDefault();
   const fields = form.isBusy() ? null : form.read();
-  if (fields) pay(newPayment(fields));
+  if (!fields) return;
+  const answer = await pay(newPayment(fields));
+  if (answer?.http_status === 400) form.explain(answer.message);
 });
 
 journey.show();

@@ -52,7 +52,7 @@ export const parties = () => ({sender_id: value('sender'), receiver_id: value('r
 
 // explain puts what the gateway says of a field at the field.
 export function explain(message) {
-  const id = fields[/^(\w+): /.exec(message ?? '')?.[1]];
+  const id = fields[/^\w+/.exec(message ?? '')?.[0]];
   if (!id) return;
   complain(id, t('problem.request', {text: message}));
   $(id).focus();

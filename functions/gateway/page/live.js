@@ -85,7 +85,7 @@ function line(values, top) {
     const x = 240 * (points - values.length + i) / (points - 1);
     path += `${path && values[i - 1] !== undefined ? 'L' : 'M'}${x.toFixed(1)} ${(62 - 60 * Math.min(1, value / top)).toFixed(1)}`;
   });
-  return path;
+  return path && `${path}l0 0`; // a lone point is a dot
 }
 
 function draw(sample) {

@@ -4,7 +4,7 @@ import {get} from './api.js';
 import {$, make} from './dom.js';
 import {traceLink, words} from './outcome.js';
 import {settled, undecided} from './payment.js';
-import {duration, exactTime, money, price, rupiah, t, time} from './words.js';
+import {between, duration, exactTime, money, price, rupiah, t, time} from './words.js';
 
 const page = 10;
 const keep = 50; // refusals of this tab
@@ -130,7 +130,7 @@ function detail(p) {
       [t('detail.rate'), p.rate && p.rate_time && price(p.rate)], [t('detail.rate_time'), p.rate_time && exactTime(p.rate_time)]),
     ...times.length ? [make('h3', {}, t('detail.times')), make('ol', {class: 'times'}, ...times.map(([label, when], i) => make('li', {},
       make('span', {}, t(label)), make('time', {datetime: when}, exactTime(when)),
-      make('small', {}, i ? t('detail.after', {ms: duration(Math.max(0, new Date(when) - new Date(times[i - 1][1])))}) : ''))))] : [],
+      make('small', {}, i ? t('detail.after', {ms: duration(Math.max(0, between(times[i - 1][1], when)))}) : ''))))] : [],
     list([t('detail.key'), code(p.idempotency_key)], [t('detail.ref'), code(p.ref)], [t('detail.rule_set'), code(p.rule_set)],
       [t('detail.deadline'), !p.decided_at && p.deadline && exactTime(p.deadline)], [t('detail.trace'), trace]),
     ...p.events ? [make('h3', {}, t('detail.events')), make('dl', {class: 'facts'}, ...p.events.flatMap((e) => [make('dt', {}, e.type), make('dd', {}, code(e.id))]))] : [],

@@ -51,13 +51,22 @@ export function duration(ms) {
 
 const clock = new Intl.DateTimeFormat(language, {hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23'});
 const day = new Intl.DateTimeFormat(language, {day: 'numeric', month: 'short'});
-const exact = new Intl.DateTimeFormat(language, {dateStyle: 'medium', timeStyle: 'medium'});
+const exact = new Intl.DateTimeFormat(language, {
+  year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3, hourCycle: 'h23',
+});
 
 // time writes when something was: the clock's time, and the day if it was not today.
 export function time(at) {
   const then = new Date(at);
   const today = then.toDateString() === new Date().toDateString();
   return today ? clock.format(then) : `${day.format(then)}, ${clock.format(then)}`;
+}
+
+// between gives the milliseconds from one time to another: those of the API are exact to the microsecond, Date is not.
+export const between = (from, to) => millis(to) - millis(from);
+
+function millis(at) {
+  return Date.parse(at) + Number(`0.${/\.\d{3}(\d+)/.exec(at)?.[1] ?? 0}`);
 }
 
 export const exactTime = (at) => exact.format(new Date(at));

@@ -52,12 +52,16 @@ type Config struct {
 	Access      access.Config           // who may come in; everybody when zero
 	Origins     []string                // whose pages may use the API
 	Callers     *rpc.Callers            // who may call over the network; everybody when nil
+	Links       Links
 	Log         *slog.Logger
 
 	// Faults between functions, for tests; nil where there are none.
 	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
 	Publish func(Publisher) Publisher
 }
+
+// Links of the page to what may run beside the system; empty where it does not.
+type Links struct{ Grafana, Trace string }
 
 // Publisher is how functions publish.
 type Publisher interface {
@@ -122,7 +126,7 @@ func New(cfg Config) (*System, error) {
 	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
 	door, err := gateway.New(gateway.Config{
 		AnswerIn: cfg.AnswerIn, MinWaiting: minWaiting, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
-		Access: cfg.Access, Origins: cfg.Origins,
+		Access: cfg.Access, Origins: cfg.Origins, GrafanaURL: cfg.Links.Grafana, TraceURL: cfg.Links.Trace,
 	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway"))
 	if err != nil {
 		return nil, err

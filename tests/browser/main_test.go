@@ -1,0 +1,389 @@
+// Package browser tests the web page in a real Chromium, against pgw run: as whoever tries pgw out meets it. Every
+// test ends by adding the ledger up, and takes pictures of what it saw: out/ has them, to be looked at.
+package browser
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/rpc"
+	"pgw/tests/processes"
+)
+
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+const (
+	patience = 20 * time.Second // for what must happen, and does so in milliseconds
+	start    = 90 * time.Second
+	traces   = "http://traces.invalid/trace/{trace}"
+	grafana  = "http://grafana.invalid/d/pgw"
+)
+
+// suite is one pgw run and one browser, for all tests.
+type suite struct {
+	url     string
+	wallet  walletv1.AdminClient
+	conn    *pgx.Conn
+	browser context.Context
+	axe     string // the source of axe-core
+}
+
+func newSuite(t *testing.T) *suite {
+	chromium := os.Getenv("PGW_TEST_BROWSER")
+	if chromium == "" {
+		t.Skip("PGW_TEST_BROWSER is not set: make test-browser sets it")
+	}
+	axe, err := os.ReadFile(os.Getenv("PGW_TEST_AXE"))
+	if err != nil {
+		t.Fatalf("PGW_TEST_AXE names axe-core's axe.min.js: %v", err)
+	}
+	s := &suite{axe: string(axe)}
+	s.run(t)
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium))
+	if os.Geteuid() == 0 {
+		options = append(options, chromedp.NoSandbox) // Chromium refuses to have one as root
+	}
+	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(cancel)
+	browser, cancel := chromedp.NewContext(allocator)
+	t.Cleanup(cancel)
+	if err := chromedp.Do(browser); err != nil {
+		t.Fatal(err)
+	}
+	s.browser = browser
+	return s
+}
+
+// run starts pgw run on a database of the test's own. When it ends, pgw reconcile proves it.
+func (s *suite) run(t *testing.T) {
+	dir := t.TempDir()
+	pgw, err := processes.Build(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &processes.Output{}
+	database := embeddedtest.Postgres(t)
+	command := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(pgw, args...)
+		cmd.Env = append(os.Environ(), "PGW_DATA_DIR="+dir, "GRAFANA_URL="+grafana, "TRACE_URL="+traces)
+		for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+			cmd.Env = append(cmd.Env, "PGW_"+name+"_PORT=0")
+		}
+		cmd.Stdout, cmd.Stderr = out, out
+		return cmd
+	}
+	cmd := command("run", "--database-url", database)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := command("reconcile").Run(); err != nil {
+			t.Errorf("pgw reconcile: %v: %s", err, out)
+		}
+		cmd.Process.Signal(syscall.SIGINT)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("pgw run ended with %v: %s", err, out)
+		}
+	})
+	var at struct {
+		Gateway string `json:"gateway_url"`
+		Wallet  string `json:"wallet_addr"`
+		Risk    string `json:"risk_addr"`
+	}
+	for deadline := time.Now().Add(start); ; time.Sleep(50 * time.Millisecond) {
+		if text, err := os.ReadFile(filepath.Join(dir, "run.json")); err == nil && json.Unmarshal(text, &at) == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("pgw run is not ready: %s", out)
+		}
+	}
+	s.url = at.Gateway
+	if s.conn, err = pgx.Connect(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.conn.Close(context.Background()) })
+	wallet, err := rpc.Dial(at.Wallet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { wallet.Close() })
+	s.wallet = walletv1.NewAdminClient(wallet)
+	risk, err := rpc.Dial(at.Risk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer risk.Close()
+	// The rules of the seeds, without chance.
+	none, least := uint32(0), int64(1000)
+	if _, err := riskv1.NewAdminClient(risk).SeedRules(t.Context(), &riskv1.SeedRulesRequest{
+		MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none, BlockedAccounts: []string{"ACC013"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// accounts opens a sender and a receiver for one test, each with a million rupiah.
+func (s *suite) accounts(t *testing.T) (sender, receiver string) {
+	t.Helper()
+	name := strings.ToUpper(strings.ReplaceAll(t.Name()[strings.LastIndex(t.Name(), "/")+1:], "_", "-"))
+	sender, receiver = name+"-A", name+"-B"
+	if _, err := s.wallet.SeedAccounts(t.Context(), &walletv1.SeedAccountsRequest{Accounts: []*walletv1.AccountSeed{
+		{AccountId: sender, Owner: "Ayu", Balance: 1_000_000}, {AccountId: receiver, Owner: "Bima", Balance: 1_000_000},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	return sender, receiver
+}
+
+func (s *suite) balance(t *testing.T, id string) (balance int64) {
+	t.Helper()
+	if err := s.conn.QueryRow(t.Context(), `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, id).Scan(&balance); err != nil {
+		t.Fatal(err)
+	}
+	return balance
+}
+
+// look is how the page is looked at.
+type look struct {
+	url           string // another front door; empty: the gateway
+	language      string // empty: en-US
+	width, height int64  // 0: 1280 by 900
+	dark          bool
+	still         bool // prefers reduced motion
+}
+
+// tab is one page in a browser profile of its own.
+type tab struct {
+	*suite
+	t   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex
+	console  []string
+	expected []string // what the console may say: parts of it
+}
+
+// open opens the page and waits until it is ready. When the test ends, the console must have been silent, and the
+// ledger adds up.
+func (s *suite) open(t *testing.T, l look) *tab {
+	t.Helper()
+	if l.url == "" {
+		l.url = s.url
+	}
+	if l.language == "" {
+		l.language = "en-US"
+	}
+	if l.width == 0 {
+		l.width, l.height = 1280, 900
+	}
+	ctx, cancel := chromedp.NewContext(s.browser, chromedp.WithNewBrowserContext())
+	p := &tab{suite: s, t: t, ctx: ctx}
+	messages := chromedp.Console(ctx)
+	go func() {
+		for m, err := range messages {
+			if err != nil {
+				return
+			}
+			p.mu.Lock()
+			p.console = append(p.console, fmt.Sprintf("%s: %s (%s:%d)", m.Type, m.Text, m.URL, m.Line))
+			p.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		if t.Failed() {
+			p.shot("failed-" + t.Name()[strings.LastIndex(t.Name(), "/")+1:])
+		}
+		cancel()
+		p.checkConsole()
+		sum, err := db.ReadSum(context.Background(), s.conn)
+		if err == nil {
+			err = sum.Err()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	features := []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}
+	if l.dark {
+		features[0].Value = "dark"
+	}
+	if l.still {
+		features = append(features, &emulation.MediaFeature{Name: "prefers-reduced-motion", Value: "reduce"})
+	}
+	agent, err := chromedp.Run(ctx, chromedp.Evaluate[string](`navigator.userAgent`))
+	if err == nil {
+		_, err = chromedp.Call(ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: agent, AcceptLanguage: l.language})
+	}
+	if err == nil {
+		_, err = chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: features})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.do(chromedp.EmulateViewport(l.width, l.height), chromedp.Navigate(l.url))
+	return p
+}
+
+func (p *tab) ready() *tab {
+	p.t.Helper()
+	p.until("the page is ready", `document.documentElement.dataset.ready === 'true'`)
+	return p
+}
+
+// expect lets the console say something.
+func (p *tab) expect(text string) { p.expected = append(p.expected, text) }
+
+func (p *tab) checkConsole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+said:
+	for _, text := range p.console {
+		for _, part := range p.expected {
+			if strings.Contains(text, part) {
+				continue said
+			}
+		}
+		p.t.Errorf("the console says %s", text)
+	}
+}
+
+func (p *tab) do(steps ...chromedp.Action[chromedp.Void]) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *tab) click(selector string) {
+	p.t.Helper()
+	p.do(chromedp.Click(selector))
+}
+
+// fill types a value in place of what stands there.
+func (p *tab) fill(selector, value string) {
+	p.t.Helper()
+	eval[bool](p, fmt.Sprintf(`(() => { const e = document.querySelector(%q); e.focus(); e.select(); return true; })()`, selector))
+	p.do(chromedp.KeyEvent(cmp.Or(value, kb.Delete)))
+}
+
+func eval[T any](p *tab, expression string) T {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+	if err != nil {
+		p.t.Fatalf("%.200s: %v", expression, err)
+	}
+	return value
+}
+
+func (p *tab) text(selector string) string {
+	p.t.Helper()
+	return eval[string](p, fmt.Sprintf(`document.querySelector(%q).innerText`, selector))
+}
+
+// until waits for a condition.
+func (p *tab) until(what, condition string) {
+	p.t.Helper()
+	deadline := time.Now().Add(patience)
+	for !eval[bool](p, "!!("+condition+")") {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("not within %s: %s; the outcome says %q", patience, what, p.text("#outcome"))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// says waits until an element says something.
+func (p *tab) says(selector, text string) {
+	p.t.Helper()
+	p.until(fmt.Sprintf("%s says %q", selector, text), fmt.Sprintf(`document.querySelector(%q).innerText.replaceAll('\xa0', ' ').includes(%q)`, selector, text))
+}
+
+// form fills it in.
+func (p *tab) form(sender, receiver, amount, currency string) {
+	p.t.Helper()
+	p.fill("#sender", sender)
+	p.fill("#receiver", receiver)
+	p.fill("#amount", amount)
+	p.do(chromedp.SetValue("#currency", currency))
+	eval[bool](p, `document.getElementById('currency').dispatchEvent(new Event('change', {bubbles: true}))`)
+}
+
+// shot takes a picture of the whole page, for people.
+func (p *tab) shot(name string) {
+	p.t.Helper()
+	if err := os.MkdirAll("out", 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
+	if err == nil {
+		err = os.WriteFile(filepath.Join("out", name+".png"), picture, 0o644)
+	}
+	if err != nil {
+		p.t.Error(err)
+	}
+}
+
+// fits tells that nothing is wider than the window.
+func (p *tab) fits() {
+	p.t.Helper()
+	wide := eval[[]string](p, `[...document.querySelectorAll('body *')].filter((e) => e.getClientRects().length && !e.closest('.unseen, .skip, svg, pre')
+		&& e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.tagName + '.' + e.className + '#' + e.id)`)
+	if width := eval[int](p, `document.documentElement.scrollWidth`); len(wide) > 0 || width > eval[int](p, `innerWidth`) {
+		p.t.Errorf("%d wide, wider than the window: %v", width, wide)
+	}
+}
+
+// accessible has axe-core look at the page as it is now.
+func (p *tab) accessible(where string) {
+	p.t.Helper()
+	// By the protocol and not by the page: its policy stays as it is.
+	eval[bool](p, p.axe+`; true`)
+	found := eval[[]struct {
+		ID, Impact, Help string
+		Nodes            []struct {
+			HTML           string
+			FailureSummary string
+		}
+	}](p, `axe.run(document, {resultTypes: ['violations']}).then((r) => r.violations)`)
+	for _, v := range found {
+		report := p.t.Logf
+		if v.Impact == "serious" || v.Impact == "critical" {
+			report = p.t.Errorf
+		}
+		for _, n := range v.Nodes {
+			report("%s: %s, %s: %s\n%s\n%s", where, v.Impact, v.ID, v.Help, n.HTML, n.FailureSummary)
+		}
+	}
+}
+
+// statusText is what the console says of an answer that is no success.
+func statusText(code int) string {
+	return fmt.Sprintf("the server responded with a status of %d (%s)", code, http.StatusText(code))
+}

@@ -1,0 +1,497 @@
+package browser
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+)
+
+func TestPage(t *testing.T) {
+	s := newSuite(t)
+	t.Run("pay", s.testPay)
+	t.Run("replay", s.testReplay)
+	t.Run("refusals", s.testRefusals)
+	t.Run("fields", s.testFields)
+	t.Run("crowd", s.testCrowd)
+	t.Run("languages", s.testLanguages)
+	t.Run("phone", s.testPhone)
+	t.Run("dark", s.testDark)
+	t.Run("keyboard", s.testKeyboard)
+	t.Run("live", s.testLive)
+	t.Run("filter", s.testFilter)
+	t.Run("key", s.testKey)
+	t.Run("cut", s.testCut)
+	t.Run("undecided", s.testUndecided)
+}
+
+// The whole way of a payment, as a person follows it.
+func (s *suite) testPay(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.accessible("at first")
+	p.shot("light")
+	p.form(sender, receiver, "10", "USD")
+	p.says("#quote", "IDR 155,000")
+	p.says("#rate", "1 USD = IDR 15,500")
+	p.says("#sender-balance", "IDR 1,000,000 to spend")
+	p.says("#send", "Pay USD 10.00")
+	key := eval[string](p, `document.getElementById('idempotency').value`)
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+	p.says("#next", "200 · SUCCESS · committed")
+	p.says("#balances", "845,000")
+	if s.balance(t, sender) != 845_000 || s.balance(t, receiver) != 1_155_000 {
+		t.Errorf("%d and %d are left", s.balance(t, sender), s.balance(t, receiver))
+	}
+	for _, want := range []string{sender + "\tIDR 1,000,000\tIDR 845,000", receiver + "\tIDR 1,000,000\tIDR 1,155,000"} {
+		if got := strings.ReplaceAll(p.text("#balances"), "\u00a0", " "); !strings.Contains(got, want) {
+			t.Errorf("balances %q lack %q", got, want)
+		}
+	}
+	// Each stage has its time, and its place.
+	for _, bar := range eval[[]struct {
+		Name, MS    string
+		Left, Width float64
+	}](p, `[...document.querySelectorAll('#stages li:not([hidden])')].map((li) => {
+		const bar = li.querySelector('i').getBoundingClientRect(), track = li.querySelector('.track').getBoundingClientRect();
+		return {Name: li.querySelector('.name').innerText, MS: li.querySelector('.ms').innerText, Left: (bar.left - track.left) / track.width, Width: bar.width / track.width};
+	})`) {
+		if !regexp.MustCompile(`^[\d.,]+ m?s$`).MatchString(bar.MS) || bar.Left < -0.01 || bar.Left+bar.Width > 1.01 {
+			t.Errorf("stage %+v", bar)
+		}
+	}
+	if total := p.text("#way-total"); !strings.HasSuffix(total, "in all") {
+		t.Errorf("total %q", total)
+	}
+	if eval[string](p, `document.getElementById('idempotency').value`) == key {
+		t.Error("the next payment would have the same key")
+	}
+	p.says("#payments li", sender)
+	p.accessible("after a payment")
+	p.shot("light-paid")
+
+	// The list's first is this one; its details are the ledger's.
+	p.click("#payments li:first-child button")
+	p.says("#detail", key)
+	p.says("#detail", "pgw.payment.result.v1")
+	p.says("#detail", "IDR 15,500")
+	link := eval[string](p, `document.querySelector('#detail a').href`)
+	if !regexp.MustCompile(`^http://traces\.invalid/trace/[0-9a-f]{32}$`).MatchString(link) {
+		t.Errorf("trace link %q", link)
+	}
+	p.accessible("details")
+	p.shot("light-detail")
+	p.do(chromedp.KeyEvent(kb.Escape))
+	p.until("the dialog is closed, and the focus back", `!document.getElementById('detail').open && document.activeElement.closest('#payments')`)
+	if href := eval[string](p, `document.querySelector('.top nav li:last-child a').href`); href != grafana {
+		t.Errorf("Grafana is at %q", href)
+	}
+}
+
+// The same again, from the outcome and from the case: the first answer, and nothing moves.
+func (s *suite) testReplay(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.form(sender, receiver, "5000", "IDR")
+	p.click(`[data-case="again"]`)
+	p.says("#outcome", "Already settled")
+	if s.balance(t, sender) != 999_000 {
+		t.Errorf("one payment of 1,000 left %d", s.balance(t, sender))
+	}
+	p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+	p.click("#next button")
+	p.says("#outcome", "Already settled: nothing moved this time.")
+	p.says("#next", "200 · SUCCESS_REPLAY · duplicate_idempo")
+	p.says("#balances", "994,000")
+	if s.balance(t, sender) != 994_000 {
+		t.Errorf("%d are left", s.balance(t, sender))
+	}
+	p.shot("replay")
+}
+
+func (s *suite) testRefusals(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.form(sender, receiver, "1000", "IDR")
+	for name, want := range map[string][2]string{
+		"funds":    {"Not enough funds.", "insufficient_funds"},
+		"risk":     {"Risk says no: both accounts are the same.", "risk_same_party"},
+		"currency": {"This currency is not known, or has no rate.", "unsupported_currency"},
+	} {
+		p.click(`[data-case="` + name + `"]`)
+		p.says("#next", want[1])
+		p.says("#outcome", want[0])
+		p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+		p.shot("refused-" + name)
+	}
+	p.expect(statusText(http.StatusNotFound)) // of the accounts that are not there
+	for _, tc := range []struct{ sender, receiver, amount, want string }{
+		{"NOBODY", receiver, "1000", "The sender's account does not exist."},
+		{sender, "NOBODY", "1000", "The receiver's account does not exist."},
+		{"ACC004", receiver, "1000", "The sender's account is blocked."},
+		{sender, "ACC004", "1000", "The receiver's account is blocked."},
+		{sender, "ACC013", "1000", "Risk says no: one of the accounts is on its list."},
+		{sender, receiver, "999", "Risk says no: the amount is below the minimum."},
+		{"ACC001", receiver, "1000000001", "Risk says no: the amount is above the maximum."},
+	} {
+		p.form(tc.sender, tc.receiver, tc.amount, "IDR")
+		p.click("#send")
+		p.says("#outcome", tc.want)
+		p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+	}
+	p.says("#sender-balance", "to spend")
+	p.says("#payments", "Refused, not recorded")
+	p.click("#payments li:first-child button")
+	p.says("#detail", "nothing of it is recorded")
+	p.do(chromedp.KeyEvent(kb.Escape))
+
+	// A key that another payment has.
+	p.form(sender, receiver, "1000", "IDR")
+	key := eval[string](p, `document.getElementById('idempotency').value`)
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+	p.form(sender, receiver, "2000", "IDR")
+	p.fill("#idempotency", key)
+	p.click("#send")
+	p.says("#outcome", "This key belongs to another payment.")
+	if got := s.balance(t, sender) + s.balance(t, receiver); got != 2_000_000 || s.balance(t, sender) != 999_000 {
+		t.Errorf("%d are left with the sender, %d with both", s.balance(t, sender), got)
+	}
+}
+
+// What is filled in wrongly is told at its field, and nothing is sent.
+func (s *suite) testFields(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.expect(statusText(http.StatusBadRequest)) // of the quote that is too large
+	p.form(sender, receiver, "10", "USD")
+	for amount, want := range map[string]string{
+		"": "Please fill this in.", "ten": "Write a number", "1,000": "separators of thousands", "1.000.000": "separators of thousands",
+		"1.2345": "USD has 2 decimal places.", "0": "more than zero", "0.00": "more than zero", "-5": "Write a number", "99999999999999999": "The gateway answered",
+	} {
+		p.fill("#amount", amount)
+		p.click("#send")
+		p.says("#amount-problem", want)
+		p.until("the field has the focus, and is called invalid", `document.activeElement.id === 'amount' && document.activeElement.getAttribute('aria-invalid') === 'true'`)
+	}
+	p.accessible("with an error")
+	p.shot("invalid")
+	p.fill("#amount", "1.5")
+	p.fill("#sender", " ")
+	p.click("#send")
+	p.says("#sender-problem", "Please fill this in.")
+	if s.balance(t, sender) != 1_000_000 {
+		t.Error("something was paid")
+	}
+	p.click("#pick")
+	p.until("two accounts are picked", `/^ACC/.test(document.getElementById('sender').value) && document.getElementById('sender-problem').textContent === ''`)
+	before := eval[[]string](p, `['sender', 'receiver'].map((id) => document.getElementById(id).value)`)
+	p.click("#swap")
+	if after := eval[[]string](p, `['receiver', 'sender'].map((id) => document.getElementById(id).value)`); fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("swapped %v, got %v", before, after)
+	}
+}
+
+func (s *suite) testCrowd(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.form(sender, receiver, "1000", "IDR")
+	p.click(`[data-case="crowd"]`)
+	p.says("#crowd-result", "100 settled, 0 refused")
+	p.says("#crowd-result", "The sender has IDR 100,000 less: exactly 100 × IDR 1,000. It adds up.")
+	if s.balance(t, sender) != 900_000 || s.balance(t, receiver) != 1_100_000 {
+		t.Errorf("%d and %d are left", s.balance(t, sender), s.balance(t, receiver))
+	}
+	if n := eval[int](p, `document.querySelectorAll('#crowd-cells .good').length`); n != 100 {
+		t.Errorf("%d cells are good", n)
+	}
+	p.accessible("after a hundred")
+	p.shot("crowd")
+}
+
+func (s *suite) testLanguages(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{language: "id-ID,id,en"}).ready()
+	if lang := eval[string](p, `document.documentElement.lang`); lang != "id" {
+		t.Errorf("the page is in %q", lang)
+	}
+	p.says("h1", "Kirim pembayaran dan ikuti sampai tuntas.")
+	p.form(sender, receiver, "1,50", "USD")
+	p.says("#quote", "Rp 23.250")
+	p.click("#send")
+	p.says("#outcome", "Tuntas.")
+	p.says("#balances", "Rp 976.750")
+	p.accessible("in Indonesian")
+	p.shot("indonesian")
+	p.fill("#amount", "1.500")
+	p.click("#send")
+	p.says("#amount-problem", "pemisah ribuan")
+
+	p.click(`.languages a[lang="en"]`)
+	p.until("the page is in English", `document.documentElement.lang === 'en' && document.documentElement.dataset.ready`)
+	p.says("h1", "Send a payment and watch it settle.")
+	if s.balance(t, sender) != 976_750 {
+		t.Errorf("%d are left", s.balance(t, sender))
+	}
+}
+
+func (s *suite) testPhone(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	for name, l := range map[string]look{"phone": {width: 360, height: 740}, "phone-dark": {width: 360, height: 740, dark: true, language: "id"}} {
+		p := s.open(t, l).ready()
+		p.fits()
+		p.form(sender, receiver, "1000", "IDR")
+		p.click("#send")
+		p.until("it is settled", `document.querySelector('#outcome.good')`)
+		p.until("balances are shown", `!document.getElementById('balances').hidden`)
+		p.fits()
+		p.accessible(name)
+		p.shot(name)
+		p.click(`[data-case="crowd"]`)
+		p.until("a hundred are answered", `document.querySelector('#crowd-result .title')`)
+		p.fits()
+		p.click("#payments li:first-child button")
+		p.until("details are shown", `document.getElementById('detail').open && document.querySelector('#detail .times')`)
+		p.fits()
+		p.accessible(name + ", details")
+		p.shot(name + "-detail")
+	}
+}
+
+func (s *suite) testDark(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{dark: true}).ready()
+	if ground := eval[string](p, `getComputedStyle(document.body).backgroundColor`); ground != "rgb(15, 18, 20)" {
+		t.Errorf("the ground is %s", ground)
+	}
+	p.accessible("dark, at first")
+	p.form(sender, receiver, "10", "USD")
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+	p.until("balances are shown", `!document.getElementById('balances').hidden`)
+	p.accessible("dark, after a payment")
+	p.shot("dark")
+	p.click(`[data-case="funds"]`)
+	p.says("#outcome", "Not enough funds.")
+	p.accessible("dark, refused")
+	p.click("#payments li:first-child button")
+	p.until("details are shown", `document.getElementById('detail').open`)
+	p.accessible("dark, details")
+	p.shot("dark-detail")
+}
+
+// From the first key to the outcome without a pointer, and with the motion that the person has switched off.
+func (s *suite) testKeyboard(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{still: true}).ready()
+	focus := func() string { return eval[string](p, `document.activeElement.id || document.activeElement.className`) }
+	// reach goes on by Tab until a field has the focus; each stop on the way is to be seen.
+	reach := func(id string) {
+		for range 30 {
+			p.do(chromedp.KeyEvent(kb.Tab))
+			if !eval[bool](p, `(() => { const e = document.activeElement, s = getComputedStyle(e); return e !== document.body && parseFloat(s.outlineWidth) >= 2 && s.outlineStyle !== 'none'; })()`) {
+				t.Errorf("%s has the focus, and nothing shows it", focus())
+			}
+			if focus() == id {
+				return
+			}
+		}
+		t.Fatalf("Tab does not reach %s", id)
+	}
+	reach("skip")
+	p.do(chromedp.KeyEvent(kb.Enter))
+	reach("sender")
+	write := func(text string) {
+		p.do(chromedp.KeyEvent("a", chromedp.KeyModifiers(chromedp.ModifierCtrl)), chromedp.KeyEvent(text))
+	}
+	write(sender)
+	reach("receiver")
+	write(receiver)
+	reach("amount")
+	write("2")
+	reach("currency")
+	p.do(chromedp.KeyEvent("SGD"))
+	p.says("#quote", "IDR 23,200")
+	reach("send")
+	p.do(chromedp.KeyEvent(kb.Enter))
+	p.says("#outcome", "Settled.")
+	if focus() != "send" {
+		t.Errorf("the focus went to %s", focus())
+	}
+	if role := eval[string](p, `document.getElementById('outcome').getAttribute('role')`); role != "status" {
+		t.Errorf("the outcome is announced as %q", role)
+	}
+	if s.balance(t, sender) != 1_000_000-23_200 {
+		t.Errorf("%d are left", s.balance(t, sender))
+	}
+	if moving := eval[int](p, `document.getAnimations().length`); moving != 0 {
+		t.Errorf("%d things move", moving)
+	}
+}
+
+// The panel shows what the gateway counts.
+func (s *suite) testLive(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.until("the metrics have been read", `document.querySelectorAll('#live-outcomes b').length === 4`)
+	settled := eval[string](p, `document.querySelector('#live-outcomes .settled b').textContent`)
+	p.form(sender, receiver, "1000", "IDR")
+	p.click(`[data-case="crowd"]`)
+	p.says("#crowd-result", "100 settled")
+	p.until("a hundred more are counted", fmt.Sprintf(`Number(document.querySelector('#live-outcomes .settled b').textContent.replaceAll(',', '')) >= %s + 100`, strings.ReplaceAll(settled, ",", "")))
+	p.until("rate and latency are drawn", `document.querySelector('#rate-chart .line').getAttribute('d') && document.querySelector('#latency-chart .line:last-child').getAttribute('d')`)
+	p.until("p50 and p99 are told", `['live-p50', 'live-p99'].every((id) => /^[\d.]+\s(ms|s)$/.test(document.getElementById(id).textContent))`)
+	p.shot("live")
+}
+
+func (s *suite) testFilter(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	p := s.open(t, look{}).ready()
+	p.form(sender, receiver, "1000", "IDR")
+	p.click(`[data-case="crowd"]`)
+	p.says("#crowd-result", "100 settled")
+	p.form(receiver, "ACC002", "1500", "IDR")
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+
+	p.fill("#filter-account", receiver)
+	p.do(chromedp.KeyEvent(kb.Enter))
+	p.says("#recent-count", "10 shown")
+	shown := func() int { return eval[int](p, `document.querySelectorAll('#payments li').length`) }
+	for page := 2; page <= 10; page++ {
+		p.click("#older")
+		p.until("ten more", fmt.Sprintf(`document.querySelectorAll('#payments li').length === %d`, 10*page))
+		if !eval[bool](p, fmt.Sprintf(`document.activeElement.closest('li') === document.querySelectorAll('#payments li')[%d]`, 10*(page-1))) {
+			t.Error("the focus is not at the first of the new ones")
+		}
+	}
+	p.click("#older")
+	p.until("all 101 are shown", `document.querySelectorAll('#payments li').length === 101 && document.getElementById('older').hidden`)
+	if n := eval[int](p, `new Set([...document.querySelectorAll('#payments [data-ref]')].map((e) => e.dataset.ref)).size`); n != 101 {
+		t.Errorf("%d different ones are shown", n)
+	}
+	p.do(chromedp.SetValue("#filter-status", "FAILED"))
+	eval[bool](p, `document.getElementById('filter-status').dispatchEvent(new Event('change', {bubbles: true}))`)
+	p.says("#recent-count", "None yet.")
+	if shown() != 0 {
+		t.Errorf("%d are shown", shown())
+	}
+}
+
+// front is a gateway with something before it.
+func (s *suite) front(t *testing.T, before func(w http.ResponseWriter, r *http.Request) (done bool)) string {
+	target, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !before(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// Where a key is wanted, the person is asked for it, and then everything goes on.
+func (s *suite) testKey(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	url := s.front(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasPrefix(r.URL.Path, "/api/") || r.Header.Get("X-API-Key") == "the right one" {
+			return false
+		}
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusUnauthorized)
+		io.WriteString(w, `{"type":"about:blank","title":"Unauthorized","status":401}`)
+		return true
+	})
+	p := s.open(t, look{url: url})
+	p.expect(statusText(http.StatusUnauthorized))
+	p.until("the key is asked for", `document.activeElement.id === 'key-input'`)
+	p.accessible("asking for a key")
+	p.shot("key")
+	p.do(chromedp.SendKeys("#key-input", "a wrong one\r"))
+	p.says("#key-refused", "does not accept this key")
+	p.do(chromedp.SendKeys("#key-input", "the right one\r"))
+	p.ready()
+	p.form(sender, receiver, "1000", "IDR")
+	p.click("#send")
+	p.says("#outcome", "Settled.")
+	if !eval[bool](p, `document.getElementById('key').hidden && sessionStorage.getItem('pgw-api-key') === 'the right one' && !location.href.includes('right')`) {
+		t.Error("the key is not kept as it should be")
+	}
+}
+
+// An answer that is lost on its way: the payment took place, and trying again does not pay again.
+func (s *suite) testCut(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	var cut atomic.Bool
+	cut.Store(true)
+	url := s.front(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost || !cut.CompareAndSwap(true, false) {
+			return false
+		}
+		resp, err := http.Post(s.url+r.URL.Path, "application/json", r.Body)
+		if err != nil {
+			t.Error(err)
+		} else {
+			resp.Body.Close()
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "event: stage\ndata: {\"stage\":\"fx\",\"ms\":0.1}\n\n")
+		http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	p := s.open(t, look{url: url}).ready()
+	p.expect("net::ERR_INCOMPLETE_CHUNKED_ENCODING")
+	p.form(sender, receiver, "1000", "IDR")
+	key := eval[string](p, `document.getElementById('idempotency').value`)
+	p.click("#send")
+	p.says("#outcome", "No answer came.")
+	p.shot("no-answer")
+	if now := eval[string](p, `document.getElementById('idempotency').value`); now != key {
+		t.Errorf("the key has changed from %s to %s", key, now)
+	}
+	p.click("#next button")
+	p.says("#outcome", "Already settled")
+	if s.balance(t, sender) != 999_000 {
+		t.Errorf("%d are left", s.balance(t, sender))
+	}
+}
+
+// A payment that is not decided in time: the page says when it will be, and shows what is known.
+func (s *suite) testUndecided(t *testing.T) {
+	sender, receiver := s.accounts(t)
+	url := s.front(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost {
+			return false
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "event: stage\ndata: {\"stage\":\"wait\",\"ms\":5000}\n\nevent: answer\ndata: {\"http_status\":504,\"status\":\"FAILED\","+
+			"\"reason\":\"queue_timeout\",\"ref\":\"\",\"deadline\":\"2026-11-24T10:00:00Z\"}\n\n")
+		return true
+	})
+	p := s.open(t, look{url: url}).ready()
+	p.expect(statusText(http.StatusNotFound)) // the ledger has not seen it
+	p.form(sender, receiver, "1000", "IDR")
+	p.click("#send")
+	p.says("#outcome", "Not decided yet.")
+	p.says("#next", "504 · FAILED · queue_timeout")
+	p.says("#stages", "5.00 s")
+	p.accessible("undecided")
+	p.click("#next button:last-of-type")
+	p.says("#detail", "The ledger has no payment of this key")
+}
