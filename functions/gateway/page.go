@@ -90,7 +90,6 @@ func newPage(grafanaURL, traceURL string) *page {
 func (p *page) index(w http.ResponseWriter, r *http.Request) {
 	_, best := language.MatchStrings(p.matcher, r.URL.Query().Get("lang"), r.Header.Get("Accept-Language"))
 	w.Header().Set("Vary", "Accept-Language")
-	w.Header().Set("Content-Security-Policy", policy)
 	p.indexes[best].serve(w, r)
 }
 
@@ -109,6 +108,7 @@ func (f file) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", f.kind)
 	h.Set("ETag", f.etag)
 	h.Set("Cache-Control", "no-cache")
+	h.Set("Content-Security-Policy", policy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.body))

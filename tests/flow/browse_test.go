@@ -1,0 +1,215 @@
+package flow
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// get reads JSON, and gives the status.
+func (s *system) get(path string, into any) int {
+	s.t.Helper()
+	resp, err := http.Get(s.url + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	want := "application/json"
+	if resp.StatusCode != http.StatusOK {
+		want = "application/problem+json"
+	}
+	if kind := resp.Header.Get("Content-Type"); kind != want {
+		s.t.Errorf("%s: %s: %s", path, resp.Status, kind)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		s.t.Fatalf("%s: %v", path, err)
+	}
+	return resp.StatusCode
+}
+
+type streamed struct {
+	stages []string
+	answer struct {
+		HTTPStatus          int `json:"http_status"`
+		Status, Reason, Ref string
+	}
+}
+
+// stream pays and reads the events of the answer.
+func (s *system) stream(body string) (got streamed) {
+	s.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, s.url+"/api/payments", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
+		s.t.Fatalf("%s %s", resp.Status, resp.Header.Get("Content-Type"))
+	}
+	var event string
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), ": ")
+		switch {
+		case name == "event":
+			event = value
+		case name == "data" && event == "stage":
+			var stage struct {
+				Stage string
+				MS    *float64
+			}
+			if err := json.Unmarshal([]byte(value), &stage); err != nil || stage.MS == nil || *stage.MS < 0 {
+				s.t.Errorf("stage %s: %v", value, err)
+			}
+			got.stages = append(got.stages, stage.Stage)
+		case name == "data" && event == "answer":
+			if err := json.Unmarshal([]byte(value), &got.answer); err != nil {
+				s.t.Error(err)
+			}
+		}
+	}
+	return got
+}
+
+func TestAPaymentIsStreamed(t *testing.T) {
+	s := start(t, options{})
+	got := s.stream(body("streamed", "A", "B", "USD", 10))
+	if want := []string{"fx", "wallet", "risk", "publish", "queue", "reserve", "commit", "settle", "return", "total"}; !slices.Equal(got.stages, want) {
+		t.Errorf("stages %v", got.stages)
+	}
+	if a := got.answer; a.HTTPStatus != 200 || a.Status != "SUCCESS" || a.Reason != "committed" || len(a.Ref) != 36 {
+		t.Errorf("answer %+v", a)
+	}
+	if again := s.expect(s.pay("streamed", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo"); again.Ref != got.answer.Ref {
+		t.Errorf("refs %q and %q", got.answer.Ref, again.Ref)
+	}
+	// Errors are told the same way, with the status that they have.
+	for text, want := range map[string]string{
+		"{":                                      "400 FAILED bad_json",
+		body("streamed", "A", "B", "USD", 11):    "422 FAILED idempotency_mismatch",
+		body("poor", "A", "B", "IDR", 2e9):       "200 FAILED insufficient_funds",
+		body("unknown", "A", "B", "XXQ", 1):      "400 FAILED unsupported_currency",
+		body("streamed", "A", "B", "USD", 10.00): "200 SUCCESS_REPLAY duplicate_idempo",
+	} {
+		got := s.stream(text)
+		if a := got.answer; fmt.Sprintf("%d %s %s", a.HTTPStatus, a.Status, a.Reason) != want || got.stages[len(got.stages)-1] != "total" {
+			t.Errorf("%s: %+v", text, got)
+		}
+	}
+}
+
+func TestAccountsQuotesAndCurrencies(t *testing.T) {
+	s := start(t, options{})
+	var account struct {
+		ID       string `json:"account_id"`
+		Balance  int64  `json:"balance_idr"`
+		Currency string
+		Status   any // a number in a problem's body
+	}
+	if code := s.get("/api/accounts/A", &account); code != 200 || account.ID != "A" || account.Balance != 1_000_000_000 || account.Currency != "IDR" || account.Status != "ACTIVE" {
+		t.Errorf("account A: %d %+v", code, account)
+	}
+	for path, want := range map[string]int{"/api/accounts/NOBODY": 404, "/api/accounts/" + strings.Repeat("x", 65): 400, "/api/accounts/a%0Ab": 400} {
+		if code := s.get(path, &account); code != want {
+			t.Errorf("%s: %d, want %d", path, code, want)
+		}
+	}
+
+	for query, want := range map[string]string{
+		"currency=USD&amount=10":    "200 10.00 155000 15500",
+		"currency=JPY&amount=2":     "200 2 206 103.25", // half to even
+		"currency=KWD&amount=1.234": "200 1.234 62255 50450",
+		"currency=IDR&amount=5":     "200 5 5 1",
+		"currency=SEK&amount=1":     "404  0 ",
+		"currency=XXQ&amount=1":     "400  0 ",
+		"currency=USD&amount=1.001": "400  0 ",
+		"currency=USD&amount=-1":    "400  0 ",
+		"currency=USD&amount=0":     "400  0 ",
+		"currency=USD&amount=":      "400  0 ",
+		"amount=1":                  "400  0 ",
+	} {
+		var quote struct {
+			Amount, Rate string
+			AmountIDR    int64 `json:"amount_idr"`
+		}
+		code := s.get("/api/quotes?"+query, &quote)
+		if got := fmt.Sprint(code, " ", quote.Amount, " ", quote.AmountIDR, " ", quote.Rate); got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
+	}
+
+	var list struct {
+		Currencies []struct {
+			Currency, Rate string
+			Digits         int
+		}
+	}
+	s.get("/api/currencies", &list)
+	if got := fmt.Sprint(list.Currencies); got != "[{IDR 1 0} {JPY 103.25 0} {KWD 50450 3} {SGD 11600 2} {USD 15500 2}]" {
+		t.Errorf("currencies: %s", got)
+	}
+}
+
+func TestPaymentsAreListed(t *testing.T) {
+	s := start(t, options{})
+	for i, to := range []string{"B", "C", "B"} {
+		s.expect(s.pay(fmt.Sprint("p", i), "A", to, "USD", 10), "200 SUCCESS committed")
+	}
+	s.expect(s.pay("refused at the door", "A", "B", "IDR", 2e9), "200 FAILED insufficient_funds")
+
+	type list struct {
+		Payments []struct {
+			Key    string `json:"idempotency_key"`
+			Status string
+			Amount string
+		}
+		Next        string `json:"next_before"`
+		SearchLimit int    `json:"search_limit"`
+	}
+	keys := func(query url.Values) (keys []string) {
+		for {
+			var page list
+			if code := s.get("/api/payments?"+query.Encode(), &page); code != 200 || page.SearchLimit == 0 {
+				t.Fatalf("%v: %d %+v", query, code, page)
+			}
+			for _, p := range page.Payments {
+				keys = append(keys, p.Key)
+				if p.Status != "SUCCESS" || p.Amount != "10.00" {
+					t.Errorf("%+v", p)
+				}
+			}
+			if page.Next == "" {
+				return keys
+			}
+			query.Set("before", page.Next)
+		}
+	}
+	for query, want := range map[string]string{
+		"": "p2 p1 p0", "limit=1": "p2 p1 p0", "limit=2": "p2 p1 p0", "account=B": "p2 p0", "account=B&limit=1": "p2 p0", "account=C": "p1",
+		"status=SUCCESS": "p2 p1 p0", "status=FAILED": "", "status=PENDING": "", "account=A&status=SUCCESS&limit=100": "p2 p1 p0",
+	} {
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(keys(values), " "); got != want {
+			t.Errorf("%q: %q, want %q", query, got, want)
+		}
+	}
+	for _, query := range []string{"limit=101", "limit=0", "limit=-1", "limit=many", "before=yesterday", "status=MAYBE", "account=" + strings.Repeat("x", 65)} {
+		var problem struct{ Detail string }
+		field, _, _ := strings.Cut(query, "=")
+		if code := s.get("/api/payments?"+query, &problem); code != 400 || !strings.Contains(problem.Detail, field) {
+			t.Errorf("%s: %d %+v", query, code, problem)
+		}
+	}
+}
