@@ -4,6 +4,7 @@
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
+AXE         := axe-core@4.14.1
 
 # Or COMPOSE="env DOCKER_BUILDKIT=1 docker-compose", which is 1.29.
 COMPOSE ?= docker compose
@@ -11,7 +12,6 @@ compose  = $(COMPOSE) -f compose/compose.yaml
 
 # What make run wrote while it runs here; without it, psql and topics look at Compose.
 RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
-AXE         := axe-core@4.14.1
 
 # The race detector needs a C compiler. Without one the tests run all the same, and say so.
 ifneq ($(shell command -v $${CC:-cc} 2>/dev/null),)
@@ -72,6 +72,7 @@ test-compose: bin/docker-compose ## Compose on a real Docker Engine, one of its 
 
 bin/docker-compose: tests/compose/go.mod
 	cd tests/compose && CGO_ENABLED=0 go build -o $(CURDIR)/$@ github.com/docker/compose/v2/cmd
+
 test-browser: ## The web page in a real Chromium (and npm, for axe-core); pictures in tests/browser/out.
 	npm install --silent --no-audit --no-fund --no-save --prefix bin/axe $(AXE)
 	PGW_TEST_BROWSER=$(or $(CHROMIUM),$(shell command -v chromium)) PGW_TEST_AXE=$(CURDIR)/bin/axe/node_modules/axe-core/axe.min.js go test $(RACE) -count=1 ./tests/browser
