@@ -21,9 +21,11 @@ import (
 	"github.com/cloudevents/sdk-go/v2/binding"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	oteltrace "go.opentelemetry.io/otel/trace"
 
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/trace"
 )
 
 const (
@@ -317,10 +319,25 @@ type deliverer struct {
 	metrics *sourceMetrics
 }
 
+// startTrace begins the span of a delivery. The event carries the trace that it was made in; the sink is told of the
+// delivery's own span by HTTP's header, as Knative does.
+func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Span) {
+	made := http.Header{"Traceparent": m.header["Ce-Traceparent"], "Tracestate": m.header["Ce-Tracestate"]}
+	ctx, span := trace.Start(trace.Extract(ctx, trace.Header(made)), "deliver "+m.header.Get("Ce-Type"), trace.Consumer)
+	m.header = m.header.Clone()
+	trace.InjectHeader(ctx, m.header)
+	return ctx, span
+}
+
 // settle returns nil when the event's offset may be committed.
-func (d *deliverer) settle(ctx context.Context, m message) error {
+func (d *deliverer) settle(ctx context.Context, m message) (err error) {
+	if trace.On() {
+		traced, span := startTrace(ctx, &m)
+		defer func() { trace.End(span, err) }()
+		ctx = traced
+	}
 	begun := time.Now()
-	_, err := d.poster.post(ctx, m)
+	_, err = d.poster.post(ctx, m)
 	d.metrics.seconds.Observe(time.Since(begun).Seconds())
 	if err == nil {
 		d.metrics.delivered.Inc()

@@ -15,6 +15,7 @@ import (
 
 	"pgw/shared/event"
 	"pgw/shared/payment"
+	"pgw/shared/trace"
 )
 
 const (
@@ -142,6 +143,7 @@ func (g *Gateway) relayResult(ctx context.Context, replica string, e cloudevents
 		return err
 	}
 	req.Header.Set(relayedHeader, "1")
+	trace.InjectHeader(ctx, req.Header)
 	resp, err := g.relay.Do(req)
 	if err != nil {
 		return err

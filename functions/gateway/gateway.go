@@ -27,6 +27,7 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
+	"pgw/shared/trace"
 )
 
 // Config of the function.
@@ -327,6 +328,8 @@ func (g *Gateway) publishRequest(ctx context.Context, r payment.Request) error {
 // await waits for a flight's result. follows tells that another request of the same payment was first.
 func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follows bool, took *stages) reply {
 	begun := time.Now()
+	_, span := trace.Start(ctx, "await result", trace.Internal)
+	defer span.End()
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -377,10 +380,15 @@ type stageTime struct {
 func (t stageTime) millis() float64 { return float64(t.took.Microseconds()) / 1000 }
 
 func (g *Gateway) stage(s *stages, name string, took time.Duration) {
+	g.stageOf(context.Background(), s, name, took)
+}
+
+// stageOf is stage with ctx's trace as an exemplar.
+func (g *Gateway) stageOf(ctx context.Context, s *stages, name string, took time.Duration) {
 	// Two machines' clocks may disagree by more than a stage takes.
 	took = max(took, 0)
 	s.times = append(s.times, stageTime{name, took})
-	g.metrics.stages.WithLabelValues(name).Observe(took.Seconds())
+	trace.Observe(ctx, g.metrics.stages.WithLabelValues(name), took.Seconds())
 	if s.tell != nil {
 		s.tell(stageTime{name, took})
 	}

@@ -82,7 +82,7 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	}
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
 	out.stages.tell = tell
-	g.stage(&out.stages, "total", time.Since(begun))
+	g.stageOf(r.Context(), &out.stages, "total", time.Since(begun))
 
 	body := answer{Status: out.Status, Reason: out.Reason, Ref: out.Ref, Message: out.message}
 	if !out.deadline.IsZero() {

@@ -26,6 +26,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/trace"
 )
 
 const (
@@ -85,6 +86,11 @@ func (c runCommand) Run(ctx context.Context) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	slog.SetDefault(log)
+	stop, err := trace.Setup(ctx, "pgw", log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	function.CollectLess()
 
 	unlock, err := c.lockDataDir()

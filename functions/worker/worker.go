@@ -21,6 +21,7 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
+	"pgw/shared/trace"
 )
 
 // Config of the function.
@@ -121,7 +122,7 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 		Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet,
 		AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
 	})
-	w.stages.WithLabelValues("settle").Observe(time.Since(begun).Seconds())
+	trace.Observe(ctx, w.stages.WithLabelValues("settle"), time.Since(begun).Seconds())
 	if code := status.Code(err); code == codes.InvalidArgument || code == codes.FailedPrecondition {
 		return fmt.Errorf("%w: settle %s: %w", event.ErrRefused, r.Key, err)
 	}
@@ -142,6 +143,6 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 	}
 	begun = time.Now()
 	err = w.publish.Publish(ctx, w.cfg.Kafka.ResultTopic, r.Key, result)
-	w.stages.WithLabelValues("publish").Observe(time.Since(begun).Seconds())
+	trace.Observe(ctx, w.stages.WithLabelValues("publish"), time.Since(begun).Seconds())
 	return err
 }

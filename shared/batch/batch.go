@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"pgw/shared/trace"
 )
 
 // ErrFull means that the queue's bound is reached: the caller should be told to try again later.
@@ -46,6 +48,7 @@ type Batcher[C, R any] struct {
 	lanes sync.WaitGroup
 
 	metrics *metrics // nil: nothing is measured
+	name    string   // of its spans
 
 	mu     sync.RWMutex // held for reading while sending to queue, for writing while closing it
 	closed bool
@@ -65,7 +68,7 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	}
 	// A batch outlives the context of any one caller: the others still want it.
 	ctx, stop := context.WithCancel(context.Background())
-	b := &Batcher[C, R]{cfg: cfg, serve: serve, queue: make(chan call[C, R], cfg.Queue), stop: stop}
+	b := &Batcher[C, R]{cfg: cfg, serve: serve, queue: make(chan call[C, R], cfg.Queue), stop: stop, name: "batch " + cfg.Kind}
 	if cfg.Registerer != nil {
 		b.metrics = newMetrics(cfg, func() int { return len(b.queue) })
 	}
@@ -77,7 +80,9 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 
 // Do adds a call to the next batch and waits for its result. When ctx ends first, the call may still be
 // served.
-func (b *Batcher[C, R]) Do(ctx context.Context, value C) (R, error) {
+func (b *Batcher[C, R]) Do(ctx context.Context, value C) (_ R, err error) {
+	ctx, span := trace.Start(ctx, b.name, trace.Internal)
+	defer func() { trace.End(span, err) }()
 	c := call[C, R]{ctx: ctx, value: value, result: make(chan Result[R], 1)}
 	if b.metrics != nil {
 		c.since = time.Now()
@@ -135,7 +140,7 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 			continue
 		}
 		begun := time.Now()
-		results := b.serve(ctx, values)
+		results := b.serveTraced(ctx, calls, values)
 		if b.metrics != nil {
 			b.metrics.observe(len(calls), begun.Sub(calls[0].since), time.Since(begun))
 		}
@@ -143,6 +148,19 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 			c.result <- results[i]
 		}
 	}
+}
+
+func (b *Batcher[C, R]) serveTraced(ctx context.Context, calls []call[C, R], values []C) []Result[R] {
+	if !trace.On() {
+		return b.serve(ctx, values)
+	}
+	callers := make([]context.Context, len(calls))
+	for i, c := range calls {
+		callers[i] = c.ctx
+	}
+	ctx, span := trace.StartShared(ctx, b.name, callers)
+	defer span.End()
+	return b.serve(ctx, values)
 }
 
 // Close takes no more calls, serves those that wait, and returns when they have their results. When ctx

@@ -10,6 +10,8 @@ import (
 	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/trace"
 )
 
 // MaxBytes bounds an event's HTTP body.
@@ -56,6 +58,18 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	ctx := context.WithValue(r.Context(), headerKey{}, r.Header)
 	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
 	defer cancel()
+	if trace.On() {
+		// Whoever delivered it comes first: its span is the event's child.
+		ctx = trace.Extract(ctx, trace.Header(r.Header), extensions{e})
+		traced, span := trace.Start(ctx, "process "+e.Type(), trace.Consumer)
+		ctx = traced
+		handle := h
+		h = func(ctx context.Context, e cloudevents.Event) error {
+			err := handle(ctx, e)
+			trace.End(span, err)
+			return err
+		}
+	}
 	switch err := h(ctx, *e); {
 	case err == nil:
 		w.WriteHeader(http.StatusAccepted)

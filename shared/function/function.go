@@ -18,6 +18,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -26,6 +28,7 @@ import (
 
 	"pgw/shared/event"
 	"pgw/shared/rpc"
+	"pgw/shared/trace"
 )
 
 // Bounds of the port.
@@ -81,15 +84,18 @@ type Function struct {
 
 // InProcess gives the function's gRPC services to callers in the same process.
 func (f *Function) InProcess() grpc.ClientConnInterface {
-	measured := f.served().grpc.UnaryServerInterceptor()
-	return rpc.InProcess(f.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	measured := f.served().interceptor()
+	return rpc.InProcess(f.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+		ctx, span := trace.Start(ctx, info.FullMethod[1:], trace.Server)
+		defer func() { trace.End(span, err) }()
 		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return f.recoverPanic(ctx, req, info, next) })
 	})
 }
 
 // EventHandler takes the function's CloudEvents, for callers in the same process.
 func (f *Function) EventHandler() http.Handler {
-	return f.served().route(f.eventsPattern(), event.HTTP(f.Events, f.Log))
+	// An event's trace may stand on the event itself: its span is made where the event is read.
+	return f.served().route(f.eventsPattern(), event.HTTP(f.Events, f.Log), false)
 }
 
 func (f *Function) eventsPattern() string {
@@ -132,15 +138,19 @@ func (f *Function) Handler() http.Handler {
 
 func (f *Function) grpcServer() *grpc.Server {
 	metrics := f.served().grpc
-	unary, stream := []grpc.UnaryServerInterceptor{metrics.UnaryServerInterceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
+	unary, stream := []grpc.UnaryServerInterceptor{f.served().interceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
 	if f.Callers != nil {
 		unary, stream = append(unary, f.Callers.Unary), append(stream, f.Callers.Stream)
 	}
-	server := grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(rpc.MaxMessage),
 		grpc.ChainUnaryInterceptor(append(unary, f.recoverPanic)...),
 		grpc.ChainStreamInterceptor(stream...),
-	)
+	}
+	if trace.On() {
+		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))))
+	}
+	server := grpc.NewServer(options...)
 	f.GRPC(server)
 	healthpb.RegisterHealthServer(server, healthServer{f: f})
 	if f.Callers == nil || f.Callers.Reflection {

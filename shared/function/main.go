@@ -13,6 +13,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"pgw/shared/rpc"
+	"pgw/shared/trace"
 )
 
 // Config is what every function reads from its environment.
@@ -68,6 +69,11 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 	}
 	log := base.Log.Logger().With("function", name)
 	slog.SetDefault(log)
+	stop, err := trace.Setup(ctx, name, log)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	defer stop()
 	f, err := build(cfg, log)
 	if err != nil {
 		return err

@@ -10,6 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/common/version"
+	"google.golang.org/grpc"
+
+	"pgw/shared/trace"
 )
 
 // Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in memory to the
@@ -93,7 +96,7 @@ func (m *Mux) HandleFunc(pattern string, handler func(http.ResponseWriter, *http
 
 // Handle adds a route.
 func (m *Mux) Handle(pattern string, handler http.Handler) {
-	m.mux.Handle(pattern, m.served.route(pattern, handler))
+	m.mux.Handle(pattern, m.served.route(pattern, handler, true))
 }
 
 // ServeHTTP implements http.Handler.
@@ -104,8 +107,13 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// route measures one route's handler.
-func (s *served) route(pattern string, next http.Handler) http.Handler {
+// interceptor measures RPCs.
+func (s *served) interceptor() grpc.UnaryServerInterceptor {
+	return s.grpc.UnaryServerInterceptor(grpcprom.WithExemplarFromContext(trace.Exemplar))
+}
+
+// route measures one route's handler. traced gives it a span, too.
+func (s *served) route(pattern string, next http.Handler, traced bool) http.Handler {
 	seconds := s.seconds.WithLabelValues(pattern)
 	var counts [len(classes)]prometheus.Counter
 	for i, class := range classes {
@@ -114,8 +122,13 @@ func (s *served) route(pattern string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		answer := &answered{ResponseWriter: w, code: http.StatusInternalServerError} // of a handler that panics
+		if traced && trace.On() {
+			ctx, span := trace.Start(trace.Extract(r.Context(), trace.Header(r.Header)), pattern, trace.Server)
+			defer func() { trace.EndHTTP(span, answer.code) }()
+			r = r.WithContext(ctx)
+		}
 		defer func() {
-			seconds.Observe(time.Since(begun).Seconds())
+			trace.Observe(r.Context(), seconds, time.Since(begun).Seconds())
 			counts[min(max(answer.code/100-2, 0), len(counts)-1)].Inc()
 		}()
 		next.ServeHTTP(answer, r)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"pgw/shared/event"
+	"pgw/shared/trace"
 )
 
 // Config says where Kafka is, how to get in, and what the flow's topics are called.
@@ -176,7 +177,13 @@ func (p *Producer) settle(m *sarama.ProducerMessage, err error) {
 
 // Publish returns nil once all replicas in sync have the event. When ctx ends first, the event may still be
 // on its way. key chooses the partition.
-func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
+func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents.Event) (err error) {
+	if trace.On() {
+		traced, span := trace.Start(ctx, "publish "+topic, trace.Producer)
+		defer func() { trace.End(span, err) }()
+		ctx = traced
+		event.Trace(ctx, &e)
+	}
 	m := &sarama.ProducerMessage{Topic: topic, Key: sarama.StringEncoder(key)}
 	if err := kafka_sarama.WriteProducerMessage(ctx, binding.ToMessage(&e), m); err != nil {
 		return fmt.Errorf("encode %s for %s: %w", e.Type(), topic, err)

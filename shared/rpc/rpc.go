@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"pgw/shared/trace"
 )
 
 // MaxMessage bounds a message in bytes: 10,000 account seeds fit.
@@ -35,6 +38,9 @@ func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	}
 	if c.own != nil || c.required {
 		options = append(options, grpc.WithPerRPCCredentials(shown{c}))
+	}
+	if trace.On() {
+		options = append(options, grpc.WithStatsHandler(otelgrpc.NewClientHandler()))
 	}
 	conn, err := grpc.NewClient(addr, options...)
 	if err != nil {

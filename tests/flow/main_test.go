@@ -261,6 +261,11 @@ func (s *system) exec(sql string, args ...any) {
 // eventually waits for what other goroutines bring about.
 func (s *system) eventually(what string, check func() error) {
 	s.t.Helper()
+	eventually(s.t, what, check)
+}
+
+func eventually(t testing.TB, what string, check func() error) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := check()
@@ -268,7 +273,7 @@ func (s *system) eventually(what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("not within %s: %s: %v", patience, what, err)
+			t.Fatalf("not within %s: %s: %v", patience, what, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

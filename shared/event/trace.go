@@ -1,0 +1,31 @@
+package event
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/trace"
+)
+
+// extensions carry a trace as CloudEvents' distributed tracing extension has it.
+type extensions struct{ event *cloudevents.Event }
+
+func (x extensions) Get(name string) string {
+	text, _ := x.event.Extensions()[name].(string)
+	return text
+}
+
+func (x extensions) Set(name, value string) { x.event.SetExtension(name, value) }
+
+func (x extensions) Keys() []string { return slices.Collect(maps.Keys(x.event.Extensions())) }
+
+// Trace writes ctx's span on an event that carries none yet: the extension is of where the event was made, and
+// whoever passes it on leaves it. No signature covers it.
+func Trace(ctx context.Context, e *cloudevents.Event) {
+	if x := (extensions{e}); x.Get("traceparent") == "" {
+		trace.Inject(ctx, x)
+	}
+}
