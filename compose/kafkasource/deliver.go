@@ -336,6 +336,7 @@ func (d *deliverer) settle(ctx context.Context, m message) (err error) {
 		defer func() { trace.End(span, err) }()
 		ctx = traced
 	}
+	ctx = event.WithKey(ctx, m.header.Get("Ce-Type"), m.header.Get("Ce-Subject"))
 	begun := time.Now()
 	_, err = d.poster.post(ctx, m)
 	d.metrics.seconds.Observe(time.Since(begun).Seconds())
@@ -346,7 +347,7 @@ func (d *deliverer) settle(ctx context.Context, m message) (err error) {
 	if errors.Is(err, errAbandoned) {
 		return err
 	}
-	d.log.Warn("an event goes to the dead letters", "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"), "error", err)
+	d.log.WarnContext(ctx, "an event goes to the dead letters", "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"), "error", err)
 	for wait := time.Second; ; wait = min(2*wait, maxHold) {
 		deadErr := d.dead.put(ctx, m, d.poster.url.String(), err)
 		switch {
@@ -356,11 +357,11 @@ func (d *deliverer) settle(ctx context.Context, m message) (err error) {
 		case ctx.Err() != nil:
 			return errAbandoned
 		case d.parity:
-			d.log.Error("an event is dropped, as KafkaSource does: its dead-letter sink failed", "id", m.header.Get("Ce-Id"), "error", deadErr)
+			d.log.ErrorContext(ctx, "an event is dropped, as KafkaSource does: its dead-letter sink failed", "id", m.header.Get("Ce-Id"), "error", deadErr)
 			d.metrics.dropped.Inc()
 			return nil
 		}
-		d.log.Error("the dead-letter sink failed; the offset is held", "id", m.header.Get("Ce-Id"), "error", deadErr)
+		d.log.ErrorContext(ctx, "the dead-letter sink failed; the offset is held", "id", m.header.Get("Ce-Id"), "error", deadErr)
 		if d.poster.sleep(ctx, wait) != nil {
 			return errAbandoned
 		}

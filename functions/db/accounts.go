@@ -83,7 +83,7 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event) error {
 	}
 	_, err = d.pool.Exec(ctx, openSQL, in.AccountID, in.Owner, in.Currency, in.DailyLimitIDR, in.Status, e.Time())
 	if err != nil {
-		return fmt.Errorf("open account %s: %w", in.AccountID, err)
+		return fmt.Errorf("open account %s: %w", payment.Masked(in.AccountID), err)
 	}
 	return nil
 }
@@ -100,17 +100,17 @@ func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) error {
 	id := e.Source() + "#" + e.ID()
 	tag, err := d.pool.Exec(ctx, fundSQL, id, in.AccountID, in.AmountIDR, in.Note)
 	if err != nil {
-		return fmt.Errorf("fund account %s: %w", in.AccountID, err)
+		return fmt.Errorf("fund account %s: %w", payment.Masked(in.AccountID), err)
 	}
 	if tag.RowsAffected() == 1 {
 		return nil
 	}
 	var known bool
 	if err := d.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fundings WHERE funding_id = $1)`, id).Scan(&known); err != nil {
-		return fmt.Errorf("fund account %s: %w", in.AccountID, err)
+		return fmt.Errorf("fund account %s: %w", payment.Masked(in.AccountID), err)
 	}
 	if !known {
-		return fmt.Errorf("fund account %s: %w", in.AccountID, ErrNoAccount)
+		return fmt.Errorf("fund account %s: %w", payment.Masked(in.AccountID), ErrNoAccount)
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	reason := payment.Reason(in.Reason)
 	if !reason.Known() {
 		// Earlier callers write sentences; the set is closed.
-		d.log.InfoContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
+		d.log.DebugContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
 		reason = payment.CallerRolledBack
 	}
 	got, err := d.ledger.finish(ctx, Finish{ReservationID: id, RollBack: reason})

@@ -126,7 +126,7 @@ func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome str
 	if elsewhere && event.Header(ctx).Get(relayedHeader) == "" {
 		if err := g.relayResult(ctx, result.ReplyTo, e); err != nil {
 			// One try: that replica may be gone, and its client with it.
-			g.log.InfoContext(ctx, "a result could not be relayed", "idempotency_key", result.Key, "error", err)
+			g.log.InfoContext(ctx, "a result could not be relayed", "error", err)
 			return "relay_failed", nil
 		}
 		return "relayed", nil

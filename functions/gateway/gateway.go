@@ -254,6 +254,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	r.AcceptedAt = g.now().UTC()
 	r.Deadline = r.AcceptedAt.Add(payment.DecideWithin)
 	r.AttemptID = uuid.Must(uuid.NewV7()).String()
+	ctx = trace.WithKey(ctx, r.Key)
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.AnswerIn)
 	defer cancel()
 
@@ -279,7 +280,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	switch refusal.stages = took; {
 	case err != nil:
 		// Whether it is a retry is not known, so neither is the answer.
-		g.log.WarnContext(ctx, "a refusal could not be checked", "idempotency_key", r.Key, "error", err)
+		g.log.WarnContext(ctx, "a refusal could not be checked", "error", err)
 		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: "try again with the same key", stages: took}
 	case !known:
 		return refusal
@@ -304,7 +305,7 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took
 		// With ctx over, the request may still be on its way: that is a timeout.
 		if ctx.Err() == nil {
 			g.metrics.publish.WithLabelValues("error").Inc()
-			g.log.ErrorContext(ctx, "publish a payment request", "idempotency_key", r.Key, "error", err)
+			g.log.ErrorContext(ctx, "publish a payment request", "error", err)
 			g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
 			return reply{Outcome: payment.Decline(payment.QueuePublishError), message: "the payment was not sent; try again with the same key", stages: *took}
 		}

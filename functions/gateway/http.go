@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
+	"pgw/shared/trace"
 )
 
 // maxBody bounds a payment's JSON.
@@ -83,6 +85,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
 	out.stages.tell = tell
 	g.stageOf(r.Context(), &out.stages, "total", time.Since(begun))
+	// At thousands a second a line for each is for those who look for something; the counters above tell the rest.
+	if g.log.Enabled(r.Context(), slog.LevelDebug) {
+		g.log.DebugContext(trace.WithKey(r.Context(), request.Key), "answered",
+			"status", string(out.Status), "reason", string(out.Reason), "ref", out.Ref, "took", time.Since(begun))
+	}
 
 	body := answer{Status: out.Status, Reason: out.Reason, Ref: out.Ref, Message: out.message}
 	if !out.deadline.IsZero() {
@@ -286,7 +293,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
 		return
 	default:
-		g.log.WarnContext(r.Context(), "look up a payment", "error", err)
+		g.log.WarnContext(trace.WithKey(r.Context(), key), "look up a payment", "error", err)
 		writeProblem(w, http.StatusBadGateway, "The ledger can't be asked now", "Try again.")
 		return
 	}

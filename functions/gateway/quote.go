@@ -45,7 +45,7 @@ func (g *Gateway) quote(ctx context.Context, r *payment.Request, took *stages) v
 	if no.reason == "" {
 		read := <-accounts
 		g.stage(took, "wallet", read.took)
-		no = g.checkAccounts(read, *r)
+		no = g.checkAccounts(ctx, read, *r)
 	}
 	if riskTook > 0 {
 		g.stage(took, "risk", riskTook)
@@ -103,7 +103,7 @@ func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string) par
 	return p
 }
 
-func (g *Gateway) checkAccounts(p parties, r payment.Request) verdict {
+func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Request) verdict {
 	no := func(reason payment.Reason, message string) verdict {
 		g.metrics.wallet.WithLabelValues(string(reason)).Inc()
 		return verdict{reason, message, true}
@@ -122,7 +122,7 @@ func (g *Gateway) checkAccounts(p parties, r payment.Request) verdict {
 			return no(side.unknown, "there is no such account")
 		case side.err != nil:
 			g.metrics.wallet.WithLabelValues("error").Inc()
-			return g.unreachable(context.Background(), payment.WalletUnavailable, side.err)
+			return g.unreachable(ctx, payment.WalletUnavailable, side.err)
 		case side.account.Status == "BLOCKED":
 			return no(side.blocked, "the account is blocked")
 		}

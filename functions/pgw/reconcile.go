@@ -14,6 +14,7 @@ import (
 
 	"pgw/functions/pgw/reconcile"
 	"pgw/shared/function"
+	"pgw/shared/payment"
 )
 
 // reconcileCommand proves the books. Its exit code is 0 when all is well, 1 when something is not as it must
@@ -193,6 +194,6 @@ func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger
 	}
 	w.runs.WithLabelValues("breach").Inc()
 	for _, b := range report.Breaches[:min(len(report.Breaches), 20)] {
-		log.Error("the books do not agree", "check", b.Check, "idempotency_key", b.Payment, "account", b.Account, "problem", b.Problem)
+		log.Error("the books do not agree", "check", b.Check, "idempotency_key", b.Payment, "account", payment.Masked(b.Account), "problem", b.Problem)
 	}
 }

@@ -84,7 +84,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("LOG_LEVEL: %w", err)
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	log := function.LogConfig{Level: level, Format: "text"}.Logger()
 	slog.SetDefault(log)
 	stop, err := trace.Setup(ctx, "pgw", log)
 	if err != nil {

@@ -58,6 +58,7 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	ctx := context.WithValue(r.Context(), headerKey{}, r.Header)
 	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
 	defer cancel()
+	ctx = WithKey(ctx, e.Type(), e.Subject())
 	if trace.On() {
 		// Whoever delivered it comes first: its span is the event's child.
 		ctx = trace.Extract(ctx, trace.Header(r.Header), extensions{e})
@@ -74,13 +75,13 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	case err == nil:
 		w.WriteHeader(http.StatusAccepted)
 	case errors.Is(err, ErrSignature):
-		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		log.WarnContext(ctx, "event refused", "type", e.Type(), "id", e.ID(), "error", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
 	case Refused(err):
-		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		log.WarnContext(ctx, "event refused", "type", e.Type(), "id", e.ID(), "error", err)
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
-		log.WarnContext(r.Context(), "event put off", "type", e.Type(), "id", e.ID(), "error", err)
+		log.WarnContext(ctx, "event put off", "type", e.Type(), "id", e.ID(), "error", err)
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}

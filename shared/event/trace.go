@@ -10,6 +10,15 @@ import (
 	"pgw/shared/trace"
 )
 
+// WithKey says which payment ctx is about, when an event of this type and subject is about one. The subject of others may be
+// an account, which no log names.
+func WithKey(ctx context.Context, eventType, subject string) context.Context {
+	if eventType == TypePaymentRequested || eventType == TypePaymentResult {
+		return trace.WithKey(ctx, subject)
+	}
+	return ctx
+}
+
 // extensions carry a trace as CloudEvents' distributed tracing extension has it.
 type extensions struct{ event *cloudevents.Event }
 

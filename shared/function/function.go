@@ -88,7 +88,7 @@ func (f *Function) InProcess() grpc.ClientConnInterface {
 	return rpc.InProcess(f.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 		ctx, span := trace.Start(ctx, info.FullMethod[1:], trace.Server)
 		defer func() { trace.End(span, err) }()
-		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return f.recoverPanic(ctx, req, info, next) })
+		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return f.call(ctx, req, info, next) })
 	})
 }
 
@@ -144,7 +144,7 @@ func (f *Function) grpcServer() *grpc.Server {
 	}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(rpc.MaxMessage),
-		grpc.ChainUnaryInterceptor(append(unary, f.recoverPanic)...),
+		grpc.ChainUnaryInterceptor(append(unary, f.call)...),
 		grpc.ChainStreamInterceptor(stream...),
 	}
 	if trace.On() {
@@ -160,7 +160,11 @@ func (f *Function) grpcServer() *grpc.Server {
 	return server
 }
 
-func (f *Function) recoverPanic(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+// call serves an RPC: its lines of log name the payment, and a panic is one answer.
+func (f *Function) call(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	if about, ok := req.(interface{ GetIdempotencyKey() string }); ok {
+		ctx = trace.WithKey(ctx, about.GetIdempotencyKey())
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			f.Log.ErrorContext(ctx, "panic", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))

@@ -35,10 +35,11 @@ type LogConfig struct {
 // Logger makes the process's logger, on standard error.
 func (c LogConfig) Logger() *slog.Logger {
 	opts := &slog.HandlerOptions{Level: c.Level}
+	var h slog.Handler = slog.NewJSONHandler(os.Stderr, opts)
 	if strings.EqualFold(c.Format, "text") {
-		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+		h = slog.NewTextHandler(os.Stderr, opts)
 	}
-	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	return slog.New(trace.Handler(h))
 }
 
 // settled is when a start is over, and the first requests with it.

@@ -162,6 +162,19 @@ func CheckID(field, id string, maxBytes int) error {
 	return nil
 }
 
+// Masked is an account's id as a log may have it: enough to know it again by, and not the whole.
+func Masked(id string) string {
+	const shown = 2
+	switch {
+	case id == "":
+		return ""
+	case len(id) < 2*shown+2:
+		return "…"
+	default:
+		return id[:shown] + "…" + id[len(id)-shown:]
+	}
+}
+
 // Account is what the rules need to know of one.
 type Account struct {
 	ID         string

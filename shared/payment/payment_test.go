@@ -172,3 +172,11 @@ func TestClampDeadline(t *testing.T) {
 		}
 	}
 }
+
+func TestMaskedHidesTheMiddle(t *testing.T) {
+	for id, want := range map[string]string{"": "", "A": "…", "ACC01": "…", "ACC001": "AC…01", "ID-4711-0815": "ID…15"} {
+		if got := Masked(id); got != want {
+			t.Errorf("Masked(%q) = %q, want %q", id, got, want)
+		}
+	}
+}

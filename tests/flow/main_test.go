@@ -30,6 +30,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/trace"
 	"pgw/tests/processes"
 )
 
@@ -118,6 +119,7 @@ type options struct {
 	serial   bool                 // not beside other tests
 	access   access.Config        // who may come in; everybody when zero
 	origins  []string             // whose pages may use the API
+	log      slog.Handler         // nil: errors go to standard error
 }
 
 func start(t testing.TB, o options) *system {
@@ -152,10 +154,13 @@ func start(t testing.TB, o options) *system {
 			t.Fatal(err)
 		}
 	}
+	if o.log == nil {
+		o.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})
+	}
 	s.System, err = allinone.New(allinone.Config{
 		Database: o.database, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
 		},

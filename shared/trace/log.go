@@ -1,0 +1,41 @@
+package trace
+
+import (
+	"context"
+	"log/slog"
+
+	"go.opentelemetry.io/otel/trace"
+)
+
+type keyOfPayment struct{}
+
+// WithKey says which payment ctx is about: its lines of log have the key.
+func WithKey(ctx context.Context, idempotencyKey string) context.Context {
+	if idempotencyKey == "" {
+		return ctx
+	}
+	return context.WithValue(ctx, keyOfPayment{}, idempotencyKey)
+}
+
+// Handler adds to each line what its context knows: the payment's idempotency key, and the trace.
+func Handler(h slog.Handler) slog.Handler { return handler{h} }
+
+type handler struct{ slog.Handler }
+
+func (h handler) Handle(ctx context.Context, r slog.Record) error {
+	if key, ok := ctx.Value(keyOfPayment{}).(string); ok {
+		r.AddAttrs(slog.String("idempotency_key", key))
+	}
+	if On() {
+		if span := trace.SpanContextFromContext(ctx); span.IsValid() {
+			r.AddAttrs(slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String()))
+		}
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return handler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h handler) WithGroup(name string) slog.Handler { return handler{h.Handler.WithGroup(name)} }

@@ -1,0 +1,60 @@
+package trace
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"testing"
+
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+)
+
+// A line has the payment's key, and the trace when there is one, whatever logger it comes by.
+func TestALineKnowsItsPaymentAndTrace(t *testing.T) {
+	line := func(ctx context.Context) map[string]any {
+		t.Helper()
+		var out bytes.Buffer
+		log := slog.New(Handler(slog.NewJSONHandler(&out, nil))).With("function", "test")
+		log.InfoContext(ctx, "hello")
+		fields := map[string]any{}
+		if err := json.Unmarshal(out.Bytes(), &fields); err != nil {
+			t.Fatal(err)
+		}
+		return fields
+	}
+	ctx := WithKey(t.Context(), "pay-1")
+	if got := line(ctx); got["idempotency_key"] != "pay-1" || got["function"] != "test" || got["trace_id"] != nil {
+		t.Errorf("%v", got)
+	}
+	if got := line(WithKey(t.Context(), "")); got["idempotency_key"] != nil {
+		t.Errorf("%v", got)
+	}
+
+	Use(sdk.NewTracerProvider())
+	t.Cleanup(func() { Use(nil) })
+	ctx, span := Start(ctx, "test", Internal)
+	got := line(ctx)
+	span.End()
+	if got["trace_id"] != span.SpanContext().TraceID().String() || got["span_id"] != span.SpanContext().SpanID().String() {
+		t.Errorf("%v", got)
+	}
+	if got := line(t.Context()); got["trace_id"] != nil {
+		t.Errorf("a line of no trace: %v", got)
+	}
+}
+
+// Off, following a payment allocates nothing.
+func TestOffCostsNothing(t *testing.T) {
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		_, span := Start(ctx, "test", Server)
+		End(span, nil)
+		Inject(ctx, nil)
+		if Exemplar(ctx) != nil {
+			t.Error("an exemplar of nothing")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -1,0 +1,91 @@
+package flow
+
+import (
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pgw/shared/event"
+	"pgw/shared/trace"
+	"pgw/tests/processes"
+)
+
+// What is logged of a payment, in every function, has its key and its trace; nothing that is logged has an account's
+// whole name, an owner's, or a key that signs.
+func TestLinesOfLogs(t *testing.T) {
+	trace.Use(sdk.NewTracerProvider())
+	t.Cleanup(func() { trace.Use(nil) })
+	out := &processes.Output{}
+	s := start(t, options{serial: true, log: slog.NewJSONHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug})})
+	const from, to, unopened = "sender-account-4711", "receiver-account-0815", "unopened-account-42"
+	s.open(1_000_000, from, to)
+
+	s.expect(s.pay("paid", from, to, "IDR", 5000), "200 SUCCESS committed")
+	s.expect(s.pay("poor", from, to, "IDR", 5_000_000), "200 FAILED insufficient_funds")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasSuffix(called, "/GetAccount") {
+				return status.Error(codes.Unavailable, "away")
+			}
+			return nil
+		}
+	})
+	s.expect(s.pay("unasked", from, to, "IDR", 5000), "502 FAILED wallet_unavailable")
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasSuffix(called, "CommitReservation") {
+				return status.Error(codes.FailedPrecondition, "never")
+			}
+			return nil
+		}
+	})
+	s.expect(s.pay("hopeless", from, to, "IDR", 5000), "200 FAILED undeliverable")
+	s.faults.set(func(f *faults) { f.rpc = nil })
+	funded, err := event.New(event.TypeAccountFunded, "early", "/bank", unopened, event.AccountFunded{AccountID: unopened, AmountIDR: 700}, time.Now())
+	if err == nil {
+		err = s.keys.Sign(&funded)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code := s.postEvent("http://"+s.Addr("db")+"/", funded); code != 503 {
+		t.Errorf("funds for an account that is not open: %d", code)
+	}
+
+	found := map[string]bool{}
+	for line := range strings.Lines(out.String()) {
+		for _, secret := range []string{from, to, unopened, "Owner of", "MDEyMzQ1Njc4OTAxMjM0"} {
+			if strings.Contains(line, secret) {
+				t.Errorf("a line names %s: %s", secret, line)
+			}
+		}
+		var fields struct {
+			Msg, Function, Reason string
+			Type                  string
+			Key                   string `json:"idempotency_key"`
+			Trace                 string `json:"trace_id"`
+		}
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		aboutPayment := fields.Msg == "answered" || fields.Msg == "a function could not be asked" || strings.HasPrefix(fields.Type, "pgw.payment.")
+		if aboutPayment && (fields.Key == "" || fields.Trace == "") {
+			t.Errorf("a line about a payment has no key, or no trace: %s", line)
+		}
+		found[strings.TrimSpace(fields.Function+" "+fields.Msg+" "+fields.Key)] = true
+	}
+	for _, want := range []string{
+		"gateway answered paid", "gateway answered poor", "gateway a function could not be asked unasked", "gateway answered unasked",
+		"worker event refused hopeless", "an event goes to the dead letters hopeless", "db event put off",
+	} {
+		if !found[want] {
+			t.Errorf("there is no line %q among %v", want, found)
+		}
+	}
+}
