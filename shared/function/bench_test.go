@@ -1,0 +1,24 @@
+package function
+
+import (
+	"log/slog"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	riskv1 "pgw/proto/gen/risk/v1"
+)
+
+// A call within the process as a function serves it: measured, and not traced.
+func BenchmarkInProcess(b *testing.B) {
+	f := &Function{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) {
+		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
+	}}
+	client := riskv1.NewRiskServiceClient(f.InProcess())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := client.Evaluate(b.Context(), &riskv1.ScoreRequest{SenderId: "A", IdempotencyKey: "key"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
