@@ -59,19 +59,10 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
 	defer cancel()
 	ctx = WithKey(ctx, e.Type(), e.Subject())
-	if trace.On() {
-		// Whoever delivered it comes first: its span is the event's child.
-		ctx = trace.Extract(ctx, trace.Header(r.Header), extensions{e})
-		traced, span := trace.Start(ctx, "process "+e.Type(), trace.Consumer)
-		ctx = traced
-		handle := h
-		h = func(ctx context.Context, e cloudevents.Event) error {
-			err := handle(ctx, e)
-			trace.End(span, err)
-			return err
-		}
-	}
-	switch err := h(ctx, *e); {
+	ctx, span := startTrace(ctx, r.Header, e)
+	err = h(ctx, *e)
+	trace.End(span, err)
+	switch {
 	case err == nil:
 		w.WriteHeader(http.StatusAccepted)
 	case errors.Is(err, ErrSignature):

@@ -3,9 +3,11 @@ package event
 import (
 	"context"
 	"maps"
+	"net/http"
 	"slices"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	oteltrace "go.opentelemetry.io/otel/trace"
 
 	"pgw/shared/trace"
 )
@@ -30,6 +32,14 @@ func (x extensions) Get(name string) string {
 func (x extensions) Set(name, value string) { x.event.SetExtension(name, value) }
 
 func (x extensions) Keys() []string { return slices.Collect(maps.Keys(x.event.Extensions())) }
+
+// startTrace begins the span of an event's handling. Whoever delivered it comes first: its span is the event's child.
+func startTrace(ctx context.Context, h http.Header, e *cloudevents.Event) (context.Context, oteltrace.Span) {
+	if !trace.On() {
+		return trace.Start(ctx, "", trace.Consumer)
+	}
+	return trace.Start(trace.Extract(ctx, trace.Header(h), extensions{e}), "process "+e.Type(), trace.Consumer)
+}
 
 // Trace writes ctx's span on an event that carries none yet: the extension is of where the event was made, and
 // whoever passes it on leaves it. No signature covers it.
