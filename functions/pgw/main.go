@@ -72,10 +72,25 @@ func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
 }
 
 type migrateCommand struct {
-	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables."`
+	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
+	Roles       bool   `help:"Make the roles pgw_owner, pgw_ledger and pgw_reader too, and give them their rights."`
+	Ledger      string `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: what db's DATABASE_URL shall be; its user is made, or gets this password."`
+	Reader      string `name:"reader-url" env:"READER_DATABASE_URL" help:"The same for fx, wallet and risk."`
 }
 
-func (c migrateCommand) Run(ctx context.Context) error { return db.Migrate(ctx, c.DatabaseURL) }
+func (c migrateCommand) Run(ctx context.Context) error {
+	if err := db.Migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
+		return err
+	}
+	var logins []db.Login
+	if c.Ledger != "" {
+		logins = append(logins, db.Login{URL: c.Ledger, Role: db.LedgerRole})
+	}
+	if c.Reader != "" {
+		logins = append(logins, db.Login{URL: c.Reader, Role: db.ReaderRole})
+	}
+	return db.Roles(ctx, c.DatabaseURL, logins...)
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

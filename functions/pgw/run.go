@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -195,7 +197,9 @@ type system struct {
 	listeners map[string]net.Listener
 	closers   []func() error
 
-	database string
+	database string             // its owner's
+	ledger   string             // db's
+	reader   string             // that of fx, wallet and risk
 	postgres *embedded.Postgres // nil when another one is used
 	kafka    kafka.Config
 	stores   []string // for the banner
@@ -232,6 +236,18 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	if err := db.Migrate(ctx, s.database); err != nil {
 		return err
 	}
+	if s.ledger, s.reader = s.database, s.database; s.postgres != nil {
+		// Each with as much right as it needs, as in production. The passwords are this run's alone.
+		var errs [2]error
+		s.ledger, errs[0] = loginAs(s.database, "pgw_db")
+		s.reader, errs[1] = loginAs(s.database, "pgw_functions")
+		if err := errors.Join(errs[:]...); err != nil {
+			return err
+		}
+		if err := db.Roles(ctx, s.database, db.Login{URL: s.ledger, Role: db.LedgerRole}, db.Login{URL: s.reader, Role: db.ReaderRole}); err != nil {
+			return err
+		}
+	}
 
 	manifests, err := allinone.Manifests()
 	if err != nil {
@@ -258,10 +274,22 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	return nil
 }
 
+// loginAs gives the URL for another user of the same database.
+func loginAs(databaseURL, user string) (string, error) {
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		return "", err
+	}
+	secret := make([]byte, 24)
+	rand.Read(secret)
+	u.User = url.UserPassword(user, hex.EncodeToString(secret))
+	return u.String(), nil
+}
+
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.database, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
+		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
 	}); err != nil {
 		return err
 	}

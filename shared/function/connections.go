@@ -41,7 +41,7 @@ type connection struct {
 	body  receiving    // of the one request that HTTP/1 has at a time
 }
 
-func newConnections(l net.Listener, max int, r prometheus.Registerer) *connections {
+func newConnections(max int, r prometheus.Registerer) *connections {
 	if max == 0 {
 		max = defaultConnections
 	}
@@ -49,7 +49,7 @@ func newConnections(l net.Listener, max int, r prometheus.Registerer) *connectio
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) == nil {
 		max = min(max, int(min(files.Cur, 1<<20))/2)
 	}
-	c := &connections{Listener: l, max: max, all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &connections{max: max, all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pgw_connections_closed_total", Help: "Connections closed because there were too many: waiting made room, refused found all others busy.",
 	}, []string{"reason"})}
 	c.closed.WithLabelValues("waiting")

@@ -75,9 +75,11 @@ type Function struct {
 	MaxConnections int
 
 	timeouts timeouts // the usual ones when zero
-	draining atomic.Bool
-	serving  sync.Once
-	metrics  *served // use served()
+	// connections are made by served()
+	connections *connections
+	draining    atomic.Bool
+	serving     sync.Once
+	metrics     *served // use served()
 
 	servingAfter atomic.Int64 // nanoseconds from the process's start
 }
@@ -232,12 +234,12 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	defer stop()
 	failed := make(chan error, 2)
 	f.servingAfter.Store(int64(time.Since(processBegan)))
-	bounded := newConnections(l, f.MaxConnections, f.Registry)
+	f.connections.Listener = l
 	go func() {
 		if server.TLSConfig = f.Callers.ServerTLS(); server.TLSConfig != nil {
-			failed <- server.ServeTLS(bounded, "", "")
+			failed <- server.ServeTLS(f.connections, "", "")
 		} else {
-			failed <- server.Serve(bounded)
+			failed <- server.Serve(f.connections)
 		}
 	}()
 	ended := make(chan struct{})

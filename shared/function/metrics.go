@@ -78,6 +78,7 @@ func (f *Function) served() *served {
 			f.metrics.grpc = grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))
 			f.Registry.MustRegister(f.metrics.grpc)
 		}
+		f.connections = newConnections(f.MaxConnections, f.Registry)
 	})
 	return f.metrics
 }

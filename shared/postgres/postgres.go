@@ -66,6 +66,7 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
+	internalError        = "XX000"
 )
 
 // Transient tells that the same transaction, run again, may well succeed: it lost against another one.
@@ -75,6 +76,25 @@ func Transient(err error) bool {
 		return true
 	}
 	return false
+}
+
+// againTimes bounds Again.
+const againTimes = 20
+
+// Again runs what changes the server's own catalogues until no other does so at the same time, which Postgres tells by
+// an internal error.
+func Again(ctx context.Context, run func() error) (err error) {
+	for n := range againTimes {
+		if err = run(); sqlState(err) != internalError {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(n+1) * 10 * time.Millisecond):
+		}
+	}
+	return err
 }
 
 // BadData tells that the statement's own values are at fault (class 22, data exception; class 23,

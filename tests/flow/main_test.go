@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/rpc"
 	"pgw/shared/trace"
 	"pgw/tests/processes"
 )
@@ -120,6 +122,7 @@ type options struct {
 	access   access.Config        // who may come in; everybody when zero
 	origins  []string             // whose pages may use the API
 	log      slog.Handler         // nil: errors go to standard error
+	callers  *rpc.Callers         // who may call over the network; everybody when nil
 }
 
 func start(t testing.TB, o options) *system {
@@ -135,7 +138,12 @@ func start(t testing.TB, o options) *system {
 		}
 	}
 	s := &system{t: t, faults: &faults{}}
-	var err error
+	// Each function with the rights that it has in production; s.conn is the owner's.
+	ledger, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
+	err := db.Roles(t.Context(), o.database, db.Login{URL: ledger, Role: db.LedgerRole}, db.Login{URL: reader, Role: db.ReaderRole})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if o.kafka == nil {
 		topics, err := processes.Topics(4)
 		if err != nil {
@@ -158,9 +166,8 @@ func start(t testing.TB, o options) *system {
 		o.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})
 	}
 	s.System, err = allinone.New(allinone.Config{
-		Database: o.database, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
-		Access: o.access, Origins: o.origins,
-		Log: slog.New(trace.Handler(o.log)),
+		Database: ledger, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
+		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
 		},
@@ -192,6 +199,16 @@ func start(t testing.TB, o options) *system {
 		s.seed()
 	}
 	return s
+}
+
+func loginTo(t testing.TB, database, user string) string {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, "of the tests")
+	return u.String()
 }
 
 // seed gives three rich accounts, the rates of the contract's examples, and rules without chance.

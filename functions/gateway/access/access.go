@@ -102,6 +102,10 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 	a := &Access{now: now, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pgw_gateway_access_total", Help: "API requests, by whether they were let in.",
 	}, []string{"outcome"})}
+	for _, outcome := range []string{"let_in", "no_credentials", "bad_key", "bad_token", "provider_unavailable", "not_allowed", "too_many", "foreign_account"} {
+		a.outcomes.WithLabelValues(outcome)
+	}
+	r.MustRegister(a.outcomes)
 	configured := cfg.KeysFile != "" || cfg.Keys != "" || cfg.Issuer != ""
 	switch cfg.Mode {
 	case Off, "":
@@ -128,10 +132,6 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 	if a.addresses, err = openAddressRate(cfg); err != nil {
 		return nil, err
 	}
-	for _, outcome := range []string{"let_in", "no_credentials", "bad_key", "bad_token", "provider_unavailable", "not_allowed", "too_many", "foreign_account"} {
-		a.outcomes.WithLabelValues(outcome)
-	}
-	r.MustRegister(a.outcomes)
 	return a, nil
 }
 

@@ -3,6 +3,7 @@
 package allinone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ var Functions = []string{"gateway", "worker", "payments", "wallet", "risk", "fx"
 // Config of a system. Migrations and topics are there already.
 type Config struct {
 	Database string
+	Reader   string // a login that only reads, for fx, wallet and risk; empty: Database
 	Kafka    kafka.Config
 	// GroupPrefix stands before each consumer group's name, where several systems share a Kafka.
 	GroupPrefix string
@@ -82,6 +84,7 @@ func Manifests() (kafkasource.Manifests, error) { return kafkasource.Load(knativ
 
 // New builds the functions and connects them.
 func New(cfg Config) (*System, error) {
+	cfg.Reader = cmp.Or(cfg.Reader, cfg.Database)
 	if cfg.AnswerIn == 0 {
 		cfg.AnswerIn = 5 * time.Second
 	}
@@ -106,17 +109,17 @@ func New(cfg Config) (*System, error) {
 		return nil, err
 	}
 	s.add(ledger)
-	rates, err := fx.New(fx.Config{DatabaseURL: cfg.Database}, s.conns["db"], rand.Float64, log("fx"))
+	rates, err := fx.New(fx.Config{DatabaseURL: cfg.Reader}, s.conns["db"], rand.Float64, log("fx"))
 	if err != nil {
 		return nil, err
 	}
 	s.add(rates)
-	accounts, err := wallet.New(wallet.Config{DatabaseURL: cfg.Database, QueueMax: queueMax}, s.conns["db"], s.conns["fx"], time.Now, log("wallet"))
+	accounts, err := wallet.New(wallet.Config{DatabaseURL: cfg.Reader, QueueMax: queueMax}, s.conns["db"], s.conns["fx"], time.Now, log("wallet"))
 	if err != nil {
 		return nil, err
 	}
 	s.add(accounts)
-	rules, err := risk.New(risk.Config{DatabaseURL: cfg.Database, Secret: cfg.RiskSecret}, s.conns["db"], time.Now, log("risk"))
+	rules, err := risk.New(risk.Config{DatabaseURL: cfg.Reader, Secret: cfg.RiskSecret}, s.conns["db"], time.Now, log("risk"))
 	if err != nil {
 		return nil, err
 	}

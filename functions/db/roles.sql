@@ -1,0 +1,41 @@
+-- Who may do what. Run after each migration, and as often as one likes, by a user that may make roles.
+--
+--   pgw_owner   owns the tables: migrations
+--   pgw_ledger  writes: db. Nothing is ever deleted; what was decided, funded or said of rates and rules is only added
+--   pgw_reader  reads: fx, wallet, risk, and people
+DO $$
+DECLARE name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['pgw_owner', 'pgw_ledger', 'pgw_reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN -- by another database of this server, just now
+            END;
+        END IF;
+    END LOOP;
+    -- Whoever migrates acts as the owner.
+    IF NOT pg_has_role(current_user, 'pgw_owner', 'MEMBER') THEN
+        EXECUTE format('GRANT pgw_owner TO %I', current_user);
+    END IF;
+    -- For all that is there, now and after later migrations.
+    EXECUTE 'GRANT USAGE, CREATE ON SCHEMA public TO pgw_owner';
+    FOR name IN SELECT c.oid::regclass::text FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND pg_get_userbyid(c.relowner) <> 'pgw_owner' LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO pgw_owner', name);
+    END LOOP;
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+END $$;
+
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, pgw_ledger, pgw_reader;
+GRANT USAGE ON SCHEMA public TO pgw_ledger, pgw_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO pgw_ledger, pgw_reader;
+
+GRANT INSERT ON wallet_accounts, fundings, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
+-- Everything of an account but its name, and whether it is the house's own.
+GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at, updated_at)
+    ON wallet_accounts TO pgw_ledger;
+-- A reservation's amount and parties never change.
+GRANT UPDATE (status, untold) ON reservations TO pgw_ledger;
+GRANT UPDATE (swept_to) ON sweep_state TO pgw_ledger;

@@ -1,0 +1,125 @@
+package db
+
+import (
+	"context"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/embedded/embeddedtest"
+)
+
+func loginTo(t *testing.T, database, user string) string {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, "it's a \"secret\" of \\ tests")
+	return u.String()
+}
+
+func connect(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+// Who takes over a function gets its rights in the database and no more: a reader writes nothing, and the ledger's own
+// login can't take back what was decided. The flows' tests run with these logins, which shows that they suffice.
+func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
+	owner := embeddedtest.Postgres(t)
+	ledger, reader := loginTo(t, owner, "pgw_test_ledger"), loginTo(t, owner, "pgw_test_reader")
+	logins := []Login{{ledger, LedgerRole}, {reader, ReaderRole}}
+	for range 2 { // as often as one likes, also after tables are the role's
+		if err := Migrate(t.Context(), owner); err != nil {
+			t.Fatal(err)
+		}
+		if err := Roles(t.Context(), owner, logins...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := connect(t, owner)
+	for _, sql := range []string{
+		`INSERT INTO wallet_accounts (account_id) VALUES ('A'), ('B')`,
+		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('f', 'A', 5)`,
+		`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
+		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', '', 'A', 'B', 5, 'IDR', 'COMMITTED', now())`,
+		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', 'A', 'B', 'IDR', 5, 'SUCCESS', 'committed')`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tables := []string{"wallet_accounts", "fundings", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions"}
+	var never []string // for either
+	for _, table := range tables {
+		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",
+			"ALTER TABLE "+table+" ADD COLUMN mine text", "ALTER TABLE "+table+" DISABLE TRIGGER ALL",
+			"CREATE TRIGGER t BEFORE UPDATE ON "+table+" EXECUTE FUNCTION suppress_redundant_updates_trigger()")
+	}
+	never = append(never,
+		`CREATE TABLE mine (a text)`, `CREATE TEMPORARY TABLE mine (a text)`, `DROP VIEW payment_history`, `CREATE ROLE mine`, `SET ROLE pgw_owner`,
+		`SET SESSION AUTHORIZATION pgw`, `COPY wallet_accounts TO PROGRAM 'cat'`, `SELECT pg_read_file('/etc/passwd')`, `ALTER ROLE pgw_owner LOGIN`,
+		`UPDATE payments SET status = 'FAILED'`, `UPDATE fundings SET amount_idr = 9`, `UPDATE fx_rates SET rate = 1`, `UPDATE risk_rules SET rules = '{}'`,
+		`UPDATE reservations SET amount_idr = 1`, `UPDATE reservations SET receiver_id = 'A'`, `UPDATE reservations SET idempotency_key = 'x'`,
+		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`)
+	onlyLedger := []string{
+		`INSERT INTO wallet_accounts (account_id) VALUES ('D')`, `UPDATE wallet_accounts SET balance_idr = balance_idr + 1`,
+		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('g', 'A', 5)`, `UPDATE reservations SET status = 'ROLLEDBACK'`,
+		`UPDATE sweep_state SET swept_to = now()`, `INSERT INTO fx_rates (rate_id, base, quote, rate) VALUES (gen_random_uuid(), 'USD', 'IDR', 1)`,
+		`SELECT * FROM wallet_accounts FOR UPDATE`,
+	}
+	for user, tc := range map[string]struct {
+		url     string
+		refused []string
+		allowed []string
+	}{
+		"reader": {reader, append(append([]string{}, never...), onlyLedger...), nil},
+		"ledger": {ledger, never, onlyLedger},
+	} {
+		as := connect(t, tc.url)
+		// What the functions' pools ask for is theirs to undo, and so is no protection.
+		if _, err := as.Exec(t.Context(), `SET default_transaction_read_only = off`); err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range append(tables, "payment_history") {
+			if _, err := as.Exec(t.Context(), "SELECT * FROM "+table); err != nil {
+				t.Errorf("%s reads %s: %v", user, table, err)
+			}
+		}
+		attempt := func(sql string) error {
+			tx, err := as.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			_, err = tx.Exec(t.Context(), sql)
+			return err
+		}
+		for _, sql := range tc.refused {
+			if err := attempt(sql); err == nil || !strings.Contains(err.Error(), "42501") { // insufficient_privilege
+				t.Errorf("%s may %s: %v", user, sql, err)
+			}
+		}
+		for _, sql := range tc.allowed {
+			if err := attempt(sql); err != nil {
+				t.Errorf("%s may not %s: %v", user, sql, err)
+			}
+		}
+	}
+	// The owner can't be made less by mistake, and a password is not told.
+	if err := Roles(t.Context(), owner, Login{owner, ReaderRole}); err == nil || !strings.Contains(err.Error(), "who makes the tables") {
+		t.Errorf("the owner as reader: %v", err)
+	}
+	if err := Roles(t.Context(), owner, Login{strings.Replace(reader, "@", "@@", 1) + "%zz", ReaderRole}); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a bad URL: %v", err)
+	}
+}
