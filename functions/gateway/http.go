@@ -29,6 +29,7 @@ import (
 const maxBody = 16 << 10
 
 func (g *Gateway) routes(mux *function.Mux) {
+	mux.None(noRoute)
 	mux.HandleFunc("POST /api/payments", g.postPayment)
 	mux.HandleFunc("GET /api/payments", g.listPayments)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
@@ -65,6 +66,9 @@ type answer struct {
 }
 
 func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
+	if !readable(w, r) {
+		return
+	}
 	begun := time.Now()
 	var tell func(stageTime)
 	var stream *eventStream

@@ -100,6 +100,21 @@ func (m *Mux) Handle(pattern string, handler http.Handler) {
 	m.mux.Handle(pattern, m.served.route(pattern, handler, true))
 }
 
+// None has an answer given to what no route takes. methods are those that the path does take; without one there is no
+// such path.
+func (m *Mux) None(answer func(w http.ResponseWriter, r *http.Request, methods []string)) {
+	m.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		m.served.requests.WithLabelValues(noRoute, "4xx").Inc()
+		var methods []string
+		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+			if _, pattern := m.mux.Handler(&http.Request{Method: method, URL: r.URL, Host: r.Host}); pattern != "/" {
+				methods = append(methods, method)
+			}
+		}
+		answer(w, r, methods)
+	})
+}
+
 // ServeHTTP implements http.Handler.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mux.ServeHTTP(w, r)
