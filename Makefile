@@ -3,6 +3,7 @@
 # Tools run by version, from the module proxy; nothing is installed.
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
+CODEGEN     := go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
 AXE         := axe-core@4.14.1
 
@@ -93,14 +94,15 @@ lint: ## Check formatting, go vet and staticcheck.
 	$(STATICCHECK) ./...
 	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
-generate: ## Make proto/gen, the seeds and the catalogue of metrics anew from their sources.
+generate: ## Make proto/gen, the HTTP client, the seeds and the catalogue of metrics anew from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate
+	$(CODEGEN) --config shared/client/oapi-codegen.yaml functions/gateway/docs/openapi.yaml
 	go run ./functions/pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv.new && mv seeds/accounts.csv.new seeds/accounts.csv
 	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl
 	go run ./functions/pgw metrics > compose/prometheus/METRICS.md.new && mv compose/prometheus/METRICS.md.new compose/prometheus/METRICS.md
 
 check-generated: generate ## Fail when what is generated is not current.
-	@test -z "$$(git status --porcelain proto/gen seeds compose/prometheus go.mod go.sum)" || { echo "not current:"; git status --short proto/gen seeds compose/prometheus go.mod go.sum; exit 1; }
+	@test -z "$$(git status --porcelain proto/gen shared/client seeds compose/prometheus go.mod go.sum)" || { echo "not current:"; git status --short proto/gen shared/client seeds compose/prometheus go.mod go.sum; exit 1; }
 
 kind-demo: kind-up knative-install image knative-deploy knative-demo ## From nothing to a settled payment on kind + Knative.
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pgw/functions/gateway/docs"
 	dbv1 "pgw/proto/gen/db/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/event"
@@ -39,6 +40,7 @@ func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
 	mux.HandleFunc("GET /{$}", g.page.index)
 	mux.HandleFunc("GET /page/{file...}", g.page.file)
+	docs.Routes(mux)
 }
 
 // httpStatus of the answers that are not 200: those that are not an outcome of the payment.

@@ -139,7 +139,7 @@ func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 		s.t.Fatal(err)
 	}
 	defer r.Close()
-	if err := r.Each(s.t.Context(), func(m *sarama.ConsumerMessage) error { all = append(all, m); return nil }); err != nil {
+	if err := r.Each(context.Background(), func(m *sarama.ConsumerMessage) error { all = append(all, m); return nil }); err != nil {
 		s.t.Fatal(err)
 	}
 	return all

@@ -36,7 +36,14 @@ import (
 	"pgw/tests/processes"
 )
 
-func TestMain(m *testing.M) { embeddedtest.Main(m) }
+func TestMain(m *testing.M) {
+	transport, err := newChecked(http.DefaultTransport)
+	if err != nil {
+		panic(err)
+	}
+	http.DefaultClient.Transport = transport
+	embeddedtest.Main(m)
+}
 
 const (
 	testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -192,6 +199,7 @@ func start(t testing.TB, o options) *system {
 	t.Cleanup(func() {
 		s.stop()
 		s.checkSum()
+		s.checkEvents()
 		s.conn.Close(context.Background())
 	})
 	s.eventually("the system is ready", func() error { return s.Ready(ctx) })
@@ -324,6 +332,7 @@ func (s *system) post(body string, headers ...string) answer {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	req.Header.Set("Content-Type", "application/json")
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}

@@ -1,0 +1,48 @@
+package docs
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The page has what the documents have, and nothing on it comes from elsewhere or runs.
+func TestPage(t *testing.T) {
+	p, err := newPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	html := string(p.html)
+	for _, part := range []*regexp.Regexp{
+		regexp.MustCompile(`(?m)^  (/\S*):$`),                // paths
+		regexp.MustCompile(`(?m)^\s+summary: ([A-Za-z ]+)$`), // operations
+		regexp.MustCompile(`(?m)^    address: (\S+)$`),       // topics
+		regexp.MustCompile(`(?m)^ +([a-z]+_[a-z_]+):\n`),     // fields
+	} {
+		found := part.FindAllStringSubmatch(string(OpenAPI)+string(AsyncAPI), -1)
+		if len(found) < 5 {
+			t.Errorf("%s finds %d in the documents", part, len(found))
+		}
+		for _, m := range found {
+			if !strings.Contains(html, ">"+m[1]+"<") {
+				t.Errorf("the page lacks %s", m[1])
+			}
+		}
+	}
+	for _, foreign := range []string{"<script", "<no value>", "ZgotmplZ", " style=", "src=", "@import"} {
+		if strings.Contains(html, foreign) {
+			t.Errorf("the page has %s", foreign)
+		}
+	}
+	for _, link := range regexp.MustCompile(`href="#([^"]*)"`).FindAllStringSubmatch(html, -1) {
+		if !strings.Contains(html, `id="`+link[1]+`"`) {
+			t.Errorf("a link to %q leads nowhere", link[1])
+		}
+	}
+	for _, left := range regexp.MustCompile("[^\n]*(?:\\*\\*|\\w\\]\\(\\w|`)[^\n]*").FindAllString(html, -1) {
+		t.Errorf("Markdown that is not made HTML: %s", left)
+	}
+	if !strings.Contains(p.policy, "default-src 'none'") || strings.Contains(p.policy, "unsafe") {
+		t.Errorf("the policy is %s", p.policy)
+	}
+}

@@ -1,0 +1,260 @@
+package docs
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v2"
+)
+
+var (
+	//go:embed page.html
+	pageHTML string
+	//go:embed page.css
+	pageCSS string
+)
+
+// page is the documents as HTML, with the policy that lets nothing in but its own style.
+type page struct {
+	html   []byte
+	policy string
+}
+
+func newPage() (page, error) {
+	var v view
+	if err := yaml.Unmarshal(OpenAPI, &v.HTTP); err != nil {
+		return page{}, fmt.Errorf("openapi.yaml: %w", err)
+	}
+	if err := yaml.Unmarshal(AsyncAPI, &v.Events); err != nil {
+		return page{}, fmt.Errorf("asyncapi.yaml: %w", err)
+	}
+	v.Style, v.Examples = template.CSS(pageCSS), readExamples(string(Examples))
+	t, err := template.New("page").Funcs(template.FuncMap{"text": text, "kind": kind, "limits": limits, "refName": refName}).Parse(pageHTML)
+	if err != nil {
+		return page{}, err
+	}
+	var out bytes.Buffer
+	if err := t.Execute(&out, v); err != nil {
+		return page{}, err
+	}
+	style := sha256.Sum256([]byte(pageCSS))
+	return page{out.Bytes(), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(style[:]) +
+		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
+}
+
+// view is what the template shows.
+type view struct {
+	HTTP     openAPI
+	Events   asyncAPI
+	Examples []codeExample
+	Style    template.CSS
+}
+
+// route is an operation and where it stands.
+type route struct {
+	Method, Path string
+	operation
+}
+
+// Routes of a tag, in the document's order.
+func (v view) Routes(tag string) (routes []route) {
+	for _, path := range v.HTTP.Paths {
+		for _, op := range path.Value {
+			if op.Value.Tags[0] == tag {
+				routes = append(routes, route{strings.ToUpper(op.Name), path.Name, op.Value})
+			}
+		}
+	}
+	return routes
+}
+
+// ID is the route's anchor.
+func (r route) ID() string {
+	return strings.ToLower(r.Method) + regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(r.Path, "-")
+}
+
+// Response is an answer, or what it refers to.
+func (v view) Response(r response) response {
+	if r.Ref != "" {
+		return v.HTTP.Components.Responses.get(refName(r.Ref))
+	}
+	return r
+}
+
+// Header likewise.
+func (v view) Header(h header) header {
+	if h.Ref != "" {
+		return v.HTTP.Components.Headers.get(refName(h.Ref))
+	}
+	return h
+}
+
+// Message that a channel refers to.
+func (v view) Message(r reference) message { return v.Events.Components.Messages.get(refName(r.Ref)) }
+
+// field is a property with its name.
+type field struct {
+	Name     string
+	Required bool
+	Schema   *schema
+}
+
+// fields of an object, with those of its parts and of what it refers to. A field that is described twice is one.
+func (s *schema) fields(of ordered[*schema]) (fields []field) {
+	if s == nil {
+		return nil
+	}
+	if s.Ref != "" {
+		return of.get(refName(s.Ref)).fields(of)
+	}
+	add := func(name string, more *schema) {
+		i := slices.IndexFunc(fields, func(f field) bool { return f.Name == name })
+		if i < 0 {
+			fields = append(fields, field{Name: name, Schema: more})
+			return
+		}
+		merged := *more
+		merged.Description = cmp.Or(more.Description, fields[i].Schema.Description)
+		fields[i].Schema = &merged
+	}
+	required := s.Required
+	for _, part := range s.AllOf {
+		for _, f := range part.fields(of) {
+			if add(f.Name, f.Schema); f.Required {
+				required = append(required[:len(required):len(required)], f.Name)
+			}
+		}
+	}
+	for _, p := range s.Properties {
+		add(p.Name, p.Value)
+	}
+	for i, f := range fields {
+		fields[i].Required = slices.Contains(required, f.Name)
+	}
+	return fields
+}
+
+// Fields of a schema of the HTTP API. Those that refer to a value of their own say in short what it is.
+func (v view) Fields(s *schema) []field {
+	fields := s.fields(v.HTTP.Components.Schemas)
+	for i, f := range fields {
+		if target := v.HTTP.Components.Schemas.get(refName(f.Schema.Ref)); target != nil && len(target.Properties) == 0 {
+			inShort := *target
+			inShort.Ref, inShort.Enum, inShort.Meanings, inShort.Pattern = f.Schema.Ref, nil, nil, ""
+			fields[i].Schema = &inShort
+		}
+	}
+	return fields
+}
+
+// EventFields of a schema of the events, with what they refer to in their place.
+func (v view) EventFields(s *schema) []field {
+	schemas := v.Events.Components.Schemas
+	fields := s.fields(schemas)
+	for i := range fields {
+		for f := &fields[i]; f.Schema.Ref != ""; {
+			if owner, name, ok := strings.Cut(strings.TrimPrefix(f.Schema.Ref, "#/components/schemas/"), "/properties/"); ok {
+				f.Schema = schemas.get(owner).Properties.get(name)
+			} else {
+				f.Schema = schemas.get(owner)
+			}
+		}
+	}
+	return fields
+}
+
+// kind says in words of what type a value is.
+func kind(s *schema) string {
+	switch {
+	case s == nil:
+		return ""
+	case s.Ref != "":
+		return refName(s.Ref)
+	case s.Const != nil:
+		return fmt.Sprintf("%q", fmt.Sprint(s.Const))
+	case len(s.OneOf) > 0 && s.Type == "":
+		var kinds []string
+		for _, one := range s.OneOf {
+			kinds = append(kinds, kind(one))
+		}
+		return strings.Join(kinds, " or ")
+	case len(s.AllOf) > 0:
+		return kind(s.AllOf[0])
+	case s.Items != nil:
+		return "array of " + kind(s.Items)
+	case s.Type == "" && len(s.Enum) > 0:
+		return "string"
+	case s.Format != "" && s.Format != "int64":
+		return s.Format
+	}
+	return s.Type
+}
+
+// limits says in words what a value must keep to.
+func limits(s *schema) string {
+	if s == nil {
+		return ""
+	}
+	var all []string
+	between := func(least, most *int64, unit string) {
+		switch {
+		case least != nil && most != nil:
+			all = append(all, fmt.Sprintf("%d to %d%s", *least, *most, unit))
+		case least != nil:
+			all = append(all, fmt.Sprintf("at least %d%s", *least, unit))
+		case most != nil:
+			all = append(all, fmt.Sprintf("at most %d%s", *most, unit))
+		}
+	}
+	between(s.MinLength, s.MaxLength, " characters")
+	between(s.Minimum, s.Maximum, "")
+	between(nil, s.MaxItems, " items")
+	if s.ExclusiveMinimum != nil {
+		all = append(all, fmt.Sprintf("more than %d", *s.ExclusiveMinimum))
+	}
+	return strings.Join(all, ", ")
+}
+
+var (
+	blankLine = regexp.MustCompile(`\n\s*\n`)
+	codeSpan  = regexp.MustCompile("`([^`]+)`")
+)
+
+// text makes HTML of a description: paragraphs and code spans are all of Markdown that the documents use.
+func text(markdown string) template.HTML {
+	var b strings.Builder
+	for _, paragraph := range blankLine.Split(strings.TrimSpace(markdown), -1) {
+		if paragraph != "" {
+			b.WriteString("<p>" + codeSpan.ReplaceAllString(template.HTMLEscapeString(paragraph), "<code>$1</code>") + "</p>")
+		}
+	}
+	return template.HTML(b.String())
+}
+
+// codeExample is one heading of examples.md, with its words and its blocks of code.
+type codeExample struct {
+	Title, Text string
+	Blocks      []string
+}
+
+var fence = regexp.MustCompile("(?ms)^```\\w*\\n(.*?)^```\\n")
+
+func readExamples(markdown string) (examples []codeExample) {
+	for _, part := range strings.Split(markdown, "\n## ")[1:] {
+		title, rest, _ := strings.Cut(part, "\n")
+		e := codeExample{Title: title, Text: fence.ReplaceAllString(rest, "")}
+		for _, block := range fence.FindAllStringSubmatch(rest, -1) {
+			e.Blocks = append(e.Blocks, block[1])
+		}
+		examples = append(examples, e)
+	}
+	return examples
+}

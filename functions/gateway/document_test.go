@@ -1,0 +1,62 @@
+package gateway
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"pgw/functions/gateway/docs"
+	"pgw/shared/payment"
+)
+
+// Reasons, and the statuses that they come with, are the same in the document and in the code.
+func TestReasonsAreThoseOfTheDocument(t *testing.T) {
+	var document struct {
+		Paths map[string]map[string]struct {
+			Responses map[string]struct {
+				Reasons []payment.Reason `json:"x-reasons"`
+			}
+		}
+		Components struct {
+			Schemas struct {
+				Reason struct {
+					Enum     []payment.Reason
+					Meanings map[payment.Reason]string `json:"x-enumDescriptions"`
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal(docs.OpenAPI, &document); err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Sorted(slices.Values(payment.Reasons))
+	reason := document.Components.Schemas.Reason
+	if got := slices.Sorted(slices.Values(reason.Enum)); !slices.Equal(got, all) {
+		t.Errorf("the document has the reasons %q, the code %q", got, all)
+	}
+	if got := slices.Sorted(maps.Keys(reason.Meanings)); !slices.Equal(got, all) {
+		t.Errorf("the document explains %q of %q", got, all)
+	}
+	told := map[payment.Reason]int{}
+	for code, response := range document.Paths["/api/payments"]["post"].Responses {
+		for _, r := range response.Reasons {
+			if told[r] != 0 {
+				t.Errorf("%s comes with %d and with %s", r, told[r], code)
+			}
+			told[r], _ = strconv.Atoi(code)
+		}
+	}
+	for _, r := range all {
+		want, ok := httpStatus[r]
+		if !ok {
+			want = http.StatusOK
+		}
+		if told[r] != want {
+			t.Errorf("%s comes with %d by the document, with %d by the code", r, told[r], want)
+		}
+	}
+}
