@@ -4,6 +4,9 @@
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
 CODEGEN     := go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
+CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+REDOCLY     := npx --yes @redocly/cli@2.30.0
+VULNCHECK   := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
 AXE         := axe-core@4.14.1
 
@@ -20,7 +23,8 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-browser test-compose fuzz chaos lint generate check-generated bench bench-go profile grow overload clean \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-browser test-compose fuzz chaos \
+	lint vulncheck sbom licenses lint-docs generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -93,6 +97,21 @@ lint: ## Check formatting, go vet and staticcheck.
 	go vet ./...
 	$(STATICCHECK) ./...
 	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
+
+lint-docs: ## Hold openapi.yaml and asyncapi.yaml against their specifications (npx).
+	REDOCLY_TELEMETRY=off $(REDOCLY) lint --extends=minimal functions/gateway/docs/openapi.yaml functions/gateway/docs/asyncapi.yaml
+
+vulncheck: ## Look for known vulnerabilities in what the binary calls; says so when the database can't be reached.
+	@out=$$($(VULNCHECK) ./functions/pgw 2>&1) && echo "$$out" || \
+	{ echo "$$out"; echo "$$out" | grep -q '^govulncheck: fetching vulnerabilities' && echo "SKIPPED: nothing was checked: the vulnerability database can't be reached"; }
+
+sbom: ## Write what the binary is made of, and its licenses, to bin/pgw.cdx.json (CycloneDX).
+	@mkdir -p bin
+	@$(CYCLONEDX) app -json -licenses -std -main functions/pgw -output bin/pgw.cdx.json .
+
+licenses: sbom ## Fail when the binary has code under a license that is not allowed (jq).
+	@test "$$(jq '.components | length' bin/pgw.cdx.json)" -gt 1
+	@not=$$(jq -r -f .ci/licenses.jq bin/pgw.cdx.json) && test -z "$$not" || { echo "not allowed:"; echo "$$not"; exit 1; }
 
 generate: ## Make proto/gen, the HTTP client, the seeds and the catalogue of metrics anew from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate
