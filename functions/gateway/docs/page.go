@@ -142,11 +142,23 @@ func (s *schema) fields(of ordered[*schema]) (fields []field) {
 	return fields
 }
 
-// Fields of a schema of the HTTP API. Those that refer to a value of their own say in short what it is.
+// follow gives what a reference refers to: a schema, or one property of one.
+func follow(ref string, of ordered[*schema]) *schema {
+	owner, name, ok := strings.Cut(strings.TrimPrefix(ref, "#/components/schemas/"), "/properties/")
+	if ok {
+		return of.get(owner).Properties.get(name)
+	}
+	return of.get(owner)
+}
+
+// Fields of a schema of the HTTP API. Those that refer to a value of its own say in short what it is.
 func (v view) Fields(s *schema) []field {
-	fields := s.fields(v.HTTP.Components.Schemas)
+	schemas := v.HTTP.Components.Schemas
+	fields := s.fields(schemas)
 	for i, f := range fields {
-		if target := v.HTTP.Components.Schemas.get(refName(f.Schema.Ref)); target != nil && len(target.Properties) == 0 {
+		if strings.Contains(f.Schema.Ref, "/properties/") {
+			fields[i].Schema = follow(f.Schema.Ref, schemas)
+		} else if target := follow(f.Schema.Ref, schemas); target != nil && len(target.Properties) == 0 {
 			inShort := *target
 			inShort.Ref, inShort.Enum, inShort.Meanings, inShort.Pattern = f.Schema.Ref, nil, nil, ""
 			fields[i].Schema = &inShort
@@ -161,11 +173,7 @@ func (v view) EventFields(s *schema) []field {
 	fields := s.fields(schemas)
 	for i := range fields {
 		for f := &fields[i]; f.Schema.Ref != ""; {
-			if owner, name, ok := strings.Cut(strings.TrimPrefix(f.Schema.Ref, "#/components/schemas/"), "/properties/"); ok {
-				f.Schema = schemas.get(owner).Properties.get(name)
-			} else {
-				f.Schema = schemas.get(owner)
-			}
+			f.Schema = follow(f.Schema.Ref, schemas)
 		}
 	}
 	return fields
