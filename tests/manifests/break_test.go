@@ -58,6 +58,9 @@ func TestMistakesAreFound(t *testing.T) {
 		"the other function's command":       {base, "- gateway\n", "- worker\n", "runs worker"},
 		"a probe of another path":            {base, "path: /readyz", "path: /ready", "probes"},
 		"a certificate that is not mounted":  {production, "mountPath: /etc/pgw/trust", "mountPath: /etc/pgw/trusted", "nothing is mounted"},
+		"keys that are not mounted":          {production, "mountPath: /etc/pgw/access", "mountPath: /etc/pgw/keys", "API_KEYS_FILE: nothing is mounted"},
+		"tokens that no Secret has":          {production, "/etc/pgw/rpc/tokens", "/etc/pgw/rpc/token", "no key token in a Secret pgw-rpc"},
+		"a gateway open to all":              {production, "name: AUTH\n", "name: AUTHS\n", "AUTHS is set and nobody reads it"},
 		"the stand-in without a sink":        {servingOnly, "gateway=http://gateway.pgw.svc.cluster.local,", "", "SINKS lacks gateway"},
 		"neither source nor stand-in":        {servingOnly, "kind: Deployment", "kind: ReplicaSet", "neither"},
 	} {

@@ -96,9 +96,11 @@ func variables(configs ...any) map[string]variable {
 // secrets that the operator makes, as the production overlay's comment and kind/deploy have them.
 var secrets = map[string][]string{
 	"pgw-events":   {"event-keys", "risk-secret"},
-	"pgw-database": {"ledger", "reader", "ca.crt"},
+	"pgw-database": {"owner", "ledger", "reader", "ca.crt"},
 	"pgw-kafka":    {"protocol", "sasl.mechanism", "user", "password", "ca.crt"},
 	"pgw-postgres": {"password"},
+	"pgw-access":   {"api-keys"},
+	"pgw-rpc":      {"tokens", "admin-hashes"},
 }
 
 // againstEventing reads KafkaSources, KafkaSinks and PingSources as the stand-in does: strictly, and refusing what
@@ -224,7 +226,10 @@ func podProblems(o object) (found []string) {
 	if lookUp(spec, "automountServiceAccountToken") != false {
 		bad("a token of Kubernetes is mounted, which no function needs")
 	}
-	mounted := map[string]bool{}
+	mounted, volumes := map[string]bool{}, map[string]string{}
+	for _, v := range list(lookUp(spec, "volumes")) {
+		volumes[text(lookUp(v, "name"))] = text(lookUp(v, "secret", "secretName"))
+	}
 	for _, c := range containers(o) {
 		security := lookUp(c, "securityContext")
 		if lookUp(security, "runAsNonRoot") != true || lookUp(security, "readOnlyRootFilesystem") != true ||
@@ -244,10 +249,18 @@ func podProblems(o object) (found []string) {
 		}
 		env := environment(c)
 		for _, m := range list(lookUp(c, "volumeMounts")) {
-			mounted[text(lookUp(m, "mountPath"))] = true
+			path, secret := text(lookUp(m, "mountPath")), volumes[text(lookUp(m, "name"))]
+			mounted[path] = true
+			for name, file := range env {
+				if key, in := strings.CutPrefix(file, path+"/"); in && secret != "" && !slices.Contains(secrets[secret], key) {
+					bad("%s: there is no key %s in a Secret %s", name, key, secret)
+				}
+			}
 		}
-		if ca := env["KAFKA_CA_FILE"]; ca != "" && !mounted[ca[:strings.LastIndex(ca, "/")]] {
-			bad("KAFKA_CA_FILE: nothing is mounted at %s", ca)
+		for name, file := range env {
+			if at := strings.LastIndex(file, "/"); strings.HasSuffix(name, "_FILE") && at > 0 && !mounted[file[:at]] {
+				bad("%s: nothing is mounted at %s", name, file[:at])
+			}
 		}
 	}
 	return found
