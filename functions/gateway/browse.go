@@ -19,6 +19,11 @@ import (
 // What a person wants to see before and after a payment: accounts, prices, and what was paid lately.
 
 func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
+	// Another's account is told of as one that is not there.
+	if p := principal(r); p != nil && !p.Owns(r.PathValue("id")) {
+		g.writeRefusal(w, r, "wallet", status.Errorf(codes.NotFound, "there is no account %s", r.PathValue("id")))
+		return
+	}
 	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id")})
 	if err != nil {
 		g.writeRefusal(w, r, "wallet", err)
@@ -100,6 +105,10 @@ var reservationStatus = map[string]payment.ReservationStatus{
 // listPayments tells what the ledger has recorded, the newest first. What was refused on the way there is not in it.
 func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 	in := &dbv1.ListPaymentsRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
+	if p := principal(r); p != nil && !p.OwnsAll() && !p.Owns(in.AccountId) {
+		writeProblem(w, http.StatusForbidden, "Not your payments", "account: must name one of your accounts.")
+		return
+	}
 	if text := r.FormValue("limit"); text != "" {
 		limit, err := strconv.ParseUint(text, 10, 32)
 		if err != nil || limit == 0 {

@@ -135,6 +135,25 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	if _, none := c.do("GET", "/api/payments/nothing", ""); none != theirText {
 		t.Errorf("%s, and where there is none %s", theirText, none)
 	}
+	theirs, theirText = c.do("GET", "/api/accounts/A", "")
+	problem(t, "another's account", theirs, theirText, http.StatusNotFound)
+	if _, none := all.do("GET", "/api/accounts/NOBODY", ""); strings.ReplaceAll(none, "NOBODY", "A") != theirText {
+		t.Errorf("%s, and where there is none %s", theirText, none)
+	}
+	if resp, text := a.do("GET", "/api/accounts/A", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"balance_idr"`) {
+		t.Errorf("one's own account: %s %s", resp.Status, text)
+	}
+	for path, code := range map[string]int{"/api/payments": 403, "/api/payments?account=B": 403, "/api/payments?account=A": 200} {
+		if resp, text := a.do("GET", path, ""); resp.StatusCode != code || strings.Contains(text, `"mine"`) != (code == 200) {
+			t.Errorf("%s: %s %s", path, resp.Status, text)
+		}
+	}
+	if resp, text := all.do("GET", "/api/payments", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"mine"`) {
+		t.Errorf("all payments, for who may all: %s %s", resp.Status, text)
+	}
+	// As a stream the refusal is a problem too.
+	resp, text = a.do("POST", "/api/payments", body("streamed", "B", "A", "USD", 1), "Accept", "text/event-stream")
+	problem(t, "another's account, streamed", resp, text, http.StatusForbidden)
 	resp, text = a.do("GET", "/api/random-accounts", "")
 	problem(t, "others' accounts", resp, text, http.StatusForbidden)
 	if resp, _ := all.do("GET", "/api/random-accounts", ""); resp.StatusCode != http.StatusOK {
