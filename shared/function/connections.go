@@ -132,6 +132,32 @@ func (cs *connections) makeRoom() {
 	}
 }
 
+// slowAfter is how long a drain lets a client go on sending its request.
+const slowAfter = time.Second
+
+// giveUpSlow closes, until ctx ends, connections that a drain would wait for in vain: whose clients are long in sending a
+// request. Those that are idle are told to go by http.Server.
+func (cs *connections) giveUpSlow(ctx context.Context) {
+	tick := time.NewTicker(slowAfter / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		before := time.Now().Add(-slowAfter).UnixNano()
+		cs.mu.Lock()
+		for c := range cs.all {
+			if c.busy.Load() == 0 && c.since.Load() < before {
+				delete(cs.all, c)
+				c.Conn.Close()
+			}
+		}
+		cs.mu.Unlock()
+	}
+}
+
 // Close implements net.Conn.
 func (c *connection) Close() error {
 	c.of.mu.Lock()

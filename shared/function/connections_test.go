@@ -106,6 +106,37 @@ func TestSlowConnectionsKeepNobodyOut(t *testing.T) {
 	}
 }
 
+// A client that is slow to send does not hold a drain up; one that is being answered is waited for.
+func TestSlowClientsDoNotHoldADrain(t *testing.T) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	addr, stop := serve(t, &Function{Routes: func(mux *Mux) {
+		mux.HandleFunc("POST /busy", func(w http.ResponseWriter, r *http.Request) {
+			if text, _ := io.ReadAll(r.Body); len(text) == 2 {
+				close(begun)
+				<-release
+			}
+		})
+	}}, service{evaluate: allow})
+	head := "POST /busy HTTP/1.1\r\nHost: x\r\nContent-Length: "
+	busy, slow := raw(t, addr, head+"2\r\n\r\n{}"), raw(t, addr, head+"100\r\n\r\n{")
+	<-begun
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	answerOf(t, slow) // fails when it is neither answered nor closed
+	select {
+	case err := <-stopped:
+		t.Fatalf("who was being answered was not waited for: %v", err)
+	default:
+	}
+	close(release)
+	if got := answerOf(t, busy); got != http.StatusOK {
+		t.Errorf("who was being answered heard %d", got)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
 // When all are being answered nobody makes room: one more is turned away, and let in again later.
 func TestNobodyIsCutOffForAnother(t *testing.T) {
 	const most = 8

@@ -262,6 +262,7 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	f.draining.Store(true)
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
+	go f.connections.giveUpSlow(limited)
 	err := server.Shutdown(limited)
 	stop()
 	<-ended
