@@ -247,7 +247,7 @@ func (s *suite) open(t *testing.T, l look) *tab {
 
 func (p *tab) ready() *tab {
 	p.t.Helper()
-	p.until("the page is ready", `document.documentElement.dataset.ready === 'true'`)
+	p.until("the page is ready", `document.documentElement?.dataset.ready === 'true'`)
 	return p
 }
 
@@ -320,7 +320,7 @@ func (p *tab) until(what, condition string) {
 // says waits until an element says something.
 func (p *tab) says(selector, text string) {
 	p.t.Helper()
-	p.until(fmt.Sprintf("%s says %q", selector, text), fmt.Sprintf(`document.querySelector(%q).innerText.replaceAll('\xa0', ' ').includes(%q)`, selector, text))
+	p.until(fmt.Sprintf("%s says %q", selector, text), fmt.Sprintf(`document.querySelector(%q)?.innerText.replaceAll('\xa0', ' ').includes(%q)`, selector, text))
 }
 
 // form fills it in.

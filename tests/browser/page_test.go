@@ -240,7 +240,7 @@ func (s *suite) testLanguages(t *testing.T) {
 	p.says("#amount-problem", "pemisah ribuan")
 
 	p.click(`.languages a[lang="en"]`)
-	p.until("the page is in English", `document.documentElement.lang === 'en' && document.documentElement.dataset.ready`)
+	p.until("the page is in English", `document.documentElement?.lang === 'en' && document.documentElement.dataset.ready`)
 	p.says("h1", "Send a payment and watch it settle.")
 	if s.balance(t, sender) != 976_750 {
 		t.Errorf("%d are left", s.balance(t, sender))

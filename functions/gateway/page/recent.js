@@ -45,9 +45,13 @@ export async function refresh() {
 }
 
 async function older() {
+  const mine = filter;
+  $('older').hidden = true; // until it is known where to go on from
   const got = await read(next);
+  if (mine !== filter) return;
   const first = shown.length;
-  shown = [...shown, ...got.payments];
+  const known = new Set(shown.map((p) => p.ref));
+  shown = [...shown, ...got.payments.filter((p) => !known.has(p.ref))];
   next = got.next_before;
   draw(got.search_limit);
   $('payments').querySelectorAll('[data-ref]')[first]?.focus();
@@ -143,6 +147,7 @@ export function begin() {
   const apply = () => {
     filter = Object.fromEntries([...new FormData($('filter'))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
     shown = [];
+    $('older').hidden = true;
     return refresh();
   };
   $('filter').addEventListener('submit', (event) => {
