@@ -43,6 +43,9 @@ func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 	}
 	told := map[payment.Reason]int{}
 	for code, response := range document.Paths["/api/payments"]["post"].Responses {
+		if code == "413" { // a body that is too large, which has no reason of its own
+			continue
+		}
 		for _, r := range response.Reasons {
 			if told[r] != 0 {
 				t.Errorf("%s comes with %d and with %s", r, told[r], code)

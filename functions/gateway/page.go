@@ -96,7 +96,7 @@ func (p *page) index(w http.ResponseWriter, r *http.Request) {
 func (p *page) file(w http.ResponseWriter, r *http.Request) {
 	f, ok := p.files[r.PathValue("file")]
 	if !ok {
-		http.NotFound(w, r)
+		writeProblem(w, http.StatusNotFound, "The page has no such file", fmt.Sprintf("%.200q is not a part of it.", r.URL.Path))
 		return
 	}
 	f.serve(w, r)

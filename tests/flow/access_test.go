@@ -25,13 +25,14 @@ func (c client) do(method, path, body string, headers ...string) (*http.Response
 	if err != nil {
 		c.s.t.Fatal(err)
 	}
+	req.Header.Set("Content-Type", "application/json")
 	if c.key != "" {
 		req.Header.Set(access.KeyHeader, c.key)
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := http.DefaultClient.Transport.RoundTrip(req)
 	if err != nil {
 		c.s.t.Fatal(err)
 	}

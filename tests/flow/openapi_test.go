@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pb33f/jsonschema/v6"
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 	"github.com/pb33f/libopenapi-validator/config"
@@ -30,6 +31,7 @@ type checked struct {
 	// What clients send may have more fields than are known; what they get may not.
 	requests, answers validator.Validator
 	document          httpDocument
+	events            map[string]*jsonschema.Schema // of a payment's stream, by their names
 }
 
 // httpDocument is what no validator knows of.
@@ -41,12 +43,18 @@ type httpDocument struct {
 	}
 }
 
+// everywhere are headers that any answer may have, whatever it is about: they are not listed with each.
+var everywhere = []string{
+	"X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy", "Cross-Origin-Resource-Policy", "Strict-Transport-Security",
+	"Vary", "Etag", "Accept-Ranges", "X-Accel-Buffering",
+	"Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age",
+}
+
 func newChecked(next http.RoundTripper) (*checked, error) {
 	c := &checked{next: next}
 	for into, more := range map[*validator.Validator][]config.Option{
 		&c.requests: nil,
-		// What every answer may have, whatever it is about, is not listed with each.
-		&c.answers: {config.WithStrictMode(), config.WithStrictIgnoredHeadersExtra("X-Content-Type-Options")},
+		&c.answers:  {config.WithStrictMode(), config.WithStrictIgnoredHeadersExtra(everywhere...)},
 	} {
 		document, err := libopenapi.NewDocument(docs.OpenAPI)
 		if err != nil {
@@ -61,7 +69,82 @@ func newChecked(next http.RoundTripper) (*checked, error) {
 		}
 		*into = v
 	}
-	return c, yaml.Unmarshal(docs.OpenAPI, &c.document)
+	if err := yaml.Unmarshal(docs.OpenAPI, &c.document); err != nil {
+		return nil, err
+	}
+	var err error
+	c.events, err = streamEvents()
+	return c, err
+}
+
+// streamEvents are the schemas that the document has for the events of a payment's stream.
+func streamEvents() (map[string]*jsonschema.Schema, error) {
+	text, err := yaml.YAMLToJSON(docs.OpenAPI)
+	if err != nil {
+		return nil, err
+	}
+	root, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	forbidMore(lookUp(root, "#/components/schemas"))
+	const url = "openapi.yaml"
+	compiler := jsonschema.NewCompiler()
+	compiler.AssertFormat()
+	if err := compiler.AddResource(url, root); err != nil {
+		return nil, err
+	}
+	// A pointer escapes the slashes of a path.
+	const events = "/paths/~1api~1payments/post/responses/200/content/text~1event-stream/x-events/"
+	found := map[string]*jsonschema.Schema{}
+	for _, name := range []string{"stage", "answer"} {
+		if found[name], err = compiler.Compile(url + "#" + events + name); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// checkedStream holds server-sent events against the document as they are read, and wants the answer to be the last.
+type checkedStream struct {
+	io.ReadCloser
+	events map[string]*jsonschema.Schema
+	read   []byte
+	last   string
+}
+
+// Read implements io.Reader.
+func (s *checkedStream) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	s.read = append(s.read, p[:n]...)
+	for {
+		one, rest, ok := bytes.Cut(s.read, []byte("\n\n"))
+		if !ok {
+			break
+		}
+		s.read = rest
+		if err := s.check(string(one)); err != nil {
+			return n, fmt.Errorf("a stream, against openapi.yaml: %w: %s", err, one)
+		}
+	}
+	if err == io.EOF && (s.last != "answer" || len(s.read) > 0) {
+		return n, fmt.Errorf("a stream ended with %q and %q", s.last, s.read)
+	}
+	return n, err
+}
+
+func (s *checkedStream) check(text string) error {
+	name, data, ok := strings.Cut(text, "\ndata: ")
+	s.last = strings.TrimPrefix(name, "event: ")
+	schema := s.events[s.last]
+	if !ok || schema == nil {
+		return errors.New("not an event of a payment")
+	}
+	value, err := jsonschema.UnmarshalJSON(strings.NewReader(data))
+	if err != nil {
+		return err
+	}
+	return schema.Validate(value)
 }
 
 func joined(errs []*invalid.ValidationError) error {
@@ -77,6 +160,10 @@ func (c *checked) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := c.next.RoundTrip(r)
 	if err != nil {
 		return nil, err
+	}
+	if resp.Header.Get("Content-Type") == "text/event-stream" {
+		resp.Body = &checkedStream{ReadCloser: resp.Body, events: c.events}
+		return resp, nil
 	}
 	text, err := io.ReadAll(resp.Body)
 	resp.Body.Close()
@@ -125,13 +212,20 @@ func (c *checked) check(r *http.Request, resp *http.Response, text []byte) error
 	return nil
 }
 
-// checkUnknown wants a problem document for what the gateway does not have. The other functions' own paths are not looked at.
+// checkUnknown wants a problem document for what the gateway does not have, or does not show everybody. What other
+// servers have at their paths, and what browsers ask beforehand, is not looked at.
 func checkUnknown(r *http.Request, resp *http.Response) error {
-	if !strings.HasPrefix(r.URL.Path, "/api") {
+	prometheus := strings.HasPrefix(r.URL.Path, "/api/v1/")
+	if !strings.HasPrefix(r.URL.Path, "/api") || prometheus || r.Method == http.MethodOptions {
 		return nil
 	}
-	if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusMethodNotAllowed {
+	switch resp.StatusCode {
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
+	default:
 		return errors.New("a route that is not documented")
+	}
+	if r.Method == http.MethodHead {
+		return nil
 	}
 	var problem struct {
 		Type, Title, Detail string
@@ -195,6 +289,63 @@ func (s *system) routes() map[string]bool {
 		s.t.Fatalf("the metrics tell of %d routes: %s", len(found), text)
 	}
 	return found
+}
+
+// A payment that is asked for as a stream is told stage by stage, and then its outcome.
+func TestAStreamIsAsDocumented(t *testing.T) {
+	s := start(t, options{})
+	stream := func(accept, body string) (*http.Response, string) {
+		t.Helper()
+		r, err := http.NewRequest(http.MethodPost, s.url+"/api/payments", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Accept", accept)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, string(text)
+	}
+	for _, tc := range []struct{ body, want string }{
+		{body("streamed", "A", "B", "USD", 1), `"http_status":200,"status":"SUCCESS"`},
+		{body("streamed", "A", "B", "USD", 1), `"http_status":200,"status":"SUCCESS_REPLAY"`},
+		{body("streamed", "A", "B", "USD", 2), `"http_status":422,"status":"FAILED"`},
+	} {
+		if resp, text := stream("text/event-stream", tc.body); resp.StatusCode != http.StatusOK || !strings.Contains(text, tc.want) || strings.Count(text, "event: stage") < 3 {
+			t.Errorf("%s is streamed as %s: %s", tc.body, resp.Status, text)
+		}
+	}
+}
+
+// What the page reads beside payments is as documented, and so is what it is told when it asks for what is not there.
+func TestWhatThePageReads(t *testing.T) {
+	s := start(t, options{})
+	s.expect(s.pay("listed", "A", "B", "USD", 1), "200 SUCCESS committed")
+	for path, want := range map[string]int{
+		"/api/payments": 200, "/api/payments?limit=1&account=A&status=SUCCESS": 200, "/api/payments?status=PENDING": 200,
+		"/api/payments?limit=0": 400, "/api/payments?status=DONE": 400, "/api/payments?before=then": 400,
+		"/api/payments/listed": 200, "/api/accounts/A": 200, "/api/accounts/NOBODY": 404,
+		"/api/quotes?currency=USD&amount=10.25": 200, "/api/quotes?currency=SEK&amount=1": 404, "/api/quotes?currency=USD&amount=0": 400,
+		"/api/quotes": 400, "/api/currencies": 200, "/page/app.js": 200, "/page/i18n/id.json": 200, "/page/nothing.js": 404,
+	} {
+		resp, err := http.Get(s.url + path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: %s %s", path, resp.Status, text)
+		}
+	}
 }
 
 // What is no route is answered with a problem document, which names the methods that a path takes.

@@ -92,6 +92,7 @@ type (
 		Schema   *schema
 		Example  *example
 		Examples ordered[struct{ Value *example }]
+		Events   ordered[*schema] `yaml:"x-events"` // of a stream
 	}
 )
 
