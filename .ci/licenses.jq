@@ -1,5 +1,5 @@
-# Lists the components of an SBOM whose license is not allowed, but for Go's own library. The detector's BSD-Source-Code is what it takes Go's own
-# BSD-3-Clause for.
+# Lists the components of an SBOM whose license is not allowed, but for Go's own library. BSD-Source-Code is what the
+# detector takes the BSD-3-Clause of golang.org/x for.
 ["MIT", "ISC", "0BSD", "BSD-2-Clause", "BSD-3-Clause", "BSD-Source-Code", "Apache-2.0", "MPL-2.0"] as $allowed
 # Read by a person, because the detector does not know them. Another version is to be read anew.
 | {
