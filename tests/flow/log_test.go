@@ -1,6 +1,8 @@
 package flow
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"log/slog"
 	"strings"
@@ -11,7 +13,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/event"
+	"pgw/shared/rpc"
 	"pgw/shared/trace"
 	"pgw/tests/processes"
 )
@@ -86,6 +90,51 @@ func TestLinesOfLogs(t *testing.T) {
 	} {
 		if !found[want] {
 			t.Errorf("there is no line %q among %v", want, found)
+		}
+	}
+}
+
+// Keys and tokens that clients and functions show, good ones and bad ones, are in no line of any log.
+func TestNoSecretIsLogged(t *testing.T) {
+	cfg, _, keys := keyed(t, map[string][]string{"shop": {"senders=SHOP"}})
+	const token, admin, wrong = "a-token-between-functions-0123456789", "the-token-of-an-operator-0123456789", "a-token-that-nobody-knows-0123456789"
+	open := func(s rpc.Security) *rpc.Callers {
+		callers, err := s.Open(slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return callers
+	}
+	hash := sha256.Sum256([]byte(admin))
+	out := &processes.Output{}
+	s := start(t, options{
+		log: slog.NewJSONHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}), access: cfg,
+		callers: open(rpc.Security{Mode: "required", Tokens: token, Admins: hex.EncodeToString(hash[:])}),
+	})
+	s.open(1_000_000, "SHOP", "BUYER")
+
+	for key, code := range map[string]int{keys["shop"]: 200, keys["shop"] + "x": 401, "": 401} {
+		resp, text := client{s, key}.do("POST", "/api/payments", body("k", "SHOP", "BUYER", "IDR", 5000))
+		if resp.StatusCode != code {
+			t.Errorf("%s %s; want %d", resp.Status, text, code)
+		}
+	}
+	for shown, code := range map[string]codes.Code{token: codes.OK, admin: codes.OK, wrong: codes.Unauthenticated} {
+		conn, err := open(rpc.Security{Tokens: shown}).Dial(s.Addr("db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := dbv1.NewDbClient(conn).GetPayment(t.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: "k"}); status.Code(err) != code {
+			t.Errorf("%v; want %s", err, code)
+		}
+	}
+	if !strings.Contains(out.String(), "answered") {
+		t.Error("nothing was logged")
+	}
+	for _, secret := range []string{keys["shop"], token, admin, wrong, "MDEyMzQ1Njc4OTAxMjM0"} {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("%q stands in the log", secret)
 		}
 	}
 }
