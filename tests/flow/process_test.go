@@ -285,7 +285,14 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	do(80, "say where the events go", "replay", sample)
 	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
-	do(0, "ledger.accounts      2008     pgw-db        0", "topics", "--lag")
+	// What has been delivered is committed once a second.
+	eventually(t, "nothing is left to take", func() error {
+		command, text := p.command("topics", "--lag")
+		if err := command.Run(); err != nil || !strings.Contains(text.String(), "ledger.accounts      2008     pgw-db        0") {
+			return fmt.Errorf("%v: %s", err, text)
+		}
+		return nil
+	})
 	do(1, "connection refused", "ready", fmt.Sprint("127.0.0.1:", freePort(t)))
 	worker := "http://127.0.0.1:" + p.ports["WORKER"] + "/"
 	do(1, "20 403", "replay", sample, worker) // nobody has signed them
