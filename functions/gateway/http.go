@@ -72,19 +72,23 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	begun := time.Now()
+	request, refusal := readPayment(w, r)
+	if refusal == nil {
+		if denied := g.access.MaySend(principal(r), request.Sender); denied != nil {
+			g.deny(w, r, denied)
+			return
+		}
+	}
 	var tell func(stageTime)
 	var stream *eventStream
 	if wantsStream(r) {
 		stream = newEventStream(w)
+		defer stream.end()
 		tell = stream.stage
 	}
 	var out reply
-	request, refusal := readPayment(w, r)
 	if refusal != nil {
 		out = *refusal
-	} else if denied := g.access.MaySend(principal(r), request.Sender); denied != nil {
-		g.deny(w, r, denied)
-		return
 	} else {
 		out = g.pay(r.Context(), request, tell)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -211,5 +212,41 @@ func TestPaymentsAreListed(t *testing.T) {
 		if code := s.get("/api/payments?"+query, &problem); code != 400 || !strings.Contains(problem.Detail, field) {
 			t.Errorf("%s: %d %+v", query, code, problem)
 		}
+	}
+}
+
+// A stage is told when it ends, and not with the answer: the client knows of it while the payment hangs.
+func TestStagesAreToldAsTheyEnd(t *testing.T) {
+	s := start(t, options{})
+	hang := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hang) })
+	defer release()
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/payments.v1.") {
+				<-hang
+			}
+			return nil
+		}
+	})
+	req, err := http.NewRequest(http.MethodPost, s.url+"/api/payments", strings.NewReader(body("hangs", "A", "B", "USD", 10)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var answered bool
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		if strings.Contains(lines.Text(), `"stage":"publish"`) {
+			release() // not before: the payment settles only when this was told
+		}
+		answered = answered || strings.Contains(lines.Text(), `"reason":"committed"`)
+	}
+	if !answered {
+		t.Error("the stages were not told before the answer")
 	}
 }

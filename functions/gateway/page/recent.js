@@ -12,7 +12,7 @@ const refused = [];
 let shown = []; // payments on the page
 let next; // where older ones begin
 let filter = {};
-let drawn = '';
+const rows = new Map(); // what is drawn, by reference
 
 // note keeps an answer of this tab that the ledger has no record of.
 export function note(payment, answer) {
@@ -73,13 +73,24 @@ function draw(limit) {
       : t('recent.count', {n: all.length});
   if ($('recent-count').textContent !== count) $('recent-count').textContent = count;
 
-  // What has not changed stays as it is, and whoever is in it stays where they are.
-  const now = JSON.stringify(all);
-  if (now === drawn) return;
-  drawn = now;
-  const focused = document.activeElement?.dataset?.ref;
-  $('payments').replaceChildren(...all.map(row));
-  if (focused) $('payments').querySelector(`[data-ref="${CSS.escape(focused)}"]`)?.focus();
+  // A row that has not changed stays where it is, under whoever is about to press it.
+  const list = $('payments');
+  const elements = all.map(rowOf);
+  elements.forEach((element, i) => {
+    if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
+  });
+  while (list.children.length > elements.length) list.lastChild.remove();
+}
+
+const refOf = (p) => p.ref || p.idempotency_key + p.at;
+
+function rowOf(p) {
+  const now = JSON.stringify(p);
+  const known = rows.get(refOf(p));
+  if (known?.now === now) return known.element;
+  const element = row(p);
+  rows.set(refOf(p), {now, element});
+  return element;
 }
 
 const stateOf = (p) => (p.unrecorded ? 'unrecorded' : p.status ?? 'PENDING');
@@ -88,7 +99,7 @@ const amountOf = (p) => (p.amount ? money(p.amount, p.currency) : rupiah(p.amoun
 
 function row(p) {
   const state = stateOf(p);
-  return make('li', {}, make('button', {type: 'button', 'data-ref': p.ref || p.idempotency_key + p.at, onclick: () => open(p)},
+  return make('li', {}, make('button', {type: 'button', 'data-ref': refOf(p), onclick: () => open(p)},
     make('time', {datetime: at(p)}, time(at(p))),
     make('span', {class: 'who'}, p.sender_id, ' ', make('span', {class: 'arrow'}, make('span', {class: 'unseen'}, t('recent.to')), make('span', {'aria-hidden': 'true'}, '→')), ' ', p.receiver_id),
     make('span', {class: 'amount'}, amountOf(p), p.amount_idr && p.currency !== 'IDR' ? make('small', {}, rupiah(p.amount_idr)) : null),
@@ -147,6 +158,7 @@ export function begin() {
   const apply = () => {
     filter = Object.fromEntries([...new FormData($('filter'))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
     shown = [];
+    rows.clear();
     $('older').hidden = true;
     return refresh();
   };
