@@ -34,8 +34,8 @@ export function begin({pay, last, changed}) {
         changed();
         return;
       }
-      for (const payment of await made[button.dataset.case](last())) await pay(payment);
       $('way').scrollIntoView({block: 'nearest'});
+      for (const payment of await made[button.dataset.case](last())) await pay(payment);
     });
   }
 }
