@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
 	"pgw/compose/kafkasource"
 	"pgw/knative"
@@ -23,6 +24,12 @@ type sourcesCommand struct {
 	Group     string            `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"Put before each consumer group's name, where several systems share a Kafka."`
 	Parity    bool              `help:"When a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again."`
 }
+
+// Connections to a sink stay open between bursts of deliveries, but not for as long as a function keeps idle ones.
+const (
+	idleConns   = 1024
+	idleTimeout = 90 * time.Second
+)
 
 type sourcesConfig struct {
 	RPC   rpc.Security
@@ -44,12 +51,9 @@ func (c sourcesCommand) Run(ctx context.Context) error {
 			return nil, err
 		}
 		registry := function.NewRegistry()
-		var protocols http.Protocols
-		protocols.SetHTTP2(true)
-		protocols.SetUnencryptedHTTP2(true)
 		sources, err := kafkasource.New(manifests, kafkasource.Config{
 			Kafka: cfg.Kafka, GroupPrefix: c.Group, Parity: c.Parity, Log: log, Registerer: registry,
-			Transport: callers.Transport(&http.Transport{Protocols: &protocols}),
+			Transport: callers.Transport(&http.Transport{MaxIdleConnsPerHost: idleConns, IdleConnTimeout: idleTimeout}),
 			SinkURL: func(service string) (string, error) {
 				url, ok := c.Sinks[service]
 				if !ok {

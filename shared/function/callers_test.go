@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -61,9 +62,9 @@ func (ledger) PutRules(context.Context, *dbv1.PutRulesRequest) (*dbv1.PutRulesRe
 	return &dbv1.PutRulesResponse{}, nil
 }
 
-func serveAll(t *testing.T, c *rpc.Callers, register func(grpc.ServiceRegistrar)) (addr string) {
+func serveAll(t *testing.T, over Transport, c *rpc.Callers, register func(grpc.ServiceRegistrar)) (addr string) {
 	t.Helper()
-	f := &Function{Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: register, Callers: c}
+	f := &Function{Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: register, Callers: c, Transport: over}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -100,10 +101,12 @@ func hashOf(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte
 
 // What a stranger, a function and an operator may call; and that a function's admin call to another is the
 // operator's, and never the function's own.
-func TestWhoMayCallWhat(t *testing.T) {
+func TestWhoMayCallWhat(t *testing.T) { overEach(t, whoMayCallWhat) }
+
+func whoMayCallWhat(t *testing.T, over Transport) {
 	within := callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Admins: hashOf(operatorToken)})
-	ledgerAt := serveAll(t, within, func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
-	riskAt := serveAll(t, within, func(r grpc.ServiceRegistrar) {
+	ledgerAt := serveAll(t, over, within, func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
+	riskAt := serveAll(t, over, within, func(r grpc.ServiceRegistrar) {
 		s := services{service: service{evaluate: allow}, db: dbv1.NewAdminClient(dial(t, within, ledgerAt))}
 		riskv1.RegisterRiskServiceServer(r, s)
 		riskv1.RegisterAdminServer(r, s)
@@ -149,14 +152,16 @@ func TestWhoMayCallWhat(t *testing.T) {
 	if err := ask(within, riskAt); status.Code(err) != codes.Unimplemented {
 		t.Errorf("reflection that is off: %v", err)
 	}
-	told := serveAll(t, callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Reflection: true}), func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
+	told := serveAll(t, over, callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Reflection: true}), func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
 	if err := ask(callers(t, rpc.Security{}), told); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("reflection for a stranger: %v", err)
 	}
 }
 
 // A token is rotated without a moment in which a call fails: taken first, then shown, then taken away.
-func TestTokensRotate(t *testing.T) {
+func TestTokensRotate(t *testing.T) { overEach(t, tokensRotate) }
+
+func tokensRotate(t *testing.T, over Transport) {
 	path := filepath.Join(t.TempDir(), "tokens")
 	put := func(tokens ...string) {
 		if err := os.WriteFile(path, []byte(strings.Join(tokens, "\n")), 0o600); err != nil {
@@ -164,7 +169,7 @@ func TestTokensRotate(t *testing.T) {
 		}
 	}
 	put(oneToken)
-	at := serveAll(t, callers(t, rpc.Security{Mode: "required", TokensFile: path}), func(r grpc.ServiceRegistrar) {
+	at := serveAll(t, over, callers(t, rpc.Security{Mode: "required", TokensFile: path}), func(r grpc.ServiceRegistrar) {
 		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
 	})
 	call := func(token string) codes.Code {
@@ -256,11 +261,13 @@ func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
 
 // By certificates: gRPC wants the client's, HTTP does not, nothing is spoken in the clear, and they are changed while
 // the function runs.
-func TestCertificates(t *testing.T) {
+func TestCertificates(t *testing.T) { overEach(t, certificates) }
+
+func certificates(t *testing.T, over Transport) {
 	ours, theirs := newAuthority(t), newAuthority(t)
 	dir := t.TempDir()
 	server := callers(t, ours.give(dir, "risk"))
-	at := serveAll(t, server, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })
+	at := serveAll(t, over, server, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })
 	call := func(c *rpc.Callers) codes.Code {
 		ctx, cancel := context.WithTimeout(t.Context(), wait)
 		defer cancel()
@@ -281,8 +288,12 @@ func TestCertificates(t *testing.T) {
 	pool.AddCert(ours.cert)
 	for _, protocol := range []string{"h2", "http/1.1"} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, NextProtos: []string{protocol}}, ForceAttemptHTTP2: protocol == "h2"}}
+		want := http.StatusOK
+		if over == Alone && protocol == "h2" {
+			want = http.StatusUnsupportedMediaType
+		}
 		resp, err := client.Get("https://" + at + "/healthz")
-		if err != nil || resp.StatusCode != http.StatusOK || (resp.ProtoMajor == 2) != (protocol == "h2") {
+		if err != nil || resp.StatusCode != want || (resp.ProtoMajor == 2) != (protocol == "h2") {
 			t.Errorf("a probe by %s: %v %v", protocol, resp, err)
 		}
 		req, err := http.NewRequest(http.MethodPost, "https://"+at+"/risk.v1.RiskService/Evaluate", strings.NewReader("\x00\x00\x00\x00\x00"))
@@ -295,7 +306,7 @@ func TestCertificates(t *testing.T) {
 		}
 		text, _ := io.ReadAll(resp.Body)
 		// Of HTTP/1 there is no gRPC.
-		if got := resp.Trailer.Get("Grpc-Status"); len(text) != 0 && protocol == "h2" || protocol == "h2" && got != fmt.Sprint(int(codes.Unauthenticated)) || protocol != "h2" && resp.StatusCode/100 != 4 {
+		if got := cmp.Or(resp.Trailer.Get("Grpc-Status"), resp.Header.Get("Grpc-Status")); len(text) != 0 && protocol == "h2" || protocol == "h2" && got != fmt.Sprint(int(codes.Unauthenticated)) || protocol != "h2" && resp.StatusCode/100 != 4 {
 			t.Errorf("gRPC without a certificate by %s: %s %v %q", protocol, resp.Status, resp.Trailer, text)
 		}
 	}

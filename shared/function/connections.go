@@ -38,6 +38,7 @@ type connection struct {
 	from  netip.Prefix
 	busy  atomic.Int32 // requests that have been received and not been answered
 	since atomic.Int64 // when it had none, in nanoseconds
+	alone atomic.Bool  // gRPC's own server has it: busy is not known, since is when something arrived last
 	body  receiving    // of the one request that HTTP/1 has at a time
 }
 
@@ -149,7 +150,7 @@ func (cs *connections) giveUpSlow(ctx context.Context) {
 		before := time.Now().Add(-slowAfter).UnixNano()
 		cs.mu.Lock()
 		for c := range cs.all {
-			if c.busy.Load() == 0 && c.since.Load() < before {
+			if c.busy.Load() == 0 && !c.alone.Load() && c.since.Load() < before {
 				delete(cs.all, c)
 				c.Conn.Close()
 			}

@@ -47,10 +47,12 @@ func answerOf(t *testing.T, conn net.Conn) int {
 }
 
 // Those who are slow make room; those who are being answered, and those who ask, do not notice.
-func TestSlowConnectionsKeepNobodyOut(t *testing.T) {
+func TestSlowConnectionsKeepNobodyOut(t *testing.T) { overEach(t, slowConnectionsKeepNobodyOut) }
+
+func slowConnectionsKeepNobodyOut(t *testing.T, over Transport) {
 	const most = 32
 	begun, release := make(chan struct{}), make(chan struct{})
-	f := &Function{MaxConnections: most, Routes: func(mux *Mux) {
+	f := &Function{MaxConnections: most, Transport: over, Routes: func(mux *Mux) {
 		mux.HandleFunc("POST /busy", func(w http.ResponseWriter, r *http.Request) {
 			io.ReadAll(r.Body)
 			begun <- struct{}{}

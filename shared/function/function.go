@@ -34,6 +34,7 @@ import (
 // Bounds of the port.
 const (
 	maxHeader    = 16 << 10
+	maxStreams   = 4096 // of a connection of HTTP/2
 	readyTimeout = 2 * time.Second
 )
 
@@ -71,6 +72,8 @@ type Function struct {
 	Close func(context.Context) error
 	// Callers says who may call the gRPC services over the network; nil lets everyone.
 	Callers *rpc.Callers
+	// Transport says what the port's HTTP/2 connections carry; Mixed when empty. Without gRPC it has no effect.
+	Transport Transport
 	// MaxConnections bounds the port's; 0 means 8,192.
 	MaxConnections int
 
@@ -110,21 +113,7 @@ func (f *Function) eventsPattern() string {
 // Handler is the whole port. gRPC and HTTP requests may share one connection (Knative's proxies do so), so
 // they are told apart request by request.
 func (f *Function) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", f.serveReady)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(f.Registry, promhttp.HandlerOpts{Registry: f.Registry, EnableOpenMetrics: true}))
-	if f.Events != nil {
-		mux.Handle(f.eventsPattern(), f.EventHandler())
-	}
-	routes := &Mux{mux, f.served()}
-	if f.Routes != nil {
-		f.Routes(routes)
-	}
-	var plain http.Handler = routes
-	if f.Guard != nil {
-		plain = f.Guard(routes)
-	}
+	plain := f.plain()
 	if f.GRPC == nil {
 		return plain
 	}
@@ -138,17 +127,36 @@ func (f *Function) Handler() http.Handler {
 	})
 }
 
-func (f *Function) grpcServer() *grpc.Server {
+// plain is all that is not gRPC.
+func (f *Function) plain() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", f.serveReady)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(f.Registry, promhttp.HandlerOpts{Registry: f.Registry, EnableOpenMetrics: true}))
+	if f.Events != nil {
+		mux.Handle(f.eventsPattern(), f.EventHandler())
+	}
+	routes := &Mux{mux, f.served()}
+	if f.Routes != nil {
+		f.Routes(routes)
+	}
+	if f.Guard != nil {
+		return f.Guard(routes)
+	}
+	return routes
+}
+
+func (f *Function) grpcServer(options ...grpc.ServerOption) *grpc.Server {
 	metrics := f.served().grpc
 	unary, stream := []grpc.UnaryServerInterceptor{f.served().interceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
 	if f.Callers != nil {
 		unary, stream = append(unary, f.Callers.Unary), append(stream, f.Callers.Stream)
 	}
-	options := []grpc.ServerOption{
+	options = append(options,
 		grpc.MaxRecvMsgSize(rpc.MaxMessage),
 		grpc.ChainUnaryInterceptor(append(unary, f.call)...),
 		grpc.ChainStreamInterceptor(stream...),
-	}
+	)
 	if trace.On() {
 		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))))
 	}
@@ -213,14 +221,9 @@ func (h healthServer) Check(ctx context.Context, _ *healthpb.HealthCheckRequest)
 // Serve runs the function on a listener until ctx ends, then drains: it says that it is not ready, finishes
 // what is being served, and closes, all within drain.
 func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
 	wait := cmp.Or(f.timeouts, usualTimeouts)
 	server := &http.Server{
-		Handler:           tracked(f.Handler()),
-		Protocols:         &protocols,
+		Protocols:         &http.Protocols{},
 		ConnContext:       remember,
 		ReadHeaderTimeout: wait.header,
 		ReadTimeout:       wait.request,
@@ -228,11 +231,23 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 		IdleTimeout:       wait.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 4096},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
+	server.Protocols.SetHTTP1(true)
+	var calls *alone
+	if f.Transport == Alone && f.GRPC != nil {
+		server.Handler = tracked(f.plain())
+		calls = newAlone(f.grpcServer(wait.options()...), l.Addr())
+		calls.take(server)
+		go func() { failed <- calls.server.Serve(calls) }()
+	} else {
+		server.Handler = tracked(f.Handler())
+		server.Protocols.SetHTTP2(true)
+		server.Protocols.SetUnencryptedHTTP2(true)
+	}
 	f.servingAfter.Store(int64(time.Since(processBegan)))
 	f.connections.Listener = l
 	go func() {
@@ -263,7 +278,15 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
 	go f.connections.giveUpSlow(limited)
+	var calling sync.WaitGroup
+	if calls != nil {
+		calling.Go(func() { calls.drain(limited) })
+	}
 	err := server.Shutdown(limited)
+	if err != nil {
+		server.Close()
+	}
+	calling.Wait()
 	stop()
 	<-ended
 	if f.Close != nil {

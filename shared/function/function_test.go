@@ -45,6 +45,13 @@ func serve(t *testing.T, f *Function, s service) (addr string, stop func() error
 	return l.Addr().String(), func() error { cancel(); return <-done }
 }
 
+// overEach runs a test over each transport.
+func overEach(t *testing.T, test func(*testing.T, Transport)) {
+	for _, over := range []Transport{Mixed, Alone} {
+		t.Run(string(over), func(t *testing.T) { test(t, over) })
+	}
+}
+
 func allow(context.Context, *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 	return &riskv1.EvaluateResponse{Allow: true}, nil
 }
@@ -103,8 +110,10 @@ func TestOnePortForAll(t *testing.T) {
 	}
 }
 
-func TestAPanicIsOneAnswer(t *testing.T) {
-	addr, stop := serve(t, &Function{}, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+func TestAPanicIsOneAnswer(t *testing.T) { overEach(t, aPanicIsOneAnswer) }
+
+func aPanicIsOneAnswer(t *testing.T, over Transport) {
+	addr, stop := serve(t, &Function{Transport: over}, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 		if in.SenderId == "" {
 			panic("oh")
 		}
@@ -170,6 +179,65 @@ func TestDrain(t *testing.T) {
 	}
 	if err := <-stopped; err != nil || !closed {
 		t.Errorf("closed %t, %v", closed, err)
+	}
+}
+
+// A call under way is answered before the function ends, and a function ends before a call that does not.
+func TestDrainOfCalls(t *testing.T) { overEach(t, drainOfCalls) }
+
+func drainOfCalls(t *testing.T, over Transport) {
+	for name, tc := range map[string]struct {
+		drain  time.Duration
+		answer bool
+	}{"one that ends": {wait, true}, "one that does not": {50 * time.Millisecond, false}} {
+		begun, release := make(chan struct{}), make(chan struct{})
+		f := &Function{Transport: over, Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry()}
+		f.GRPC = func(r grpc.ServiceRegistrar) {
+			riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+				close(begun)
+				select {
+				case <-release:
+				case <-ctx.Done():
+				}
+				return allow(ctx, in)
+			}})
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		stopped := make(chan error, 1)
+		go func() { stopped <- f.Serve(ctx, l, tc.drain) }()
+		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := make(chan error, 1)
+		go func() {
+			_, err := riskv1.NewRiskServiceClient(conn).Evaluate(t.Context(), &riskv1.ScoreRequest{})
+			answer <- err
+		}()
+		<-begun
+		cancel()
+		if tc.answer {
+			for f.ready(t.Context()) == nil {
+				time.Sleep(time.Millisecond)
+			}
+			select {
+			case err := <-stopped:
+				t.Fatalf("%s: the function has ended: %v", name, err)
+			case <-time.After(50 * time.Millisecond):
+			}
+			close(release)
+		}
+		if err := <-answer; (err == nil) != tc.answer {
+			t.Errorf("%s heard %v", name, err)
+		}
+		if err := <-stopped; tc.answer && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		conn.Close()
 	}
 }
 

@@ -22,6 +22,7 @@ type Config struct {
 	Port  string        `envconfig:"PORT" default:"8080" desc:"the one port"`
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
 	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
+	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what connections of HTTP/2 carry: mixed: gRPC and all else, as behind Knative's proxies; alone: gRPC, for half the processor time a call, and all else comes by HTTP/1.1"`
 	Log   LogConfig
 	RPC   rpc.Security
 }
@@ -78,7 +79,7 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	f.MaxConnections = base.Conns
+	f.MaxConnections, f.Transport = base.Conns, base.HTTP2
 	if f.Callers, err = base.RPC.Open(log); err != nil {
 		return err
 	}

@@ -183,26 +183,26 @@ func (c *Callers) ServerTLS() *tls.Config {
 	}}
 }
 
-func (c *Callers) clientTLS(server string) *tls.Config {
+func (c *Callers) clientTLS(server, protocol string) *tls.Config {
 	id := c.identity.Get()
 	return &tls.Config{
-		MinVersion: tls.VersionTLS12, ServerName: server, NextProtos: []string{"h2", "http/1.1"},
+		MinVersion: tls.VersionTLS12, ServerName: server, NextProtos: []string{protocol},
 		Certificates: []tls.Certificate{id.certificate}, RootCAs: id.authorities,
 	}
 }
 
-// Transport lets a client of other functions' HTTP reach those at https URLs.
+// Transport lets a client of other functions' HTTP reach those at https URLs. It speaks HTTP/1.1: HTTP/2 may be for
+// gRPC alone.
 func (c *Callers) Transport(t *http.Transport) *http.Transport {
 	if c == nil || c.identity == nil {
 		return t
 	}
-	t.ForceAttemptHTTP2 = true
 	t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		host, _, err := net.SplitHostPort(addr)
 		if err != nil {
 			return nil, err
 		}
-		return (&tls.Dialer{Config: c.clientTLS(host)}).DialContext(ctx, network, addr)
+		return (&tls.Dialer{Config: c.clientTLS(host, "http/1.1")}).DialContext(ctx, network, addr)
 	}
 	return t
 }
@@ -214,7 +214,7 @@ type currentTLS struct {
 }
 
 func (t currentTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(t.callers.clientTLS("")).ClientHandshake(ctx, authority, conn)
+	return credentials.NewTLS(t.callers.clientTLS("", "h2")).ClientHandshake(ctx, authority, conn)
 }
 
 func (t currentTLS) Clone() credentials.TransportCredentials {

@@ -22,6 +22,7 @@ import (
 	"pgw/shared/embedded"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
@@ -85,6 +86,7 @@ func newRig(t *testing.T) *rig {
 	tapped.Host = r.taps.postgres(t, tapped.Host)
 	if r.System, err = processes.New(processes.Config{
 		Binary: binary, Database: tapped.String(), Kafka: r.kafka, EventKeys: testKeys, Log: r.said,
+		Env: []string{"HTTP2=" + string(function.Mixed)}, // the taps mix
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 )
@@ -124,7 +125,7 @@ func (s *System) env(name string) []string {
 	url := func(name string) string { return "http://" + s.Front(name) }
 	c := s.cfg.Kafka
 	env := append(os.Environ(),
-		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s",
+		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.Alone),
 		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=pgw",
 		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
 		"KAFKA_DEADLETTER_TOPIC="+c.DeadLetterTopic, "KAFKA_PARKED_TOPIC="+c.ParkedTopic, "KAFKA_ACCOUNTS_TOPIC="+c.AccountsTopic,

@@ -140,7 +140,7 @@ func New(cfg Config) (*System, error) {
 
 func (s *System) add(f *function.Function) {
 	s.functions[f.Name] = f
-	f.Callers = s.cfg.Callers
+	f.Callers, f.Transport = s.cfg.Callers, function.Alone
 	if f.GRPC == nil {
 		return
 	}

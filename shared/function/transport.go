@@ -1,0 +1,193 @@
+package function
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// Transport says what the HTTP/2 connections of the port carry.
+type Transport string
+
+const (
+	// Mixed is right everywhere: gRPC and all else, request by request. Knative's proxies mix them on one connection.
+	Mixed Transport = "mixed"
+	// Alone is gRPC and nothing else, by gRPC's own transport: a call takes half the processor time. All else comes by
+	// HTTP/1.1, to the same port.
+	Alone Transport = "alone"
+)
+
+// Decode implements envconfig.Decoder.
+func (t *Transport) Decode(text string) error {
+	switch *t = Transport(text); *t {
+	case Mixed, Alone:
+		return nil
+	}
+	return fmt.Errorf("%q; %s or %s", text, Mixed, Alone)
+}
+
+// unseen is how long a peer may say nothing before it is asked whether it is there.
+const unseen = time.Minute
+
+// alone hands the connections that turn out to be HTTP/2 to gRPC's own server. It is the listener of that server.
+type alone struct {
+	server *grpc.Server
+	addr   net.Addr
+	found  chan net.Conn
+	closed chan struct{}
+	close  sync.Once
+}
+
+func newAlone(server *grpc.Server, addr net.Addr) *alone {
+	return &alone{server: server, addr: addr, found: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// options of a server that has connections of its own.
+func (t timeouts) options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(handshaken{}),
+		grpc.ConnectionTimeout(t.header),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: unseen}),
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// take has an http.Server give its HTTP/2 connections away: by TLS it knows them by the protocol that was agreed on, in the
+// clear by the first line, which HTTP/2 made to look like a request of HTTP/1.
+func (a *alone) take(from *http.Server) {
+	from.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
+			own, _ := conn.NetConn().(*connection)
+			gone := make(chan struct{})
+			a.give(&spoken{Conn: conn, on: own, gone: sync.OnceFunc(func() { close(gone) })})
+			<-gone // http.Server closes it when this returns
+		},
+	}
+	next := from.Handler
+	from.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "PRI" || r.ProtoMajor != 2 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		own, _ := r.Context().Value(connectionKey{}).(*connection)
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		read, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+		a.give(&spoken{Conn: conn, on: own, unread: append([]byte("PRI * HTTP/2.0\r\n\r\n"), read...), gone: func() {}})
+	})
+}
+
+func (a *alone) give(c *spoken) {
+	select {
+	case a.found <- c:
+	case <-a.closed:
+		c.Close()
+	}
+}
+
+// drain lets the calls that are under way end until ctx does.
+func (a *alone) drain(ctx context.Context) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.server.GracefulStop()
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		a.server.Stop()
+		<-ended
+	}
+}
+
+// Accept implements net.Listener.
+func (a *alone) Accept() (net.Conn, error) {
+	select {
+	case c := <-a.found:
+		return c, nil
+	case <-a.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (a *alone) Close() error {
+	a.close.Do(func() { close(a.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (a *alone) Addr() net.Addr { return a.addr }
+
+// spoken is a connection of which something was read already.
+type spoken struct {
+	net.Conn
+	on     *connection
+	unread []byte
+	gone   func()
+}
+
+func (s *spoken) Read(p []byte) (n int, err error) {
+	if len(s.unread) > 0 {
+		n = copy(p, s.unread)
+		s.unread = s.unread[n:]
+		return n, nil
+	}
+	if n, err = s.Conn.Read(p); n > 0 && s.on != nil {
+		s.on.alone.Store(true)
+		s.on.since.Store(time.Now().UnixNano())
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (s *spoken) Close() error {
+	defer s.gone()
+	return s.Conn.Close()
+}
+
+// handshaken tells gRPC who is at the other end of a connection that has been made.
+type handshaken struct{}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (handshaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	s, ok := conn.(*spoken)
+	if !ok {
+		return nil, nil, io.ErrUnexpectedEOF
+	}
+	if secured, ok := s.Conn.(*tls.Conn); ok {
+		return conn, credentials.TLSInfo{
+			State:          secured.ConnectionState(),
+			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+		}, nil
+	}
+	return conn, nil, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("for servers alone")
+}
+
+// Info implements credentials.TransportCredentials.
+func (handshaken) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{} }
+
+// Clone implements credentials.TransportCredentials.
+func (h handshaken) Clone() credentials.TransportCredentials { return h }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (handshaken) OverrideServerName(string) error { return nil }
