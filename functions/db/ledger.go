@@ -1,6 +1,7 @@
 package db
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -204,6 +205,16 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
+	b.Queue(receiversSQL, distinct(to)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var id, status string
+			if err := rows.Scan(&id, &status); err != nil {
+				return err
+			}
+			blocked[id] = status != "ACTIVE"
+		}
+		return rows.Err()
+	})
 	b.Queue(lockSendersSQL, distinct(from)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			s := &sender{}
@@ -213,16 +224,6 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 			}
 			s.Blocked = status != "ACTIVE"
 			senders[s.ID] = s
-		}
-		return rows.Err()
-	})
-	b.Queue(receiversSQL, distinct(to)).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			var id, status string
-			if err := rows.Scan(&id, &status); err != nil {
-				return err
-			}
-			blocked[id] = status != "ACTIVE"
 		}
 		return rows.Err()
 	})
@@ -379,20 +380,12 @@ func queueDebits(b *pgx.Batch, senders map[string]*sender) {
 	}
 }
 
+// What ends reservations locks them in the order of their ids, and then accounts in the order of theirs, within one
+// statement. So no two transactions wait for each other in a circle, and accounts are locked for no longer than the
+// last part of it.
 const (
-	// The accounts whose balance will change, in the order of their ids. A reservation's parties never
-	// change, so its row need not be locked to find them; and since every commit of one reservation locks
-	// the same receiver first, two commits of it never meet at the reservation row.
-	lockFinishingSQL = `
-SELECT account_id FROM wallet_accounts
-WHERE account_id IN (
-	SELECT receiver_id FROM reservations WHERE reservation_id = ANY($1::uuid[])
-	UNION
-	SELECT sender_id FROM reservations WHERE reservation_id = ANY($2::uuid[]))
-ORDER BY account_id FOR NO KEY UPDATE`
-
 	// Compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds it PENDING. The
-	// database's clock judges the deadline, after whatever wait there was for the locks.
+	// database's clock judges the deadline.
 	commitSQL = `
 WITH done AS (
 	UPDATE reservations r SET status = 'COMMITTED'
@@ -403,7 +396,7 @@ WITH done AS (
 	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr
 ), credit AS (
 	UPDATE wallet_accounts a SET balance_idr = a.balance_idr + s.amount, updated_at = now()
-	FROM (SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id) s
+	FROM (SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id ORDER BY receiver_id) s
 	WHERE a.account_id = s.receiver_id
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
@@ -428,7 +421,7 @@ WITH done AS (
 		SELECT sender_id, sum(amount_idr)::bigint AS amount, today.day,
 			coalesce(sum(amount_idr) FILTER (WHERE floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day
 		FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today
-		GROUP BY sender_id, today.day
+		GROUP BY sender_id, today.day ORDER BY sender_id
 	) s
 	WHERE a.account_id = s.sender_id
 ), outcome AS (
@@ -444,17 +437,22 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[])`
 )
 
-// finishAll ends a batch of reservations: one round trip, one transaction. A second round trip reads how
-// those stand that were not this batch's to end.
+// finishAll ends a batch of reservations: commits are one statement and so one transaction, rollbacks another. Last it
+// reads how those stand that were not this batch's to end.
 func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
+	order := make([]int, 0, len(calls)) // of several calls for one reservation the first counts
+	first := make(map[uuid.UUID]int, len(calls))
+	for i, c := range calls {
+		if _, seen := first[c.ReservationID]; !seen {
+			first[c.ReservationID] = i
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, func(i, j int) int { return bytes.Compare(calls[i].ReservationID[:], calls[j].ReservationID[:]) })
 	var commits, rollbacks []pgtype.UUID
 	var keys, reasons []string
-	first := make(map[uuid.UUID]int, len(calls)) // of several calls for one reservation the first counts
-	for i, c := range calls {
-		if _, seen := first[c.ReservationID]; seen {
-			continue
-		}
-		first[c.ReservationID] = i
+	for _, i := range order {
+		c := calls[i]
 		id := pgtype.UUID{Bytes: c.ReservationID, Valid: true}
 		if c.RollBack == "" {
 			commits, keys = append(commits, id), append(keys, c.Key)
@@ -464,8 +462,15 @@ func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 	}
 
 	finished := make([]Finished, len(calls))
-	done := func(rows pgx.Rows) error {
+	end := func(sql string, args ...any) error {
+		rows, err := l.pool.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
 		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil {
+			return err
+		}
 		for _, id := range ids {
 			f := &finished[first[id]]
 			f.Done = true
@@ -474,19 +479,17 @@ func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 				f.Claim.Status, f.Claim.Reason = payment.RolledBack, reason
 			}
 		}
-		return err
+		return nil
 	}
-	// Without BEGIN: what is sent together is one transaction, which ends with the last statement.
-	b := &pgx.Batch{}
-	b.Queue(lockFinishingSQL, commits, rollbacks)
 	if len(commits) > 0 {
-		b.Queue(commitSQL, commits, keys).Query(done)
+		if err := end(commitSQL, commits, keys); err != nil {
+			return nil, fmt.Errorf("commit a batch of %d: %w", len(commits), err)
+		}
 	}
 	if len(rollbacks) > 0 {
-		b.Queue(rollBackSQL, rollbacks, reasons, false).Query(done)
-	}
-	if err := l.pool.SendBatch(ctx, b).Close(); err != nil {
-		return nil, fmt.Errorf("finish a batch of %d: %w", len(calls), err)
+		if err := end(rollBackSQL, rollbacks, reasons, false); err != nil {
+			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
+		}
 	}
 	return finished, l.readStanding(ctx, calls, finished)
 }

@@ -607,6 +607,61 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 	wg.Wait()
 }
 
+// Large batches that share accounts and reservations, every way at once: nobody waits in a circle. Deadlocks would be
+// retried, but each costs all who wait for it a second.
+func TestBatchesNeverDeadlock(t *testing.T) {
+	w := newWorld(t)
+	var ids []string
+	for i := range 40 {
+		ids = append(ids, fmt.Sprintf("A%02d", i))
+	}
+	w.open(1_000_000, ids...)
+	batch := func(rng *rand.Rand, prefix string) (calls []reserve) {
+		for i := range 60 {
+			pair := rng.Perm(len(ids))[:2]
+			calls = append(calls, reserve{Request: pay(fmt.Sprint(prefix, i), ids[pair[0]], ids[pair[1]], 1)})
+		}
+		return calls
+	}
+	var wg sync.WaitGroup
+	for round := range 15 {
+		var held []uuid.UUID
+		for i := range 2 {
+			decided, err := w.ledger.reserveAll(t.Context(), batch(rand.New(rand.NewPCG(uint64(round), uint64(i))), fmt.Sprintf("held-%d-%d-", round, i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range decided {
+				held = append(held, d.ReservationID)
+			}
+		}
+		for g := range 6 {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(round), uint64(10+g)))
+				var err error
+				switch g % 3 {
+				case 0:
+					_, err = w.ledger.reserveAll(t.Context(), batch(rng, fmt.Sprintf("more-%d-%d-", round, g)))
+				case 1, 2: // both want each reservation, some to commit it and some to roll it back
+					var calls []Finish
+					for _, i := range rng.Perm(len(held)) {
+						f := Finish{ReservationID: held[i]}
+						if rng.IntN(4) == 0 {
+							f.RollBack = payment.CommitFailed
+						}
+						calls = append(calls, f)
+					}
+					_, err = w.ledger.finishAll(t.Context(), calls)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
 // The ledger against a simple model: any sequence of reserve, commit and roll back, in batches.
 func TestLedgerAgainstModel(t *testing.T) {
 	w := newWorld(t)

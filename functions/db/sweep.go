@@ -154,15 +154,12 @@ func (d *DB) unfinished(ctx context.Context, since time.Time) ([]unfinished, err
 // committed, and is not among those returned.
 func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
 	reasons := slices.Repeat([]string{string(payment.Expired)}, len(ids))
-	return runTransaction(ctx, ids, func(ctx context.Context, ids []pgtype.UUID) (done []pgtype.UUID, _ error) {
-		b := &pgx.Batch{}
-		b.Queue(lockFinishingSQL, []pgtype.UUID{}, ids)
-		b.Queue(rollBackSQL, ids, reasons, true).Query(func(rows pgx.Rows) (err error) {
-			done, err = pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
-			return err
-		})
-		err := d.pool.SendBatch(ctx, b).Close()
-		return done, err
+	return runTransaction(ctx, ids, func(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
+		rows, err := d.pool.Query(ctx, rollBackSQL, ids, reasons, true)
+		if err != nil {
+			return nil, err
+		}
+		return pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"pgw/functions/db"
 	"pgw/shared/embedded"
+	"pgw/shared/function"
 )
 
 // machine is what all scenarios of a run share: one Postgres above all, which is pgbench's and pgw's alike.
@@ -46,6 +47,7 @@ var serverSettings = map[string]string{
 const walSegments = 200
 
 func newMachine(ctx context.Context) (*machine, error) {
+	function.CollectLess() // as the functions do, since db runs in this process
 	m := &machine{ctx: ctx}
 	if given := os.Getenv("PGW_TEST_KAFKA_BROKERS"); given != "" {
 		m.brokers = strings.Split(given, ",")
