@@ -1,6 +1,7 @@
 package db
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -46,7 +47,7 @@ SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.statu
 FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold`
 
-	toldSQL = `UPDATE reservations SET untold = false WHERE reservation_id = ANY($1::uuid[])`
+	toldSQL = `UPDATE reservations r SET untold = false FROM unnest($1::uuid[]) AS c(id) WHERE r.reservation_id = c.id`
 
 	markSQL = `UPDATE sweep_state SET swept_to = greatest(swept_to, $1)`
 )
@@ -114,6 +115,8 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 		rolledBack += len(done)
 		untold = append(untold, done...)
 	}
+	// Whoever locks reservations does so in the order of their ids.
+	slices.SortFunc(untold, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
 	for ids := range slices.Chunk(untold, sweepBatch) {
 		if err := d.tell(ctx, ids); err != nil {
 			return rolledBack, told, err
