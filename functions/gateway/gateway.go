@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -78,7 +79,7 @@ type Gateway struct {
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
-	page    *page
+	page    func() *page // made when it is first asked for: a start should not wait for it
 }
 
 type metrics struct {
@@ -211,7 +212,8 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
 		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
-		waker: newWaker(cfg.WakeURLs, to.HTTP), now: now, log: log, page: newPage(cfg.GrafanaURL, cfg.TraceURL),
+		waker: newWaker(cfg.WakeURLs, to.HTTP), now: now, log: log,
+		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}
 	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(registry, g.doors)

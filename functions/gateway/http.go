@@ -38,8 +38,8 @@ func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
 	mux.HandleFunc("GET /api/quotes", g.getQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
-	mux.HandleFunc("GET /{$}", g.page.index)
-	mux.HandleFunc("GET /page/{file...}", g.page.file)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
+	mux.HandleFunc("GET /page/{file...}", func(w http.ResponseWriter, r *http.Request) { g.page().file(w, r) })
 	docs.Routes(mux)
 }
 
