@@ -60,6 +60,7 @@ func CollectLess() {
 // Main is a function's whole main: it reads the configuration C from the environment, builds, and runs
 // until ctx ends.
 func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (*Function, error)) error {
+	CollectLess() // and not at all until it is ready: that takes less than the least heap there is
 	var base Config
 	if err := envconfig.Process("", &base); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -89,9 +90,6 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 	}
 	log.Info("serving", "addr", l.Addr().String())
 	// What starting took is not needed again, and a function at rest should be small.
-	defer time.AfterFunc(settled, func() {
-		debug.FreeOSMemory()
-		CollectLess()
-	}).Stop()
+	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	return f.Serve(ctx, l, base.Drain)
 }
