@@ -166,7 +166,7 @@ func (f *Function) grpcServer(options ...grpc.ServerOption) *grpc.Server {
 	if f.Callers == nil || f.Callers.Reflection {
 		reflection.Register(server)
 	}
-	metrics.InitializeMetrics(server)
+	metrics.server.Store(server)
 	return server
 }
 

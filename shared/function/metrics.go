@@ -3,6 +3,8 @@ package function
 import (
 	"net/http"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -39,7 +41,7 @@ var processBegan = time.Now()
 
 // served counts what a function serves: how often, how that ended, and how long it took.
 type served struct {
-	grpc     *grpcprom.ServerMetrics // nil where there is no gRPC
+	grpc     *rpcMetrics // nil where there is no gRPC
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 }
@@ -75,12 +77,28 @@ func (f *Function) served() *served {
 			Name: "pgw_serving_after_seconds", Help: "How long after its start the process began to serve: the function's part of a cold start.",
 		}, func() float64 { return time.Duration(f.servingAfter.Load()).Seconds() }))
 		if f.GRPC != nil {
-			f.metrics.grpc = grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))
+			f.metrics.grpc = &rpcMetrics{ServerMetrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))}
 			f.Registry.MustRegister(f.metrics.grpc)
 		}
 		f.connections = newConnections(f.MaxConnections, f.Registry)
 	})
 	return f.metrics
+}
+
+// rpcMetrics tell every method with every code from the start. Those are hundreds of series, most of them 0 for ever: they are
+// made when somebody first looks, and no start waits for them.
+type rpcMetrics struct {
+	*grpcprom.ServerMetrics
+	server atomic.Pointer[grpc.Server] // nil until it is made
+	zeros  sync.Once
+}
+
+// Collect implements prometheus.Collector.
+func (m *rpcMetrics) Collect(into chan<- prometheus.Metric) {
+	if server := m.server.Load(); server != nil {
+		m.zeros.Do(func() { m.InitializeMetrics(server) })
+	}
+	m.ServerMetrics.Collect(into)
 }
 
 // Mux takes the routes of a function's public API, and measures each. The patterns are http.ServeMux's, and are what

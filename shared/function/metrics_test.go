@@ -75,3 +75,22 @@ func TestCallsInProcessAreCounted(t *testing.T) {
 		t.Errorf("%v; %s", err, text)
 	}
 }
+
+// Every method is told with every code, called or not: what has never happened is 0, and not absent.
+func TestRPCsAreToldFromTheStart(t *testing.T) {
+	f := &Function{Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}
+	handler := f.Handler()
+	for range 2 {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		for _, want := range []string{
+			`grpc_server_started_total{grpc_method="Evaluate",grpc_service="risk.v1.RiskService",grpc_type="unary"} 0`,
+			`grpc_server_handled_total{grpc_code="Unavailable",grpc_method="Evaluate",grpc_service="risk.v1.RiskService",grpc_type="unary"} 0`,
+			`grpc_server_handling_seconds_count{grpc_method="Check",grpc_service="grpc.health.v1.Health",grpc_type="unary"} 0`,
+		} {
+			if !strings.Contains(w.Body.String(), want+"\n") {
+				t.Errorf("%s is not told", want)
+			}
+		}
+	}
+}
