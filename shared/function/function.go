@@ -77,7 +77,8 @@ type Function struct {
 	// MaxConnections bounds the port's; 0 means 8,192.
 	MaxConnections int
 
-	timeouts timeouts // the usual ones when zero
+	timeouts timeouts      // the usual ones when zero
+	asked    chan struct{} // closed when Serve has asked whether the function is ready; nil before
 	// connections are made by served()
 	connections *connections
 	draining    atomic.Bool
@@ -193,7 +194,29 @@ func (f *Function) ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	if f.asked != nil {
+		select {
+		case <-f.asked:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	return f.Ready(ctx)
+}
+
+// ask is the first who asks whether the function is ready, before any probe comes: what it needs to be ready, such as a
+// connection to the database, is then under way. Who probes meanwhile waits for that, and has nothing done beside it.
+func (f *Function) ask(ctx context.Context) {
+	if f.Ready == nil {
+		return
+	}
+	f.asked = make(chan struct{})
+	go func() {
+		defer close(f.asked)
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		_ = f.Ready(ctx) // the next who asks hears what is wrong
+	}()
 }
 
 func (f *Function) serveReady(w http.ResponseWriter, r *http.Request) {
@@ -221,6 +244,9 @@ func (h healthServer) Check(ctx context.Context, _ *healthpb.HealthCheckRequest)
 // Serve runs the function on a listener until ctx ends, then drains: it says that it is not ready, finishes
 // what is being served, and closes, all within drain.
 func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	f.ask(background)
 	wait := cmp.Or(f.timeouts, usualTimeouts)
 	server := &http.Server{
 		Protocols:         &http.Protocols{},
@@ -233,8 +259,6 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 	}
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
 	failed := make(chan error, 3)
 	server.Protocols.SetHTTP1(true)
 	var calls *alone
@@ -289,6 +313,9 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	calling.Wait()
 	stop()
 	<-ended
+	if f.asked != nil {
+		<-f.asked
+	}
 	if f.Close != nil {
 		err = errors.Join(err, f.Close(limited))
 	}

@@ -241,6 +241,46 @@ func drainOfCalls(t *testing.T, over Transport) {
 	}
 }
 
+// What a function needs to be ready is begun before anybody probes, and a probe does not begin it again.
+func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
+	var times atomic.Int32
+	began, connect := make(chan struct{}), make(chan struct{})
+	addr, stop := serve(t, &Function{Ready: func(ctx context.Context) error {
+		if times.Add(1) == 1 {
+			close(began)
+			<-connect
+		}
+		return nil
+	}}, service{evaluate: allow})
+	<-began
+	probed := make(chan int)
+	go func() {
+		resp, err := http.Get("http://" + addr + "/readyz")
+		if err != nil {
+			t.Error(err)
+			close(probed)
+			return
+		}
+		resp.Body.Close()
+		probed <- resp.StatusCode
+	}()
+	select {
+	case code := <-probed:
+		t.Errorf("answered %d before it was ready", code)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if n := times.Load(); n != 1 {
+		t.Errorf("asked %d times at once", n)
+	}
+	close(connect)
+	if code := <-probed; code != http.StatusOK {
+		t.Errorf("answered %d", code)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
 	f := &Function{Background: func(context.Context) error { return errors.New("lost") }}
 	_, stop := serve(t, f, service{evaluate: allow})
