@@ -338,7 +338,9 @@ func (b *bench) start() error {
 	}
 	defer s.stop()
 	bare := filepath.Join(b.m.dir, "bare")
-	if out, err := exec.CommandContext(b.m.ctx, "go", "build", "-o", bare, "./tests/load/bare").CombinedOutput(); err != nil {
+	build := exec.CommandContext(b.m.ctx, "go", "build", "-o", bare, "./tests/load/bare")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as bin/pgw is
+	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the bare program: %w: %s", err, out)
 	}
 	var starts, residents []sample
