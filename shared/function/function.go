@@ -77,8 +77,8 @@ type Function struct {
 	// MaxConnections bounds the port's; 0 means 8,192.
 	MaxConnections int
 
-	timeouts timeouts      // the usual ones when zero
-	asked    chan struct{} // closed when Serve has asked whether the function is ready; nil before
+	timeouts timeouts // the usual ones when zero
+	first    *check   // whether the function is ready when it begins to serve; nil before
 	// connections are made by served()
 	connections *connections
 	draining    atomic.Bool
@@ -194,28 +194,43 @@ func (f *Function) ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	if f.asked != nil {
+	if f.first != nil {
 		select {
-		case <-f.asked:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-f.first.done: // long ago, usually
+		default:
+			return f.first.wait(ctx)
 		}
 	}
 	return f.Ready(ctx)
 }
 
+// check is an answer of Ready that is awaited.
+type check struct {
+	done chan struct{}
+	err  error // once done is closed
+}
+
+func (c *check) wait(ctx context.Context) error {
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // ask is the first who asks whether the function is ready, before any probe comes: what it needs to be ready, such as a
-// connection to the database, is then under way. Who probes meanwhile waits for that, and has nothing done beside it.
+// connection to the database, is then under way. Who probes meanwhile has nothing done beside it, and is given that answer.
 func (f *Function) ask(ctx context.Context) {
 	if f.Ready == nil {
 		return
 	}
-	f.asked = make(chan struct{})
+	f.first = &check{done: make(chan struct{})}
 	go func() {
-		defer close(f.asked)
+		defer close(f.first.done)
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
-		_ = f.Ready(ctx) // the next who asks hears what is wrong
+		f.first.err = f.Ready(ctx)
 	}()
 }
 
@@ -313,8 +328,8 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	calling.Wait()
 	stop()
 	<-ended
-	if f.asked != nil {
-		<-f.asked
+	if f.first != nil {
+		<-f.first.done
 	}
 	if f.Close != nil {
 		err = errors.Join(err, f.Close(limited))

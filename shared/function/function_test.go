@@ -273,8 +273,8 @@ func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 		t.Errorf("asked %d times at once", n)
 	}
 	close(connect)
-	if code := <-probed; code != http.StatusOK {
-		t.Errorf("answered %d", code)
+	if code := <-probed; code != http.StatusOK || times.Load() != 1 {
+		t.Errorf("answered %d, having asked %d times", code, times.Load())
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
