@@ -269,7 +269,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		return err
 	}
 	s.onClose(broker.Close)
-	s.kafka.Brokers = []string{broker.Addr()}
+	s.kafka.Brokers, s.kafka.Dial = []string{broker.Addr()}, broker.Dial
 	s.stores = append(s.stores, "Kafka       "+broker.Addr()+", in this process, data in "+c.kafkaDir())
 	return nil
 }

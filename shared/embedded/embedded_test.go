@@ -215,6 +215,42 @@ func TestABusyKafkaPort(t *testing.T) {
 	}
 }
 
+// What is sent from inside the process is there for who comes by the network, and a broker that ends lets go of both.
+func TestFromInside(t *testing.T) {
+	k, err := StartKafka(KafkaConfig{Topics: []kafka.Topic{{Name: "t", Partitions: 3}}, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := kafka.NewProducer(kafka.Config{Brokers: []string{k.Addr()}, Dial: k.Dial}, "inside")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Longer than what a connection holds at once.
+	m := &sarama.ProducerMessage{Topic: "t", Value: sarama.ByteEncoder(make([]byte, 3*inFlightBytes))}
+	if err := p.Send(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if n := records(t, k.Addr()); n != 1 {
+		t.Errorf("%d records, want 1", n)
+	}
+	conn, err := k.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection outlives its broker")
+	}
+	if _, err := k.Dial(); err == nil {
+		t.Error("a broker that has ended is connected to")
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRetentionIsApplied(t *testing.T) {
 	k, err := StartKafka(KafkaConfig{
 		Topics: []kafka.Topic{{Name: "t", Partitions: 3, Config: map[string]string{"retention.ms": "1"}}}, Retention: 50 * time.Millisecond, Log: quiet,

@@ -30,6 +30,7 @@ type KafkaConfig struct {
 // Kafka is one broker that speaks Kafka's protocol.
 type Kafka struct {
 	cluster *kfake.Cluster
+	door    *entrance
 	lock    *flock.Flock
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -47,7 +48,12 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1), kfake.ClusterID("pgw"), kfake.WithLogger(brokerLog{cfg.Log}),
 		kfake.ListenFn(func(network, _ string) (net.Listener, error) {
-			return cfg.Listen(network, net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
+			l, err := cfg.Listen(network, net.JoinHostPort("127.0.0.1", strconv.Itoa(cfg.Port)))
+			if err != nil {
+				return nil, err
+			}
+			k.door = newEntrance(l)
+			return k.door, nil
 		}),
 	}
 	if cfg.Port != 0 {
@@ -103,6 +109,9 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 
 // Addr is the broker's host and port.
 func (k *Kafka) Addr() string { return k.cluster.ListenAddrs()[0] }
+
+// Dial connects to the broker from inside its process, past the network: what kafka.Config's Dial may be.
+func (k *Kafka) Dial() (net.Conn, error) { return k.door.inside.Dial() }
 
 // Close ends the broker; with a directory, all is on disk.
 func (k *Kafka) Close() error {
