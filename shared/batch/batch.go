@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -122,6 +123,8 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 	values := make([]C, 0, b.cfg.Max)
 	for first := range b.queue {
 		calls, values = calls[:0], values[:0]
+		// Who is about to call does so first: a caller's second call, or a neighbour's, is often a moment away.
+		runtime.Gosched()
 		for c, more := first, true; more; {
 			// Who has left before being served wants nothing done.
 			if c.ctx.Err() == nil {

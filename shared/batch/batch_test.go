@@ -85,6 +85,31 @@ func TestBatchesFormWhileServing(t *testing.T) {
 	}
 }
 
+// Two calls that are made side by side share a batch, also when nothing else is under way.
+func TestCallsSideBySideShareABatch(t *testing.T) {
+	// One processor, so that a call's being a moment away does not depend on who else is busy here.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const rounds = 100
+	var batches int
+	b := New(Config{Max: 8, Lanes: 1, Queue: 8}, func(ctx context.Context, calls []int) []Result[int] {
+		batches++
+		return double(ctx, calls)
+	})
+	for range rounds {
+		var wg sync.WaitGroup
+		wg.Go(func() { b.Do(t.Context(), 1) })
+		b.Do(t.Context(), 2)
+		wg.Wait()
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// A pause may come between any two.
+	if batches > rounds+rounds/10 {
+		t.Errorf("%d batches for %d pairs of calls", batches, rounds)
+	}
+}
+
 func TestCallerWhoLeftIsNotServed(t *testing.T) {
 	started, release := make(chan []int, 2), make(chan struct{})
 	b := New(Config{Max: 4, Lanes: 1, Queue: 4}, func(ctx context.Context, calls []int) []Result[int] {
