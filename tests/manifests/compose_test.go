@@ -198,7 +198,12 @@ func TestIngressKnowsEveryFunction(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, port := range inIngress {
-		want := fmt.Sprintf("listen %s\n    bind :%s\n    server-template %s 16 %s:8080\n", name, port, name, name)
+		servers := fmt.Sprintf("    server-template %s 16 %s:8080", name, name)
+		want := fmt.Sprintf("listen %s\n    bind :%s\n%s\n", name, port, servers)
+		if name != "gateway" && name != "worker" { // gRPC has HTTP/2 to itself
+			want = fmt.Sprintf("listen %s\n    bind :%s\n    use_backend %s-grpc if { req.hdr(content-type) -m beg application/grpc }\n%s\nbackend %s-grpc\n%s proto h2 check-proto h1\n",
+				name, port, name, servers, name, servers)
+		}
 		if !strings.Contains(string(text), want) {
 			t.Errorf("haproxy.cfg lacks:\n%s", want)
 		}
