@@ -157,8 +157,8 @@ profile: build ## CPU, allocation, mutex and block profiles of each scenario, in
 grow: build ## Cost as work grows: connections, accounts, past payments, db replicas.
 	go run ./tests/load grow
 
-overload: build ## Three times the capacity for a minute, and then half of it.
-	go run ./tests/load overload
+overload: build ## Three times the capacity for a minute, and then half of it (OVERLOAD="--times 1.7").
+	go run ./tests/load overload $(OVERLOAD)
 
 clean: ## Delete what was built; the data in .pgw stays.
 	rm -rf bin tests/*/out

@@ -37,12 +37,13 @@ type phase struct {
 	late, noRetryAfter int
 }
 
-// overloadCommand offers three times what the system can do for a while, and then half of it. It fails when a
+// overloadCommand offers several times what the system can do for a while, and then half of it. It fails when a
 // payment that was let in was answered too late, a refusal came without Retry-After, or an answer
 // contradicts the ledger.
 type overloadCommand struct {
 	Payments int           `default:"20000" help:"To measure the capacity by."`
 	During   time.Duration `default:"1m" help:"How long there is too much."`
+	Times    float64       `default:"3" help:"The capacity that is offered."`
 }
 
 func (c overloadCommand) Run(ctx context.Context) error {
@@ -71,7 +72,7 @@ func (c overloadCommand) Run(ctx context.Context) error {
 		name  string
 		times float64
 		long  time.Duration
-	}{{"before", 0.5, 10 * time.Second}, {"overload", 3, c.During}, {"after", 0.5, 10 * time.Second}} {
+	}{{"before", 0.5, 10 * time.Second}, {"overload", c.Times, c.During}, {"after", 0.5, 10 * time.Second}} {
 		done, err := a.run(p.name, p.times*capacity, p.long)
 		if err != nil {
 			return err
