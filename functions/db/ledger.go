@@ -385,7 +385,9 @@ func queueDebits(b *pgx.Batch, senders map[string]*sender) {
 // last part of it.
 const (
 	// Compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds it PENDING. The
-	// database's clock judges the deadline.
+	// database's clock judges the deadline. There may have been a wait for the accounts, so whether the deadline
+	// still lies ahead and all receivers are still active is asked again behind it: an outcome without a status
+	// fails the batch, which is run again, and then refuses what it must.
 	commitSQL = `
 WITH done AS (
 	UPDATE reservations r SET status = 'COMMITTED'
@@ -393,14 +395,17 @@ WITH done AS (
 	WHERE r.reservation_id = c.id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
 		AND (c.key = '' OR c.key = r.idempotency_key)
 		AND EXISTS (SELECT FROM wallet_accounts a WHERE a.account_id = r.receiver_id AND a.status = 'ACTIVE')
-	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr
+	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr, r.deadline
 ), credit AS (
 	UPDATE wallet_accounts a SET balance_idr = a.balance_idr + s.amount, updated_at = now()
 	FROM (SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id ORDER BY receiver_id) s
-	WHERE a.account_id = s.receiver_id
+	WHERE a.account_id = s.receiver_id AND a.status = 'ACTIVE'
+	RETURNING s.amount
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
-	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed'
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
+		CASE WHEN (SELECT sum(amount) FROM credit) = (SELECT sum(amount_idr) FROM done) AND deadline >= clock_timestamp()
+			THEN 'SUCCESS' END, 'committed'
 	FROM done
 )
 SELECT reservation_id FROM done`

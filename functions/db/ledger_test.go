@@ -417,6 +417,72 @@ func TestCommitPastTheDeadlineIsRefused(t *testing.T) {
 	w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.Expired})
 }
 
+// A commit that has to wait for the receiver's account is judged by how things stand when it has it, and not by how they
+// stood when it began to wait.
+func TestCommitIsJudgedAfterTheWait(t *testing.T) {
+	for name, tc := range map[string]struct {
+		deadline  time.Duration
+		meanwhile string // done to the account by who holds it
+	}{
+		"the deadline passes":     {300 * time.Millisecond, `SELECT pg_sleep(0.5) FROM wallet_accounts WHERE account_id = $1`},
+		"the receiver is blocked": {time.Minute, `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.open(100, "A", "B", "C")
+			r := pay("k", "A", "B", 10)
+			r.Deadline = time.Now().Add(tc.deadline)
+			held, other := w.mustReserve(r), w.mustReserve(pay("other", "A", "C", 10))
+			holder, err := w.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback(context.Background())
+			if _, err := holder.Exec(t.Context(), `UPDATE wallet_accounts SET owner = 'held' WHERE account_id = $1`, "B"); err != nil {
+				t.Fatal(err)
+			}
+			results := make(chan []batch.Result[Finished])
+			go func() {
+				results <- serve(w.ledger.finishAll)(context.Background(), []Finish{{ReservationID: held.ReservationID}, {ReservationID: other.ReservationID}})
+			}()
+			w.waitsForALock()
+			if _, err := holder.Exec(t.Context(), tc.meanwhile, "B"); err != nil {
+				t.Fatal(err)
+			}
+			if err := holder.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			got := <-results
+			if got[0].Err != nil || got[0].Value.Done || got[0].Value.Claim.Status != payment.Pending {
+				t.Errorf("what may be committed no more: %+v", got[0])
+			}
+			if got[1].Err != nil || !got[1].Value.Done {
+				t.Errorf("its neighbour: %+v", got[1])
+			}
+			if b, c := w.balance("B"), w.balance("C"); b != 100 || c != 110 {
+				t.Errorf("balances %d and %d", b, c)
+			}
+			w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.CommitFailed})
+		})
+	}
+}
+
+// waitsForALock returns when one of the world's transactions does.
+func (w *world) waitsForALock() {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		var waiting bool
+		if err := w.pool.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waiting); err != nil {
+			w.t.Fatal(err)
+		}
+		if waiting {
+			return
+		}
+	}
+	w.t.Fatal("nobody waits for a lock")
+}
+
 // Commit, roll back and sweep all at once on the same reservations: each has one winner.
 func TestOneWinner(t *testing.T) {
 	w := newWorld(t)

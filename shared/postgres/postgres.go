@@ -66,13 +66,14 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
+	notNullViolation     = "23502" // how db's statements say that what they had found has changed under them
 	internalError        = "XX000"
 )
 
 // Transient tells that the same transaction, run again, may well succeed: it lost against another one.
 func Transient(err error) bool {
 	switch sqlState(err) {
-	case serializationFailure, deadlockDetected, uniqueViolation:
+	case serializationFailure, deadlockDetected, uniqueViolation, notNullViolation:
 		return true
 	}
 	return false
