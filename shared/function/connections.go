@@ -3,6 +3,7 @@ package function
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -176,10 +177,15 @@ type connectionKey struct{}
 
 // remember is for http.Server's ConnContext.
 func remember(ctx context.Context, c net.Conn) context.Context {
-	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
+	return context.WithValue(ctx, connectionKey{}, underneath(c))
+}
+
+// underneath is what the port accepted, also where TLS is spoken over it.
+func underneath(c net.Conn) *connection {
+	if over, ok := c.(*tls.Conn); ok {
 		c = over.NetConn()
 	}
-	return context.WithValue(ctx, connectionKey{}, c)
+	return c.(*connection)
 }
 
 // tracked marks connections as busy while their requests are answered.

@@ -3,9 +3,7 @@ package function
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -13,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -55,7 +54,7 @@ func newAlone(server *grpc.Server, addr net.Addr) *alone {
 // options of a server that has connections of its own.
 func (t timeouts) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(handshaken{}),
+		grpc.Creds(handshaken{insecure.NewCredentials()}),
 		grpc.ConnectionTimeout(t.header),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
@@ -69,9 +68,8 @@ func (t timeouts) options() []grpc.ServerOption {
 func (a *alone) take(from *http.Server) {
 	from.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
-			own, _ := conn.NetConn().(*connection)
 			gone := make(chan struct{})
-			a.give(&spoken{Conn: conn, on: own, gone: sync.OnceFunc(func() { close(gone) })})
+			a.give(&spoken{Conn: conn, on: underneath(conn), gone: sync.OnceFunc(func() { close(gone) })})
 			<-gone // http.Server closes it when this returns
 		},
 	}
@@ -81,13 +79,12 @@ func (a *alone) take(from *http.Server) {
 			next.ServeHTTP(w, r)
 			return
 		}
-		own, _ := r.Context().Value(connectionKey{}).(*connection)
 		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
 		}
 		read, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-		a.give(&spoken{Conn: conn, on: own, unread: append([]byte("PRI * HTTP/2.0\r\n\r\n"), read...), gone: func() {}})
+		a.give(&spoken{Conn: conn, on: underneath(conn), unread: append([]byte("PRI * HTTP/2.0\r\n\r\n"), read...), gone: func() {}})
 	})
 }
 
@@ -147,7 +144,7 @@ func (s *spoken) Read(p []byte) (n int, err error) {
 		s.unread = s.unread[n:]
 		return n, nil
 	}
-	if n, err = s.Conn.Read(p); n > 0 && s.on != nil {
+	if n, err = s.Conn.Read(p); n > 0 {
 		s.on.alone.Store(true)
 		s.on.since.Store(time.Now().UnixNano())
 	}
@@ -161,33 +158,19 @@ func (s *spoken) Close() error {
 }
 
 // handshaken tells gRPC who is at the other end of a connection that has been made.
-type handshaken struct{}
+type handshaken struct {
+	credentials.TransportCredentials
+}
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (handshaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	s, ok := conn.(*spoken)
-	if !ok {
-		return nil, nil, io.ErrUnexpectedEOF
+func (h handshaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if s, ok := conn.(*spoken); ok {
+		if secured, ok := s.Conn.(*tls.Conn); ok {
+			return conn, credentials.TLSInfo{
+				State:          secured.ConnectionState(),
+				CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+			}, nil
+		}
 	}
-	if secured, ok := s.Conn.(*tls.Conn); ok {
-		return conn, credentials.TLSInfo{
-			State:          secured.ConnectionState(),
-			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-		}, nil
-	}
-	return conn, nil, nil
+	return h.TransportCredentials.ServerHandshake(conn)
 }
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (handshaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("for servers alone")
-}
-
-// Info implements credentials.TransportCredentials.
-func (handshaken) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{} }
-
-// Clone implements credentials.TransportCredentials.
-func (h handshaken) Clone() credentials.TransportCredentials { return h }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (handshaken) OverrideServerName(string) error { return nil }
