@@ -152,6 +152,10 @@ func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who strin
 		w.Header().Set("Retry-After", "1")
 		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
 	default:
+		if left(r.Context()) {
+			w.WriteHeader(clientLeft)
+			return
+		}
 		g.log.WarnContext(r.Context(), "a function could not be asked", "function", who, "error", err)
 		writeProblem(w, http.StatusBadGateway, "A function can't be asked now", "It is "+who+". Try again.")
 	}

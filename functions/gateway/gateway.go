@@ -86,6 +86,7 @@ type metrics struct {
 	fx, wallet, risk, publish, wait *prometheus.CounterVec
 	stages                          *prometheus.HistogramVec
 	payments                        *prometheus.CounterVec
+	left                            prometheus.Counter
 	results                         *prometheus.CounterVec
 }
 
@@ -106,10 +107,13 @@ func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 			string(payment.InsufficientFunds), string(payment.DailyLimitExceeded)),
 		risk:    counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result", append(verdicts(), "allow", "error")...),
 		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result.", "result", "ok", "error"),
-		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout"),
+		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout", "left"),
 		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_total", Help: "Payments answered.",
 		}, []string{"status", "reason"}),
+		left: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pgw_payments_left_total", Help: "Payments that were not answered, since the client had left.",
+		}),
 		results: counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome",
 			"answered", "relayed", "relay_failed", "nobody_waits", "refused"),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -122,7 +126,7 @@ func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 	for _, stage := range stageNames {
 		m.stages.WithLabelValues(stage)
 	}
-	r.MustRegister(m.payments, m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	r.MustRegister(m.payments, m.left, m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting", Help: "Payments under way now.",
 	}, doors.waiting), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting_limit", Help: "Payments that may be under way now: what the flow gets done in half of a client's wait.",
@@ -282,7 +286,9 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	switch refusal.stages = took; {
 	case err != nil:
 		// Whether it is a retry is not known, so neither is the answer.
-		g.log.WarnContext(ctx, "a refusal could not be checked", "error", err)
+		if !left(ctx) {
+			g.log.WarnContext(ctx, "a refusal could not be checked", "error", err)
+		}
 		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: "try again with the same key", stages: took}
 	case !known:
 		return refusal
@@ -292,6 +298,10 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	// Held, and not decided: the ledger finishes it when it sees the request again.
 	return g.send(ctx, id, r, &took)
 }
+
+// left tells that nobody waits for an answer any more: the client has hung up. Whatever fails because of that is no
+// function's fault.
+func left(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
 // send publishes the request and waits for its result, unless a twin has done so meanwhile.
 func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took *stages) reply {
@@ -336,7 +346,11 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 	select {
 	case <-f.done:
 	case <-ctx.Done():
-		g.metrics.wait.WithLabelValues("timeout").Inc()
+		over := "timeout"
+		if left(ctx) {
+			over = "left"
+		}
+		g.metrics.wait.WithLabelValues(over).Inc()
 		g.stage(took, "wait", time.Since(begun))
 		deadline := r.Deadline
 		return reply{

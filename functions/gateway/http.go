@@ -29,6 +29,9 @@ import (
 // maxBody bounds a payment's JSON.
 const maxBody = 16 << 10
 
+// clientLeft is the status of an answer that nobody waits for any more, as proxies write it in their logs.
+const clientLeft = 499
+
 func (g *Gateway) routes(mux *function.Mux) {
 	mux.None(noRoute)
 	mux.HandleFunc("POST /api/payments", g.postPayment)
@@ -91,6 +94,13 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 		out = *refusal
 	} else {
 		out = g.pay(r.Context(), request, tell)
+	}
+	if left(r.Context()) && !out.answered {
+		g.metrics.left.Inc()
+		if stream == nil {
+			w.WriteHeader(clientLeft)
+		}
+		return
 	}
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
 	out.stages.tell = tell
@@ -303,6 +313,10 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
 		return
 	default:
+		if left(r.Context()) {
+			w.WriteHeader(clientLeft)
+			return
+		}
 		g.log.WarnContext(trace.WithKey(r.Context(), key), "look up a payment", "error", err)
 		writeProblem(w, http.StatusBadGateway, "The ledger can't be asked now", "Try again.")
 		return
@@ -353,6 +367,10 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
 	w.Header().Set("Server-Timing", fmt.Sprintf("wallet;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
+	if left(r.Context()) {
+		w.WriteHeader(clientLeft)
+		return
+	}
 	if err != nil {
 		g.log.WarnContext(r.Context(), "pick random accounts", "error", err)
 		writeProblem(w, http.StatusBadGateway, "Wallet can't be asked now", "Try again.")

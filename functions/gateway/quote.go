@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -68,13 +69,11 @@ func (g *Gateway) price(ctx context.Context, r *payment.Request) verdict {
 		g.metrics.fx.WithLabelValues("invalid").Inc()
 		return verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), true}
 	case err != nil:
-		g.metrics.fx.WithLabelValues("error").Inc()
-		return g.unreachable(ctx, payment.FXUnavailable, err)
+		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
 	}
 	r.AmountIDR, r.RateID, r.RateTime = got.AmountMinor, got.RateId, rpc.Time(got.RateTime)
 	if r.Rate, err = money.ParseRate(got.Rate); err != nil {
-		g.metrics.fx.WithLabelValues("error").Inc()
-		return g.unreachable(ctx, payment.FXUnavailable, fmt.Errorf("fx answered with a bad rate: %w", err))
+		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, fmt.Errorf("fx answered with a bad rate: %w", err))
 	}
 	g.metrics.fx.WithLabelValues("ok").Inc()
 	if r.AmountIDR <= 0 {
@@ -121,8 +120,7 @@ func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Reques
 		case status.Code(side.err) == codes.NotFound:
 			return no(side.unknown, "there is no such account")
 		case side.err != nil:
-			g.metrics.wallet.WithLabelValues("error").Inc()
-			return g.unreachable(ctx, payment.WalletUnavailable, side.err)
+			return g.unreachable(ctx, g.metrics.wallet, payment.WalletUnavailable, side.err)
 		case side.account.Status == "BLOCKED":
 			return no(side.blocked, "the account is blocked")
 		}
@@ -143,8 +141,7 @@ func (g *Gateway) judge(ctx context.Context, r *payment.Request) verdict {
 		TxDateIso: r.TxDate, IdempotencyKey: r.Key,
 	})
 	if err != nil {
-		g.metrics.risk.WithLabelValues("error").Inc()
-		return g.unreachable(ctx, payment.RiskUnavailable, err)
+		return g.unreachable(ctx, g.metrics.risk, payment.RiskUnavailable, err)
 	}
 	r.RuleSet = got.RuleSet
 	if got.Allow {
@@ -153,16 +150,19 @@ func (g *Gateway) judge(ctx context.Context, r *payment.Request) verdict {
 	}
 	reason := payment.Reason("risk_" + got.Reason)
 	if !reason.Known() {
-		g.metrics.risk.WithLabelValues("error").Inc()
-		return g.unreachable(ctx, payment.RiskUnavailable, fmt.Errorf("risk answered with an unknown reason %.50q", got.Reason))
+		return g.unreachable(ctx, g.metrics.risk, payment.RiskUnavailable, fmt.Errorf("risk answered with an unknown reason %.50q", got.Reason))
 	}
 	g.metrics.risk.WithLabelValues(got.Reason).Inc()
 	return verdict{reason, "refused by the risk rules", true}
 }
 
-// unreachable says that a function could not be asked. That is no verdict about the payment: nothing was
-// sent, and the client may try again.
-func (g *Gateway) unreachable(ctx context.Context, reason payment.Reason, err error) verdict {
+// unreachable says that a function could not be asked, and counts it among the calls of that function. That is no verdict
+// about the payment: nothing was sent, and the client may try again.
+func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec, reason payment.Reason, err error) verdict {
+	if left(ctx) {
+		return verdict{reason: reason}
+	}
+	calls.WithLabelValues("error").Inc()
 	if status.Code(err) == codes.ResourceExhausted {
 		return verdict{reason: payment.Overloaded, message: "too many payments are under way"}
 	}
