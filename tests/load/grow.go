@@ -88,6 +88,9 @@ func (g *growth) connections() error {
 }
 
 func (g *growth) ledger(of string, n, accounts, past int) error {
+	if err := g.m.rest(); err != nil {
+		return err
+	}
 	l, err := g.m.ledger("grow", accounts)
 	if err != nil {
 		return err
@@ -139,6 +142,9 @@ func (g *growth) replicas() error {
 }
 
 func (g *growth) replicated(n int) (err error) {
+	if err := g.m.rest(); err != nil {
+		return err
+	}
 	l, err := g.m.ledger("replicas", accounts)
 	if err != nil {
 		return err

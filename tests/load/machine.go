@@ -34,6 +34,7 @@ type machine struct {
 	profiles string   // directory; empty: keep none
 	prepared bool     // pgbench's tables are there
 	given    int      // names given
+	made     []string // databases, since the last rest
 }
 
 // serverSettings are what a ledger's Postgres would be given, and for the rest its defaults: fsync, full_page_writes
@@ -88,8 +89,16 @@ func (m *machine) age() error {
 	return err
 }
 
-// rest has nothing of what went before weigh on what comes: dirty pages are written, WAL files free for use.
-func (m *machine) rest() error { return m.exec(m.postgres.URL(), `CHECKPOINT`) }
+// rest has nothing of what went before weigh on what comes: its tables are not vacuumed meanwhile, dirty pages are
+// written, WAL files free for use.
+func (m *machine) rest() error {
+	var statements []string
+	for _, name := range m.made {
+		statements = append(statements, "DROP DATABASE "+name+" WITH (FORCE)")
+	}
+	m.made = nil
+	return m.exec(m.postgres.URL(), append(statements, `CHECKPOINT`)...)
+}
 
 func (m *machine) postgresDir() string { return filepath.Join(m.dir, "postgres") }
 
@@ -120,6 +129,7 @@ func (m *machine) database(kind string) (string, error) {
 	if err := m.exec(m.postgres.URL(), "CREATE DATABASE "+name); err != nil {
 		return "", err
 	}
+	m.made = append(m.made, name)
 	target, err := m.databaseURL(name)
 	if err != nil {
 		return "", err
