@@ -28,8 +28,9 @@ import (
 // callers is how many calls are under way at a time where RPCs are measured: enough to fill batches.
 const callers = 512
 
-// rich is what each account opens with, in rupiah: more than any run can spend.
-const rich = 1_000_000_000_000
+// rich is what each account opens with, in rupiah: more than any run can spend, and ten million times that is still a sum
+// that the ledger can tell.
+const rich = 100_000_000_000
 
 // ledger is db in this process, called as payments calls it.
 type ledger struct {

@@ -22,10 +22,14 @@ import (
 // promise is what a payment that is let in is answered within.
 const promise = 5 * time.Second
 
+// generated is the least part of the wanted load that the generator has to offer.
+const generated = 0.95
+
 // phase is what one offered load came to. Times are in milliseconds.
 type phase struct {
 	Name     string         `json:"name"`
-	Offered  float64        `json:"offered_per_second"`
+	Wanted   float64        `json:"wanted_per_second"`
+	Offered  float64        `json:"offered_per_second"` // what the generator got done
 	Settled  float64        `json:"settled_per_second"` // payments with an outcome
 	Answers  map[string]int `json:"answers"`
 	P50      float64        `json:"settled_p50_ms"`
@@ -39,7 +43,8 @@ type phase struct {
 
 // overloadCommand offers several times what the system can do for a while, and then half of it. It fails when a
 // payment that was let in was answered too late, a refusal came without Retry-After, or an answer
-// contradicts the ledger.
+// contradicts the ledger; and when the load generator does not get as much done as is wanted of it, since then it is the
+// generator that was measured.
 type overloadCommand struct {
 	Payments int           `default:"20000" help:"To measure the capacity by."`
 	During   time.Duration `default:"1m" help:"How long there is too much."`
@@ -85,6 +90,10 @@ func (c overloadCommand) Run(ctx context.Context) error {
 	}
 	var errs []error
 	for _, p := range phases {
+		if p.Offered < generated*p.Wanted {
+			errs = append(errs, fmt.Errorf("%s: the load generator offered %.0f/s of %.0f/s: this machine has too few processors for it beside the system; ask for less, such as --times %.1f",
+				p.Name, p.Offered, p.Wanted, c.Times/2))
+		}
 		if p.late > 0 || p.noRetryAfter > 0 {
 			errs = append(errs, fmt.Errorf("%s: %d payments that were let in were not answered within %s, %d refusals said no Retry-After", p.Name, p.late, promise, p.noRetryAfter))
 		}
@@ -108,7 +117,8 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 		return phase{}, err
 	}
 	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(256), vegeta.MaxWorkers(8192), vegeta.Connections(8192), vegeta.KeepAlive(true))
-	p := phase{Name: name, Offered: perSecond, Answers: map[string]int{}}
+	p := phase{Name: name, Wanted: perSecond, Answers: map[string]int{}}
+	before := len(a.answers)
 	var settled, refused []time.Duration
 	begun, sampled := time.Now(), time.Time{}
 	for r := range attacker.Attack(targets, vegeta.Rate{Freq: int(perSecond), Per: time.Second}, during, name) {
@@ -134,6 +144,7 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 			p.Resident = max(p.Resident, resident(a.pid))
 		}
 	}
+	p.Offered = float64(len(a.answers)-before) / during.Seconds()
 	p.Settled = float64(len(settled)) / time.Since(begun).Seconds()
 	p.P50, p.P99, p.Longest = at(settled, 0.5), at(settled, 0.99), at(settled, 1)
 	p.Refusals = at(refused, 0.99)
