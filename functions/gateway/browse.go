@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -152,11 +153,16 @@ func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who strin
 		w.Header().Set("Retry-After", "1")
 		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
 	default:
-		if left(r.Context()) {
-			w.WriteHeader(clientLeft)
-			return
-		}
-		g.log.WarnContext(r.Context(), "a function could not be asked", "function", who, "error", err)
-		writeProblem(w, http.StatusBadGateway, "A function can't be asked now", "It is "+who+". Try again.")
+		g.writeUnreachable(r.Context(), w, who, err, "A function can't be asked now", "It is "+who+". Try again.")
 	}
+}
+
+// writeUnreachable answers that a function could not be asked, unless the client has left.
+func (g *Gateway) writeUnreachable(ctx context.Context, w http.ResponseWriter, who string, err error, title, detail string) {
+	if left(ctx) {
+		w.WriteHeader(clientLeft)
+		return
+	}
+	g.log.WarnContext(ctx, "a function could not be asked", "function", who, "error", err)
+	writeProblem(w, http.StatusBadGateway, title, detail)
 }

@@ -313,12 +313,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
 		return
 	default:
-		if left(r.Context()) {
-			w.WriteHeader(clientLeft)
-			return
-		}
-		g.log.WarnContext(trace.WithKey(r.Context(), key), "look up a payment", "error", err)
-		writeProblem(w, http.StatusBadGateway, "The ledger can't be asked now", "Try again.")
+		g.writeUnreachable(trace.WithKey(r.Context(), key), w, "db", err, "The ledger can't be asked now", "Try again.")
 		return
 	}
 	out := stateOf(got)
@@ -367,13 +362,8 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
 	w.Header().Set("Server-Timing", fmt.Sprintf("wallet;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
-	if left(r.Context()) {
-		w.WriteHeader(clientLeft)
-		return
-	}
 	if err != nil {
-		g.log.WarnContext(r.Context(), "pick random accounts", "error", err)
-		writeProblem(w, http.StatusBadGateway, "Wallet can't be asked now", "Try again.")
+		g.writeUnreachable(r.Context(), w, "wallet", err, "Wallet can't be asked now", "Try again.")
 		return
 	}
 	if len(got.AccountIds) < 2 {
