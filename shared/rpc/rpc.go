@@ -2,13 +2,18 @@
 package rpc
 
 import (
+	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pgw/shared/trace"
@@ -17,10 +22,38 @@ import (
 // MaxMessage bounds a message in bytes: 10,000 account seeds fit.
 const MaxMessage = 4 << 20
 
-// retries makes a client try again when a replica went away: every RPC of pgw may be repeated, since what
-// changes money is idempotent by key.
-const retries = `{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":3,"initialBackoff":"0.05s","maxBackoff":"0.5s",
-"backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE"]}}]}`
+// retries makes a client try an RPC again when a replica went away, if the RPC has no side effects: the option
+// idempotency_level of its proto says so. All others are tried again where the payment or the command begins, and
+// nowhere between. An RPC that sets a value must not be repeated blindly: it would undo what came in between.
+var retries = sync.OnceValue(func() string {
+	var repeatable []map[string]string
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for n := range service.Methods().Len() {
+				method := service.Methods().Get(n)
+				if options, ok := method.Options().(*descriptorpb.MethodOptions); ok && options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
+					repeatable = append(repeatable, map[string]string{"service": string(service.FullName()), "method": string(method.Name())})
+				}
+			}
+		}
+		return true
+	})
+	if len(repeatable) == 0 {
+		return "{}"
+	}
+	config, err := json.Marshal(map[string]any{"methodConfig": []any{map[string]any{
+		"name": repeatable,
+		"retryPolicy": map[string]any{
+			"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
+			"retryableStatusCodes": []string{"UNAVAILABLE"},
+		},
+	}}})
+	if err != nil {
+		panic(err) // maps of strings and numbers can be encoded
+	}
+	return string(config)
+})
 
 // Dial names a function's gRPC address. It connects when first used.
 func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr) }
@@ -28,7 +61,7 @@ func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr
 // Dial is the same, showing who calls.
 func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
-		grpc.WithDefaultServiceConfig(retries),
+		grpc.WithDefaultServiceConfig(retries()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
 	}
 	if c.identity == nil {

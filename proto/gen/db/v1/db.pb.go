@@ -1236,6 +1236,130 @@ func (x *FailPaymentResponse) GetReplay() bool {
 	return false
 }
 
+type RefusePaymentRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Payment *ReserveFundsRequest   `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
+	// Why it is refused: one of wallet's or risk's reasons in shared/payment.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusePaymentRequest) Reset() {
+	*x = RefusePaymentRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusePaymentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusePaymentRequest) ProtoMessage() {}
+
+func (x *RefusePaymentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusePaymentRequest.ProtoReflect.Descriptor instead.
+func (*RefusePaymentRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RefusePaymentRequest) GetPayment() *ReserveFundsRequest {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *RefusePaymentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RefusePaymentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReservationId string                 `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
+	// ROLLEDBACK: refused, now or before. COMMITTED or PENDING: an earlier request with the key was faster.
+	ReservationStatus string `protobuf:"bytes,2,opt,name=reservation_status,json=reservationStatus,proto3" json:"reservation_status,omitempty"`
+	// The reason that stands; empty while PENDING. idempotency_mismatch: the key belongs to another request.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The key was known before this call.
+	Replay        bool `protobuf:"varint,4,opt,name=replay,proto3" json:"replay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusePaymentResponse) Reset() {
+	*x = RefusePaymentResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusePaymentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusePaymentResponse) ProtoMessage() {}
+
+func (x *RefusePaymentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusePaymentResponse.ProtoReflect.Descriptor instead.
+func (*RefusePaymentResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RefusePaymentResponse) GetReservationId() string {
+	if x != nil {
+		return x.ReservationId
+	}
+	return ""
+}
+
+func (x *RefusePaymentResponse) GetReservationStatus() string {
+	if x != nil {
+		return x.ReservationStatus
+	}
+	return ""
+}
+
+func (x *RefusePaymentResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RefusePaymentResponse) GetReplay() bool {
+	if x != nil {
+		return x.Replay
+	}
+	return false
+}
+
 type Account struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AccountId     string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
@@ -1250,7 +1374,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1386,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1399,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Account) GetAccountId() string {
@@ -1329,7 +1453,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1465,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1478,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -1373,7 +1497,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1509,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1522,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -1420,7 +1544,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1556,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1569,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Rate) GetBase() string {
@@ -1478,7 +1602,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1614,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1627,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -1522,7 +1646,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1658,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1671,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -1567,7 +1691,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1703,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1716,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -1611,7 +1735,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1747,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1760,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -1654,7 +1778,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1790,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1803,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
 }
 
 type SweepResponse struct {
@@ -1692,7 +1816,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1828,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1841,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -1754,7 +1878,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1890,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1903,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -1854,7 +1978,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1990,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2003,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -1897,7 +2021,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2033,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2046,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -1936,7 +2060,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2072,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2085,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -1989,7 +2113,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2125,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2138,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -2140,6 +2264,14 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12-\n" +
 	"\x12reservation_status\x18\x02 \x01(\tR\x11reservationStatus\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06replay\x18\x04 \x01(\bR\x06replay\"d\n" +
+	"\x14RefusePaymentRequest\x124\n" +
+	"\apayment\x18\x01 \x01(\v2\x1a.db.v1.ReserveFundsRequestR\apayment\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x9d\x01\n" +
+	"\x15RefusePaymentResponse\x12%\n" +
+	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12-\n" +
+	"\x12reservation_status\x18\x02 \x01(\tR\x11reservationStatus\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06replay\x18\x04 \x01(\bR\x06replay\"\xbb\x01\n" +
 	"\aAccount\x12\x1d\n" +
 	"\n" +
@@ -2198,24 +2330,25 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xf6\x04\n" +
-	"\x02Db\x12G\n" +
-	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\x12G\n" +
-	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\x12V\n" +
-	"\x11CommitReservation\x12\x1f.db.v1.CommitReservationRequest\x1a .db.v1.CommitReservationResponse\x12\\\n" +
-	"\x13RollbackReservation\x12!.db.v1.RollbackReservationRequest\x1a\".db.v1.RollbackReservationResponse\x12V\n" +
-	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\x12A\n" +
+	"BAD_STATUS\x10\x052\xef\x05\n" +
+	"\x02Db\x12L\n" +
+	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
+	"\x11CommitReservation\x12\x1f.db.v1.CommitReservationRequest\x1a .db.v1.CommitReservationResponse\"\x03\x90\x02\x02\x12a\n" +
+	"\x13RollbackReservation\x12!.db.v1.RollbackReservationRequest\x1a\".db.v1.RollbackReservationResponse\"\x03\x90\x02\x02\x12[\n" +
+	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
-	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\x12G\n" +
-	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\x12D\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse2\xc9\x03\n" +
+	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x02\x12O\n" +
+	"\rRefusePayment\x12\x1b.db.v1.RefusePaymentRequest\x1a\x1c.db.v1.RefusePaymentResponse\"\x03\x90\x02\x022\xd3\x03\n" +
 	"\x05Admin\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
-	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x122\n" +
-	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\x12e\n" +
-	"\x16RecordDeadLetterAction\x12$.db.v1.RecordDeadLetterActionRequest\x1a%.db.v1.RecordDeadLetterActionResponse\x12b\n" +
-	"\x15ListDeadLetterActions\x12#.db.v1.ListDeadLetterActionsRequest\x1a$.db.v1.ListDeadLetterActionsResponseBc\n" +
+	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x127\n" +
+	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\"\x03\x90\x02\x02\x12e\n" +
+	"\x16RecordDeadLetterAction\x12$.db.v1.RecordDeadLetterActionRequest\x1a%.db.v1.RecordDeadLetterActionResponse\x12g\n" +
+	"\x15ListDeadLetterActions\x12#.db.v1.ListDeadLetterActionsRequest\x1a$.db.v1.ListDeadLetterActionsResponse\"\x03\x90\x02\x01Bc\n" +
 	"\tcom.db.v1B\aDbProtoP\x01Z\x18pgw/proto/gen/db/v1;dbv1\xa2\x02\x03DXX\xaa\x02\x05Db.V1\xca\x02\x05Db\\V1\xe2\x02\x11Db\\V1\\GPBMetadata\xea\x02\x06Db::V1b\x06proto3"
 
 var (
@@ -2231,7 +2364,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -2250,74 +2383,79 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*ListPaymentsResponse)(nil),           // 14: db.v1.ListPaymentsResponse
 	(*FailPaymentRequest)(nil),             // 15: db.v1.FailPaymentRequest
 	(*FailPaymentResponse)(nil),            // 16: db.v1.FailPaymentResponse
-	(*Account)(nil),                        // 17: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 18: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 19: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 20: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 21: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 22: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 23: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 24: db.v1.PutRulesResponse
-	(*SweepRequest)(nil),                   // 25: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 26: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 27: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 28: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 29: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 30: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 31: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
+	(*RefusePaymentRequest)(nil),           // 17: db.v1.RefusePaymentRequest
+	(*RefusePaymentResponse)(nil),          // 18: db.v1.RefusePaymentResponse
+	(*Account)(nil),                        // 19: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 20: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 21: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 22: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 23: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 24: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 25: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 26: db.v1.PutRulesResponse
+	(*SweepRequest)(nil),                   // 27: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 28: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 29: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 30: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 31: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 32: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 33: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 34: google.protobuf.Timestamp
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	32, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	32, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	32, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	34, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	34, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	34, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	32, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	32, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	32, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	32, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	32, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	34, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	34, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	34, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	34, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	34, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	12, // 10: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
 	3,  // 11: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	17, // 12: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	20, // 13: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	32, // 14: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	27, // 15: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	27, // 16: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 17: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 18: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 19: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 20: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 21: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	11, // 22: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	13, // 23: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	15, // 24: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	18, // 25: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	21, // 26: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	23, // 27: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	25, // 28: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	28, // 29: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	30, // 30: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 31: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 32: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 33: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 34: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 35: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	12, // 36: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	14, // 37: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	16, // 38: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	19, // 39: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	22, // 40: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	24, // 41: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	26, // 42: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	29, // 43: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	31, // 44: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	3,  // 12: db.v1.RefusePaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	19, // 13: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	22, // 14: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	34, // 15: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	29, // 16: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	29, // 17: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 18: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 19: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 20: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 21: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 22: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	11, // 23: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	13, // 24: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	15, // 25: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	17, // 26: db.v1.Db.RefusePayment:input_type -> db.v1.RefusePaymentRequest
+	20, // 27: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	23, // 28: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	25, // 29: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	27, // 30: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	30, // 31: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	32, // 32: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 33: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 34: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 35: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 36: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 37: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	12, // 38: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	14, // 39: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	16, // 40: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	18, // 41: db.v1.Db.RefusePayment:output_type -> db.v1.RefusePaymentResponse
+	21, // 42: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	24, // 43: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	26, // 44: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	28, // 45: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	31, // 46: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	33, // 47: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	33, // [33:48] is the sub-list for method output_type
+	18, // [18:33] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -2331,7 +2469,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,6 +27,7 @@ const (
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
+	Db_RefusePayment_FullMethodName       = "/db.v1.Db/RefusePayment"
 )
 
 // DbClient is the client API for Db service.
@@ -52,6 +53,10 @@ type DbClient interface {
 	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
 	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(ctx context.Context, in *FailPaymentRequest, opts ...grpc.CallOption) (*FailPaymentResponse, error)
+	// RefusePayment records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it has:
+	// the response tells what that is.
+	RefusePayment(ctx context.Context, in *RefusePaymentRequest, opts ...grpc.CallOption) (*RefusePaymentResponse, error)
 }
 
 type dbClient struct {
@@ -142,6 +147,16 @@ func (c *dbClient) FailPayment(ctx context.Context, in *FailPaymentRequest, opts
 	return out, nil
 }
 
+func (c *dbClient) RefusePayment(ctx context.Context, in *RefusePaymentRequest, opts ...grpc.CallOption) (*RefusePaymentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RefusePaymentResponse)
+	err := c.cc.Invoke(ctx, Db_RefusePayment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DbServer is the server API for Db service.
 // All implementations must embed UnimplementedDbServer
 // for forward compatibility.
@@ -165,6 +180,10 @@ type DbServer interface {
 	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
 	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error)
+	// RefusePayment records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it has:
+	// the response tells what that is.
+	RefusePayment(context.Context, *RefusePaymentRequest) (*RefusePaymentResponse, error)
 	mustEmbedUnimplementedDbServer()
 }
 
@@ -198,6 +217,9 @@ func (UnimplementedDbServer) ListPayments(context.Context, *ListPaymentsRequest)
 }
 func (UnimplementedDbServer) FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FailPayment not implemented")
+}
+func (UnimplementedDbServer) RefusePayment(context.Context, *RefusePaymentRequest) (*RefusePaymentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RefusePayment not implemented")
 }
 func (UnimplementedDbServer) mustEmbedUnimplementedDbServer() {}
 func (UnimplementedDbServer) testEmbeddedByValue()            {}
@@ -364,6 +386,24 @@ func _Db_FailPayment_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_RefusePayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RefusePaymentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).RefusePayment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_RefusePayment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).RefusePayment(ctx, req.(*RefusePaymentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Db_ServiceDesc is the grpc.ServiceDesc for Db service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -402,6 +442,10 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FailPayment",
 			Handler:    _Db_FailPayment_Handler,
+		},
+		{
+			MethodName: "RefusePayment",
+			Handler:    _Db_RefusePayment_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

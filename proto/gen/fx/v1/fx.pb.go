@@ -631,11 +631,11 @@ const file_fx_v1_fx_proto_rawDesc = "" +
 	"\x1aRefreshRandomRatesResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
-	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\xcb\x01\n" +
+	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\xd5\x01\n" +
 	"\tFxService\x12D\n" +
-	"\vUpdateRates\x12\x19.fx.v1.UpdateRatesRequest\x1a\x1a.fx.v1.UpdateRatesResponse\x128\n" +
-	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse\x12>\n" +
-	"\tListRates\x12\x17.fx.v1.ListRatesRequest\x1a\x18.fx.v1.ListRatesResponse2k\n" +
+	"\vUpdateRates\x12\x19.fx.v1.UpdateRatesRequest\x1a\x1a.fx.v1.UpdateRatesResponse\x12=\n" +
+	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse\"\x03\x90\x02\x01\x12C\n" +
+	"\tListRates\x12\x17.fx.v1.ListRatesRequest\x1a\x18.fx.v1.ListRatesResponse\"\x03\x90\x02\x012k\n" +
 	"\x0eFxAdminService\x12Y\n" +
 	"\x12RefreshRandomRates\x12 .fx.v1.RefreshRandomRatesRequest\x1a!.fx.v1.RefreshRandomRatesResponseBc\n" +
 	"\tcom.fx.v1B\aFxProtoP\x01Z\x18pgw/proto/gen/fx/v1;fxv1\xa2\x02\x03FXX\xaa\x02\x05Fx.V1\xca\x02\x05Fx\\V1\xe2\x02\x11Fx\\V1\\GPBMetadata\xea\x02\x06Fx::V1b\x06proto3"

@@ -437,10 +437,10 @@ const file_payments_v1_payments_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
 	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x12%\n" +
 	"\x0ereserve_micros\x18\x04 \x01(\x03R\rreserveMicros\x12#\n" +
-	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\xbe\x01\n" +
-	"\x0fPaymentsService\x12V\n" +
-	"\rCreatePayment\x12!.payments.v1.CreatePaymentRequest\x1a\".payments.v1.CreatePaymentResponse\x12S\n" +
-	"\fLogAndSettle\x12 .payments.v1.LogAndSettleRequest\x1a!.payments.v1.LogAndSettleResponseB\x93\x01\n" +
+	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\xc8\x01\n" +
+	"\x0fPaymentsService\x12[\n" +
+	"\rCreatePayment\x12!.payments.v1.CreatePaymentRequest\x1a\".payments.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12X\n" +
+	"\fLogAndSettle\x12 .payments.v1.LogAndSettleRequest\x1a!.payments.v1.LogAndSettleResponse\"\x03\x90\x02\x02B\x93\x01\n" +
 	"\x0fcom.payments.v1B\rPaymentsProtoP\x01Z$pgw/proto/gen/payments/v1;paymentsv1\xa2\x02\x03PXX\xaa\x02\vPayments.V1\xca\x02\vPayments\\V1\xe2\x02\x17Payments\\V1\\GPBMetadata\xea\x02\fPayments::V1b\x06proto3"
 
 var (

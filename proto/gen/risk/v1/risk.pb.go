@@ -352,9 +352,9 @@ const file_risk_v1_risk_proto_rawDesc = "" +
 	"\x0f_max_amount_idr\">\n" +
 	"\x11SeedRulesResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x19\n" +
-	"\brule_set\x18\x02 \x01(\tR\aruleSet2K\n" +
-	"\vRiskService\x12<\n" +
-	"\bEvaluate\x12\x15.risk.v1.ScoreRequest\x1a\x19.risk.v1.EvaluateResponse2K\n" +
+	"\brule_set\x18\x02 \x01(\tR\aruleSet2P\n" +
+	"\vRiskService\x12A\n" +
+	"\bEvaluate\x12\x15.risk.v1.ScoreRequest\x1a\x19.risk.v1.EvaluateResponse\"\x03\x90\x02\x012K\n" +
 	"\x05Admin\x12B\n" +
 	"\tSeedRules\x12\x19.risk.v1.SeedRulesRequest\x1a\x1a.risk.v1.SeedRulesResponseBs\n" +
 	"\vcom.risk.v1B\tRiskProtoP\x01Z\x1cpgw/proto/gen/risk/v1;riskv1\xa2\x02\x03RXX\xaa\x02\aRisk.V1\xca\x02\aRisk\\V1\xe2\x02\x13Risk\\V1\\GPBMetadata\xea\x02\bRisk::V1b\x06proto3"

@@ -808,15 +808,15 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"\x13SeedAccountsRequest\x122\n" +
 	"\baccounts\x18\x01 \x03(\v2\x16.wallet.v1.AccountSeedR\baccounts\"2\n" +
 	"\x14SeedAccountsResponse\x12\x1a\n" +
-	"\bupserted\x18\x01 \x01(\rR\bupserted2\x89\x03\n" +
-	"\rWalletService\x12^\n" +
-	"\x11GetRandomAccounts\x12#.wallet.v1.GetRandomAccountsRequest\x1a$.wallet.v1.GetRandomAccountsResponse\x12I\n" +
+	"\bupserted\x18\x01 \x01(\rR\bupserted2\xa2\x03\n" +
+	"\rWalletService\x12c\n" +
+	"\x11GetRandomAccounts\x12#.wallet.v1.GetRandomAccountsRequest\x1a$.wallet.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\n" +
-	"GetAccount\x12\x1c.wallet.v1.GetAccountRequest\x1a\x1d.wallet.v1.GetAccountResponse\x12I\n" +
+	"GetAccount\x12\x1c.wallet.v1.GetAccountRequest\x1a\x1d.wallet.v1.GetAccountResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\n" +
-	"GetBalance\x12\x1c.wallet.v1.GetBalanceRequest\x1a\x1d.wallet.v1.GetBalanceResponse\x12@\n" +
-	"\aReserve\x12\x19.wallet.v1.ReserveRequest\x1a\x1a.wallet.v1.ReserveResponse\x12@\n" +
-	"\aCapture\x12\x19.wallet.v1.CaptureRequest\x1a\x1a.wallet.v1.CaptureResponse2X\n" +
+	"GetBalance\x12\x1c.wallet.v1.GetBalanceRequest\x1a\x1d.wallet.v1.GetBalanceResponse\"\x03\x90\x02\x01\x12E\n" +
+	"\aReserve\x12\x19.wallet.v1.ReserveRequest\x1a\x1a.wallet.v1.ReserveResponse\"\x03\x90\x02\x02\x12E\n" +
+	"\aCapture\x12\x19.wallet.v1.CaptureRequest\x1a\x1a.wallet.v1.CaptureResponse\"\x03\x90\x02\x022X\n" +
 	"\x05Admin\x12O\n" +
 	"\fSeedAccounts\x12\x1e.wallet.v1.SeedAccountsRequest\x1a\x1f.wallet.v1.SeedAccountsResponseB\x83\x01\n" +
 	"\rcom.wallet.v1B\vWalletProtoP\x01Z pgw/proto/gen/wallet/v1;walletv1\xa2\x02\x03WXX\xaa\x02\tWallet.V1\xca\x02\tWallet\\V1\xe2\x02\x15Wallet\\V1\\GPBMetadata\xea\x02\n" +
