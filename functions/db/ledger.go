@@ -541,10 +541,15 @@ func (l *ledger) finish(ctx context.Context, f Finish) (Finished, error) {
 	return l.finishes.Do(ctx, f)
 }
 
+// refuse claims the key as refused for a reason. A key that is known keeps what it has: that is returned.
+func (l *ledger) refuse(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
+	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
+	return l.reserves.Do(ctx, reserve{Request: r, refuse: reason})
+}
+
 // fail closes a payment as FAILED for a reason, unless it is decided already.
 func (l *ledger) fail(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
-	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
-	got, err := l.reserves.Do(ctx, reserve{Request: r, refuse: reason})
+	got, err := l.refuse(ctx, r, reason)
 	if err != nil || got.Status != payment.Pending || got.Mismatch(r) {
 		return got, err
 	}

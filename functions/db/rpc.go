@@ -89,8 +89,8 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 		return nil, invalid(fmt.Errorf("reservation_id: %w", err))
 	}
 	reason := payment.Reason(in.Reason)
-	if !reason.Known() {
-		// Earlier callers write sentences; the set is closed.
+	if !reason.RollBack() {
+		// Earlier callers write sentences, and a client must not hear FAILED for a reason that means success.
 		d.log.DebugContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
 		reason = payment.CallerRolledBack
 	}
@@ -119,8 +119,8 @@ func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv
 		return nil, invalid(err)
 	}
 	reason := payment.Reason(in.Reason)
-	if !reason.Known() {
-		return nil, invalid(fmt.Errorf("reason: %.50q is not of the closed set", in.Reason))
+	if !reason.RollBack() {
+		return nil, invalid(fmt.Errorf("reason: a payment can't be rolled back for %.50q", in.Reason))
 	}
 	got, err := d.ledger.fail(ctx, r, reason)
 	if err != nil {
@@ -130,6 +130,30 @@ func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv
 		return &dbv1.FailPaymentResponse{ReservationStatus: string(payment.RolledBack), Reason: string(payment.IdempotencyMismatch), Replay: true}, nil
 	}
 	return &dbv1.FailPaymentResponse{
+		ReservationId: got.ReservationID.String(), ReservationStatus: string(got.Status), Reason: string(got.Reason), Replay: got.Replay,
+	}, nil
+}
+
+// RefusePayment implements db.v1.Db.
+func (d *DB) RefusePayment(ctx context.Context, in *dbv1.RefusePaymentRequest) (*dbv1.RefusePaymentResponse, error) {
+	r, err := request(in.GetPayment())
+	if err != nil {
+		return nil, invalid(err)
+	}
+	reason := payment.Reason(in.Reason)
+	if !reason.Refusal() {
+		return nil, invalid(fmt.Errorf("reason: a payment can't be refused for %.50q", in.Reason))
+	}
+	got, err := d.ledger.refuse(ctx, r, reason)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if got.Mismatch(r) {
+		return &dbv1.RefusePaymentResponse{
+			ReservationStatus: string(payment.RolledBack), Reason: string(payment.IdempotencyMismatch), Replay: true,
+		}, nil
+	}
+	return &dbv1.RefusePaymentResponse{
 		ReservationId: got.ReservationID.String(), ReservationStatus: string(got.Status), Reason: string(got.Reason), Replay: got.Replay,
 	}, nil
 }

@@ -31,9 +31,11 @@ const (
 	RiskBlockedAccount Reason = "risk_blocked_account"
 	RiskVelocity       Reason = "risk_velocity"
 	RiskRandomReject   Reason = "risk_random_reject"
+	// RiskOther is a refusal by a rule that this version does not know: risk is newer than who asks it.
+	RiskOther Reason = "risk_other"
 )
 
-// What the gateway tells without the ledger having recorded anything for this request.
+// What a client is told without an outcome in the ledger.
 const (
 	BadJSON             Reason = "bad_json"             // the body is not one JSON object
 	InvalidInput        Reason = "invalid_input"        // a field is missing, malformed or out of range
@@ -52,7 +54,7 @@ const (
 var Reasons = []Reason{
 	ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked,
 	ReceiverBlocked, DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack,
-	RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject,
+	RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther,
 	BadJSON, InvalidInput, UnsupportedCurrency, IdempotencyMismatch, FXUnavailable, WalletUnavailable,
 	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
 }
@@ -69,11 +71,27 @@ func (r Reason) Status() Status {
 	}
 }
 
-// Recorded tells that it is the ledger's: the outcome of a key for ever, or that outcome seen again.
+// Recorded tells whether the reason is one of the ledger's: the outcome of a key for ever, or that outcome
+// told again.
 func (r Reason) Recorded() bool {
+	return r.Refusal() || r.RollBack() || r == ReasonCommitted || r == DuplicateIdempo || r == IdempotencyMismatch
+}
+
+// Refusal tells whether the ledger records the reason for a payment that never held money: the ledger's own
+// refusals, and those of wallet and risk.
+func (r Reason) Refusal() bool {
 	switch r {
-	case ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked,
-		DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack, RiskSameParty, IdempotencyMismatch:
+	case InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked, DailyLimitExceeded, Expired,
+		RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther:
+		return true
+	}
+	return false
+}
+
+// RollBack tells whether a payment can end for the reason after its money was held.
+func (r Reason) RollBack() bool {
+	switch r {
+	case Expired, CommitFailed, Undeliverable, CallerRolledBack:
 		return true
 	}
 	return false

@@ -1,0 +1,120 @@
+package db
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/payment"
+)
+
+func fundsRequest(key string, amount int64) *dbv1.ReserveFundsRequest {
+	return &dbv1.ReserveFundsRequest{
+		IdempotencyKey: key, SenderId: "A", ReceiverId: "B", AmountIdr: amount, CurrencyInput: "IDR", AttemptId: "1",
+	}
+}
+
+// A caller of RollbackReservation or FailPayment can't have a client hear FAILED for a reason that says something else.
+func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	for _, reason := range payment.Reasons {
+		held, err := w.ReserveFunds(t.Context(), fundsRequest("roll-"+string(reason), 1000))
+		if err != nil || held.Status != int32(dbv1.TxStatus_OK) {
+			t.Fatal(held, err)
+		}
+		got, err := w.RollbackReservation(t.Context(), &dbv1.RollbackReservationRequest{ReservationId: held.ReservationId, Reason: string(reason)})
+		want := payment.CallerRolledBack
+		if reason.RollBack() {
+			want = reason
+		}
+		if err != nil || got.Status != dbv1.TxStatus_OK || got.Message != string(want) {
+			t.Errorf("roll back for %s: %v, %v; want %s", reason, got, err, want)
+		}
+		_, err = w.FailPayment(t.Context(), &dbv1.FailPaymentRequest{Payment: fundsRequest("fail-"+string(reason), 1000), Reason: string(reason)})
+		if code := status.Code(err); (code == codes.OK) != reason.RollBack() || code != codes.OK && code != codes.InvalidArgument {
+			t.Errorf("fail for %s: %v", reason, err)
+		}
+		_, err = w.RefusePayment(t.Context(), &dbv1.RefusePaymentRequest{Payment: fundsRequest("refuse-"+string(reason), 1000), Reason: string(reason)})
+		if code := status.Code(err); (code == codes.OK) != reason.Refusal() || code != codes.OK && code != codes.InvalidArgument {
+			t.Errorf("refuse for %s: %v", reason, err)
+		}
+	}
+}
+
+// A refusal claims its key. A key that is known keeps what it has, whoever refuses it later.
+func TestARefusalIsAClaim(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	refuse := func(key, attempt string, amount int64) *dbv1.RefusePaymentResponse {
+		t.Helper()
+		in := fundsRequest(key, amount)
+		in.AttemptId = attempt
+		got, err := w.RefusePayment(t.Context(), &dbv1.RefusePaymentRequest{Payment: in, Reason: string(payment.RiskAboveMax)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := refuse("new", "1", 1000); got.ReservationStatus != "ROLLEDBACK" || got.Reason != "risk_above_max" || got.Replay {
+		t.Errorf("a new key: %v", got)
+	}
+	if got, err := w.ReserveFunds(t.Context(), fundsRequest("new", 1000)); err != nil || got.Reason != "risk_above_max" || got.ReservationStatus != "ROLLEDBACK" {
+		t.Errorf("an event that comes after the refusal: %v, %v", got, err)
+	}
+	if got := refuse("new", "2", 2000); got.Reason != string(payment.IdempotencyMismatch) {
+		t.Errorf("another request with the key: %v", got)
+	}
+	if got, err := w.GetPayment(t.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: "new"}); err != nil || got.Reason != "risk_above_max" {
+		t.Errorf("what GET tells: %v, %v", got, err)
+	}
+
+	held, err := w.ReserveFunds(t.Context(), fundsRequest("held", 1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := refuse("held", "2", 1000); got.ReservationStatus != "PENDING" || got.Reason != "" || !got.Replay {
+		t.Errorf("a payment that holds money: %v", got)
+	}
+	if _, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationId}); err != nil {
+		t.Fatal(err)
+	}
+	if got := refuse("held", "2", 1000); got.ReservationStatus != "COMMITTED" || got.ReservationId != held.ReservationId {
+		t.Errorf("a payment that is settled: %v", got)
+	}
+	if w.balance("A") != 999_000 || w.balance("B") != 1_001_000 {
+		t.Errorf("A has %d, B %d", w.balance("A"), w.balance("B"))
+	}
+}
+
+// The schema refuses outcomes that a client could be told and that can't be true.
+func TestTheSchemaRefusesFalseOutcomes(t *testing.T) {
+	w := newWorld(t)
+	const payments = `INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+VALUES ($1, 'k', 'A', 'B', 'IDR', $2, $3, $4)`
+	for name, tc := range map[string]struct {
+		amount         int64
+		status, reason string
+	}{
+		"failed, and committed":  {1, "FAILED", "committed"},
+		"success, and a refusal": {1, "SUCCESS", "insufficient_funds"},
+		"no reason":              {1, "FAILED", ""},
+		"no amount":              {0, "FAILED", "expired"},
+	} {
+		if _, err := w.pool.Exec(context.Background(), payments, uuid.New(), tc.amount, tc.status, tc.reason); err == nil {
+			t.Errorf("%s: was taken", name)
+		}
+	}
+	const reservations = `INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr,
+	currency_input, amount_minor, status, deadline) VALUES ($1, 'k', $2, 'A', 'B', 1, 'IDR', $3, 'PENDING', now())`
+	if _, err := w.pool.Exec(context.Background(), reservations, uuid.New(), make([]byte, 15), 1); err == nil {
+		t.Error("a fingerprint of 15 bytes was taken")
+	}
+	if _, err := w.pool.Exec(context.Background(), reservations, uuid.New(), make([]byte, 16), -1); err == nil {
+		t.Error("a negative amount was taken")
+	}
+}
