@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -28,11 +30,13 @@ type admission struct {
 	answered int64     // in it
 	past     [windows]int64
 	at       int // of past: the next to be overwritten
+	closing  bool
+	idle     chan struct{} // closed when closing and nothing is under way any more
 }
 
 func newAdmission(least, most int64, wait time.Duration, now func() time.Time) *admission {
 	least = min(least, most)
-	return &admission{least: least, most: most, wait: wait, now: now, bound: least, begun: now()}
+	return &admission{least: least, most: most, wait: wait, now: now, bound: least, begun: now(), idle: make(chan struct{})}
 }
 
 // enter lets a payment in, or tells how many are under way that keep it out.
@@ -40,7 +44,7 @@ func (a *admission) enter() (underWay int64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.roll()
-	if a.underWay >= a.bound {
+	if a.closing || a.underWay >= a.bound {
 		return a.underWay, false
 	}
 	a.underWay++
@@ -56,6 +60,34 @@ func (a *admission) leave(answered bool) {
 	if answered {
 		a.answered++
 	}
+	if a.closing && a.underWay == 0 {
+		close(a.idle)
+	}
+}
+
+// close lets nobody in any more, and waits until those who are in have left, or ctx ends.
+func (a *admission) close(ctx context.Context) error {
+	a.mu.Lock()
+	if !a.closing {
+		a.closing = true
+		if a.underWay == 0 {
+			close(a.idle)
+		}
+	}
+	a.mu.Unlock()
+	select {
+	case <-a.idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d payments are still under way: %w", int64(a.waiting()), ctx.Err())
+	}
+}
+
+// closed tells whether nobody is let in any more.
+func (a *admission) closed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.closing
 }
 
 // roll begins the windows that are due.

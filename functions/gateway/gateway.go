@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -26,6 +28,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
@@ -79,6 +82,7 @@ type Gateway struct {
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
+	seeded  atomic.Bool  // there was something to pay with
 	page    func() *page // made when it is first asked for: a start should not wait for it
 }
 
@@ -106,7 +110,7 @@ func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 			string(payment.UnknownSender), string(payment.UnknownReceiver), string(payment.SenderBlocked), string(payment.ReceiverBlocked),
 			string(payment.InsufficientFunds), string(payment.DailyLimitExceeded)),
 		risk:    counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result", append(verdicts(), "allow", "error")...),
-		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result.", "result", "ok", "error"),
+		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result: error was not sent, unknown may have been.", "result", "ok", "error", "unknown"),
 		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout", "left"),
 		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_total", Help: "Payments answered.",
@@ -228,8 +232,46 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 	return &function.Function{
 		Name: "gateway", Log: log, Registry: registry,
 		Events: g.takeResult, EventsPath: "/events",
-		Routes: g.routes, Guard: guard,
+		Routes: g.routes, Guard: guard, Ready: g.checkSeeds,
+		// Results arrive over new connections: the port stays open until no client waits for one.
+		BeforeDrain: g.doors.close,
 	}, nil
+}
+
+// seedsTimeout bounds the question whether a new system is seeded.
+const seedsTimeout = time.Second
+
+// checkSeeds says what a new system lacks before the first payment can be made: rates or accounts. A payment that came
+// earlier would be refused for a reason that is not true for long. A function that can't be asked is no reason: that is
+// told to each payment.
+func (g *Gateway) checkSeeds(ctx context.Context) error {
+	if g.seeded.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, seedsTimeout)
+	defer cancel()
+	var rates *fxv1.ListRatesResponse
+	var ratesErr error
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		rates, ratesErr = g.fx.ListRates(ctx, &fxv1.ListRatesRequest{QuoteCurrency: money.IDR.String()})
+	})
+	accounts, accountsErr := g.wallet.GetRandomAccounts(ctx, &walletv1.GetRandomAccountsRequest{Count: 1})
+	asking.Wait()
+	switch {
+	case ratesErr == nil && !anyRate(rates):
+		return errors.New("there are no rates yet: try again when the system is seeded")
+	case accountsErr == nil && len(accounts.AccountIds) == 0:
+		return errors.New("there are no accounts yet: try again when the system is seeded")
+	case ratesErr == nil && accountsErr == nil:
+		g.seeded.Store(true)
+	}
+	return nil
+}
+
+// anyRate tells whether there is a rate of another currency than the rupiah, which always has one to itself.
+func anyRate(rates *fxv1.ListRatesResponse) bool {
+	return slices.ContainsFunc(rates.GetRates(), func(r *fxv1.RateInForce) bool { return r.BaseCurrency != money.IDR.String() })
 }
 
 // reply is an outcome with what else the client should know.
@@ -251,6 +293,9 @@ func decline(reason payment.Reason, message string) reply {
 func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTime)) (out reply) {
 	took := stages{tell: tell}
 	underWay, ok := g.doors.enter()
+	if !ok && g.doors.closed() {
+		return decline(payment.Overloaded, "this replica is being stopped; another one takes the same request")
+	}
 	if !ok {
 		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
 	}
@@ -264,6 +309,10 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.AnswerIn)
 	defer cancel()
 
+	if err := g.checkSeeds(ctx); err != nil {
+		return decline(payment.Overloaded, err.Error())
+	}
+
 	// The same request is under way at this replica: its outcome is this one's, and nothing is asked twice.
 	id := flightID{r.Key, r.Fingerprint()}
 	if f := g.flights.join(id); f != nil {
@@ -275,23 +324,29 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	if no.reason == "" {
 		return g.send(ctx, id, r, &took)
 	}
-	refusal := reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
-	if !no.aboutNew {
-		return refusal
-	}
-	// No is advice about a new payment. A retry of one that the ledger knows hears what became of it.
+	var outcome payment.Outcome
+	var err error
+	known := true
 	begun := time.Now()
-	outcome, known, err := g.lookUp(ctx, &r)
-	g.stage(&took, "lookup", time.Since(begun))
-	switch refusal.stages = took; {
+	switch no.kind {
+	case refused:
+		outcome, err = g.refuse(ctx, r, no.reason)
+		g.stage(&took, "refuse", time.Since(begun))
+	case unpriced:
+		r, outcome, known, err = g.lookUp(ctx, r)
+		g.stage(&took, "lookup", time.Since(begun))
+	default:
+		known = false
+	}
+	switch {
 	case err != nil:
-		// Whether it is a retry is not known, so neither is the answer.
+		// What stands in the ledger is not known, so neither is the answer.
 		if !left(ctx) {
-			g.log.WarnContext(ctx, "a refusal could not be checked", "error", err)
+			g.log.WarnContext(ctx, "a refusal could not be recorded or checked", "error", err)
 		}
-		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: "try again with the same key", stages: took}
-	case !known:
-		return refusal
+		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: notSentOn, stages: took}
+	case !known || outcome.Reason == no.reason:
+		return reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
 	case outcome.Status != "":
 		return reply{Outcome: outcome, stages: took}
 	}
@@ -313,16 +368,22 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took
 	begun := time.Now()
 	err := g.publishRequest(ctx, r)
 	g.stage(took, "publish", time.Since(begun))
-	if err != nil {
-		// With ctx over, the request may still be on its way: that is a timeout.
-		if ctx.Err() == nil {
+	switch {
+	case err == nil:
+		g.metrics.publish.WithLabelValues("ok").Inc()
+	case errors.Is(err, kafka.ErrNotSent):
+		g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
+		if !left(ctx) {
 			g.metrics.publish.WithLabelValues("error").Inc()
 			g.log.ErrorContext(ctx, "publish a payment request", "error", err)
-			g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
-			return reply{Outcome: payment.Decline(payment.QueuePublishError), message: "the payment was not sent; try again with the same key", stages: *took}
 		}
-	} else {
-		g.metrics.publish.WithLabelValues("ok").Inc()
+		return reply{Outcome: payment.Decline(payment.QueuePublishError), message: notSentOn, stages: *took}
+	default:
+		// The broker may have the request though it did not say so: then a result comes.
+		if !left(ctx) {
+			g.metrics.publish.WithLabelValues("unknown").Inc()
+			g.log.WarnContext(ctx, "whether a payment request was published is not known", "error", err)
+		}
 	}
 	return g.await(ctx, f, r, false, took)
 }
@@ -372,6 +433,9 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 	// A leader that could not publish ends the flight too.
 	answered := result.Reason != payment.QueuePublishError
 	out := payment.Outcome{Status: result.Status, Reason: result.Reason, Ref: result.Ref}
+	if !answered {
+		return reply{Outcome: out, message: notSentOn, stages: *took}
+	}
 	// SUCCESS is the first attempt's to hear: not that of one who waited along, nor of a later one who is
 	// reached by the first one's result, delivered again.
 	if (follows || result.AttemptID != f.attempt) && out.Status == payment.Success {
@@ -381,7 +445,7 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 }
 
 // stageNames are all stages that a payment may pass.
-var stageNames = []string{"fx", "wallet", "risk", "lookup", "publish", "queue", "reserve", "commit", "settle", "return", "wait", "total"}
+var stageNames = []string{"fx", "wallet", "risk", "refuse", "lookup", "publish", "queue", "reserve", "commit", "settle", "return", "wait", "total"}
 
 // stages are a payment's stages in order, for Server-Timing.
 type stages struct {

@@ -34,6 +34,10 @@ type agreeable struct{ grpc.ClientConnInterface }
 
 func (agreeable) Invoke(_ context.Context, _ string, _, reply any, _ ...grpc.CallOption) error {
 	switch reply := reply.(type) {
+	case *fxv1.ListRatesResponse:
+		proto.Merge(reply, &fxv1.ListRatesResponse{Rates: []*fxv1.RateInForce{{BaseCurrency: "IDR"}, {BaseCurrency: "USD"}}})
+	case *walletv1.GetRandomAccountsResponse:
+		proto.Merge(reply, &walletv1.GetRandomAccountsResponse{AccountIds: []string{"A"}})
 	case *fxv1.ConvertResponse:
 		proto.Merge(reply, &fxv1.ConvertResponse{AmountMinor: 15500, Rate: "15500", RateId: "rate"})
 	case *walletv1.GetAccountResponse:

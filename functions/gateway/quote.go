@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,9 +24,20 @@ import (
 type verdict struct {
 	reason  payment.Reason
 	message string
-	// aboutNew tells that the no is advice about a new payment, which a known one must not hear.
-	aboutNew bool
+	kind    verdictKind
 }
+
+// verdictKind says what has to happen before the client hears a no.
+type verdictKind int
+
+const (
+	// unasked: a function could not be asked. Nothing is known about the payment.
+	unasked verdictKind = iota
+	// unpriced: fx has no price for it. It is no payment, and is not recorded.
+	unpriced
+	// refused: wallet or risk refuse the payment. The ledger records it first.
+	refused
+)
 
 // quote prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of several
 // refusals fx's comes first, then wallet's, then risk's.
@@ -64,10 +76,10 @@ func (g *Gateway) price(ctx context.Context, r *payment.Request) verdict {
 	switch code := status.Code(err); {
 	case code == codes.NotFound:
 		g.metrics.fx.WithLabelValues("no_rate").Inc()
-		return verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + r.Sent.Currency.String(), true}
+		return verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + r.Sent.Currency.String(), unpriced}
 	case code == codes.InvalidArgument:
 		g.metrics.fx.WithLabelValues("invalid").Inc()
-		return verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), true}
+		return verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), unpriced}
 	case err != nil:
 		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
 	}
@@ -77,7 +89,7 @@ func (g *Gateway) price(ctx context.Context, r *payment.Request) verdict {
 	}
 	g.metrics.fx.WithLabelValues("ok").Inc()
 	if r.AmountIDR <= 0 {
-		return verdict{payment.InvalidInput, "amount: is worth less than one rupiah", true}
+		return verdict{payment.InvalidInput, "amount: is worth less than one rupiah", unpriced}
 	}
 	return verdict{}
 }
@@ -105,7 +117,7 @@ func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string) par
 func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Request) verdict {
 	no := func(reason payment.Reason, message string) verdict {
 		g.metrics.wallet.WithLabelValues(string(reason)).Inc()
-		return verdict{reason, message, true}
+		return verdict{reason, message, refused}
 	}
 	for _, side := range []struct {
 		err     error
@@ -149,15 +161,17 @@ func (g *Gateway) judge(ctx context.Context, r *payment.Request) verdict {
 		return verdict{}
 	}
 	reason := payment.Reason("risk_" + got.Reason)
-	if !reason.Known() {
-		return g.unreachable(ctx, g.metrics.risk, payment.RiskUnavailable, fmt.Errorf("risk answered with an unknown reason %.50q", got.Reason))
+	message := "refused by the risk rules"
+	if !reason.Refusal() {
+		// A risk that is newer than this gateway has a rule that this one does not know. Its no is a no.
+		reason, message = payment.RiskOther, fmt.Sprintf("refused by the risk rule %.50q", got.Reason)
 	}
-	g.metrics.risk.WithLabelValues(got.Reason).Inc()
-	return verdict{reason, "refused by the risk rules", true}
+	g.metrics.risk.WithLabelValues(strings.TrimPrefix(string(reason), "risk_")).Inc()
+	return verdict{reason, message, refused}
 }
 
-// unreachable says that a function could not be asked, and counts it among the calls of that function. That is no verdict
-// about the payment: nothing was sent, and the client may try again.
+// unreachable says that a function could not be asked, and counts it among the calls of that function. That is
+// no verdict about the payment: the client may try again.
 func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec, reason payment.Reason, err error) verdict {
 	if left(ctx) {
 		return verdict{reason: reason}
@@ -167,30 +181,59 @@ func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec,
 		return verdict{reason: payment.Overloaded, message: "too many payments are under way"}
 	}
 	g.log.WarnContext(ctx, "a function could not be asked", "reason", string(reason), "error", err)
-	return verdict{reason: reason, message: "nothing was sent; try again with the same key"}
+	return verdict{reason: reason, message: notSentOn}
 }
 
-// lookUp asks the ledger what became of a request. known tells whether the ledger has its key. An outcome
-// without a status means that the money is held and nothing decided: r then has the ledger's price.
-func (g *Gateway) lookUp(ctx context.Context, r *payment.Request) (out payment.Outcome, known bool, err error) {
+// notSentOn is true whatever other attempts with the key do.
+const notSentOn = "this request was not sent on; an earlier one with the same key may still settle; " +
+	"try again with the same key: it settles at most once"
+
+// refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands in the ledger
+// then: the refusal, or what an earlier request with the key came to. An outcome without a status means that the
+// money is held and nothing decided.
+func (g *Gateway) refuse(ctx context.Context, r payment.Request, reason payment.Reason) (payment.Outcome, error) {
+	got, err := g.db.RefusePayment(ctx, &dbv1.RefusePaymentRequest{
+		Reason: string(reason),
+		Payment: &dbv1.ReserveFundsRequest{
+			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
+			CurrencyInput: r.Sent.Currency.String(), AmountMinor: r.Sent.Minor,
+			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
+			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
+		},
+	})
+	if err != nil {
+		return payment.Outcome{}, fmt.Errorf("record a refusal: %w", err)
+	}
+	return standing(got.ReservationStatus, got.ReservationId, got.Reason), nil
+}
+
+// standing is the outcome that a second attempt hears of a payment that the ledger knows.
+func standing(reservationStatus, ref, reason string) payment.Outcome {
+	switch payment.ReservationStatus(reservationStatus) {
+	case payment.Committed:
+		return payment.Outcome{Status: payment.SuccessReplay, Reason: payment.DuplicateIdempo, Ref: ref}
+	case payment.RolledBack:
+		return payment.Decline(payment.Reason(reason))
+	default:
+		return payment.Outcome{}
+	}
+}
+
+// lookUp asks the ledger what became of a request that has no price now. known tells whether the ledger has its key.
+// An outcome without a status means that the money is held and nothing decided: the request is returned with the
+// ledger's price.
+func (g *Gateway) lookUp(ctx context.Context, r payment.Request) (_ payment.Request, out payment.Outcome, known bool, err error) {
 	got, err := g.db.GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: r.Key})
 	if status.Code(err) == codes.NotFound {
-		return out, false, nil
+		return r, out, false, nil
 	}
 	if err != nil {
-		return out, false, fmt.Errorf("look up a payment: %w", err)
+		return r, out, false, fmt.Errorf("look up a payment: %w", err)
 	}
 	fingerprint := r.Fingerprint()
 	if !bytes.Equal(got.Fingerprint, fingerprint[:]) {
-		return payment.Decline(payment.IdempotencyMismatch), true, nil
+		return r, payment.Decline(payment.IdempotencyMismatch), true, nil
 	}
-	switch payment.ReservationStatus(got.ReservationStatus) {
-	case payment.Committed:
-		return payment.Outcome{Status: payment.SuccessReplay, Reason: payment.DuplicateIdempo, Ref: got.ReservationId}, true, nil
-	case payment.RolledBack:
-		return payment.Decline(payment.Reason(got.Reason)), true, nil
-	default:
-		r.AmountIDR = got.AmountIdr
-		return out, true, nil
-	}
+	r.AmountIDR = got.AmountIdr
+	return r, standing(got.ReservationStatus, got.ReservationId, got.Reason), true, nil
 }

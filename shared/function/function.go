@@ -68,6 +68,9 @@ type Function struct {
 	Ready func(context.Context) error
 	// Background runs until its context ends.
 	Background func(context.Context) error
+	// BeforeDrain ends what needs the port to stay open, within its context: the port still takes connections meanwhile,
+	// and says that it is not ready.
+	BeforeDrain func(context.Context) error
 	// Close gives back what the function holds, once nothing is being served.
 	Close func(context.Context) error
 	// Callers says who may call the gRPC services over the network; nil lets everyone.
@@ -316,13 +319,17 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	f.draining.Store(true)
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
+	var err error
+	if f.BeforeDrain != nil {
+		err = f.BeforeDrain(limited)
+	}
 	go f.connections.giveUpSlow(limited)
 	var calling sync.WaitGroup
 	if calls != nil {
 		calling.Go(func() { calls.drain(limited) })
 	}
-	err := server.Shutdown(limited)
-	if err != nil {
+	if shutdown := server.Shutdown(limited); shutdown != nil {
+		err = errors.Join(err, shutdown)
 		server.Close()
 	}
 	calling.Wait()

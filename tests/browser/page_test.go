@@ -152,9 +152,10 @@ func (s *suite) testRefusals(t *testing.T) {
 		p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
 	}
 	p.says("#sender-balance", "to spend")
-	p.says("#payments", "Refused, not recorded")
+	// Each of them is in the ledger.
+	p.says("#payments", "Refused")
 	p.click("#payments li:first-child button")
-	p.says("#detail", "nothing of it is recorded")
+	p.says("#detail", "Risk says no: the amount is above the maximum.")
 	p.do(chromedp.KeyEvent(kb.Escape))
 
 	// A key that another payment has.

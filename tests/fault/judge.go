@@ -134,7 +134,7 @@ func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *client
 		case known:
 			r.Ledger[end]++
 		case told:
-			r.Ledger["refused at once"]++ // a fast no, which leaves no trace
+			r.Ledger["no payment"]++ // input that is not recorded
 		default:
 			r.Ledger["never arrived"]++
 		}

@@ -25,7 +25,6 @@ async function pay(payment) {
   journey.end();
   if (settled(answer)) last = payment;
   outcome.show(payment, answer, {again: () => pay(payment), detail: () => recent.openKey(payment)});
-  recent.note(payment, answer);
   form.busy(false);
   // A payment that is decided is done with its key; one that is not keeps it, so that trying again can't pay twice.
   if (payment.idempotency_key === $('idempotency').value && !undecided(answer) && answer.http_status !== 400) form.renewKey();

@@ -5,7 +5,7 @@ import {duration, t} from './words.js';
 
 // The stages in order, with who does the work. Those that are seldom there are shown when they are.
 const stages = [
-  ['fx', 'ask'], ['wallet', 'ask'], ['risk', 'ask'], ['lookup', 'ask', 'seldom'], ['publish', 'kafka'], ['queue', 'kafka'],
+  ['fx', 'ask'], ['wallet', 'ask'], ['risk', 'ask'], ['refuse', 'ledger', 'seldom'], ['lookup', 'ask', 'seldom'], ['publish', 'kafka'], ['queue', 'kafka'],
   ['settle', 'ledger'], ['reserve', 'ledger', 'part'], ['commit', 'ledger', 'part'], ['return', 'kafka'], ['wait', 'kafka', 'seldom'],
 ];
 
@@ -68,10 +68,10 @@ function mark(waiting) {
 function begins() {
   const of = (name) => took[name] ?? 0;
   const asked = Math.max(of('wallet'), of('fx') + of('risk'));
-  const sent = asked + of('lookup');
+  const sent = asked + of('lookup') + of('refuse');
   const received = sent + of('queue');
   return {
-    fx: 0, wallet: 0, risk: of('fx'), lookup: asked, publish: sent, queue: sent, wait: sent + of('publish'),
+    fx: 0, wallet: 0, risk: of('fx'), refuse: asked, lookup: asked, publish: sent, queue: sent, wait: sent + of('publish'),
     settle: received, reserve: received, commit: received + of('reserve'), return: received + of('settle'),
   };
 }

@@ -1,27 +1,17 @@
-// Recent payments: what the ledger has recorded, and what was refused in this tab before it got there.
+// Recent payments, as the ledger has recorded them.
 
 import {get} from './api.js';
 import {$, make} from './dom.js';
 import {traceLink, words} from './outcome.js';
-import {settled, undecided} from './payment.js';
 import {between, duration, exactTime, money, price, rupiah, t, time} from './words.js';
 
 const page = 10;
-const keep = 50; // refusals of this tab
-const refused = [];
 let shown = []; // payments on the page
 let next; // where older ones begin
 let filter = {};
 const rows = new Map(); // what is drawn, by reference
 
-// note keeps an answer of this tab that the ledger has no record of.
-export function note(payment, answer) {
-  if (settled(answer) || undecided(answer) || answer.reason === 'idempotency_mismatch') return;
-  refused.unshift({...payment, status: 'FAILED', reason: answer.reason, message: answer.message, at: new Date().toISOString(), unrecorded: true});
-  refused.length = Math.min(refused.length, keep);
-}
-
-const at = (p) => p.at ?? p.accepted_at ?? p.reserved_at;
+const at = (p) => p.accepted_at ?? p.reserved_at;
 
 async function read(before) {
   const query = new URLSearchParams({limit: page, ...filter});
@@ -57,49 +47,38 @@ async function older() {
   $('payments').querySelectorAll('[data-ref]')[first]?.focus();
 }
 
-function matching(p) {
-  if (filter.status && filter.status !== 'FAILED') return false;
-  return !filter.account || [p.sender_id, p.receiver_id].includes(filter.account);
-}
-
 function draw(limit) {
-  const recorded = new Set(shown.map((p) => p.idempotency_key));
-  const oldest = next && shown.length ? at(shown.at(-1)) : '';
-  const all = [...shown, ...refused.filter((p) => matching(p) && !recorded.has(p.idempotency_key) && at(p) >= oldest)];
-  all.sort((a, b) => (at(a) < at(b) ? 1 : -1));
   $('older').hidden = !next;
-  const count = all.length === 0 && !next ? t('recent.none')
-    : next && shown.length % page !== 0 || all.length === 0 ? t('recent.searched', {n: all.length, limit: limit.toLocaleString(document.documentElement.lang)})
-      : t('recent.count', {n: all.length});
+  const count = shown.length === 0 && !next ? t('recent.none')
+    : next && shown.length % page !== 0 || shown.length === 0 ? t('recent.searched', {n: shown.length, limit: limit.toLocaleString(document.documentElement.lang)})
+      : t('recent.count', {n: shown.length});
   if ($('recent-count').textContent !== count) $('recent-count').textContent = count;
 
   // A row that has not changed stays where it is, under whoever is about to press it.
   const list = $('payments');
-  const elements = all.map(rowOf);
+  const elements = shown.map(rowOf);
   elements.forEach((element, i) => {
     if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
   });
   while (list.children.length > elements.length) list.lastChild.remove();
 }
 
-const refOf = (p) => p.ref || p.idempotency_key + p.at;
-
 function rowOf(p) {
   const now = JSON.stringify(p);
-  const known = rows.get(refOf(p));
+  const known = rows.get(p.ref);
   if (known?.now === now) return known.element;
   const element = row(p);
-  rows.set(refOf(p), {now, element});
+  rows.set(p.ref, {now, element});
   return element;
 }
 
-const stateOf = (p) => (p.unrecorded ? 'unrecorded' : p.status ?? 'PENDING');
-const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open', unrecorded: 'bad'};
+const stateOf = (p) => p.status ?? 'PENDING';
+const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open'};
 const amountOf = (p) => (p.amount ? money(p.amount, p.currency) : rupiah(p.amount_idr));
 
 function row(p) {
   const state = stateOf(p);
-  return make('li', {}, make('button', {type: 'button', 'data-ref': refOf(p), onclick: () => open(p)},
+  return make('li', {}, make('button', {type: 'button', 'data-ref': p.ref, onclick: () => open(p)},
     make('time', {datetime: at(p)}, time(at(p))),
     make('span', {class: 'who'}, p.sender_id, ' ', make('span', {class: 'arrow'}, make('span', {class: 'unseen'}, t('recent.to')), make('span', {'aria-hidden': 'true'}, '→')), ' ', p.receiver_id),
     make('span', {class: 'amount'}, amountOf(p), p.amount_idr && p.currency !== 'IDR' ? make('small', {}, rupiah(p.amount_idr)) : null),
@@ -117,7 +96,7 @@ export async function openKey(payment) {
 
 async function open(p) {
   let all = p;
-  if (!p.unrecorded && !p.events) {
+  if (!p.events) {
     try {
       all = await get(`/api/payments/${encodeURIComponent(p.idempotency_key)}`);
     } catch {
@@ -139,7 +118,7 @@ function detail(p) {
   const trace = traceLink(p.idempotency_key, t('detail.open_trace'));
   return [
     make('div', {class: `outcome ${look[state]}`}, make('p', {class: 'title'}, said.title),
-      make('p', {}, p.unrecorded ? t('detail.unrecorded') : p.status ? said.text : p.message ?? '')),
+      make('p', {}, p.status ? said.text : p.message ?? '')),
     list([t('detail.from'), p.sender_id], [t('detail.to'), p.receiver_id],
       [t('detail.amount'), p.amount && money(p.amount, p.currency)], [t('detail.amount_idr'), p.amount_idr && rupiah(p.amount_idr)],
       [t('detail.rate'), p.rate && p.rate_time && price(p.rate)], [t('detail.rate_time'), p.rate_time && exactTime(p.rate_time)]),

@@ -142,11 +142,14 @@ func contradiction(a Told, k kept, known bool) string {
 			return "success was told, and the ledger has not committed it"
 		}
 	case a.Undecided():
-	case a.Status == payment.Failed && known:
-		if k.status != payment.RolledBack || k.reason != a.Reason {
+	case a.Status == payment.Failed && a.HTTP == http.StatusOK:
+		if !known || k.status != payment.RolledBack || k.reason != a.Reason {
 			return "failure was told, and the ledger says otherwise"
 		}
-	case a.Status == payment.Failed: // a fast no, which the ledger never saw
+	case a.Status == payment.Failed:
+		if known && k.status != payment.RolledBack {
+			return "failure was told, and the ledger says otherwise"
+		}
 	default:
 		return "not an answer of the contract"
 	}

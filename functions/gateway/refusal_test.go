@@ -1,0 +1,183 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+)
+
+// neighbours are the functions that a gateway asks. They say yes, unless answer says something else.
+type neighbours struct {
+	grpc.ClientConnInterface
+	answer func(in, out proto.Message) error
+
+	mu      sync.Mutex
+	refused []*dbv1.RefusePaymentRequest
+}
+
+func (n *neighbours) Invoke(ctx context.Context, method string, in, out any, opts ...grpc.CallOption) error {
+	switch out := out.(type) {
+	case *dbv1.RefusePaymentResponse:
+		request := in.(*dbv1.RefusePaymentRequest)
+		n.mu.Lock()
+		n.refused = append(n.refused, request)
+		n.mu.Unlock()
+		out.ReservationStatus, out.Reason = string(payment.RolledBack), request.Reason
+	case *dbv1.GetPaymentResponse:
+		return status.Error(codes.NotFound, "no such payment")
+	default:
+		if err := (agreeable{}).Invoke(ctx, method, in, out, opts...); err != nil {
+			return err
+		}
+	}
+	if n.answer == nil {
+		return nil
+	}
+	return n.answer(in.(proto.Message), out.(proto.Message))
+}
+
+type publishes func() error
+
+func (p publishes) Publish(context.Context, string, string, cloudevents.Event) error { return p() }
+
+func gatewayBeside(t *testing.T, n *neighbours, publish publishes) *function.Function {
+	t.Helper()
+	cfg := Config{AnswerIn: 300 * time.Millisecond, MinWaiting: 8, MaxWaiting: 8}
+	if err := cfg.Keys.Decode("k:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="); err != nil {
+		t.Fatal(err)
+	}
+	f, err := New(cfg, Clients{FX: n, Wallet: n, Risk: n, DB: n}, publish, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func payAt(f *function.Function) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/api/payments", strings.NewReader(
+		`{"sender_id":"A","receiver_id":"B","currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"k"}`))
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	f.Handler().ServeHTTP(w, r)
+	return w
+}
+
+func notPublished() error { return errors.New("published, and should not be") }
+
+// A risk that is newer than the gateway refuses for a reason that the gateway does not know.
+func TestANewerRisksNoStaysANo(t *testing.T) {
+	n := &neighbours{answer: func(_, out proto.Message) error {
+		if out, ok := out.(*riskv1.EvaluateResponse); ok {
+			out.Allow, out.Reason = false, "sanctions_list"
+		}
+		return nil
+	}}
+	w := payAt(gatewayBeside(t, n, notPublished))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"reason":"risk_other"`) || !strings.Contains(w.Body.String(), "sanctions_list") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if len(n.refused) != 1 || n.refused[0].Reason != string(payment.RiskOther) || n.refused[0].Payment.AmountIdr != 15500 {
+		t.Errorf("recorded: %v", n.refused)
+	}
+}
+
+// A refusal that could not be recorded is not told: an earlier request with the key may settle.
+func TestARefusalThatCouldNotBeRecordedIsNotTold(t *testing.T) {
+	n := &neighbours{answer: func(_, out proto.Message) error {
+		switch out := out.(type) {
+		case *walletv1.GetAccountResponse:
+			out.BalanceIdr = 1
+		case *dbv1.RefusePaymentResponse:
+			return status.Error(codes.Unavailable, "down")
+		}
+		return nil
+	}}
+	w := payAt(gatewayBeside(t, n, notPublished))
+	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), `"reason":"ledger_unavailable"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// The port of a new system answers before its rates and accounts are in. A payment then is not refused for the lack of
+// them: it is not taken.
+func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
+	var missing string
+	n := &neighbours{answer: func(_, out proto.Message) error {
+		switch out := out.(type) {
+		case *fxv1.ListRatesResponse:
+			if missing == "rates" {
+				out.Rates = out.Rates[:1] // rupiah in rupiah
+			}
+		case *walletv1.GetRandomAccountsResponse:
+			if missing == "accounts" {
+				out.AccountIds = nil
+			}
+		}
+		if missing == "fx" {
+			return status.Error(codes.Unavailable, "down")
+		}
+		return nil
+	}}
+	published := 0
+	f := gatewayBeside(t, n, func() error { published++; return nil })
+	for _, missing = range []string{"rates", "accounts"} {
+		w := payAt(f)
+		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "no "+missing+" yet") {
+			t.Errorf("without %s: %d %s", missing, w.Code, w.Body)
+		}
+		if err := f.Ready(t.Context()); err == nil {
+			t.Errorf("ready without %s", missing)
+		}
+	}
+	// What can't be asked is not known to be missing.
+	missing = "fx"
+	if err := f.Ready(t.Context()); err != nil {
+		t.Errorf("not ready while fx is down: %v", err)
+	}
+	if w := payAt(f); w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "fx_unavailable") {
+		t.Errorf("while fx is down: %d %s", w.Code, w.Body)
+	}
+	if published != 0 {
+		t.Errorf("%d payments were published", published)
+	}
+	missing = ""
+	if err := f.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	missing = "rates" // seen once is enough: nobody asks again
+	if payAt(f); published != 1 {
+		t.Errorf("%d payments were published", published)
+	}
+}
+
+// Only what certainly was not sent is told so. All else may settle, and waits for its result.
+func TestOnlyWhatWasNotSentIsToldSo(t *testing.T) {
+	w := payAt(gatewayBeside(t, &neighbours{}, func() error { return kafka.ErrNotSent }))
+	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), `"reason":"queue_publish_error"`) || !strings.Contains(w.Body.String(), "an earlier one") {
+		t.Errorf("not sent: %d %s", w.Code, w.Body)
+	}
+	w = payAt(gatewayBeside(t, &neighbours{}, func() error { return errors.New("the acknowledgement is lost") }))
+	if w.Code != http.StatusGatewayTimeout || !strings.Contains(w.Body.String(), `"reason":"queue_timeout"`) || !strings.Contains(w.Body.String(), `"deadline"`) {
+		t.Errorf("perhaps sent: %d %s", w.Code, w.Body)
+	}
+}
