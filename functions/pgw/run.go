@@ -290,6 +290,7 @@ func loginAs(databaseURL, user string) (string, error) {
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
 		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
+		Seed: s.seed,
 	}); err != nil {
 		return err
 	}
@@ -320,20 +321,25 @@ func (s *system) serve(ctx context.Context) (err error) {
 	return nil
 }
 
-func (s *system) becomeReady(ctx context.Context) error {
+// seed gives a new system its rates, rules and accounts.
+func (s *system) seed(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	if err := s.all.Producer().Connect(ready); err != nil {
 		return fmt.Errorf("kafka: %w", err)
 	}
-	if err := poll(ready, func() error { return s.all.Ready(ready) }); err != nil {
-		return fmt.Errorf("not ready within %s: %w", readyWithin, err)
-	}
 	seeds := newSystem{
 		fx: s.all.Conn("fx"), risk: s.all.Conn("risk"), producer: s.all.Producer(), topic: s.kafka.AccountsTopic, keys: &s.keys,
 	}
-	if err := seeds.applyMissing(ctx, s.database); err != nil {
-		return fmt.Errorf("seed: %w", err)
+	return seeds.applyMissing(ctx, s.database)
+}
+
+// becomeReady waits for the functions, then for the seeds, and then tells where all is.
+func (s *system) becomeReady(ctx context.Context) error {
+	ready, cancel := context.WithTimeout(ctx, readyWithin+seededWithin)
+	defer cancel()
+	if err := poll(ready, func() error { return s.all.Ready(ready) }); err != nil {
+		return fmt.Errorf("not ready within %s: %w", readyWithin+seededWithin, err)
 	}
 	if err := s.writeRunFile(); err != nil {
 		return err

@@ -31,6 +31,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 	"pgw/tests/processes"
@@ -87,8 +88,12 @@ func (f *faults) hook(pick func(*faults) func(string) error, name string) error 
 	return hook(name)
 }
 
-// errLost has a publish succeed that did not take place.
-var errLost = errors.New("lost")
+// What faults.send answers beside other errors.
+var (
+	errLost    = errors.New("lost")   // the publish succeeds, and did not take place
+	errNoAck   = errors.New("no ack") // it took place, and fails all the same
+	errNotSent = fmt.Errorf("%w: the broker is away", kafka.ErrNotSent)
+)
 
 type faultyConn struct {
 	grpc.ClientConnInterface
@@ -114,6 +119,9 @@ func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloud
 	err := p.faults.hook(func(f *faults) func(string) error { return f.send }, topic)
 	if errors.Is(err, errLost) {
 		return nil
+	}
+	if errors.Is(err, errNoAck) {
+		return errors.Join(err, p.Publisher.Publish(ctx, topic, key, e))
 	}
 	if err != nil {
 		return err
@@ -172,7 +180,18 @@ func start(t testing.TB, o options) *system {
 	if o.log == nil {
 		o.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})
 	}
+	// The gateway serves once the system is seeded.
+	behind, seeded := make(chan struct{}), make(chan struct{})
 	s.System, err = allinone.New(allinone.Config{
+		Seed: func(ctx context.Context) error {
+			close(behind)
+			select {
+			case <-seeded:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
 		Database: ledger, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
@@ -202,10 +221,16 @@ func start(t testing.TB, o options) *system {
 		s.checkEvents()
 		s.conn.Close(context.Background())
 	})
-	s.eventually("the system is ready", func() error { return s.Ready(ctx) })
+	select {
+	case <-behind:
+	case <-time.After(patience):
+		t.Fatalf("the functions behind the gateway are not ready within %s: %v", patience, s.Ready(ctx))
+	}
 	if fresh {
 		s.seed()
 	}
+	close(seeded)
+	s.eventually("the system is ready", func() error { return s.Ready(ctx) })
 	return s
 }
 

@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"google.golang.org/grpc"
 
@@ -56,6 +58,9 @@ type Config struct {
 	Callers     *rpc.Callers            // who may call over the network; everybody when nil
 	Links       Links
 	Log         *slog.Logger
+	// Seed gives a new system what it needs before the first payment. It runs once all functions but the gateway are
+	// ready; only then is the gateway's port served. nil: nothing is missing.
+	Seed func(context.Context) error
 
 	// Faults between functions, for tests; nil where there are none.
 	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
@@ -77,6 +82,7 @@ type System struct {
 	conns     map[string]grpc.ClientConnInterface
 	sources   *kafkasource.Sources
 	producer  *kafka.Producer
+	open      atomic.Bool // the gateway's port is served
 }
 
 // Manifests are those of knative/base.
@@ -183,9 +189,20 @@ func (s *System) Producer() *kafka.Producer { return s.producer }
 
 // Ready says what is not ready yet.
 func (s *System) Ready(ctx context.Context) error {
+	if err := s.readyBehind(ctx); err != nil {
+		return err
+	}
+	if !s.open.Load() {
+		return errors.New("gateway: waits for the seeds")
+	}
+	return s.functions["gateway"].Ready(ctx)
+}
+
+// readyBehind says what of all but the gateway is not ready yet.
+func (s *System) readyBehind(ctx context.Context) error {
 	errs := []error{s.sources.Ready()}
 	for name, f := range s.functions {
-		if f.Ready == nil {
+		if f.Ready == nil || name == "gateway" {
 			continue
 		}
 		if err := f.Ready(ctx); err != nil {
@@ -193,6 +210,19 @@ func (s *System) Ready(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// seed waits until all functions behind the gateway are ready, and gives them what a new system lacks.
+func (s *System) seed(ctx context.Context) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, s.readyBehind(ctx) },
+		backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(0))
+	if err != nil || s.cfg.Seed == nil {
+		return err
+	}
+	if err := s.cfg.Seed(ctx); err != nil {
+		return fmt.Errorf("seed: %w", err)
+	}
+	return nil
 }
 
 // Run serves until ctx ends, and then drains from the front door to the ledger: payments under way are
@@ -216,15 +246,28 @@ func (s *System) Run(ctx context.Context) error {
 			}
 		}()
 	}
-	for name, f := range s.functions {
-		start(name, func(ctx context.Context) error { return f.Serve(ctx, s.cfg.Listeners[name], drainWithin) })
+	serve := func(name string) {
+		start(name, func(ctx context.Context) error {
+			return s.functions[name].Serve(ctx, s.cfg.Listeners[name], drainWithin)
+		})
+	}
+	for _, name := range Functions[1:] {
+		serve(name)
 	}
 	start("sources", s.sources.Run)
+	if err := s.seed(ctx); err != nil {
+		cancel(err)
+	} else {
+		serve("gateway")
+		s.open.Store(true)
+	}
 
 	<-ctx.Done()
 	for _, name := range append([]string{Functions[0], "sources"}, Functions[1:]...) {
-		parts[name].stop()
-		<-parts[name].done
+		if p, started := parts[name]; started {
+			p.stop()
+			<-p.done
+		}
 	}
 	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 	defer stop()

@@ -1,0 +1,91 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"pgw/functions/gateway"
+)
+
+// The broker has the request, and its acknowledgement is lost. The payment settles, and that is what its client and
+// those who wait along hear.
+func TestALostAcknowledgementIsNoRefusal(t *testing.T) {
+	s := start(t, options{})
+	s.faults.set(func(f *faults) {
+		f.send = func(topic string) error {
+			if topic == s.kafka.RequestTopic {
+				return errNoAck
+			}
+			return nil
+		}
+	})
+	b := s.balance("B")
+	counts := tally(8, func(int) answer { return s.pay("no ack", "A", "B", "IDR", 5000) })
+	if counts["200 SUCCESS committed"] != 1 || counts["200 SUCCESS_REPLAY duplicate_idempo"] != 7 || s.balance("B") != b+5000 {
+		t.Errorf("%v; B got %d", counts, s.balance("B")-b)
+	}
+}
+
+// A replica that is being stopped takes no new payment, and takes results over new connections until those that it has
+// are answered.
+func TestAReplicaThatIsStoppedTakesItsResults(t *testing.T) {
+	s := start(t, options{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + l.Addr().String()
+	f, err := gateway.New(gateway.Config{AnswerIn: patience, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
+		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
+		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replica := s.at(url)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- f.Serve(ctx, l, patience) }()
+
+	begun, release := make(chan struct{}, 1), make(chan struct{})
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/payments.v1.") {
+				begun <- struct{}{}
+				<-release
+			}
+			return nil
+		}
+	})
+	heard := make(chan answer, 1)
+	go func() { heard <- replica.pay("under way", "A", "B", "IDR", 5000) }()
+	<-begun
+	stop()
+	s.eventually("the replica says that it is being stopped", func() error { return notReady(url) })
+	s.expect(replica.pay("too late", "A", "B", "IDR", 5000), "503 FAILED overloaded")
+	close(release)
+	s.expect(<-heard, "200 SUCCESS committed")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// notReady asks over a connection of its own.
+func notReady(url string) error {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(url + "/readyz")
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		return fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return nil
+}
