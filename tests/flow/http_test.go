@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -225,7 +224,7 @@ func TestOutages(t *testing.T) {
 		"fx":      {func(f *faults) { f.rpc = down("/fx.v1.") }, "502 FAILED fx_unavailable"},
 		"wallet":  {func(f *faults) { f.rpc = down("/wallet.v1.") }, "502 FAILED wallet_unavailable"},
 		"risk":    {func(f *faults) { f.rpc = down("/risk.v1.") }, "502 FAILED risk_unavailable"},
-		"publish": {func(f *faults) { f.send = func(string) error { return errors.New("no broker") } }, "502 FAILED queue_publish_error"},
+		"publish": {func(f *faults) { f.send = func(string) error { return errNotSent } }, "502 FAILED queue_publish_error"},
 		"all three": {func(f *faults) {
 			f.rpc = func(called string) error {
 				if strings.HasPrefix(called, "/db.") || strings.HasPrefix(called, "/payments.") {
