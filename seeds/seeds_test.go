@@ -90,8 +90,26 @@ func TestRatesAndRules(t *testing.T) {
 	if by["USD"] != "15500" || by["SGD"] != "11600" || len(rates) < 14 || digits[0] < 2 || digits[3] < 1 {
 		t.Errorf("rates: %v, by digits %v", by, digits)
 	}
-	if r, err := RiskRules(); err != nil || r.MinAmountIDR <= 0 || r.MaxAmountIDR <= r.MinAmountIDR {
+	// The limits that the contract names.
+	if r, err := RiskRules(); err != nil || r.MinAmountIDR != 1_000 || r.MaxAmountIDR != 10_000_000 || r.RandomRejectPPM != 20_000 {
 		t.Errorf("rules: %+v, %v", r, err)
+	}
+}
+
+// Sample payments are there to be settled, so the rules must let every amount through.
+func TestSamplesAreWithinTheRules(t *testing.T) {
+	rules, err := RiskRules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	payments, err := MakeTransactions(1, 20_000, MakeAccounts(1, 1004))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range payments {
+		if p.AmountIDR < rules.MinAmountIDR || p.AmountIDR > rules.MaxAmountIDR {
+			t.Errorf("%s is worth IDR %d; the rules take %d to %d", p.Key, p.AmountIDR, rules.MinAmountIDR, rules.MaxAmountIDR)
+		}
 	}
 }
 

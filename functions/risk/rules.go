@@ -23,7 +23,7 @@ type Rules struct {
 }
 
 // Defaults hold until the first SeedRules.
-var Defaults = Rules{MinAmountIDR: 1_000, MaxAmountIDR: 1_000_000_000, RandomRejectPPM: 20_000}
+var Defaults = Rules{MinAmountIDR: 1_000, MaxAmountIDR: 10_000_000, RandomRejectPPM: 20_000}
 
 // defaultRuleSet is the Defaults' id.
 const defaultRuleSet = "default"

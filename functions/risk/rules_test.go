@@ -44,6 +44,37 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// The limits that hold until SeedRules changes them, as earlier callers know them.
+func TestDefaultsAreTheContracts(t *testing.T) {
+	rules := newRuleSet(defaultRuleSet, Defaults)
+	judge := func(r request) string {
+		verdict, err := rules.judge(r, secret, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return verdict
+	}
+	r := request{sender: "A", receiver: "B", currency: "IDR"}
+	for r.key = "a"; draw(r, secret) < 20_000; r.key += "a" { // a key that chance does not refuse
+	}
+	for amount, want := range map[int64]string{
+		1: belowMin, 999: belowMin, 1_000: "", 155_000: "", 10_000_000: "", 10_000_001: aboveMax, 1_000_000_000: aboveMax,
+	} {
+		if r.amountIDR = amount; judge(r) != want {
+			t.Errorf("IDR %d: %q, want %q", amount, judge(r), want)
+		}
+	}
+	refused := 0
+	for i := range 20_000 {
+		if judge(request{sender: "A", receiver: "B", currency: "IDR", amountIDR: 5_000, key: fmt.Sprint("key-", i)}) == randomReject {
+			refused++
+		}
+	}
+	if refused < 300 || refused > 500 { // of 20,000, 2 % is 400
+		t.Errorf("%d of 20,000 are refused at random, want about 2 %%", refused)
+	}
+}
+
 // About as many are refused as the rule says, the same ones always, and other ones under another secret.
 func TestTheDraw(t *testing.T) {
 	const n = 20_000

@@ -137,7 +137,7 @@ func (s *suite) run(t *testing.T) {
 	// The rules of the seeds, without chance.
 	none, least := uint32(0), int64(1000)
 	if _, err := riskv1.NewAdminClient(risk).SeedRules(t.Context(), &riskv1.SeedRulesRequest{
-		MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none, BlockedAccounts: []string{"ACC013"},
+		MaxAmount: 10_000_000, MinAmountIdr: &least, RandomRejectPpm: &none, BlockedAccounts: []string{"ACC013"},
 	}); err != nil {
 		t.Fatal(err)
 	}

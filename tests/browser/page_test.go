@@ -144,7 +144,7 @@ func (s *suite) testRefusals(t *testing.T) {
 		{sender, "ACC004", "1000", "The receiver's account is blocked."},
 		{sender, "ACC013", "1000", "Risk says no: one of the accounts is on its list."},
 		{sender, receiver, "999", "Risk says no: the amount is below the minimum."},
-		{"ACC001", receiver, "1000000001", "Risk says no: the amount is above the maximum."},
+		{"ACC001", receiver, "10000001", "Risk says no: the amount is above the maximum."},
 	} {
 		p.form(tc.sender, tc.receiver, tc.amount, "IDR")
 		p.click("#send")

@@ -255,7 +255,7 @@ func (s *system) seed() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1000)), RandomRejectPpm: ptr(uint32(0))})
+	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 10_000_000, MinAmountIdr: ptr(int64(1000)), RandomRejectPpm: ptr(uint32(0))})
 }
 
 func (s *system) rules(r *riskv1.SeedRulesRequest) {

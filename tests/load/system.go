@@ -46,7 +46,7 @@ func (s *system) noChance() error {
 	}
 	defer conn.Close()
 	none, least := uint32(0), int64(1000)
-	_, err = riskv1.NewAdminClient(conn).SeedRules(s.m.ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
+	_, err = riskv1.NewAdminClient(conn).SeedRules(s.m.ctx, &riskv1.SeedRulesRequest{MaxAmount: 10_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
 	return err
 }
 

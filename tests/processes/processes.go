@@ -312,7 +312,7 @@ func (s *System) Seed(ctx context.Context, n int) error {
 			return err
 		},
 		"risk": func(conn *grpc.ClientConn) error {
-			_, err := riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
+			_, err := riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{MaxAmount: 10_000_000, MinAmountIdr: &least, RandomRejectPpm: &none})
 			return err
 		},
 	} {
