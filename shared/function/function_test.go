@@ -323,3 +323,18 @@ func TestInProcess(t *testing.T) {
 		t.Errorf("a service that is not there: %v", err)
 	}
 }
+
+// A function that runs by itself is where callers look for it by default; PORT says otherwise in a container.
+func TestFunctionsListenWhereCallersLook(t *testing.T) {
+	for name, want := range map[string]string{
+		"gateway": ":18080", "fx": ":19102", "wallet": ":19093", "risk": ":19094", "db": ":19095", "payments": ":19096", "worker": ":19091",
+		"kafkasource": ":8080",
+	} {
+		if got := (Config{}).addr(name); got != want {
+			t.Errorf("%s listens on %s, want %s", name, got, want)
+		}
+		if got := (Config{Host: "127.0.0.1", Port: "8080"}).addr(name); got != "127.0.0.1:8080" {
+			t.Errorf("%s listens on %s, and PORT says 8080", name, got)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,12 +20,22 @@ import (
 // Config is what every function reads from its environment.
 type Config struct {
 	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
-	Port  string        `envconfig:"PORT" default:"8080" desc:"the one port"`
+	Port  string        `envconfig:"PORT" desc:"the one port; 8080, or for a function of a payment the port at which callers look for it by default, such as 18080 for gateway"`
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
 	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
 	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what connections of HTTP/2 carry: mixed: gRPC and all else, as behind Knative's proxies; alone: gRPC, for half the processor time a call, and all else comes by HTTP/1.1"`
 	Log   LogConfig
 	RPC   rpc.Security
+}
+
+// ports are where callers look for a function that runs by itself. In a container PORT says 8080.
+var ports = map[string]string{
+	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102",
+}
+
+// addr is where the named function listens.
+func (c Config) addr(name string) string {
+	return net.JoinHostPort(c.Host, cmp.Or(c.Port, ports[name], "8080"))
 }
 
 // LogConfig says how a process logs.
@@ -84,7 +95,7 @@ func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (
 	if f.Callers, err = base.RPC.Open(log); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(base.Host, base.Port))
+	l, err := net.Listen("tcp", base.addr(name))
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

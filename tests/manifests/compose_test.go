@@ -19,7 +19,20 @@ import (
 // Where callers find what runs on Compose, host port by service.
 var published = map[string][]string{
 	"ingress": {"18080", "19091", "19093", "19094", "19095", "19096", "19102"},
-	"kafka":   {"19097"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"9090"}, "jaeger": {"16686"},
+	"kafka":   {"19092"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"19097"}, "jaeger": {"16686"},
+}
+
+// contract is the host port at which earlier callers look for each of these, and the service and port behind it.
+var contract = map[string]struct{ port, service, behind string }{
+	"gateway":    {"18080", "ingress", "18080"},
+	"fx":         {"19102", "ingress", "19102"},
+	"wallet":     {"19093", "ingress", "19093"},
+	"risk":       {"19094", "ingress", "19094"},
+	"db":         {"19095", "ingress", "19095"},
+	"payments":   {"19096", "ingress", "19096"},
+	"Prometheus": {"19097", "prometheus", "9090"},
+	"Grafana":    {"3000", "grafana", "3000"},
+	"Kafka UI":   {"9081", "kafka-ui", "8080"},
 }
 
 // inIngress is each function's port in ingress, as haproxy.cfg has it.
@@ -83,6 +96,9 @@ func composeProblems(t *testing.T, text string) (found []string) {
 				}
 			}
 		}
+		if port := s.Environment.ToMapping()["PORT"]; port != "8080" {
+			bad(name, "listens on PORT %q, and not on 8080 where it is looked for", port)
+		}
 		if !strings.Contains(s.Environment.ToMapping()["REPLICA_URL"], "$HOSTNAME") && name == "gateway" {
 			bad(name, "REPLICA_URL: replicas could not be told apart")
 		}
@@ -109,6 +125,31 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	}
 	for name, s := range project.Services {
 		found = append(found, containerProblems(name, s)...)
+	}
+	return append(found, portProblems(project)...)
+}
+
+// portProblems holds the host's ports against the contract: each leads to what it is known for, and none is taken twice.
+func portProblems(project *types.Project) (found []string) {
+	leadsTo := map[string]string{} // by host port
+	for _, name := range project.ServiceNames() {
+		for _, p := range project.Services[name].Ports {
+			if other, ok := leadsTo[p.Published]; ok {
+				found = append(found, fmt.Sprintf("%s: host port %s is taken twice, by %s too", name, p.Published, other))
+			}
+			leadsTo[p.Published] = fmt.Sprintf("%s:%d", name, p.Target)
+		}
+	}
+	for what, at := range contract {
+		if want := at.service + ":" + at.behind; leadsTo[at.port] != want {
+			found = append(found, fmt.Sprintf("%s: the contract has it at host port %s, which leads to %q and not to %s", what, at.port, leadsTo[at.port], want))
+		}
+	}
+	// Clients on the host go on to where the broker says it is.
+	for _, listener := range strings.Split(project.Services["kafka"].Environment.ToMapping()["KAFKA_ADVERTISED_LISTENERS"], ",") {
+		if _, port, _ := strings.Cut(listener, "EXTERNAL://localhost:"); port != "" && leadsTo[port] != "kafka:"+port {
+			found = append(found, fmt.Sprintf("kafka: advertises port %s on the host, which leads to %q", port, leadsTo[port]))
+		}
 	}
 	return found
 }
@@ -167,6 +208,12 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 		"an image of any version":       {"haproxy:3.2.24-alpine", "haproxy:latest", "not pinned"},
 		"a port for everyone":           {"127.0.0.1:18080:18080", "18080:18080", "published on"},
 		"another port":                  {"127.0.0.1:19102:19102", "127.0.0.1:19103:19102", "publishes"},
+		"a port off the contract":       {"127.0.0.1:19097:9090", "127.0.0.1:9090:9090", "Prometheus: the contract has it at host port 19097"},
+		"a port that leads elsewhere":   {"127.0.0.1:9081:8080", "127.0.0.1:9081:8081", "Kafka UI: the contract has it at host port 9081"},
+		"two ports that are exchanged":  {"127.0.0.1:19094:19094", "127.0.0.1:19094:19095", "risk: the contract has it at host port 19094"},
+		"a port taken twice":            {"127.0.0.1:19092:19092", "127.0.0.1:19097:19092", "host port 19097 is taken twice"},
+		"a broker advertised elsewhere": {"EXTERNAL://localhost:19092", "EXTERNAL://localhost:19098", "advertises port 19098"},
+		"a function at its own port":    {"  PORT: 8080\n", "", "listens on PORT"},
 		"no bound on memory":            {"mem_limit: 256m", "mem_limit: 0", "no limit"},
 		"a root that can be written":    {"read_only: true", "read_only: false", "can be written"},
 		"privileges":                    {"cap_drop: [ALL]", "cap_drop: [KILL]", "more than it needs"},
