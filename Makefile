@@ -23,7 +23,7 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-kafka test-queueproxy test-browser test-compose fuzz chaos \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-broken test-kafka test-queueproxy test-browser test-compose fuzz chaos \
 	lint vulncheck sbom licenses lint-docs generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
@@ -59,12 +59,19 @@ psql: ## The ledger of make run while it runs here, or else of Compose (ARGS).
 topics: ## Its topics: records, and what each consumer group has still to take.
 	@$(if $(RUNNING),go run ./functions/pgw,exec $(compose) run --rm pgw) topics --lag
 
+# The test cache knows of the packages that a test is made of and of the files that it opens within its module, and of
+# nothing else. So no result is kept of tests/manifests, a module that reads outside itself, and of tests/, which run
+# programs that they build.
 test: test-manifests ## Run all tests, against a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
-	go test $(RACE) -timeout 20m ./...
+	go test $(RACE) -timeout 20m $$(go list ./... | grep -v '^pgw/tests/')
+	go test $(RACE) -count=1 -timeout 20m ./tests/...
 
 test-manifests: ## Hold the manifests against Knative's types and against the code.
-	cd tests/manifests && go test ./...
+	cd tests/manifests && go test -count=1 ./...
+
+test-broken: ## Break manifests, and see that test-manifests finds each mistake.
+	tests/manifests/broken
 
 test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
 	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
