@@ -45,7 +45,7 @@ type Config struct {
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
 	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"payments that may be under way at once however slow the flow is"`
 	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments that may be under way at once however fast it is; more are answered 503"`
-	GrafanaURL string        `envconfig:"GRAFANA_URL" desc:"where the page links to for dashboards; empty: no link"`
+	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it; empty: neither"`
 	TraceURL   string        `envconfig:"TRACE_URL" desc:"where the page links to for a payment's trace, with {trace} for its id; empty: no link"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; none when empty"`

@@ -17,7 +17,7 @@ import (
 )
 
 // policy lets the page load what it is made of from here, talk to here, and nothing else. No script or style
-// stands within it.
+// stands within it. Where there is a Grafana, its origin alone may be framed.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
@@ -32,6 +32,7 @@ type page struct {
 	files   map[string]file // by path within page/
 	indexes []file          // one for each of the languages
 	matcher language.Matcher
+	policy  string
 }
 
 type file struct {
@@ -51,8 +52,11 @@ func newFile(name string, body []byte) file {
 }
 
 // newPage makes the page ready. What it is made of is in the binary, so what can go wrong is seen by any test.
-func newPage(grafanaURL, traceURL string) *page {
-	p := &page{files: map[string]file{}, matcher: language.NewMatcher(languages)}
+func newPage(grafana GrafanaURL, traceURL string) *page {
+	p := &page{files: map[string]file{}, matcher: language.NewMatcher(languages), policy: policy}
+	if grafana.origin != "" {
+		p.policy += "; frame-src " + grafana.origin
+	}
 	must := func(err error) {
 		if err != nil {
 			panic(fmt.Sprintf("the page in this binary: %v", err))
@@ -76,9 +80,9 @@ func newPage(grafanaURL, traceURL string) *page {
 				return "", fmt.Errorf("%s has no words for %s", lang, key)
 			}
 			return word, nil
-		}})
+		}, "panel": grafana.panel})
 		must(template.Must(index.Parse(string(p.files["index.html"].body))).Execute(&out, map[string]string{
-			"Lang": lang.String(), "Grafana": grafanaURL, "Trace": traceURL,
+			"Lang": lang.String(), "Grafana": grafana.link, "Trace": traceURL,
 		}))
 		p.indexes = append(p.indexes, newFile("index.html", out.Bytes()))
 	}
@@ -90,7 +94,7 @@ func newPage(grafanaURL, traceURL string) *page {
 func (p *page) index(w http.ResponseWriter, r *http.Request) {
 	_, best := language.MatchStrings(p.matcher, r.URL.Query().Get("lang"), r.Header.Get("Accept-Language"))
 	w.Header().Set("Vary", "Accept-Language")
-	p.indexes[best].serve(w, r)
+	p.indexes[best].serve(w, r, p.policy)
 }
 
 func (p *page) file(w http.ResponseWriter, r *http.Request) {
@@ -99,11 +103,11 @@ func (p *page) file(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusNotFound, "The page has no such file", fmt.Sprintf("%.200q is not a part of it.", r.URL.Path))
 		return
 	}
-	f.serve(w, r)
+	f.serve(w, r, p.policy)
 }
 
 // serve has browsers ask each time whether they have the newest, and answers 304 when so.
-func (f file) serve(w http.ResponseWriter, r *http.Request) {
+func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) {
 	h := w.Header()
 	h.Set("Content-Type", f.kind)
 	h.Set("ETag", f.etag)

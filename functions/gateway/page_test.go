@@ -2,22 +2,36 @@ package gateway
 
 import (
 	"encoding/json"
+	"fmt"
+	"html"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/kelseyhightower/envconfig"
+
 	"pgw/shared/payment"
 )
+
+func grafanaAt(t *testing.T, address string) (g GrafanaURL) {
+	t.Helper()
+	if err := g.UnmarshalText([]byte(address)); err != nil {
+		t.Fatalf("%q: %v", address, err)
+	}
+	return g
+}
 
 func servePage(t *testing.T, method, url string, headers ...string) *http.Response {
 	t.Helper()
 	mux := http.NewServeMux()
-	p := newPage("https://grafana.example/d/pgw", "https://traces.example/{trace}")
+	p := newPage(grafanaAt(t, "https://grafana.example/d/pgw"), "https://traces.example/{trace}")
 	mux.HandleFunc("GET /{$}", p.index)
 	mux.HandleFunc("GET /page/{file...}", p.file)
 	r := httptest.NewRequest(method, url, nil)
@@ -59,7 +73,7 @@ func bodyOf(t *testing.T, resp *http.Response, part string) string {
 }
 
 func TestPageIsServedStrictly(t *testing.T) {
-	p := newPage("", "")
+	p := newPage(GrafanaURL{}, "")
 	urls := []string{"/"}
 	for name := range p.files {
 		urls = append(urls, "/page/"+name)
@@ -72,7 +86,7 @@ func TestPageIsServedStrictly(t *testing.T) {
 		}
 		h := got.Header
 		if got.StatusCode != http.StatusOK || h.Get("Content-Type") != kind || kind == "" || h.Get("Cache-Control") != "no-cache" ||
-			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Content-Security-Policy") != policy {
+			h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Content-Security-Policy") != policy+"; frame-src https://grafana.example" {
 			t.Errorf("%s: %s %v", url, got.Status, h)
 		}
 		if again := servePage(t, http.MethodGet, url, "If-None-Match", h.Get("ETag")); again.StatusCode != http.StatusNotModified {
@@ -84,15 +98,131 @@ func TestPageIsServedStrictly(t *testing.T) {
 			t.Errorf("%s: %s", url, got.Status)
 		}
 	}
-	// A link that would run as a script is made harmless.
-	if text := string(newPage("javascript:alert(1)", "").indexes[0].body); strings.Contains(text, "javascript:") {
-		t.Error("GRAFANA_URL may be a script")
+}
+
+// The page may frame the origin of GRAFANA_URL and nothing else, and nothing at all where there is none.
+func TestPageFramesGrafanaAlone(t *testing.T) {
+	for address, want := range map[string]struct{ frames, base, link string }{
+		"":                                     {},
+		"http://127.0.0.1:3000":                {"http://127.0.0.1:3000", "http://127.0.0.1:3000", "http://127.0.0.1:3000"},
+		"http://127.0.0.1:3000/":               {"http://127.0.0.1:3000", "http://127.0.0.1:3000", "http://127.0.0.1:3000/"},
+		"https://Grafana.example":              {"https://grafana.example", "https://grafana.example", "https://Grafana.example"},
+		"https://ops.example/grafana/":         {"https://ops.example", "https://ops.example/grafana", "https://ops.example/grafana/"},
+		"https://ops.example/grafana/d/pgw/x":  {"https://ops.example", "https://ops.example/grafana", "https://ops.example/grafana/d/pgw/x"},
+		"https://grafana.example/d/pgw?kiosk":  {"https://grafana.example", "https://grafana.example", "https://grafana.example/d/pgw?kiosk"},
+		"http://localhost:3000/dashboards#all": {"http://localhost:3000", "http://localhost:3000", "http://localhost:3000/dashboards#all"},
+	} {
+		p := newPage(grafanaAt(t, address), "")
+		wanted := policy
+		if want.frames != "" {
+			wanted += "; frame-src " + want.frames
+		}
+		if p.policy != wanted {
+			t.Errorf("%q: the policy is %s, want %s", address, p.policy, wanted)
+		}
+		for i, index := range p.indexes {
+			text := html.UnescapeString(string(index.body))
+			panels := regexp.MustCompile(`<iframe data-src="([^"]*)" title="([^"]+)"`).FindAllStringSubmatch(text, -1)
+			if want.frames == "" {
+				if strings.Contains(text, "<iframe") || strings.Contains(text, "Grafana") {
+					t.Errorf("in %s the page speaks of Grafana, and there is none", languages[i])
+				}
+				continue
+			}
+			if len(panels) != strings.Count(text, "<iframe") || len(panels) < 3 || !strings.Contains(text, `<a href="`+want.link+`"`) {
+				t.Errorf("%q in %s: %d panels, or the link is not there", address, languages[i], len(panels))
+			}
+			titles := map[string]bool{}
+			for _, panel := range panels {
+				if !strings.HasPrefix(panel[1], want.base+"/d-solo/pgw-") || !strings.HasSuffix(panel[1], "&from=now-15m&to=now&refresh=5s") {
+					t.Errorf("%q: a panel of %s", address, panel[1])
+				}
+				titles[panel[2]] = true
+			}
+			if len(titles) != len(panels) {
+				t.Errorf("in %s two panels have one title: %v", languages[i], titles)
+			}
+		}
+	}
+}
+
+// An address that can't be framed, or that would change the policy, ends the start with words on why.
+func TestGrafanaURLIsChecked(t *testing.T) {
+	for address, want := range map[string]string{
+		"grafana:3000":                         "must begin with http:// or https://",
+		"/grafana":                             "must begin with http:// or https://",
+		"javascript:alert(1)":                  "must begin with http:// or https://",
+		"data:text/html,hello":                 "must begin with http:// or https://",
+		"http://":                              "must have a host",
+		"http://:3000":                         "must have a host",
+		"http://*.example":                     "must have a host",
+		"http://*":                             "must have a host",
+		"http://[::1]:3000":                    "must have a host",
+		"http://a;script-src":                  "must have a host",
+		"http://a,b.example":                   "must have a host",
+		"http://a' 'unsafe-inline":             "is no URL",
+		"http://a b":                           "is no URL",
+		"http://a\r\nSet-Cookie: x":            "is no URL",
+		"http://grafana.example:port":          "is no URL",
+		"http://grafana.example:0":             "has a port that is none",
+		"http://grafana.example:70000":         "has a port that is none",
+		"http://admin:secret@grafana.example/": "must have no user and no password",
+		"%":                                    "is no URL",
+	} {
+		var g GrafanaURL
+		err := g.UnmarshalText([]byte(address))
+		if err == nil || !strings.Contains(err.Error(), want) || g != (GrafanaURL{}) {
+			t.Errorf("%q: %v, %+v, want %q", address, err, g, want)
+		}
+		t.Setenv("GRAFANA_URL", address)
+		t.Setenv("EVENT_KEYS", "k:Zm9yIGRldmVsb3BtZW50IG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==")
+		if err := envconfig.Process("", &Config{}); err == nil || !strings.Contains(err.Error(), "GRAFANA_URL") || !strings.Contains(err.Error(), want) {
+			t.Errorf("the configuration %q: %v", address, err)
+		}
+	}
+}
+
+// Each panel on the page is one of a dashboard of the project, and called as it is called there.
+func TestPanelsAreOfTheDashboards(t *testing.T) {
+	titles := map[string]string{}
+	files, err := filepath.Glob("../../compose/grafana/dashboards/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var board struct {
+			UID    string
+			Panels []struct {
+				ID    int
+				Title string
+			}
+		}
+		if err := json.Unmarshal(text, &board); err != nil {
+			t.Fatal(err)
+		}
+		for _, panel := range board.Panels {
+			titles[fmt.Sprintf("/d-solo/%s/%s?panelId=%d&", board.UID, board.UID, panel.ID)] = panel.Title
+		}
+	}
+	index := html.UnescapeString(string(newPage(grafanaAt(t, "http://grafana"), "").indexes[0].body))
+	for _, panel := range regexp.MustCompile(`<iframe data-src="http://grafana(.*?&)from[^"]*" title="([^"]+), a panel of Grafana"`).FindAllStringSubmatch(index, -1) {
+		title, ok := titles[panel[1]]
+		if !ok {
+			t.Errorf("no dashboard has %s", panel[1])
+		}
+		if title != panel[2] && panel[1] != "/d-solo/pgw-ledger/pgw-ledger?panelId=1&" { // whose title is a formula
+			t.Errorf("%s is called %q, and %q on the page", panel[1], title, panel[2])
+		}
 	}
 }
 
 // Everything that is said has words in each language, every word is used, and no script or style stands in the page.
 func TestPageHasItsWords(t *testing.T) {
-	p := newPage("", "")
+	p := newPage(GrafanaURL{}, "")
 	var all []map[string]string
 	for _, lang := range languages {
 		var words map[string]string

@@ -22,6 +22,7 @@ import (
 	"github.com/kelseyhightower/envconfig"
 
 	"pgw/functions/db"
+	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
 	"pgw/shared/embedded"
@@ -52,9 +53,10 @@ type runCommand struct {
 	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
 	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
-	GrafanaURL  string   `env:"GRAFANA_URL" help:"Where the page links to for dashboards."`
 	TraceURL    string   `env:"TRACE_URL" help:"Where the page links to for a payment's trace, with {trace} for its id."`
 	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
+
+	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"Where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it."`
 
 	GatewayPort  int `env:"PGW_GATEWAY_PORT" default:"18080" help:"Ports are on loopback; 0 takes any."`
 	WorkerPort   int `env:"PGW_WORKER_PORT" default:"19091"`
@@ -108,7 +110,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.GrafanaURL, Trace: c.TraceURL}}
+	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
 	if err := envconfig.Process("", &sys.access); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}

@@ -6,6 +6,7 @@ import * as form from './form.js';
 import * as journey from './journey.js';
 import * as live from './live.js';
 import * as outcome from './outcome.js';
+import * as panels from './panels.js';
 import {newPayment, send, settled, undecided} from './payment.js';
 import * as recent from './recent.js';
 
@@ -50,6 +51,7 @@ journey.show();
 recent.begin();
 cases.begin({pay, last: () => last, changed: look});
 live.begin();
+panels.begin();
 await form.begin();
 await look();
 document.documentElement.dataset.ready = 'true';

@@ -68,7 +68,10 @@ type Config struct {
 }
 
 // Links of the page to what may run beside the system; empty where it does not.
-type Links struct{ Grafana, Trace string }
+type Links struct {
+	Grafana gateway.GrafanaURL
+	Trace   string
+}
 
 // Publisher is how functions publish.
 type Publisher interface {
