@@ -7,7 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"html"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +38,6 @@ const (
 	patience = 20 * time.Second // for what must happen, and does so in milliseconds
 	start    = 90 * time.Second
 	traces   = "http://traces.invalid/trace/{trace}"
-	grafana  = "http://grafana.invalid/d/pgw"
 )
 
 // suite is one pgw run and one browser, for all tests.
@@ -46,6 +47,43 @@ type suite struct {
 	conn    *pgx.Conn
 	browser context.Context
 	axe     string // the source of axe-core
+	grafana *grafana
+}
+
+// grafana stands in for one: it serves any panel, in the theme that is asked for, and remembers what was asked.
+type grafana struct {
+	url string // under a path of its own, as behind a proxy
+	mu  sync.Mutex
+	got []*http.Request
+}
+
+func newGrafana(t *testing.T) *grafana {
+	g := &grafana{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		g.got = append(g.got, r)
+		g.mu.Unlock()
+		ground, ink := "#ffffff", "#24292e"
+		if r.URL.Query().Get("theme") == "dark" {
+			ground, ink = "#181b1f", "#ccccdc"
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprintf(w, `<!doctype html><html lang="en"><title>Panel</title><style>body { margin: 0; padding: 8px; background: %s; color: %s; font: 14px sans-serif }
+			:focus { outline: 2px solid orange }</style><p tabindex="0">Panel %s of %s</p>`,
+			ground, ink, html.EscapeString(r.URL.Query().Get("panelId")), html.EscapeString(r.URL.Path))
+	}))
+	t.Cleanup(server.Close)
+	g.url = server.URL + "/grafana"
+	return g
+}
+
+// asked gives the requests so far, and forgets them.
+func (g *grafana) asked() []*http.Request {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	got := g.got
+	g.got = nil
+	return got
 }
 
 func newSuite(t *testing.T) *suite {
@@ -57,7 +95,7 @@ func newSuite(t *testing.T) *suite {
 	if err != nil {
 		t.Fatalf("PGW_TEST_AXE names axe-core's axe.min.js: %v", err)
 	}
-	s := &suite{axe: string(axe)}
+	s := &suite{axe: string(axe), grafana: newGrafana(t)}
 	s.run(t)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium))
 	if os.Geteuid() == 0 {
@@ -85,7 +123,7 @@ func (s *suite) run(t *testing.T) {
 	database := embeddedtest.Postgres(t)
 	command := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(pgw, args...)
-		cmd.Env = append(os.Environ(), "PGW_DATA_DIR="+dir, "GRAFANA_URL="+grafana, "TRACE_URL="+traces)
+		cmd.Env = append(os.Environ(), "PGW_DATA_DIR="+dir, "GRAFANA_URL="+s.grafana.url, "TRACE_URL="+traces)
 		for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
 			cmd.Env = append(cmd.Env, "PGW_"+name+"_PORT=0")
 		}
@@ -224,6 +262,21 @@ func (s *suite) open(t *testing.T, l look) *tab {
 			t.Error(err)
 		}
 	})
+	agent, err := chromedp.Run(ctx, chromedp.Evaluate[string](`navigator.userAgent`))
+	if err == nil {
+		_, err = chromedp.Call(ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: agent, AcceptLanguage: l.language})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.lighting(l)
+	p.do(chromedp.EmulateViewport(l.width, l.height), chromedp.Navigate(l.url))
+	return p
+}
+
+// lighting sets what the person prefers: light or dark, and whether things move.
+func (p *tab) lighting(l look) {
+	p.t.Helper()
 	features := []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}
 	if l.dark {
 		features[0].Value = "dark"
@@ -231,18 +284,9 @@ func (s *suite) open(t *testing.T, l look) *tab {
 	if l.still {
 		features = append(features, &emulation.MediaFeature{Name: "prefers-reduced-motion", Value: "reduce"})
 	}
-	agent, err := chromedp.Run(ctx, chromedp.Evaluate[string](`navigator.userAgent`))
-	if err == nil {
-		_, err = chromedp.Call(ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: agent, AcceptLanguage: l.language})
+	if _, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: features}); err != nil {
+		p.t.Fatal(err)
 	}
-	if err == nil {
-		_, err = chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: features})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.do(chromedp.EmulateViewport(l.width, l.height), chromedp.Navigate(l.url))
-	return p
 }
 
 func (p *tab) ready() *tab {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -30,6 +31,7 @@ func TestPage(t *testing.T) {
 	t.Run("live", s.testLive)
 	t.Run("filter", s.testFilter)
 	t.Run("key", s.testKey)
+	t.Run("grafana", s.testGrafana)
 	t.Run("cut", s.testCut)
 	t.Run("undecided", s.testUndecided)
 }
@@ -93,7 +95,7 @@ func (s *suite) testPay(t *testing.T) {
 	p.shot("light-detail")
 	p.do(chromedp.KeyEvent(kb.Escape))
 	p.until("the dialog is closed, and the focus back", `!document.getElementById('detail').open && document.activeElement.closest('#payments')`)
-	if href := eval[string](p, `document.querySelector('.top nav li:last-child a').href`); href != grafana {
+	if href := eval[string](p, `document.querySelector('.top nav li:last-child a').href`); href != s.grafana.url {
 		t.Errorf("Grafana is at %q", href)
 	}
 }
@@ -145,6 +147,7 @@ func (s *suite) testRefusals(t *testing.T) {
 		{sender, "ACC013", "1000", "Risk says no: one of the accounts is on its list."},
 		{sender, receiver, "999", "Risk says no: the amount is below the minimum."},
 		{"ACC001", receiver, "10000001", "Risk says no: the amount is above the maximum."},
+		{"ACC001", receiver, "2000000000000", "Not enough funds."}, // before risk's limit is looked at
 	} {
 		p.form(tc.sender, tc.receiver, tc.amount, "IDR")
 		p.click("#send")
@@ -434,6 +437,110 @@ func (s *suite) testKey(t *testing.T) {
 	if !eval[bool](p, `document.getElementById('key').hidden && sessionStorage.getItem('pgw-api-key') === 'the right one' && !location.href.includes('right')`) {
 		t.Error("the key is not kept as it should be")
 	}
+}
+
+// Grafana's panels stand beside the form, in the page's light and with a name each; nothing else may be framed.
+func (s *suite) testGrafana(t *testing.T) {
+	frames := func(p *tab) []string {
+		return eval[[]string](p, `[...document.querySelectorAll('iframe')].map((f) => f.title)`)
+	}
+	// shown waits until every panel was asked for, and holds the requests against what Grafana knows.
+	shown := func(p *tab, theme string) {
+		t.Helper()
+		panels := map[string]bool{"pgw-overview 1": true, "pgw-overview 5": true, "pgw-overview 4": true, "pgw-ledger 1": true}
+		for deadline := time.Now().Add(patience); len(panels) > 0; time.Sleep(20 * time.Millisecond) {
+			for _, r := range s.grafana.asked() {
+				q := r.URL.Query()
+				board := strings.Split(r.URL.Path, "/")
+				if len(board) != 5 || r.URL.Path != "/grafana/d-solo/"+board[3]+"/"+board[3] || q.Get("from") != "now-15m" || q.Get("to") != "now" ||
+					q.Get("refresh") != "5s" || len(q) != 5 || r.Header.Get("Sec-Fetch-Dest") != "iframe" || r.Header.Get("Referer") != "" {
+					t.Errorf("Grafana was asked for %s, as %q from %q", r.URL, r.Header.Get("Sec-Fetch-Dest"), r.Header.Get("Referer"))
+				}
+				if q.Get("theme") == theme { // what a page before this one asked for may come late
+					delete(panels, board[3]+" "+q.Get("panelId"))
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not asked for within %s, in %s: %v", patience, theme, panels)
+			}
+		}
+	}
+	// reached brings each panel into view, since those far away are not loaded.
+	reached := func(p *tab) {
+		t.Helper()
+		eval[bool](p, `document.querySelectorAll('iframe').forEach((f) => { f.loading = 'eager'; }) ?? true`)
+	}
+
+	s.grafana.asked()
+	p := s.open(t, look{width: 1440, height: 900}).ready()
+	reached(p)
+	shown(p, "light")
+	english := frames(p)
+	if len(english) != 4 || english[0] != "Payments a second, a panel of Grafana" {
+		t.Errorf("panels %q", english)
+	}
+	// Beside the form: right of it, and at its height.
+	if !eval[bool](p, `(() => {
+		const panel = document.querySelector('iframe').getBoundingClientRect(), way = document.getElementById('way').getBoundingClientRect();
+		return panel.left > way.right && panel.top >= way.top && panel.top < way.bottom && panel.height > 120;
+	})()`) {
+		t.Error("the panels are not beside the form")
+	}
+	p.fits()
+	p.accessible("with panels")
+	p.shot("grafana-light")
+
+	// From one panel to the next by Tab; each shows that the focus is in it.
+	p.do(chromedp.Focus(`#panels a`))
+	for i := range english {
+		p.do(chromedp.KeyEvent(kb.Tab))
+		p.until(fmt.Sprintf("the focus is in panel %d, and shows", i+1), fmt.Sprintf(`(() => {
+			const f = document.activeElement, s = getComputedStyle(f);
+			return f === document.querySelectorAll('iframe')[%d] && parseFloat(s.outlineWidth) >= 2 && s.outlineStyle !== 'none';
+		})()`, i))
+	}
+
+	// When night falls the panels change, and the way back is not littered with them.
+	steps := eval[int](p, `history.length`)
+	p.lighting(look{dark: true})
+	reached(p)
+	shown(p, "dark")
+	if now := eval[int](p, `history.length`); now != steps {
+		t.Errorf("the history has grown from %d to %d", steps, now)
+	}
+	p.accessible("with panels, dark")
+	p.shot("grafana-dark")
+
+	// Neither another origin nor the gateway itself may be framed.
+	var asked atomic.Int32
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer other.Close()
+	p.expect("Content Security Policy")
+	for _, address := range []string{other.URL + "/grafana/d-solo/pgw-overview", strings.Replace(s.grafana.url, "127.0.0.1", "localhost", 1), s.url + "/docs", "data:text/html,hello"} {
+		refused := eval[string](p, fmt.Sprintf(`new Promise((resolve) => {
+			document.addEventListener('securitypolicyviolation', (e) => resolve(e.effectiveDirective), {once: true});
+			const frame = document.createElement('iframe');
+			frame.src = %q;
+			document.body.append(frame);
+			setTimeout(() => resolve('framed'), %d);
+		})`, address, patience.Milliseconds()/2))
+		if refused != "frame-src" {
+			t.Errorf("%s: %s", address, refused)
+		}
+	}
+	if n := asked.Load(); n != 0 || len(s.grafana.asked()) != 0 {
+		t.Errorf("another origin was asked %d times", n)
+	}
+
+	p = s.open(t, look{width: 360, height: 740, language: "id"}).ready()
+	reached(p)
+	shown(p, "light")
+	p.fits()
+	if indonesian := frames(p); len(indonesian) != 4 || indonesian[0] != "Pembayaran per detik, panel Grafana" {
+		t.Errorf("panels %q", indonesian)
+	}
+	p.accessible("with panels, on a phone")
+	p.shot("grafana-phone")
 }
 
 // An answer that is lost on its way: the payment took place, and trying again does not pay again.

@@ -126,7 +126,24 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	for name, s := range project.Services {
 		found = append(found, containerProblems(name, s)...)
 	}
-	return append(found, portProblems(project)...)
+	return append(append(found, portProblems(project)...), grafanaProblems(project)...)
+}
+
+// grafanaProblems holds Grafana against the page, which shows panels of it to whoever opens the page, without a login.
+func grafanaProblems(project *types.Project) (found []string) {
+	if at := project.Services["gateway"].Environment.ToMapping()["GRAFANA_URL"]; at != "http://127.0.0.1:"+contract["Grafana"].port {
+		found = append(found, fmt.Sprintf("gateway: GRAFANA_URL is %q, and Grafana is at host port %s", at, contract["Grafana"].port))
+	}
+	grafana := project.Services["grafana"].Environment.ToMapping()
+	for name, want := range map[string]string{
+		"GF_SECURITY_ALLOW_EMBEDDING": "true", "GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer",
+		"GF_SECURITY_COOKIE_SAMESITE": "lax",
+	} {
+		if grafana[name] != want {
+			found = append(found, fmt.Sprintf("grafana: %s is %q, want %s", name, grafana[name], want))
+		}
+	}
+	return found
 }
 
 // portProblems holds the host's ports against the contract: each leads to what it is known for, and none is taken twice.
@@ -213,6 +230,8 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 		"two ports that are exchanged":  {"127.0.0.1:19094:19094", "127.0.0.1:19094:19095", "risk: the contract has it at host port 19094"},
 		"a port taken twice":            {"127.0.0.1:19092:19092", "127.0.0.1:19097:19092", "host port 19097 is taken twice"},
 		"a broker advertised elsewhere": {"EXTERNAL://localhost:19092", "EXTERNAL://localhost:19098", "advertises port 19098"},
+		"a Grafana nobody may frame":    {"GF_SECURITY_ALLOW_EMBEDDING: \"true\"", "GF_SECURITY_ALLOW_EMBEDDING: \"false\"", "GF_SECURITY_ALLOW_EMBEDDING"},
+		"a page without its Grafana":    {"GRAFANA_URL-http://127.0.0.1:3000", "GRAFANA_URL-http://grafana:3000", "GRAFANA_URL is"},
 		"a function at its own port":    {"  PORT: 8080\n", "", "listens on PORT"},
 		"no bound on memory":            {"mem_limit: 256m", "mem_limit: 0", "no limit"},
 		"a root that can be written":    {"read_only: true", "read_only: false", "can be written"},
