@@ -4,6 +4,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
@@ -24,5 +25,44 @@ func TestFunctionsAreCommands(t *testing.T) {
 	slices.Sort(told)
 	if known := slices.Sorted(maps.Keys(functions)); !slices.Equal(told, known) {
 		t.Errorf("commands %v; functions %v", told, known)
+	}
+}
+
+// make run is where callers look, and where a function that runs by itself is.
+func TestRunListensWhereCallersLook(t *testing.T) {
+	parser, err := kong.New(&commands{}, grammar...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := map[string]string{}
+	for _, command := range parser.Model.Leaves(false) {
+		for _, flag := range command.Flags {
+			if command.Name == "run" {
+				ports[flag.Name] = flag.Default
+			}
+		}
+	}
+	for flag, want := range map[string]string{
+		"gateway-port": "18080", "fx-port": "19102", "wallet-port": "19093", "risk-port": "19094", "db-port": "19095", "payments-port": "19096",
+		"worker-port": "19091", "kafka-port": "19092",
+	} {
+		if ports[flag] != want {
+			t.Errorf("--%s is %q by default, want %s", flag, ports[flag], want)
+		}
+	}
+}
+
+// An address of Grafana that the page can't frame ends the start, and says which setting is wrong.
+func TestRunWantsAGrafanaThatCanBeFramed(t *testing.T) {
+	for address, ok := range map[string]bool{"": true, "http://127.0.0.1:3000": true, "grafana:3000": false, "http://a;b": false} {
+		t.Setenv("GRAFANA_URL", address)
+		parser, err := kong.New(&commands{}, grammar...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = parser.Parse([]string{"run"})
+		if ok && err != nil || !ok && (err == nil || !strings.Contains(err.Error(), "grafana-url") || !strings.Contains(err.Error(), "must ")) {
+			t.Errorf("GRAFANA_URL=%q: %v", address, err)
+		}
 	}
 }

@@ -257,6 +257,30 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 	}
 }
 
+// A function that is told nothing looks for the others where the contract has them.
+func TestFunctionsLookWhereTheContractSays(t *testing.T) {
+	fns, err := functions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	looked := 0
+	for name, fn := range fns {
+		for variable, v := range variables(fn.config) {
+			callee, ok := strings.CutSuffix(variable, "_ADDR")
+			if !ok {
+				continue
+			}
+			looked++
+			if want := "localhost:" + contract[strings.ToLower(callee)].port; v.value != want {
+				t.Errorf("%s: %s is %q by default, want %s", name, variable, v.value, want)
+			}
+		}
+	}
+	if looked < 8 {
+		t.Errorf("only %d addresses are looked at", looked)
+	}
+}
+
 // ingress sends each port to its function.
 func TestIngressKnowsEveryFunction(t *testing.T) {
 	text, err := os.ReadFile(root + "/compose/haproxy.cfg")
