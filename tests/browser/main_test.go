@@ -3,7 +3,6 @@
 package browser
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/jackc/pgx/v5"
@@ -326,11 +326,24 @@ func (p *tab) click(selector string) {
 	p.do(chromedp.Click(selector))
 }
 
-// fill types a value in place of what stands there.
+// fill puts a value in place of what stands there.
 func (p *tab) fill(selector, value string) {
 	p.t.Helper()
 	eval[bool](p, fmt.Sprintf(`(() => { const e = document.querySelector(%q); e.focus(); e.select(); return true; })()`, selector))
-	p.do(chromedp.KeyEvent(cmp.Or(value, kb.Delete)))
+	if value == "" {
+		p.do(chromedp.KeyEvent(kb.Delete))
+		return
+	}
+	p.insert(value)
+}
+
+// insert enters a text whole, in place of what is selected. The page asks for what is typed after a pause, and on a busy
+// machine there would be one within a word.
+func (p *tab) insert(text string) {
+	p.t.Helper()
+	if _, err := chromedp.Call(p.ctx, input.InsertText, input.InsertTextParams{Text: text}); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 func eval[T any](p *tab, expression string) T {

@@ -318,7 +318,8 @@ func (s *suite) testKeyboard(t *testing.T) {
 	p.do(chromedp.KeyEvent(kb.Enter))
 	reach("sender")
 	write := func(text string) {
-		p.do(chromedp.KeyEvent("a", chromedp.KeyModifiers(chromedp.ModifierCtrl)), chromedp.KeyEvent(text))
+		p.do(chromedp.KeyEvent("a", chromedp.KeyModifiers(chromedp.ModifierCtrl)))
+		p.insert(text)
 	}
 	write(sender)
 	reach("receiver")
