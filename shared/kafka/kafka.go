@@ -16,6 +16,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/rcrowley/go-metrics"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 
 	"pgw/shared/event"
 	"pgw/shared/trace"
@@ -43,16 +44,44 @@ func (c Config) Renamed() map[string]string {
 	}
 }
 
-// The bounds of one publish: how long a broker may take to acknowledge, and how often it is asked.
+// MaxMessageBytes bounds one message: its key, value and headers, with what Kafka adds to them.
+const MaxMessageBytes = 1 << 20
+
+// The bounds of one publish.
 const (
-	ackTimeout      = 3 * time.Second
-	publishRetries  = 5
-	maxInFlight     = 8192
-	maxMessageBytes = 1 << 20
+	ackTimeout = 3 * time.Second // within which a broker acknowledges or says why not
+	netTimeout = 5 * time.Second // after which a broker that does not answer is taken as gone
+
+	// A batch is tried again for 12.5 s in all, so that it outlasts the election of a new leader: 50 ms, 100 ms and so
+	// on, up to a second.
+	publishRetries  = 16
+	publishDelay    = 50 * time.Millisecond
+	publishDelayMax = time.Second
+
+	// Who leads a partition is asked again for 2.2 s. That is shorter, because a client that asks holds up the partition.
+	metadataRetries  = 6
+	metadataDelay    = 100 * time.Millisecond
+	metadataDelayMax = 500 * time.Millisecond
+	metadataTimeout  = 5 * time.Second
+
+	connectWithin = 3 * time.Second // how long one publish waits for a connection
+	handIns       = 3               // how many connections one message is handed to, when the earlier ones never wrote it
+	maxLinks      = 16              // connections at once: one is used, the others end
+
+	maxInFlight = 8192    // places for messages that are not settled yet
+	placeBytes  = 1 << 14 // a message takes a place for each of these: 128 MiB at most wait in memory
 )
 
-// ErrClosed means that the producer has been closed.
-var ErrClosed = errors.New("producer is closed")
+var (
+	// ErrNotSent means that nothing of the message has reached a broker, and that nothing will. Every other error leaves
+	// open whether the message is or will be in the topic.
+	ErrNotSent = errors.New("nothing was sent")
+	// ErrClosed means that the producer has been closed. It comes with ErrNotSent.
+	ErrClosed = errors.New("producer is closed")
+	// ErrTooLarge means that a message is larger than the producer, or the topic, allows. Larger than the producer
+	// allows comes with ErrNotSent.
+	ErrTooLarge = errors.New("the message is too large")
+)
 
 // ErrNotSent means that nothing of a message was written to a broker: it certainly does not arrive.
 var ErrNotSent = errors.New("nothing was sent")
@@ -94,8 +123,8 @@ func baseSettings(clientID string) *sarama.Config {
 	c.Net.MaxOpenRequests = 1
 	c.Producer.Timeout = ackTimeout
 	c.Producer.Retry.Max = publishRetries
-	c.Producer.Retry.Backoff = 50 * time.Millisecond
-	c.Producer.MaxMessageBytes = maxMessageBytes
+	c.Producer.Retry.BackoffFunc = func(retries, _ int) time.Duration { return delay(retries, publishDelay, publishDelayMax) }
+	c.Producer.MaxMessageBytes = MaxMessageBytes
 	// Where Java's producer would put the key, so that all producers of a topic agree.
 	c.Producer.Partitioner = sarama.NewMurmur2Partitioner
 	c.Producer.Return.Successes = true
@@ -108,17 +137,27 @@ func baseSettings(clientID string) *sarama.Config {
 	return c
 }
 
+// delay before a retry: the first waits for first, and each waits twice as long as the one before it, up to most.
+func delay(retries int, first, most time.Duration) time.Duration {
+	return min(first<<min(max(retries-1, 0), 16), most)
+}
+
 // Producer publishes CloudEvents in binary mode. It connects when first used, in a client of its own: a
-// client shared with a consumer would have acknowledgements wait behind long polls.
+// client shared with a consumer would have acknowledgements wait behind long polls. A connection that fails is
+// replaced by a new one.
 type Producer struct {
 	brokers  []string
 	settings *sarama.Config
-	inFlight *semaphore.Weighted
+	inFlight *semaphore.Weighted // places of messages that are not settled
+	links    *semaphore.Weighted // links that have not ended
 
-	connecting sync.Mutex // held while connecting; never together with mu
-	mu         sync.RWMutex
-	producer   sarama.AsyncProducer
-	closed     bool
+	connecting singleflight.Group // all who need a link wait for the same attempt
+	closing    chan struct{}      // closed by Close
+	ending     sync.WaitGroup     // links that end
+
+	mu     sync.RWMutex
+	link   *link // nil: not connected
+	closed bool
 }
 
 // NewProducer makes a producer; clientID is the function's name.
@@ -127,13 +166,24 @@ func NewProducer(cfg Config, clientID string) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Producer{brokers: cfg.Brokers, settings: settings, inFlight: semaphore.NewWeighted(maxInFlight)}, nil
+	// A producer has no long polls: a broker that does not answer is gone sooner.
+	settings.Net.ReadTimeout, settings.Net.WriteTimeout = netTimeout, netTimeout
+	settings.Metadata.Retry.Max = metadataRetries
+	settings.Metadata.Retry.BackoffFunc = func(retries, _ int) time.Duration {
+		return delay(retries+1, metadataDelay, metadataDelayMax)
+	}
+	settings.Metadata.Timeout = metadataTimeout
+	settings.Producer.Transaction.Retry.Max = metadataRetries // of asking for a producer's id
+	return &Producer{
+		brokers: cfg.Brokers, settings: settings, inFlight: semaphore.NewWeighted(maxInFlight),
+		links: semaphore.NewWeighted(maxLinks), closing: make(chan struct{}),
+	}, nil
 }
 
 // Connect connects unless that is done, trying until ctx ends.
 func (p *Producer) Connect(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		_, err := p.connected()
+		_, err := p.connected(ctx)
 		if errors.Is(err, ErrClosed) {
 			return struct{}{}, backoff.Permanent(err)
 		}
@@ -142,56 +192,96 @@ func (p *Producer) Connect(ctx context.Context) error {
 	return err
 }
 
-func (p *Producer) current() (sarama.AsyncProducer, error) {
+func (p *Producer) current() (*link, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if p.closed {
 		return nil, ErrClosed
 	}
-	return p.producer, nil
+	return p.link, nil
 }
 
-func (p *Producer) connected() (sarama.AsyncProducer, error) {
-	if producer, err := p.current(); producer != nil || err != nil {
-		return producer, err
+// connected waits for a link no longer than ctx and connectWithin. The attempt goes on for those who come later.
+func (p *Producer) connected(ctx context.Context) (*link, error) {
+	if l, err := p.current(); l != nil || err != nil {
+		return l, err
 	}
-	p.connecting.Lock()
-	defer p.connecting.Unlock()
-	if producer, err := p.current(); producer != nil || err != nil {
-		return producer, err
+	ctx, cancel := context.WithTimeoutCause(ctx, connectWithin, fmt.Errorf("no connection to Kafka at %v within %s", p.brokers, connectWithin))
+	defer cancel()
+	select {
+	case got := <-p.connecting.DoChan("", p.connect):
+		l, _ := got.Val.(*link)
+		return l, got.Err
+	case <-p.closing:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	producer, err := sarama.NewAsyncProducer(p.brokers, p.settings)
+}
+
+// connect is one attempt; never two at once.
+func (p *Producer) connect() (any, error) {
+	if l, err := p.current(); l != nil || err != nil {
+		return l, err
+	}
+	if !p.links.TryAcquire(1) {
+		return nil, fmt.Errorf("connect to Kafka at %v: %d earlier connections have not ended yet", p.brokers, maxLinks)
+	}
+	l, err := openLink(p.brokers, p.settings)
 	if err != nil {
+		p.links.Release(1)
 		return nil, fmt.Errorf("connect to Kafka at %v: %w", p.brokers, err)
 	}
+	l.end = func() {
+		p.ending.Go(func() {
+			defer p.links.Release(1)
+			l.close()
+		})
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		producer.Close()
+	closed := p.closed
+	if !closed {
+		p.link = l
+		l.hear(p.settle)
+	}
+	p.mu.Unlock()
+	if closed {
+		l.close()
+		p.links.Release(1)
 		return nil, ErrClosed
 	}
-	p.producer = producer
-	go func() {
-		for m := range producer.Successes() {
-			p.settle(m, nil)
-		}
-	}()
-	go func() {
-		for failed := range producer.Errors() {
-			p.settle(failed.Msg, failed.Err)
-		}
-	}()
-	return producer, nil
+	return l, nil
 }
 
-// settle tells the sender of a message what became of it.
-func (p *Producer) settle(m *sarama.ProducerMessage, err error) {
-	m.Metadata.(chan error) <- err
-	p.inFlight.Release(1)
+// settle ends a message that the client is done with.
+func (p *Producer) settle(m *message, err error) {
+	if broken(err) {
+		p.retire(m.link)
+	}
+	switch {
+	case err != nil && m.unsent():
+		err = fmt.Errorf("%w: %w", ErrNotSent, err)
+	case errors.Is(err, sarama.ErrMessageSizeTooLarge):
+		err = fmt.Errorf("%w: %w", ErrTooLarge, err)
+	}
+	m.done <- err
+	m.link.leave()
+	p.inFlight.Release(m.places)
 }
 
-// Publish returns nil once all replicas in sync have the event. When ctx ends first, the event may still be
-// on its way. key chooses the partition.
+// retire lets a link end once all that it was handed is settled. The next message connects anew.
+func (p *Producer) retire(l *link) {
+	p.mu.Lock()
+	if p.link == l {
+		p.link = nil
+	}
+	p.mu.Unlock()
+	l.retire()
+}
+
+// Publish returns nil once all replicas in sync have the event. With ErrNotSent, the event is not in the topic and will
+// not be. With any other error, and when ctx ends after the client has begun to write, it may be there or come there
+// later. key chooses the partition.
 func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents.Event) (err error) {
 	if trace.On() {
 		traced, span := trace.Start(ctx, "publish "+topic, trace.Producer)
@@ -201,62 +291,118 @@ func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents
 	}
 	m := &sarama.ProducerMessage{Topic: topic, Key: sarama.StringEncoder(key)}
 	if err := kafka_sarama.WriteProducerMessage(ctx, binding.ToMessage(&e), m); err != nil {
-		return fmt.Errorf("encode %s for %s: %w", e.Type(), topic, err)
+		return fmt.Errorf("encode %s for %s: %w: %w", e.Type(), topic, ErrNotSent, err)
 	}
 	return p.Send(ctx, m)
 }
 
-// Send is Publish for a message that is already encoded. It takes the message's Metadata for itself.
+// Send is Publish for a message that is already encoded. It does not change the message.
 func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
-	if err := p.inFlight.Acquire(ctx, 1); err != nil {
+	var value []byte
+	if m.Value != nil {
+		var err error
+		if value, err = m.Value.Encode(); err != nil {
+			return fmt.Errorf("encode a message for %s: %w: %w", m.Topic, ErrNotSent, err)
+		}
+	}
+	size := m.ByteSize(2)
+	if size > MaxMessageBytes {
+		return fmt.Errorf("publish to %s: %w: %w: %d bytes, and at most %d are sent", m.Topic, ErrNotSent, ErrTooLarge, size, MaxMessageBytes)
+	}
+	for n := 1; ; n++ {
+		handed, err := p.send(ctx, m, value, 1+int64(size/placeBytes))
+		if err == nil {
+			return nil
+		}
+		// The link broke before it wrote the message: another one may do better.
+		if handed && n < handIns && ctx.Err() == nil && broken(err) && errors.Is(err, ErrNotSent) {
+			continue
+		}
 		return fmt.Errorf("publish to %s: %w", m.Topic, err)
 	}
-	done := make(chan error, 1)
-	m.Metadata = done
-	if producer, err := p.current(); producer == nil || err != nil {
-		go p.connectAndSend(m) // connecting knows no context
-	} else {
-		select {
-		case producer.Input() <- m:
-		case <-ctx.Done():
-			p.inFlight.Release(1)
-			return fmt.Errorf("publish to %s: %w", m.Topic, ctx.Err())
-		}
+}
+
+// send hands a message to the client once, and waits for what becomes of it. handed tells that it came so far.
+func (p *Producer) send(ctx context.Context, m *sarama.ProducerMessage, value []byte, places int64) (handed bool, err error) {
+	if _, err := p.current(); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
+	if err := p.inFlight.Acquire(ctx, places); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
+	l, err := p.enter(ctx)
+	if err != nil {
+		p.inFlight.Release(places)
+		return false, fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
+	own := newMessage(l, places, value)
+	select {
+	case l.producer.Input() <- own.wrap(m):
+	case <-ctx.Done():
+		l.leave()
+		p.inFlight.Release(places)
+		return false, fmt.Errorf("%w: %w", ErrNotSent, ctx.Err())
 	}
 	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("publish to %s: %w", m.Topic, err)
-		}
-		return nil
+	case err := <-own.done:
+		return true, err
 	case <-ctx.Done():
-		return fmt.Errorf("publish to %s: %w", m.Topic, ctx.Err())
+	}
+	if own.withdraw() {
+		return true, fmt.Errorf("%w: %w", ErrNotSent, ctx.Err()) // the client drops it when its turn comes
+	}
+	select {
+	case err := <-own.done:
+		return true, err
+	default:
+		return true, fmt.Errorf("whether it was sent is not known: %w", ctx.Err())
 	}
 }
 
-func (p *Producer) connectAndSend(m *sarama.ProducerMessage) {
-	producer, err := p.connected()
-	if err != nil {
-		p.settle(m, err)
-		return
+// enter announces a message to a link, which then does not end before the message is settled.
+func (p *Producer) enter(ctx context.Context) (*link, error) {
+	for range handIns {
+		l, err := p.connected(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if l.enter() {
+			return l, nil
+		}
 	}
-	producer.Input() <- m
+	return nil, fmt.Errorf("connect to Kafka at %v: each of %d connections ended at once", p.brokers, handIns)
 }
 
-// Close waits for what is in flight, until ctx ends. A closed producer refuses to publish.
+// Close waits for what is in flight, until ctx ends. A closed producer refuses to publish. What is in flight when ctx
+// ends goes on to its own end, and the connections with it.
 func (p *Producer) Close(ctx context.Context) error {
 	p.mu.Lock()
-	p.closed = true
-	producer := p.producer
+	if !p.closed {
+		p.closed = true
+		close(p.closing)
+	}
 	p.mu.Unlock()
-	if err := p.inFlight.Acquire(ctx, maxInFlight); err != nil {
-		return fmt.Errorf("close producer: %w", err)
-	}
-	defer p.inFlight.Release(maxInFlight) // who waits for a place hears ErrClosed
-	if producer == nil {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		if err := p.inFlight.Acquire(context.Background(), maxInFlight); err != nil {
+			return // no context, no error
+		}
+		p.mu.RLock()
+		l := p.link
+		p.mu.RUnlock()
+		if l != nil {
+			p.retire(l)
+		}
+		p.ending.Wait()
+		p.inFlight.Release(maxInFlight) // who waits for a place hears ErrClosed
+	}()
+	select {
+	case <-drained:
 		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close producer: %w", ctx.Err())
 	}
-	return producer.Close()
 }
 
 // ReadRecord gives a consumed record as the event that it holds: in binary or structured mode, or, for a

@@ -1,0 +1,206 @@
+package kafka
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/IBM/sarama"
+	"github.com/eapache/go-resiliency/breaker"
+)
+
+// link is one client's connections to the brokers. What it is handed it settles itself, also once it is retired, so
+// no message is ever in two links.
+type link struct {
+	client   sarama.Client
+	producer sarama.AsyncProducer
+	writes   *atomic.Int64 // to any broker, of anything; each counted before it is made
+	end      func()        // called once, when the link is retired and all is settled
+
+	mu      sync.Mutex
+	open    int // messages that are announced and not settled
+	retired bool
+}
+
+func openLink(brokers []string, settings *sarama.Config) (*link, error) {
+	l := &link{writes: new(atomic.Int64)}
+	own := *settings
+	own.Net.Proxy.Enable, own.Net.Proxy.Dialer = true, countingDialer{dialerOf(settings), l.writes}
+	var err error
+	if l.client, err = sarama.NewClient(brokers, &own); err != nil {
+		return nil, err
+	}
+	if l.producer, err = sarama.NewAsyncProducerFromClient(l.client); err != nil {
+		l.client.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// hear passes on what becomes of the messages, until the link is closed.
+func (l *link) hear(settle func(*message, error)) {
+	go func() {
+		for m := range l.producer.Successes() {
+			settle(m.Metadata.(*message), nil)
+		}
+	}()
+	go func() {
+		for failed := range l.producer.Errors() {
+			settle(failed.Msg.Metadata.(*message), failed.Err)
+		}
+	}()
+}
+
+// enter announces a message. A retired link takes none.
+func (l *link) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.retired {
+		return false
+	}
+	l.open++
+	return true
+}
+
+// leave is called once for each message that has entered.
+func (l *link) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open--; l.retired && l.open == 0 {
+		l.end()
+	}
+}
+
+func (l *link) retire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.retired {
+		if l.retired = true; l.open == 0 {
+			l.end()
+		}
+	}
+}
+
+// close waits until the client has ended. Its messages are settled by then, so there is no error to tell.
+func (l *link) close() {
+	_ = l.producer.Close()
+	_ = l.client.Close()
+}
+
+// broken tells that an error is about the link and not about the message. Sarama's circuit breaker, once open, would
+// refuse a partition for 10 s whatever becomes of the broker; a producer whose ids the broker has forgotten would fail
+// again and again.
+func broken(err error) bool {
+	for _, known := range []error{
+		breaker.ErrBreakerOpen, sarama.ErrOutOfBrokers, sarama.ErrBrokerNotAvailable, sarama.ErrNotConnected,
+		sarama.ErrClosedClient, sarama.ErrShuttingDown, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed,
+		sarama.ErrOutOfOrderSequenceNumber, sarama.ErrUnknownProducerID, sarama.ErrInvalidProducerEpoch, sarama.ErrProducerFenced,
+	} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	var network *net.OpError
+	return errors.As(err, &network)
+}
+
+// message is one that a link was handed. It stands in for the message's value, so that it is known when the client
+// takes the value to write it: before that, nothing of the message can have been written.
+type message struct {
+	link   *link
+	places int64      // that it takes of the producer's
+	done   chan error // hears once what became of it
+	value  []byte
+	state  atomic.Int32
+	before int64 // the link's writes when the value was taken
+}
+
+// The states of a message.
+const (
+	waiting   = iota // the client has not taken its value
+	taken            // the client may have written it since
+	withdrawn        // the client will not get its value any more
+)
+
+var errWithdrawn = errors.New("withdrawn before it was written")
+
+func newMessage(l *link, places int64, value []byte) *message {
+	return &message{link: l, places: places, done: make(chan error, 1), value: value}
+}
+
+// wrap gives the message to hand in.
+func (m *message) wrap(sent *sarama.ProducerMessage) *sarama.ProducerMessage {
+	wrapped := &sarama.ProducerMessage{
+		Topic: sent.Topic, Key: sent.Key, Headers: sent.Headers, Partition: sent.Partition, Timestamp: sent.Timestamp,
+		Metadata: m, Value: m,
+	}
+	if sent.Value == nil {
+		// No value must stay none, so nobody tells when the message is taken: count from here.
+		m.before = m.link.writes.Load()
+		m.state.Store(taken)
+		wrapped.Value = nil
+	}
+	return wrapped
+}
+
+// Encode implements sarama.Encoder: the client takes the value, perhaps again for a retry.
+func (m *message) Encode() ([]byte, error) {
+	if m.state.Load() == waiting {
+		m.before = m.link.writes.Load()
+	}
+	if !m.state.CompareAndSwap(waiting, taken) && m.state.Load() == withdrawn {
+		return nil, errWithdrawn
+	}
+	return m.value, nil
+}
+
+// Length implements sarama.Encoder.
+func (m *message) Length() int { return len(m.value) }
+
+// withdraw takes a message back that the client has not begun to write. It returns false when it is too late for that.
+func (m *message) withdraw() bool {
+	return m.state.CompareAndSwap(waiting, withdrawn) || m.state.Load() == withdrawn
+}
+
+// unsent tells, of a message that the client has given up, that nothing of it was written: its value was never taken,
+// or nothing at all was written since.
+func (m *message) unsent() bool { return m.withdraw() || m.link.writes.Load() == m.before }
+
+// plainDialer is a proxy.Dialer, as sarama's settings have it.
+type plainDialer interface {
+	Dial(network, addr string) (net.Conn, error)
+}
+
+func dialerOf(settings *sarama.Config) plainDialer {
+	if settings.Net.Proxy.Enable {
+		return settings.Net.Proxy.Dialer
+	}
+	return &net.Dialer{Timeout: settings.Net.DialTimeout, KeepAlive: settings.Net.KeepAlive, LocalAddr: settings.Net.LocalAddr}
+}
+
+// countingDialer counts the writes to all connections that it makes. What is written is not looked at: by TLS nothing
+// can be told from it.
+type countingDialer struct {
+	to     plainDialer
+	writes *atomic.Int64
+}
+
+func (d countingDialer) Dial(network, addr string) (net.Conn, error) {
+	conn, err := d.to.Dial(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return countingConn{conn, d.writes}, nil
+}
+
+type countingConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
