@@ -4,15 +4,35 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/IBM/sarama"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// silence bounds the wait for a record that the broker says is there.
-const silence = 30 * time.Second
+// The bounds of reading.
+const (
+	openWithin = 30 * time.Second // to find out what a range comes to
+	silence    = 30 * time.Second // without any progress in a partition
+	fetchBytes = 1 << 20          // of a partition at once; a larger batch comes whole
+	fetchWait  = 250 * time.Millisecond
+	fetchDelay = 200 * time.Millisecond // before a fetch is tried again
+)
+
+// everything is the isolation level: also what is not committed and what was aborted. KafkaSource reads at this level
+// (isolation.level=read_uncommitted in config-kafka-source-data-plane), so the functions have taken such records too.
+// A topic's end is then its high-water mark, and never waits for a transaction.
+var everything = kgo.ReadUncommitted()
 
 // Range says which of a topic's records are read. The zero value of each field means: all of them.
 type Range struct {
@@ -23,6 +43,7 @@ type Range struct {
 	Since      time.Time       // by the records' own timestamps
 	Until      time.Time       // exclusive
 	Resume     map[int32]int64 // goes on at this offset of a partition, whatever the rest says
+	ResumeID   string          // the topic's id when Resume was noted; empty: not known
 }
 
 // Span is what a Range comes to in one partition.
@@ -32,95 +53,160 @@ type Span struct {
 	Trimmed   bool  // the topic has forgotten what stood before From
 }
 
-// Reader reads a part of a topic once, beside all consumer groups.
+// Reader reads a part of a topic once, beside all consumer groups. It asks for each batch itself: a consumer that only
+// gives records does not tell that it has passed offsets which hold none, such as the marker that ends a transaction
+// or what compaction has left, and so it can't tell that the end is reached.
 type Reader struct {
-	topic  string
-	spans  []Span
-	client sarama.Client
+	topic   string
+	id      [16]byte // zero: the broker tells none
+	leading map[int32]int32
+	spans   []Span
+	client  *kgo.Client
+	decoder kgo.Decompressor
+	silence time.Duration
 }
 
 // OpenReader finds out what the range comes to. What is written to the topic later is not read. An error
-// names a partition that there is not, and a record to go on from that the topic no longer has.
+// names a partition that there is not, and a record to go on from that the topic no longer has, or does not have yet.
 func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
-	settings, err := cfg.Settings(clientID)
+	options, err := cfg.readerOptions(clientID)
 	if err != nil {
 		return nil, err
 	}
-	settings.Consumer.Return.Errors = true
-	client, err := sarama.NewClient(cfg.Brokers, settings)
+	client, err := kgo.NewClient(options...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
 	}
-	reader := &Reader{topic: r.Topic, client: client}
-	if reader.spans, err = r.spans(client); err != nil {
+	reader := &Reader{topic: r.Topic, client: client, decoder: kgo.DefaultDecompressor(), silence: silence}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), openWithin, fmt.Errorf("no answer from Kafka at %v within %s", cfg.Brokers, openWithin))
+	defer cancel()
+	if err := reader.open(ctx, r); err != nil {
 		client.Close()
-		return nil, err
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
+		return nil, fmt.Errorf("topic %s: %w", r.Topic, err)
 	}
 	return reader, nil
 }
 
-func (r Range) spans(client sarama.Client) ([]Span, error) {
-	there, err := client.Partitions(r.Topic)
+// readerOptions are Settings for the reader's client.
+func (c Config) readerOptions(clientID string) ([]kgo.Opt, error) {
+	settings, err := c.Settings(clientID)
 	if err != nil {
-		return nil, fmt.Errorf("topic %s: %w", r.Topic, err)
+		return nil, err
 	}
-	partitions := r.Partitions
+	options := []kgo.Opt{
+		kgo.SeedBrokers(c.Brokers...), kgo.ClientID(settings.ClientID), kgo.MaxVersions(kversion.V3_6_0()), kgo.DisableClientMetrics(),
+		kgo.RequestTimeoutOverhead(settings.Net.ReadTimeout), kgo.RetryTimeout(openWithin / 3), kgo.RequestRetries(metadataRetries),
+		kgo.RetryBackoffFn(func(tries int) time.Duration { return delay(tries, metadataDelay, metadataDelayMax) }),
+	}
+	switch {
+	case c.Dial != nil:
+		options = append(options, kgo.Dialer(func(context.Context, string, string) (net.Conn, error) { return c.Dial() }))
+	case settings.Net.TLS.Enable:
+		options = append(options, kgo.DialTLSConfig(settings.Net.TLS.Config), kgo.DialTimeout(settings.Net.DialTimeout))
+	default:
+		options = append(options, kgo.DialTimeout(settings.Net.DialTimeout))
+	}
+	switch settings.Net.SASL.Mechanism {
+	case sarama.SASLTypePlaintext:
+		options = append(options, kgo.SASL(plain.Auth{User: c.SASLUser, Pass: c.SASLPassword}.AsMechanism()))
+	case sarama.SASLTypeSCRAMSHA256:
+		options = append(options, kgo.SASL(scram.Auth{User: c.SASLUser, Pass: c.SASLPassword}.AsSha256Mechanism()))
+	case sarama.SASLTypeSCRAMSHA512:
+		options = append(options, kgo.SASL(scram.Auth{User: c.SASLUser, Pass: c.SASLPassword}.AsSha512Mechanism()))
+	}
+	return options, nil
+}
+
+func (r *Reader) open(ctx context.Context, want Range) error {
+	leaders, id, err := r.leaders(ctx)
+	if err != nil {
+		return err
+	}
+	r.leading, r.id = leaders, id
+	if id := r.TopicID(); want.ResumeID != "" && id != "" && id != want.ResumeID {
+		return fmt.Errorf("it was made anew: its id is %s, and that of the one to go on with was %s", id, want.ResumeID)
+	}
+	partitions := want.Partitions
 	if len(partitions) == 0 {
-		partitions = there
+		partitions = slices.Sorted(maps.Keys(leaders))
 	}
-	var spans []Span
 	for _, p := range partitions {
-		if !slices.Contains(there, p) {
-			return nil, fmt.Errorf("topic %s has no partition %d", r.Topic, p)
+		if _, there := leaders[p]; !there {
+			return fmt.Errorf("it has no partition %d", p)
 		}
-		s, err := r.span(client, p)
+	}
+	for p := range want.Resume {
+		if _, there := leaders[p]; !there {
+			return fmt.Errorf("it has no partition %d, which is to go on at offset %d", p, want.Resume[p])
+		}
+	}
+	var limits limits
+	for _, ask := range []struct {
+		at   int64
+		into *map[int32]int64
+		skip bool
+	}{
+		{atOldest, &limits.oldest, false}, {atNewest, &limits.newest, false},
+		{want.Since.UnixMilli(), &limits.since, want.Since.IsZero()}, {want.Until.UnixMilli(), &limits.until, want.Until.IsZero()},
+	} {
+		if ask.skip {
+			continue
+		}
+		if *ask.into, err = r.offsets(ctx, partitions, ask.at); err != nil {
+			return err
+		}
+	}
+	r.spans, err = want.spans(partitions, limits)
+	return err
+}
+
+// limits are offsets in each partition. That of a time is where the first record as young stands, -1 when there is none.
+type limits struct{ oldest, newest, since, until map[int32]int64 }
+
+// spans decides what a range comes to.
+func (r Range) spans(partitions []int32, at limits) ([]Span, error) {
+	var spans []Span
+	end := int64(0) // of the longest partition
+	for _, p := range partitions {
+		s, err := r.span(p, at)
 		if err != nil {
-			return nil, fmt.Errorf("topic %s, partition %d: %w", r.Topic, p, err)
+			return nil, fmt.Errorf("partition %d: %w", p, err)
 		}
+		end = max(end, at.newest[p])
 		if s.From < s.To {
 			spans = append(spans, s)
 		}
 	}
+	if r.FromOffset > end && len(r.Resume) == 0 {
+		return nil, fmt.Errorf("no partition reaches offset %d: the longest one ends at %d", r.FromOffset, end)
+	}
 	return spans, nil
 }
 
-func (r Range) span(client sarama.Client, p int32) (Span, error) {
-	oldest, err := client.GetOffset(r.Topic, p, sarama.OffsetOldest)
-	if err != nil {
-		return Span{}, err
-	}
-	newest, err := client.GetOffset(r.Topic, p, sarama.OffsetNewest)
-	if err != nil {
-		return Span{}, err
-	}
+func (r Range) span(p int32, at limits) (Span, error) {
+	oldest, newest := at.oldest[p], at.newest[p]
 	s := Span{Partition: p, From: max(oldest, r.FromOffset), To: newest}
 	if r.ToOffset > 0 {
 		s.To = min(s.To, r.ToOffset)
 	}
-	at := func(t time.Time) (int64, error) {
-		offset, err := client.GetOffset(r.Topic, p, t.UnixMilli())
-		if err == nil && offset < 0 { // no record is as young
-			offset = newest
+	if since, asked := at.since[p]; asked {
+		if since < 0 {
+			since = newest
 		}
-		return offset, err
+		s.From = max(s.From, since)
 	}
-	if !r.Since.IsZero() {
-		offset, err := at(r.Since)
-		if err != nil {
-			return s, err
-		}
-		s.From = max(s.From, offset)
-	}
-	if !r.Until.IsZero() {
-		offset, err := at(r.Until)
-		if err != nil {
-			return s, err
-		}
-		s.To = min(s.To, offset)
+	if until, asked := at.until[p]; asked && until >= 0 {
+		s.To = min(s.To, until)
 	}
 	if next, ok := r.Resume[p]; ok {
 		if next < oldest {
 			return s, fmt.Errorf("offset %d, to go on from, is gone: the oldest there is is %d", next, oldest)
+		}
+		if next > newest {
+			return s, fmt.Errorf("offset %d, to go on from, is beyond the end, which is %d: the topic was made anew", next, newest)
 		}
 		s.From = next
 	}
@@ -128,8 +214,99 @@ func (r Range) span(client sarama.Client, p int32) (Span, error) {
 	return s, nil
 }
 
+// leaders gives the broker that leads each partition, -1 where there is none now, and the topic's id.
+func (r *Reader) leaders(ctx context.Context) (leaders map[int32]int32, id [16]byte, err error) {
+	request := kmsg.NewPtrMetadataRequest()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = kmsg.StringPtr(r.topic)
+	request.Topics = append(request.Topics, topic)
+	response, err := request.RequestWith(ctx, r.client)
+	if err != nil {
+		return nil, id, fmt.Errorf("ask for partitions: %w", err)
+	}
+	if len(response.Topics) != 1 {
+		return nil, id, fmt.Errorf("ask for partitions: the broker answers for %d topics", len(response.Topics))
+	}
+	got := response.Topics[0]
+	if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
+		return nil, id, fmt.Errorf("ask for partitions: %w", err)
+	}
+	leaders = make(map[int32]int32, len(got.Partitions))
+	for _, p := range got.Partitions {
+		leaders[p.Partition] = p.Leader
+	}
+	return leaders, got.TopicID, nil
+}
+
+// Kafka's names for the ends of a partition, in place of a time.
+const (
+	atOldest int64 = -2
+	atNewest int64 = -1
+)
+
+// offsets gives an offset of each partition by time.
+func (r *Reader) offsets(ctx context.Context, partitions []int32, at int64) (map[int32]int64, error) {
+	for {
+		got, err := r.offsetsOnce(ctx, partitions, at)
+		if err == nil || !kerr.IsRetriable(err) || !pause(ctx, fetchDelay) {
+			return got, err
+		}
+	}
+}
+
+func (r *Reader) offsetsOnce(ctx context.Context, partitions []int32, at int64) (map[int32]int64, error) {
+	request := kmsg.NewPtrListOffsetsRequest()
+	topic := kmsg.NewListOffsetsRequestTopic()
+	topic.Topic = r.topic
+	for _, p := range partitions {
+		asked := kmsg.NewListOffsetsRequestTopicPartition()
+		asked.Partition, asked.Timestamp = p, at
+		topic.Partitions = append(topic.Partitions, asked)
+	}
+	request.Topics = append(request.Topics, topic)
+	response, err := request.RequestWith(ctx, r.client)
+	if err != nil {
+		return nil, fmt.Errorf("ask for offsets: %w", err)
+	}
+	offsets := make(map[int32]int64, len(partitions))
+	for _, t := range response.Topics {
+		for _, p := range t.Partitions {
+			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+				return nil, fmt.Errorf("ask for offsets of partition %d: %w", p.Partition, err)
+			}
+			offsets[p.Partition] = p.Offset
+		}
+	}
+	for _, p := range partitions {
+		if _, ok := offsets[p]; !ok {
+			return nil, fmt.Errorf("ask for offsets: the broker does not answer for partition %d", p)
+		}
+	}
+	return offsets, nil
+}
+
+// pause waits, and returns false when ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Spans are what will be read, without the partitions that hold nothing.
 func (r *Reader) Spans() []Span { return r.spans }
+
+// TopicID tells a topic from one that was made anew by the same name; empty where the broker does not tell it.
+func (r *Reader) TopicID() string {
+	if r.id == [16]byte{} {
+		return ""
+	}
+	return uuid.UUID(r.id).String()
+}
 
 // Total is how many offsets the spans cover.
 func (r *Reader) Total() (n int64) {
@@ -139,20 +316,16 @@ func (r *Reader) Total() (n int64) {
 	return n
 }
 
-// Each gives the records, those of one partition in their order, one at a time, until take returns an error.
+// Each gives the records, those of one partition in their order, one at a time, until take returns an error. It is an
+// error, too, when records that are still to be read are deleted, and when none come for some time.
 func (r *Reader) Each(ctx context.Context, take func(*sarama.ConsumerMessage) error) error {
-	consumer, err := sarama.NewConsumerFromClient(r.client)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", r.topic, err)
-	}
-	defer consumer.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	records := make(chan *sarama.ConsumerMessage)
 	var reading sync.WaitGroup
 	for _, s := range r.spans {
 		reading.Go(func() {
-			if err := r.readSpan(ctx, consumer, s, records); err != nil {
+			if err := r.readSpan(ctx, s, records); err != nil {
 				cancel(fmt.Errorf("read %s, partition %d: %w", r.topic, s.Partition, err))
 			}
 		})
@@ -172,43 +345,131 @@ func (r *Reader) Each(ctx context.Context, take func(*sarama.ConsumerMessage) er
 	return context.Cause(ctx)
 }
 
-func (r *Reader) readSpan(ctx context.Context, consumer sarama.Consumer, s Span, into chan<- *sarama.ConsumerMessage) error {
-	pc, err := consumer.ConsumePartition(r.topic, s.Partition, s.From)
-	if err != nil {
-		return err
-	}
-	defer pc.Close()
-	quiet := time.NewTimer(silence)
-	defer quiet.Stop()
-	for {
-		select {
-		case m := <-pc.Messages():
+func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.ConsumerMessage) error {
+	next, leader := s.From, r.leading[s.Partition]
+	var problem error // of the last try
+	for came := time.Now(); next < s.To; {
+		if problem != nil {
+			if time.Since(came) > r.silence {
+				return fmt.Errorf("nothing came for %s at offset %d, before %d: %w", r.silence, next, s.To, problem)
+			}
+			if !pause(ctx, fetchDelay) {
+				return nil
+			}
+			// Another broker may lead by now.
+			leaders, _, err := r.leaders(ctx)
+			if err != nil {
+				problem = err
+				continue
+			}
+			leader = leaders[s.Partition]
+		}
+		got, after, err := r.fetch(ctx, leader, s.Partition, next)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil && after == next && len(got) == 0 {
+			err = errors.New("the broker has none")
+		}
+		if problem = err; err != nil {
+			if err := r.lost(ctx, s, next, err); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, m := range got {
 			if m.Offset >= s.To {
 				return nil
 			}
 			select {
-			case into <- m:
+			case into <- consumed(m):
 			case <-ctx.Done():
 				return nil
 			}
-			if m.Offset == s.To-1 {
-				return nil
-			}
-			quiet.Reset(silence)
-		case failed := <-pc.Errors():
-			if errors.Is(failed.Err, sarama.ErrOffsetOutOfRange) {
-				return failed.Err // the rest is tried again by the consumer
-			}
-		case <-quiet.C:
-			return fmt.Errorf("nothing came for %s before offset %d", silence, s.To)
-		case <-ctx.Done():
-			return nil
 		}
+		next, came = after, time.Now()
 	}
+	return nil
+}
+
+// lost tells what is not worth another try, and why.
+func (r *Reader) lost(ctx context.Context, s Span, next int64, err error) error {
+	var known *kerr.Error
+	switch {
+	case errors.Is(err, kerr.OffsetOutOfRange):
+		oldest, err1 := r.offsets(ctx, []int32{s.Partition}, atOldest)
+		newest, err2 := r.offsets(ctx, []int32{s.Partition}, atNewest)
+		switch oldest, newest := oldest[s.Partition], newest[s.Partition]; {
+		case err1 != nil || err2 != nil:
+			return errors.Join(fmt.Errorf("offset %d: %w", next, err), err1, err2)
+		case next < oldest:
+			return fmt.Errorf("offsets %d to %d were deleted, by the topic's retention or by somebody, before they were read", next, oldest-1)
+		default:
+			return fmt.Errorf("offset %d is beyond the end, which is %d now: the topic was made anew while it was read", next, newest)
+		}
+	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
+		return fmt.Errorf("the topic was deleted or made anew while it was read: %w", err)
+	case errors.As(err, &known) && !known.Retriable, errors.Is(err, errUndecodable):
+		return fmt.Errorf("offset %d: %w", next, err)
+	}
+	return nil
+}
+
+// errUndecodable means that what a broker gave is no batch of records.
+var errUndecodable = errors.New("can't be decoded")
+
+// fetch asks for records from an offset on. It returns the offset to ask for then, which has moved also where the
+// batches hold no record.
+func (r *Reader) fetch(ctx context.Context, leader, partition int32, from int64) ([]*kgo.Record, int64, error) {
+	if leader < 0 {
+		return nil, from, kerr.LeaderNotAvailable
+	}
+	request := kmsg.NewPtrFetchRequest()
+	request.MaxWaitMillis, request.MinBytes, request.MaxBytes = int32(fetchWait/time.Millisecond), 1, fetchBytes
+	topic := kmsg.NewFetchRequestTopic()
+	topic.Topic, topic.TopicID = r.topic, r.id
+	asked := kmsg.NewFetchRequestTopicPartition()
+	asked.Partition, asked.FetchOffset, asked.PartitionMaxBytes = partition, from, fetchBytes
+	topic.Partitions = append(topic.Partitions, asked)
+	request.Topics = append(request.Topics, topic)
+	answer, err := r.client.Broker(int(leader)).Request(ctx, request)
+	if err != nil {
+		return nil, from, err
+	}
+	response := answer.(*kmsg.FetchResponse)
+	if err := kerr.ErrorForCode(response.ErrorCode); err != nil {
+		return nil, from, err
+	}
+	if len(response.Topics) != 1 || len(response.Topics[0].Partitions) != 1 || response.Topics[0].Partitions[0].Partition != partition {
+		return nil, from, errors.New("the broker does not answer for the partition")
+	}
+	got := &response.Topics[0].Partitions[0]
+	if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
+		return nil, from, err
+	}
+	fetched, after := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
+		Offset: from, IsolationLevel: everything, Topic: r.topic, Partition: partition,
+	}, got, r.decoder, nil)
+	if fetched.Err != nil && after == from && len(fetched.Records) == 0 {
+		return nil, from, fmt.Errorf("%w: %w", errUndecodable, fetched.Err)
+	}
+	return fetched.Records, after, nil
+}
+
+// consumed gives a record as consumers do.
+func consumed(r *kgo.Record) *sarama.ConsumerMessage {
+	m := &sarama.ConsumerMessage{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value}
+	for _, h := range r.Headers {
+		m.Headers = append(m.Headers, &sarama.RecordHeader{Key: []byte(h.Key), Value: h.Value})
+	}
+	return m
 }
 
 // Close ends the reader's connections.
-func (r *Reader) Close() error { return r.client.Close() }
+func (r *Reader) Close() error {
+	r.client.Close()
+	return nil
+}
 
 // Committed is up to which offset a consumer group has taken each partition of a topic; partitions that it
 // has taken nothing of are left out.
@@ -226,8 +487,14 @@ func Committed(cfg Config, group, topic string) (map[int32]int64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("offsets of group %s: %w", group, err)
 	}
+	if !errors.Is(got.Err, sarama.ErrNoError) {
+		return nil, fmt.Errorf("offsets of group %s: %w", group, got.Err)
+	}
 	offsets := map[int32]int64{}
 	for partition, block := range got.Blocks[topic] {
+		if !errors.Is(block.Err, sarama.ErrNoError) {
+			return nil, fmt.Errorf("offset of group %s in partition %d of %s: %w", group, partition, topic, block.Err)
+		}
 		if block.Offset >= 0 {
 			offsets[partition] = block.Offset
 		}
