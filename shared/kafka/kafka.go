@@ -78,6 +78,8 @@ var (
 	ErrNotSent = errors.New("nothing was sent")
 	// ErrClosed means that the producer has been closed. It comes with ErrNotSent.
 	ErrClosed = errors.New("producer is closed")
+	// ErrCannotResume means that the place to go on from, of a reader, is not in the topic.
+	ErrCannotResume = errors.New("can't go on")
 	// ErrTooLarge means that a message is larger than the producer, or the topic, allows. Larger than the producer
 	// allows comes with ErrNotSent.
 	ErrTooLarge = errors.New("the message is too large")

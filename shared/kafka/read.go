@@ -127,7 +127,7 @@ func (r *Reader) open(ctx context.Context, want Range) error {
 	}
 	r.leading, r.id = leaders, id
 	if id := r.TopicID(); want.ResumeID != "" && id != "" && id != want.ResumeID {
-		return fmt.Errorf("it was made anew: its id is %s, and that of the one to go on with was %s", id, want.ResumeID)
+		return fmt.Errorf("%w: it was made anew, since its id is %s and was %s", ErrCannotResume, id, want.ResumeID)
 	}
 	partitions := want.Partitions
 	if len(partitions) == 0 {
@@ -140,7 +140,7 @@ func (r *Reader) open(ctx context.Context, want Range) error {
 	}
 	for p := range want.Resume {
 		if _, there := leaders[p]; !there {
-			return fmt.Errorf("it has no partition %d, which is to go on at offset %d", p, want.Resume[p])
+			return fmt.Errorf("partition %d: %w at offset %d: there is no such partition", p, ErrCannotResume, want.Resume[p])
 		}
 	}
 	var limits limits
@@ -203,10 +203,10 @@ func (r Range) span(p int32, at limits) (Span, error) {
 	}
 	if next, ok := r.Resume[p]; ok {
 		if next < oldest {
-			return s, fmt.Errorf("offset %d, to go on from, is gone: the oldest there is is %d", next, oldest)
+			return s, fmt.Errorf("%w at offset %d, which is gone: the oldest there is is %d", ErrCannotResume, next, oldest)
 		}
 		if next > newest {
-			return s, fmt.Errorf("offset %d, to go on from, is beyond the end, which is %d: the topic was made anew", next, newest)
+			return s, fmt.Errorf("%w at offset %d, which is beyond the end, %d: the topic was made anew", ErrCannotResume, next, newest)
 		}
 		s.From = next
 	}

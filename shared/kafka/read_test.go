@@ -167,7 +167,7 @@ func TestATopicMadeAnew(t *testing.T) {
 	anew(t, cluster, "t", 4)
 	fill(t, cfg, "t", 1, 3, 1)
 	unnamed := kafka.Range{Topic: "t", Resume: map[int32]int64{1: 5}}
-	if _, err := read(t, cfg, unnamed); err == nil || !contains(err, "topic t", "partition 1", "offset 5", "is 3", "made anew") {
+	if _, err := read(t, cfg, unnamed); err == nil || !contains(err, "topic t", "partition 1", "offset 5", "the end, 3", "made anew") || !errors.Is(err, kafka.ErrCannotResume) {
 		t.Errorf("shorter than before: %v", err)
 	}
 	fill(t, cfg, "t", 1, 9, 1)

@@ -40,6 +40,12 @@ const (
 // maxRead bounds how many letters are held at once.
 const maxRead = 100_000
 
+// The bounds of one question to the ledger, with its retries, and of one publish.
+const (
+	askWithin     = 30 * time.Second
+	publishWithin = 30 * time.Second
+)
+
 // State of a letter.
 type State string
 
@@ -161,7 +167,7 @@ func (b *Box) Read(ctx context.Context, f Filter) ([]Letter, error) {
 }
 
 func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error) {
-	done, err := b.actions(ctx, topic)
+	recorded, err := b.actions(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +186,7 @@ func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error
 		if !f.wants(&l) {
 			return nil
 		}
-		l.Actions = done[l.Place]
+		l.Actions = recorded.of(l)
 		if err := b.judge(ctx, &l, taken); err != nil {
 			return err
 		}
@@ -232,6 +238,8 @@ func functionOf(sink string) string {
 func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error {
 	decided := false
 	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
+		ctx, cancel := context.WithTimeout(ctx, askWithin)
+		defer cancel()
 		got, err := dbv1.NewDbClient(b.DB).GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: l.Key})
 		switch status.Code(err) {
 		case codes.OK:
@@ -279,21 +287,38 @@ func (b *Box) taken(topic string) (map[int32]int64, error) {
 	return taken, nil
 }
 
-func (b *Box) actions(ctx context.Context, topic string) (map[Place][]Action, error) {
-	all := map[Place][]Action{}
+// acted is what actions are about: an event and where its letter stands. The place alone would do for a topic that was
+// not made anew; in one that was, other letters stand at the same places.
+type acted struct {
+	Place
+	id, key string
+}
+
+type actions map[acted][]Action
+
+func (a actions) of(l Letter) []Action { return a[acted{l.Place, l.Event.ID(), l.Key}] }
+
+func (b *Box) actions(ctx context.Context, topic string) (actions, error) {
+	all := actions{}
 	for token := ""; ; {
-		page, err := dbv1.NewAdminClient(b.DB).ListDeadLetterActions(ctx, &dbv1.ListDeadLetterActionsRequest{Topic: topic, PageToken: token})
+		page, err := b.page(ctx, topic, token)
 		if err != nil {
 			return nil, fmt.Errorf("ask db what was done about dead letters: %w", err)
 		}
 		for _, a := range page.Actions {
-			at := Place{a.Topic, a.Partition, a.Offset}
-			all[at] = append(all[at], Action{Action: a.Action, Operator: a.Operator, Note: a.Note, At: a.ActedAt.AsTime()})
+			about := acted{Place{a.Topic, a.Partition, a.Offset}, a.EventId, a.EventKey}
+			all[about] = append(all[about], Action{Action: a.Action, Operator: a.Operator, Note: a.Note, At: a.ActedAt.AsTime()})
 		}
 		if token = page.NextPageToken; token == "" {
 			return all, nil
 		}
 	}
+}
+
+func (b *Box) page(ctx context.Context, topic, token string) (*dbv1.ListDeadLetterActionsResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return dbv1.NewAdminClient(b.DB).ListDeadLetterActions(ctx, &dbv1.ListDeadLetterActionsRequest{Topic: topic, PageToken: token})
 }
 
 // ErrNoFront means that nothing is known of where an event came into the flow.
@@ -324,8 +349,10 @@ func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, o
 	if err != nil {
 		return err
 	}
-	if err := producer.Publish(ctx, front, l.Key, l.Event); err != nil {
-		return err
+	bounded, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
+	if err := producer.Publish(bounded, front, l.Key, l.Event); err != nil {
+		return fmt.Errorf("%s: %w", l.Place, err)
 	}
 	return b.record(ctx, l, db.Redriven, operator, note)
 }
@@ -336,6 +363,8 @@ func (b *Box) Discard(ctx context.Context, l Letter, operator, note string) erro
 }
 
 func (b *Box) record(ctx context.Context, l Letter, action, operator, note string) error {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
 	_, err := dbv1.NewAdminClient(b.DB).RecordDeadLetterAction(ctx, &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
 		Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, EventId: l.Event.ID(), EventKey: l.Key, Action: action, Operator: operator, Note: note,
 	}})

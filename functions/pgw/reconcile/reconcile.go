@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -98,18 +99,44 @@ func (r Report) Clean() bool {
 	return !slices.ContainsFunc(r.Checks, func(c Result) bool { return c.Breaches > 0 })
 }
 
+// The bounds of what is asked of Postgres. A question about a large ledger may take long, so it has none of its own; a
+// host that is gone does not answer keepalives, and ends it.
+const (
+	connectWithin = 10 * time.Second
+	endWithin     = 5 * time.Second
+	aliveEvery    = 10 * time.Second
+	aliveTries    = 3
+)
+
+// connect opens a connection on which a host that goes silent is noticed.
+func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	settings, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	if settings.ConnectTimeout == 0 {
+		settings.ConnectTimeout = connectWithin
+	}
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: aliveEvery, Interval: aliveEvery, Count: aliveTries}}
+	settings.DialFunc = dialer.DialContext
+	return pgx.ConnectConfig(ctx, settings)
+}
+
 // Run reconciles. An error means that it could not be told whether all is well.
 func Run(ctx context.Context, cfg Config) (Report, error) {
-	conn, err := pgx.Connect(ctx, cfg.Database)
+	conn, err := connect(ctx, cfg.Database)
 	if err != nil {
 		return Report{}, fmt.Errorf("DATABASE_URL: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+		defer cancel()
+		conn.Close(ctx) // which rolls the snapshot's transaction back
+	}()
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return Report{}, fmt.Errorf("open a snapshot of the ledger: %w", err)
 	}
-	defer tx.Rollback(context.WithoutCancel(ctx))
 	r := &reconciliation{cfg: cfg, tx: tx, entries: map[keyHash]*entry{}, examined: map[Check]int64{}, breaches: map[Check]int64{}}
 	for _, step := range []func(context.Context) error{
 		r.readClock, r.addUp, r.readLedger, r.readRequests, r.readResults, r.compare, r.excuse,

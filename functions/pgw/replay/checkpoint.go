@@ -17,6 +17,9 @@ type checkpoint struct {
 	From string          `json:"from"`
 	To   string          `json:"to"`
 	Next map[int32]int64 `json:"next"`
+	// TopicID tells the topic that was read from one that was made anew by its name. Empty for a file, where the broker
+	// does not tell it, and in checkpoints of earlier versions.
+	TopicID string `json:"topic_id,omitempty"`
 
 	stuck map[int32]bool // partitions that have an event which was not delivered
 }
@@ -40,7 +43,7 @@ func loadCheckpoint(cfg Config) (checkpoint, error) {
 	if kept.From != cfg.From || kept.To != cfg.To {
 		return c, fmt.Errorf("checkpoint %s belongs to a replay from %s to %s", cfg.Checkpoint, kept.From, kept.To)
 	}
-	c.Next = kept.Next
+	c.Next, c.TopicID = kept.Next, kept.TopicID
 	return c, nil
 }
 

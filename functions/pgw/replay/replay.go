@@ -30,7 +30,7 @@ type Config struct {
 	// To is topic:NAME, or the http or https URL of a function, or a file's path (compressed when it ends in
 	// .gz), or - for standard output. Empty: nothing is sent, and Tell is told what would be.
 	To    string
-	Range kafka.Range // of a topic; its Topic and Resume are set here
+	Range kafka.Range // of a topic; its Topic, Resume and ResumeID are set here
 	Match Match
 
 	Limit      int64          // events that match; 0: no limit
@@ -73,6 +73,7 @@ type Summary struct {
 type source interface {
 	each(ctx context.Context, take func(Event) error) error
 	total() int64 // -1: not known
+	id() string   // of a topic, where it is known
 	close() error
 }
 
@@ -92,12 +93,16 @@ func Run(ctx context.Context, cfg Config) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	cfg.Range.Resume = at.Next
+	cfg.Range.Resume, cfg.Range.ResumeID = at.Next, at.TopicID
 	from, err := openSource(cfg)
+	if errors.Is(err, kafka.ErrCannotResume) {
+		err = fmt.Errorf("checkpoint %s: %w", cfg.Checkpoint, err)
+	}
 	if err != nil {
 		return Summary{}, err
 	}
 	defer from.close()
+	at.TopicID = from.id()
 	to, err := openTarget(cfg, len(at.Next) > 0)
 	if err != nil {
 		return Summary{}, err

@@ -361,3 +361,150 @@ func FuzzCheckpoint(f *testing.F) {
 		}
 	})
 }
+
+// A topic that was made anew is not one that holds nothing new: the checkpoint of the old one is refused, by name.
+func TestACheckpointOfATopicMadeAnew(t *testing.T) {
+	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
+	in := broker.Prefix + "in"
+	send := func(n int) {
+		t.Helper()
+		text := strings.Join(lines(t, n), "\n")
+		if got, err := Run(t.Context(), Config{From: "-", Stdin: strings.NewReader(text), To: "topic:" + in, InFlight: 1, Kafka: broker.Config}); err != nil {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+	admin, err := sarama.NewClusterAdmin(broker.Brokers, broker.Client(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	send(5)
+	s := newSink(t, taken)
+	path := filepath.Join(t.TempDir(), "checkpoint")
+	cfg := Config{From: "topic:" + in, To: s.URL, InFlight: 1, Checkpoint: path, Kafka: broker.Config}
+	if got, err := Run(t.Context(), cfg); err != nil || got.Read != 5 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if got, err := Run(t.Context(), cfg); err != nil || got.Read != 0 {
+		t.Errorf("nothing new: %+v, %v", got, err)
+	}
+	named, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unnamed := fmt.Sprintf(`{"from":"topic:%s","to":%q,"next":{"0":5}}`, in, s.URL) // as earlier versions wrote it
+	for name, tc := range map[string]struct {
+		checkpoint string
+		events     int
+		want       []string
+	}{
+		"shorter, and named": {string(named), 3, []string{path, in, "made anew"}},
+		"longer, and named":  {string(named), 9, []string{path, in, "made anew"}},
+		"shorter":            {unnamed, 3, []string{path, in, "partition 0", "offset 5", "the end, 3", "made anew"}},
+	} {
+		if err := admin.DeleteTopic(in); err != nil {
+			t.Fatal(err)
+		}
+		if err := kafka.EnsureTopics(broker.Config, []kafka.Topic{{Name: in, Partitions: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		send(tc.events)
+		if err := os.WriteFile(path, []byte(tc.checkpoint), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Run(t.Context(), cfg)
+		if err == nil || got.Read > 0 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+			continue
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %q", name, err, want)
+			}
+		}
+	}
+	// The checkpoint of an earlier version is taken, and then names its topic.
+	if err := os.WriteFile(path, []byte(strings.Replace(unnamed, `{"0":5}`, `{"0":1}`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Run(t.Context(), cfg); err != nil || got.Read == 0 {
+		t.Errorf("an earlier version's checkpoint: %+v, %v", got, err)
+	}
+	if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "topic_id") {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// The same for a file: one that ends before the checkpoint is another file.
+func TestACheckpointOfAnotherFile(t *testing.T) {
+	path := write(t, []byte(strings.Join(lines(t, 5), "\n")))
+	s := newSink(t, taken)
+	cfg := Config{From: path, To: s.URL, InFlight: 1, Checkpoint: filepath.Join(t.TempDir(), "checkpoint")}
+	if got, err := Run(t.Context(), cfg); err != nil || got.Read != 5 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Join(lines(t, 3), "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Run(t.Context(), cfg)
+	if err == nil || got.Read > 0 || !strings.Contains(err.Error(), cfg.Checkpoint) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "holds 3") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A replay ends when it has passed the marker that ends a transaction, and records deleted meanwhile are told.
+func TestATopicThatEndsInAMarker(t *testing.T) {
+	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
+	settings := broker.Client(t)
+	settings.Producer.Transaction.ID = broker.Prefix + "test"
+	p, err := sarama.NewSyncProducer(broker.Brokers, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.BeginTxn(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, _, err := p.SendMessage(&sarama.ProducerMessage{Topic: broker.Prefix + "in", Value: sarama.ByteEncoder(make([]byte, 1<<18))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.CommitTxn(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{From: "topic:" + broker.Prefix + "in", Kafka: broker.Config}
+	if got, err := Run(t.Context(), cfg); err != nil || got.Read != 20 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	admin, err := sarama.NewClusterAdmin(broker.Brokers, broker.Client(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	cfg.Tell = func(e Event) {
+		if e.Offset == 0 {
+			if err := admin.DeleteRecords(broker.Prefix+"in", map[int32]int64{0: 19}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if got, err := Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "retention") || got.Read == 20 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// What panics in the decoder of a foreign file is an error with its place.
+func TestAFileThatIsNoFriend(t *testing.T) {
+	first := lines(t, 1)[0]
+	for _, text := range []string{
+		`{"specversion":"1.0","id":"1","type":"t","source":"/s","":"x"}`, `{"specversion":"1.0","id":"1","type":"t","source":"/s","Ä":{}}`,
+		`{"specversion":"1.0","id":"1","type":"t","source":"://"}`, `{"specversion":1}`, `{"specversion":"1.0","time":"yesterday"}`, `null`,
+	} {
+		n := 0
+		err := ReadEvents(strings.NewReader(first+"\n"+text), func(cloudevents.Event) error { n++; return nil })
+		if n == 0 || (err != nil && !strings.Contains(err.Error(), "event 2")) {
+			t.Errorf("%s: %d events, %v", text, n, err)
+		}
+	}
+}

@@ -34,7 +34,7 @@ func openSource(cfg Config) (source, error) {
 		}
 		return topicSource{reader}, nil
 	}
-	s := &fileSource{name: cfg.From, skip: cfg.Range.Resume[0], in: cfg.Stdin}
+	s := &fileSource{name: cfg.From, skip: cfg.Range.Resume[0], checkpoint: cfg.Checkpoint, in: cfg.Stdin}
 	if cfg.From != "-" {
 		f, err := os.Open(cfg.From)
 		if err != nil {
@@ -55,6 +55,7 @@ func (s topicSource) each(ctx context.Context, take func(Event) error) error {
 }
 
 func (s topicSource) total() int64 { return s.reader.Total() }
+func (s topicSource) id() string   { return s.reader.TopicID() }
 func (s topicSource) close() error { return s.reader.Close() }
 
 func keyOf(e cloudevents.Event, recordKey string) string {
@@ -73,11 +74,13 @@ type fileSource struct {
 	in   io.Reader
 	file io.Closer
 	skip int64 // events that an earlier run has done
+
+	checkpoint string // says so
 }
 
 func (s *fileSource) each(ctx context.Context, take func(Event) error) error {
 	n := int64(0)
-	return ReadEvents(s.in, func(e cloudevents.Event) error {
+	err := ReadEvents(s.in, func(e cloudevents.Event) error {
 		defer func() { n++ }()
 		if n < s.skip {
 			return nil
@@ -87,9 +90,14 @@ func (s *fileSource) each(ctx context.Context, take func(Event) error) error {
 		}
 		return take(Event{Event: e, Key: keyOf(e, ""), Offset: n})
 	})
+	if err == nil && n < s.skip {
+		return fmt.Errorf("checkpoint %s: can't go on after event %d of %s, which holds %d: it is another file", s.checkpoint, s.skip, s.name, n)
+	}
+	return err
 }
 
 func (s *fileSource) total() int64 { return -1 }
+func (s *fileSource) id() string   { return "" }
 
 func (s *fileSource) close() error {
 	if s.file == nil {
@@ -138,10 +146,7 @@ func ReadEvents(r io.Reader, take func(cloudevents.Event) error) error {
 		}
 		var e cloudevents.Event
 		if err == nil {
-			err = e.UnmarshalJSON(text)
-		}
-		if err == nil {
-			err = e.Validate()
+			e, err = decode(text)
 		}
 		if err != nil {
 			return fmt.Errorf("event %d: %w", n, err)
@@ -154,6 +159,19 @@ func ReadEvents(r io.Reader, take func(cloudevents.Event) error) error {
 		return fmt.Errorf("after the last event: %w", err)
 	}
 	return nil
+}
+
+// decode reads one event. A panic of the decoder is an error of the event's: the file is somebody else's.
+func decode(text []byte) (e cloudevents.Event, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("can't be decoded: %v", p)
+		}
+	}()
+	if err := e.UnmarshalJSON(text); err != nil {
+		return e, err
+	}
+	return e, e.Validate()
 }
 
 func firstByte(in *bufio.Reader) (byte, error) {

@@ -22,6 +22,8 @@ import (
 const (
 	retryDelay = 300 * time.Millisecond
 	tryWithin  = 10 * time.Second
+
+	publishWithin = 30 * time.Second // to a topic; the client tries again by itself
 )
 
 func openTarget(cfg Config, resumed bool) (target, error) {
@@ -79,8 +81,10 @@ type topicTarget struct {
 }
 
 func (t topicTarget) put(ctx context.Context, e Event) (string, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
 	if err := t.producer.Publish(ctx, t.topic, e.Key, e.Event); err != nil {
-		return "error", false, err
+		return "error", errors.Is(err, kafka.ErrTooLarge), err
 	}
 	return "delivered", false, nil
 }

@@ -1,0 +1,74 @@
+package reconcile
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/IBM/sarama"
+
+	"pgw/functions/db"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+)
+
+func TestMain(m *testing.M) { embeddedtest.Main(m) }
+
+// A transaction marker, or another hole, at a topic's end does not keep a reconciliation from its end.
+func TestTopicsThatEndInAMarker(t *testing.T) {
+	database := embeddedtest.Postgres(t)
+	if err := db.Migrate(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"payments.request", "payments.result", "payments.deadletter", "payments.parked"}
+	var topics []kafka.Topic
+	for _, name := range names {
+		topics = append(topics, kafka.Topic{Name: name, Partitions: 1})
+	}
+	broker := embeddedtest.Kafka(t, topics...)
+	settings := broker.Client(t)
+	settings.Producer.Transaction.ID = broker.Prefix + "test"
+	p, err := sarama.NewSyncProducer(broker.Brokers, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, commit := range []bool{true, false} {
+		if err := p.BeginTxn(); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if _, _, err := p.SendMessage(&sarama.ProducerMessage{Topic: broker.Prefix + name, Value: sarama.StringEncoder("no request")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := p.AbortTxn
+		if commit {
+			end = p.CommitTxn
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := Run(t.Context(), Config{Database: database, Kafka: broker.Config, Keys: &event.Keyring{}, Grace: DefaultGrace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !report.Clean() || report.Foreign != 4 {
+		t.Errorf("%+v", report)
+	}
+}
+
+// A host that takes connections and never answers ends the reconciliation.
+func TestASilentPostgresIsGivenUp(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = Run(t.Context(), Config{Database: "postgres://pgw@" + l.Addr().String() + "/pgw?sslmode=disable"})
+	if err == nil || !strings.Contains(err.Error(), "DATABASE_URL") {
+		t.Errorf("%v", err)
+	}
+}
