@@ -93,6 +93,9 @@ func (l *link) close() {
 // refuse a partition for 10 s whatever becomes of the broker; a producer whose ids the broker has forgotten would fail
 // again and again.
 func broken(err error) bool {
+	if err == nil {
+		return false
+	}
 	for _, known := range []error{
 		breaker.ErrBreakerOpen, sarama.ErrOutOfBrokers, sarama.ErrBrokerNotAvailable, sarama.ErrNotConnected,
 		sarama.ErrClosedClient, sarama.ErrShuttingDown, io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed,

@@ -39,22 +39,30 @@ type wire struct {
 // broker starts a broker behind a wire.
 func broker(t testing.TB, opts ...kfake.Opt) (*kfake.Cluster, *wire, kafka.Config) {
 	t.Helper()
-	w := &wire{arrived: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]bool{}}
-	opts = append([]kfake.Opt{kfake.NumBrokers(1), kfake.SeedTopics(4, "t"), kfake.ListenFn(func(network, _ string) (net.Listener, error) {
+	cluster, wires, cfg := brokers(t, 1, opts...)
+	return cluster, wires[0], cfg
+}
+
+// brokers starts brokers, each behind a wire.
+func brokers(t testing.TB, n int, opts ...kfake.Opt) (*kfake.Cluster, []*wire, kafka.Config) {
+	t.Helper()
+	var wires []*wire
+	listen := func(network, _ string) (net.Listener, error) {
 		door, err := net.Listen(network, "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		w.addr = door.Addr()
+		w := &wire{arrived: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]bool{}, addr: door.Addr()}
 		w.open(door)
+		wires = append(wires, w)
 		return w, nil
-	})}, opts...)
-	cluster, err := kfake.NewCluster(opts...)
+	}
+	cluster, err := kfake.NewCluster(append(opts, kfake.NumBrokers(n), kfake.SeedTopics(4, "t"), kfake.ListenFn(listen))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	return cluster, w, kafka.Config{Brokers: cluster.ListenAddrs()}
+	return cluster, wires, kafka.Config{Brokers: cluster.ListenAddrs()}
 }
 
 func (w *wire) open(door net.Listener) {
@@ -195,37 +203,48 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	if err := within(t, patience, p, "before"); err != nil {
 		t.Fatal(err)
 	}
-	seen := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Observe: true})
+	records := func() (n int64) {
+		for _, p := range cluster.PartitionInfos("t") {
+			n += p.HighWatermark
+		}
+		return n
+	}
+	// send returns once the broker has the event, and before anybody can know that.
+	told := make(chan error)
+	send := func(ctx context.Context, key string) {
+		t.Helper()
+		w.muted.Store(true)
+		n := records()
+		go func() {
+			told <- p.Send(ctx, &sarama.ProducerMessage{Topic: "t", Key: sarama.StringEncoder(key), Value: sarama.StringEncoder("v")})
+		}()
+		for begun := time.Now(); records() == n; time.Sleep(time.Millisecond) {
+			if time.Since(begun) > patience {
+				t.Fatalf("the broker never got %q", key)
+			}
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	w.muted.Store(true)
-	told := make(chan error)
-	go func() {
-		told <- p.Send(ctx, &sarama.ProducerMessage{Topic: "t", Key: sarama.StringEncoder("lost"), Value: sarama.StringEncoder("v")})
-	}()
-	if err := seen.Wait(t.Context(), 1); err != nil {
-		t.Fatal(err)
-	}
+	send(ctx, "awaited")
 	cancel()
 	if err := <-told; err == nil || notSent(err) || !errors.Is(err, context.Canceled) {
 		t.Errorf("an acknowledgement that is awaited: %v", err)
 	}
+	w.away()
+	w.muted.Store(false)
+	w.back(t)
+	until(t, p, "between", succeeded)
 
-	// The same when the connection breaks, and the broker never comes back while the client tries.
-	seen = cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Observe: true})
-	go func() { told <- within(t, patience, p, "broken") }()
-	w.away() // ends the wait for "lost"
+	// The connection breaks, and the client asks again, or never reaches the broker again.
+	send(t.Context(), "broken")
+	w.away()
 	w.muted.Store(false)
 	w.back(t)
 	if err := <-told; err != nil {
 		t.Errorf("after the broker's return: %v", err)
 	}
-	w.muted.Store(true)
-	go func() { told <- within(t, patience, p, "broken for good") }()
-	n := seen.Hits()
-	if err := seen.Wait(t.Context(), n+1); err != nil {
-		t.Fatal(err)
-	}
+	send(t.Context(), "broken for good")
 	w.away()
 	if err := <-told; err == nil || notSent(err) {
 		t.Errorf("a connection that broke before the acknowledgement: %v", err)
@@ -233,9 +252,9 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	w.muted.Store(false)
 	w.back(t)
 	until(t, p, "after", succeeded)
-	// What was told as unknown was there, and once.
-	for _, key := range []string{"lost", "broken", "broken for good"} {
-		if n := stored(t, cfg)[key]; n != 1 {
+	there := stored(t, cfg)
+	for _, key := range []string{"awaited", "broken", "broken for good"} {
+		if n := there[key]; n != 1 {
 			t.Errorf("%q is in the topic %d times, want once", key, n)
 		}
 	}
@@ -372,6 +391,42 @@ func TestALeaderElectionIsOutlasted(t *testing.T) {
 		t.Errorf("without a leader for a while: %v", err)
 	}
 	if n := stored(t, cfg); n["refused"] != 1 || n["leaderless"] != 1 {
+		t.Errorf("the topic holds %v", n)
+	}
+}
+
+// The broker that leads is gone for good, and until another one is elected the others still name it.
+func TestTheEndOfALeaderIsOutlasted(t *testing.T) {
+	cluster, wires, cfg := brokers(t, 3)
+	lead := func(node int32) {
+		for p := range int32(4) {
+			if err := cluster.MoveTopicPartition("t", p, node); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	lead(1)
+	p := producer(t, cfg)
+	defer ended(t, p)
+	if err := within(t, patience, p, "before"); err != nil {
+		t.Fatal(err)
+	}
+	asked := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "t", Count: -1, Observe: true})
+	wires[1].away()
+	told := make(chan error)
+	for i := range 3 {
+		go func() { told <- within(t, patience, p, fmt.Sprint("k", i)) }()
+	}
+	if err := asked.Wait(t.Context(), 6); err != nil { // as often as was tried before
+		t.Fatal(err)
+	}
+	lead(2)
+	for range 3 {
+		if err := <-told; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := stored(t, kafka.Config{Brokers: []string{cfg.Brokers[0], cfg.Brokers[2]}}); n["k0"] != 1 || n["k1"] != 1 || n["k2"] != 1 {
 		t.Errorf("the topic holds %v", n)
 	}
 }
