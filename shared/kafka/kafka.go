@@ -85,9 +85,6 @@ var (
 	ErrTooLarge = errors.New("the message is too large")
 )
 
-// ErrNotSent means that nothing of a message was written to a broker: it certainly does not arrive.
-var ErrNotSent = errors.New("nothing was sent")
-
 // Settings are the client settings that every part of pgw uses. An error names the variable that is wrong.
 func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	settings := baseSettings(clientID)
