@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -21,7 +23,16 @@ var ErrFull = errors.New("queue is full")
 // ErrClosed means that the batcher has been closed.
 var ErrClosed = errors.New("batcher is closed")
 
-// Func serves a batch. It returns one Result for each call, in order.
+// ErrTimeout means that a batch did not end within its bound. Whether its calls took effect is not known.
+var ErrTimeout = errors.New("the batch did not end in time: whether it took effect is not known")
+
+// ErrPanic means that serving a batch panicked. Whether its calls took effect is not known.
+var ErrPanic = errors.New("serving the batch panicked: whether it took effect is not known")
+
+// DefaultTimeout bounds a batch when Config does not.
+const DefaultTimeout = 5 * time.Second
+
+// Func serves a batch. It returns one Result for each call, in order. It must return soon after ctx has ended.
 type Func[C, R any] func(ctx context.Context, calls []C) []Result[R]
 
 // Result is what one call of a batch gets.
@@ -35,6 +46,9 @@ type Config struct {
 	Max   int // calls in one batch
 	Lanes int // batches served at the same time
 	Queue int // calls that wait, beyond those being served; more get ErrFull
+
+	Timeout time.Duration // of one batch; 0 means DefaultTimeout
+	Log     *slog.Logger  // of panics; nil means slog.Default
 
 	Kind       string                // what is batched, for metrics
 	Registerer prometheus.Registerer // nil: nothing is measured
@@ -66,6 +80,9 @@ type call[C, R any] struct {
 func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	if cfg.Max < 1 || cfg.Lanes < 1 || cfg.Queue < 1 {
 		panic(fmt.Sprintf("batch: every bound must be at least 1: %+v", cfg))
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
 	}
 	// A batch outlives the context of any one caller: the others still want it.
 	ctx, stop := context.WithCancel(context.Background())
@@ -143,7 +160,7 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 			continue
 		}
 		begun := time.Now()
-		results := b.serveTraced(ctx, calls, values)
+		results := b.serveOne(ctx, calls, values)
 		if b.metrics != nil {
 			b.metrics.observe(len(calls), begun.Sub(calls[0].since), time.Since(begun))
 		}
@@ -151,6 +168,39 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 			c.result <- results[i]
 		}
 	}
+}
+
+// serveOne serves one batch within its bound. A panic is the error of this batch alone, and the lane goes on.
+func (b *Batcher[C, R]) serveOne(lane context.Context, calls []call[C, R], values []C) (results []Result[R]) {
+	defer func() {
+		if p := recover(); p != nil {
+			log := b.cfg.Log
+			if log == nil {
+				log = slog.Default()
+			}
+			log.Error("panic", "batch", b.cfg.Kind, "calls", len(calls), "panic", p, "stack", string(debug.Stack()))
+			results = make([]Result[R], len(calls))
+			for i := range results {
+				results[i].Err = ErrPanic
+			}
+		}
+	}()
+	ctx, cancel := context.WithTimeout(lane, b.cfg.Timeout)
+	defer cancel()
+	results = b.serveTraced(ctx, calls, values)
+	if len(results) != len(calls) {
+		panic(fmt.Sprintf("%d results for %d calls", len(results), len(calls)))
+	}
+	if ctx.Err() == nil || lane.Err() != nil {
+		return results
+	}
+	for i := range results {
+		// A caller must not take the batch's deadline for its own.
+		if errors.Is(results[i].Err, context.DeadlineExceeded) {
+			results[i].Err = fmt.Errorf("%w: %v", ErrTimeout, results[i].Err)
+		}
+	}
+	return results
 }
 
 func (b *Batcher[C, R]) serveTraced(ctx context.Context, calls []call[C, R], values []C) []Result[R] {

@@ -1,9 +1,13 @@
 package batch
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -159,6 +163,76 @@ func TestCloseCancelsWhatTakesTooLong(t *testing.T) {
 	}
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("the call: %v", err)
+	}
+}
+
+// A batch that panics fails all of its own calls, once and in words, and no other: its lane goes on.
+func TestAPanicFailsItsBatchAlone(t *testing.T) {
+	var said bytes.Buffer
+	started, release := make(chan struct{}), make(chan struct{})
+	b := New(Config{Max: 8, Lanes: 1, Queue: 8, Kind: "test", Log: slog.New(slog.NewTextHandler(&said, nil))}, func(ctx context.Context, calls []int) []Result[int] {
+		if calls[0] == 0 {
+			close(started)
+			<-release
+		}
+		if slices.Contains(calls, 13) {
+			panic("thirteen")
+		}
+		if slices.Contains(calls, 14) {
+			return nil
+		}
+		return double(ctx, calls)
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Do(t.Context(), 0) })
+	<-started
+	failed := make(chan error, 3)
+	for i := range 3 {
+		wg.Go(func() { _, err := b.Do(t.Context(), 12+i%2); failed <- err })
+	}
+	for len(b.queue) < 3 {
+		runtime.Gosched()
+	}
+	close(release)
+	for range 3 {
+		if err := <-failed; !errors.Is(err, ErrPanic) {
+			t.Errorf("a call of the batch that panicked: %v", err)
+		}
+	}
+	if got, err := b.Do(t.Context(), 5); err != nil || got != 10 {
+		t.Errorf("a call after the panic: %d, %v", got, err)
+	}
+	wg.Wait()
+	if n := strings.Count(said.String(), "thirteen"); n != 1 || !strings.Contains(said.String(), "batch_test.go") {
+		t.Errorf("said %d times, with its stack: %s", n, said.String())
+	}
+	if _, err := b.Do(t.Context(), 14); !errors.Is(err, ErrPanic) {
+		t.Errorf("too few results: %v", err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A batch has a bound of its own. Who called hears that the outcome is not known, and not that its own time was up.
+func TestABatchHasABound(t *testing.T) {
+	first := true
+	b := New(Config{Max: 1, Lanes: 1, Queue: 8, Timeout: time.Millisecond}, func(ctx context.Context, calls []int) []Result[int] {
+		if first {
+			first = false
+			<-ctx.Done()
+			return []Result[int]{{Err: fmt.Errorf("asked: %w", ctx.Err())}}
+		}
+		return double(ctx, calls)
+	})
+	if _, err := b.Do(t.Context(), 1); !errors.Is(err, ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a batch that takes too long: %v", err)
+	}
+	if got, err := b.Do(t.Context(), 2); err != nil || got != 4 {
+		t.Errorf("the next: %d, %v", got, err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
