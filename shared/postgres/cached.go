@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -21,8 +20,15 @@ type Cached[T any] struct {
 	load func(context.Context) (T, error)
 	log  *slog.Logger
 
-	loading sync.Mutex // one load at a time
+	loading chan struct{} // has room for one: one load at a time
 	current atomic.Pointer[loaded[T]]
+	last    attempt // of whoever is loading
+}
+
+// attempt is how the last load went.
+type attempt struct {
+	begun time.Time // monotonic
+	err   error
 }
 
 type loaded[T any] struct {
@@ -32,7 +38,7 @@ type loaded[T any] struct {
 
 // NewCached makes a cache that is filled on first use.
 func NewCached[T any](load func(context.Context) (T, error), log *slog.Logger) *Cached[T] {
-	return &Cached[T]{load: load, log: log}
+	return &Cached[T]{load: load, log: log, loading: make(chan struct{}, 1)}
 }
 
 // Get gives the value; it waits for the database only when there is none, or only one that is too old.
@@ -47,20 +53,28 @@ func (c *Cached[T]) Get(ctx context.Context) (T, error) {
 	return c.current.Load().value, nil
 }
 
-// Refresh reads the value now.
+// Refresh reads the value now. Those who wait for a load that begins after they came share what it finds, also when that is
+// an error: nobody waits for more than two.
 func (c *Cached[T]) Refresh(ctx context.Context) error {
 	asked := time.Now()
-	c.loading.Lock()
-	defer c.loading.Unlock()
-	if v := c.current.Load(); v != nil && v.at.After(asked) {
-		return nil // another caller's load began after this call
+	select {
+	case c.loading <- struct{}{}:
+		defer func() { <-c.loading }()
+	case <-ctx.Done():
+		return fmt.Errorf("refresh: %w", ctx.Err())
 	}
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	if c.last.begun.After(asked) {
+		return c.last.err
+	}
+	// Not by the context of one caller: others wait for the same.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
 	begun := time.Now()
-	value, err := c.load(ctx)
+	value, err := c.load(limited)
+	c.last = attempt{begun, nil}
 	if err != nil {
-		return fmt.Errorf("refresh: %w", err)
+		c.last.err = fmt.Errorf("refresh: %w", err)
+		return c.last.err
 	}
 	c.current.Store(&loaded[T]{value, begun})
 	return nil

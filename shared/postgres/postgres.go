@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,12 +27,16 @@ type Config struct {
 	// until the tables are next analyzed. And since the plan is the same whatever the parameters are, it is made
 	// once: making it took longer than a small batch takes to run.
 	Lookups bool
+	// LockTimeout bounds how long a statement waits for a lock; 0: as long as a statement may take. See LockTimeout.
+	LockTimeout time.Duration
+	Now         func() time.Time // the clock that is held against the database's; nil means time.Now
 
 	Registerer prometheus.Registerer // nil: nothing is measured
 }
 
 // Open makes a pool. It connects when it is first used: a function must be able to start while the database
-// is away.
+// is away. Whatever context its user has, nothing waits for ever: a dial, an acquire, a statement and a server's silence
+// have bounds. When a server that was asked says nothing, all connections are made anew.
 func Open(cfg Config) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -39,13 +45,27 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	}
 	c.MaxConns = cfg.MaxConns
 	c.MaxConnLifetimeJitter = time.Minute
-	c.ConnConfig.ConnectTimeout = 3 * time.Second
+	c.PingTimeout = pingTimeout
+	c.ConnConfig.ConnectTimeout = connectTimeout
+	var opened atomic.Pointer[pgxpool.Pool]
+	c.ConnConfig.DialFunc = newDialer(func() {
+		if pool := opened.Load(); pool != nil {
+			go pool.Reset()
+		}
+	}).dial
+	c.ConnConfig.Tracer = bounds{}
+	if cfg.Registerer != nil {
+		c.PrepareConn = newClock(cfg.Now, cfg.Registerer).measure
+	}
 	params := c.ConnConfig.RuntimeParams
 	params["application_name"] = "pgw-" + cfg.Name
 	params["timezone"] = "UTC"
 	// A connection whose client has died must not hold account locks for longer than this.
 	params["idle_in_transaction_session_timeout"] = "5000"
-	params["statement_timeout"] = "10000"
+	params["statement_timeout"] = milliseconds(statementTimeout)
+	if cfg.LockTimeout > 0 {
+		params["lock_timeout"] = milliseconds(cfg.LockTimeout)
+	}
 	params["jit"] = "off"
 	if cfg.Lookups {
 		params["enable_seqscan"], params["enable_hashjoin"], params["enable_mergejoin"] = "off", "off", "off"
@@ -55,10 +75,50 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		params["default_transaction_read_only"] = "on"
 	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), c)
-	if err == nil && cfg.Registerer != nil {
+	if err != nil {
+		return nil, err
+	}
+	opened.Store(pool)
+	if cfg.Registerer != nil {
 		measure(cfg.Registerer, pool)
 	}
-	return pool, err
+	return pool, nil
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// bounds gives each acquire an end of its own. It is a tracer because a pool asks its tracer for the context.
+type bounds struct{}
+
+type cancelKey struct{}
+
+// TraceAcquireStart implements pgxpool.AcquireTracer.
+func (bounds) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+	return context.WithValue(ctx, cancelKey{}, cancel)
+}
+
+// TraceAcquireEnd implements pgxpool.AcquireTracer.
+func (bounds) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {
+	ctx.Value(cancelKey{}).(context.CancelFunc)()
+}
+
+// TraceQueryStart implements pgx.QueryTracer, as a tracer must.
+func (bounds) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+// TraceQueryEnd implements pgx.QueryTracer.
+func (bounds) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// RollBack ends a connection's transaction, whatever ended it. A connection that does not answer soon is closed.
+func RollBack(ctx context.Context, conn *pgxpool.Conn) {
+	if conn.Conn().IsClosed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	conn.Exec(ctx, "ROLLBACK")
 }
 
 // SQLSTATE codes that the callers tell apart.
@@ -67,6 +127,8 @@ const (
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
 	notNullViolation     = "23502" // how db's statements say that what they had found has changed under them
+	lockNotAvailable     = "55P03"
+	queryCanceled        = "57014"
 	internalError        = "XX000"
 )
 
@@ -78,6 +140,12 @@ func Transient(err error) bool {
 	}
 	return false
 }
+
+// LockTimeout tells that a statement waited for another transaction's lock for as long as it may. It took no effect.
+func LockTimeout(err error) bool { return sqlState(err) == lockNotAvailable }
+
+// TookTooLong tells that the server ended a statement that took too long.
+func TookTooLong(err error) bool { return sqlState(err) == queryCanceled }
 
 // againTimes bounds Again.
 const againTimes = 20

@@ -1,0 +1,136 @@
+package embeddedtest
+
+import (
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+)
+
+// Wire is a TCP connection's way to a server, which can fall silent without a word: no end is ever closed, as when a host
+// loses its power or a firewall forgets its connections.
+type Wire struct {
+	tb       testing.TB
+	listener net.Listener
+	upstream string
+
+	mu    sync.Mutex
+	deaf  bool
+	conns []*wireConn
+}
+
+type wireConn struct {
+	in, out net.Conn
+	silent  chan struct{} // closed once nothing passes any more
+}
+
+// NewWire listens for connections to a server.
+func NewWire(tb testing.TB, upstream string) *Wire {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w := &Wire{tb: tb, listener: l, upstream: upstream}
+	go w.accept()
+	tb.Cleanup(func() {
+		l.Close()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, c := range w.conns {
+			c.in.Close()
+			if c.out != nil {
+				c.out.Close()
+			}
+		}
+	})
+	return w
+}
+
+// Addr is where the wire begins.
+func (w *Wire) Addr() string { return w.listener.Addr().String() }
+
+// NewWireTo gives a wire to the server of a URL, and the URL by which the server is reached through it.
+func NewWireTo(tb testing.TB, serverURL string) (*Wire, string) {
+	tb.Helper()
+	u, err := url.Parse(serverURL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w := NewWire(tb, u.Host)
+	u.Host = w.Addr()
+	return w, u.String()
+}
+
+// Silence has the connections of this moment stay silent for ever. New ones work.
+func (w *Wire) Silence() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.conns {
+		select {
+		case <-c.silent:
+		default:
+			close(c.silent)
+		}
+	}
+}
+
+// Deafen says whether new connections are accepted and never answered.
+func (w *Wire) Deafen(deaf bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaf = deaf
+}
+
+func (w *Wire) accept() {
+	for {
+		in, err := w.listener.Accept()
+		if err != nil {
+			return
+		}
+		c := &wireConn{in: in, silent: make(chan struct{})}
+		w.mu.Lock()
+		w.conns = append(w.conns, c)
+		deaf := w.deaf
+		w.mu.Unlock()
+		if deaf {
+			continue
+		}
+		out, err := net.Dial("tcp", w.upstream)
+		if err != nil {
+			in.Close()
+			continue
+		}
+		w.mu.Lock()
+		c.out = out
+		w.mu.Unlock()
+		go c.copy(out, in)
+		go c.copy(in, out)
+	}
+}
+
+// copy passes bytes on, and an end too, until the wire is silent.
+func (c *wireConn) copy(to, from net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		select {
+		case <-c.silent:
+			io.Copy(io.Discard, from) // it is received, and goes nowhere
+			return
+		default:
+		}
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				from.Close()
+				return
+			}
+		}
+		if err != nil {
+			to.Close()
+			from.Close()
+			return
+		}
+	}
+}
