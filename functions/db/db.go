@@ -24,12 +24,15 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string        `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
-	BatchMax    int           `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
-	BatchLanes  int           `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
-	QueueMax    int           `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
-	Keys        event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
-	Kafka       kafka.Config
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
+	BatchMax    int    `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
+	BatchLanes  int    `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
+	QueueMax    int    `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
+	// BatchTimeout is a little longer than a silent server is waited for: that it was silent is the better answer.
+	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"bound of one batch, with all its waits; whether one that took longer took effect is not known"`
+	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
+	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Kafka        kafka.Config
 }
 
 // Publisher publishes the results of swept payments.
@@ -120,13 +123,12 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 // New makes the function with its dependencies passed in.
 func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
 	registry := function.NewRegistry()
-	// Each lane of both kinds holds a connection while it works; a few more serve reads.
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4), Registerer: registry})
+	pool, err := openPool(cfg, now, registry)
 	if err != nil {
 		return nil, err
 	}
 	d := &DB{
-		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, now, registry), publish: publish, now: now, log: log, metrics: newMetrics(registry),
+		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, registry), publish: publish, now: now, log: log, metrics: newMetrics(registry),
 	}
 	return &function.Function{
 		Name: "db", Log: log, Registry: registry,
@@ -142,6 +144,14 @@ func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) 
 			return err
 		},
 	}, nil
+}
+
+// openPool opens the ledger's. Each lane of both kinds holds a connection while it works; a few more serve reads.
+func openPool(cfg Config, now func() time.Time, r prometheus.Registerer) (*pgxpool.Pool, error) {
+	return postgres.Open(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4),
+		LockTimeout: cfg.LockTimeout, Now: now, Registerer: r,
+	})
 }
 
 // handle takes account events and the sweep's ping.

@@ -3,6 +3,7 @@ package db
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -57,27 +58,32 @@ type Finish struct {
 
 // Finished is the answer to one Finish.
 type Finished struct {
-	Done  bool  // this call ended the reservation
-	Claim Claim // as it stands; the zero Claim when there is no such reservation
-	Key   string
+	Done    bool  // this call ended the reservation
+	Claim   Claim // as it stands; the zero Claim when there is no such reservation
+	Key     string
+	Overdue bool // it is PENDING, and past its deadline by the database's clock
 }
 
 // ledger is the only writer of accounts, reservations and payments. Calls that arrive together become one
 // transaction.
 type ledger struct {
 	pool     *pgxpool.Pool
-	now      func() time.Time
 	reserves *batch.Batcher[reserve, Reserved]
 	finishes *batch.Batcher[Finish, Finished]
+	locks    seenLocks
+	accepted prometheus.Histogram // nil: not measured
 }
 
-func newLedger(pool *pgxpool.Pool, cfg Config, now func() time.Time, r prometheus.Registerer) *ledger {
-	l := &ledger{pool: pool, now: now}
-	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Registerer: r}
+func newLedger(pool *pgxpool.Pool, cfg Config, r prometheus.Registerer) *ledger {
+	l := &ledger{pool: pool}
+	if r != nil {
+		l.accepted = acceptedAge(r)
+	}
+	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Timeout: cfg.BatchTimeout, Registerer: r}
 	bounds.Kind = "reserve"
-	l.reserves = batch.New(bounds, serve(l.reserveAll))
+	l.reserves = batch.New(bounds, servePatiently(l, serve(l.reserveAll), l.reserveFree))
 	bounds.Kind = "finish"
-	l.finishes = batch.New(bounds, serve(l.finishAll))
+	l.finishes = batch.New(bounds, servePatiently(l, serve(l.finishAll), l.finishFree))
 	return l
 }
 
@@ -92,15 +98,19 @@ func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, 
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := make([]batch.Result[R], len(calls))
 		values, err := runTransaction(ctx, calls, run)
+		bad := len(calls) > 1 && postgres.BadData(err)
 		for i := range calls {
 			if err == nil {
 				results[i].Value = values[i]
-			} else if len(calls) > 1 && postgres.BadData(err) {
-				alone, err := runTransaction(ctx, calls[i:i+1], run)
-				if err == nil {
+			} else if bad {
+				alone, failed := runTransaction(ctx, calls[i:i+1], run)
+				if failed == nil {
 					results[i].Value = alone[0]
 				}
-				results[i].Err = err
+				if results[i].Err = failed; postgres.LockTimeout(failed) {
+					// One such wait is enough: the rest is run around what is locked.
+					bad, err = false, failed
+				}
 			} else {
 				results[i].Err = err
 			}
@@ -127,6 +137,9 @@ const (
 	lockSendersSQL = `
 SELECT account_id, balance_idr, status, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count
 FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE`
+
+	// Read behind the wait for the senders. This one clock judges deadlines, days and minutes, and makes the ids.
+	clockSQL = `SELECT clock_timestamp()`
 
 	receiversSQL = `SELECT account_id, status FROM wallet_accounts WHERE account_id = ANY($1)`
 
@@ -180,22 +193,23 @@ func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 		return nil, fmt.Errorf("reserve: %w", err)
 	}
 	defer conn.Release()
-	senders, blocked, claims, err := l.lockForReserve(ctx, conn, calls)
+	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockSendersSQL)
 	if err == nil {
 		var decided []Reserved
-		now := l.now()
 		decided, fresh := decide(calls, senders, blocked, claims, now)
 		if err = writeReserved(ctx, conn, calls, decided, fresh, senders, now); err == nil {
+			l.observeAccepted(calls, fresh, now)
 			return decided, nil
 		}
 	}
 	// A connection whose rollback fails is not put back in the pool: pgxpool sees its transaction status.
-	conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
+	postgres.RollBack(ctx, conn)
 	return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
 }
 
-func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve) (
-	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, err error,
+// lockForReserve begins the transaction and reads what deciding needs. lockSQL is how the senders are locked.
+func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve, lockSQL string) (
+	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, err error,
 ) {
 	keys, from, to := make([]string, len(calls)), make([]string, len(calls)), make([]string, len(calls))
 	for i, c := range calls {
@@ -205,6 +219,9 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
+	if lockSQL != lockSendersSQL || l.locks.recent() {
+		b.Queue(briefSQL)
+	}
 	b.Queue(receiversSQL, distinct(to)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var id, status string
@@ -215,7 +232,7 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 		}
 		return rows.Err()
 	})
-	b.Queue(lockSendersSQL, distinct(from)).Query(func(rows pgx.Rows) error {
+	b.Queue(lockSQL, distinct(from)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			s := &sender{}
 			var status string
@@ -238,13 +255,16 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 		}
 		return rows.Err()
 	})
-	return senders, blocked, claims, conn.SendBatch(ctx, b).Close()
+	b.Queue(clockSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now) })
+	err = conn.SendBatch(ctx, b).Close()
+	return senders, blocked, claims, now, err
 }
 
-func scanClaim(rows pgx.Rows, key *string) (Claim, error) {
+// scanClaim reads a claim's columns, and what more there is behind them.
+func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 	var c Claim
 	var fingerprint []byte
-	if err := rows.Scan(key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason); err != nil {
+	if err := rows.Scan(append([]any{key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason}, more...)...); err != nil {
 		return c, err
 	}
 	if copy(c.Fingerprint[:], fingerprint) != len(c.Fingerprint) {
@@ -254,14 +274,14 @@ func scanClaim(rows pgx.Rows, key *string) (Claim, error) {
 }
 
 // decide is pure but for the new ids: it takes the calls one after the other, each against what the ones
-// before it left. fresh lists the calls that make a new claim.
+// before it left. fresh lists the calls that make a new claim. now is the database's.
 func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time) (decided []Reserved, fresh []int) {
 	decided = make([]Reserved, len(calls))
 	for i, c := range calls {
 		claim, seen := claims[c.Key]
 		if !seen {
 			claim = Claim{
-				ReservationID: newID(), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
+				ReservationID: idAt(now, len(fresh)), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
 			}
 			s := senders[c.Sender]
 			claim.Reason = c.refuse
@@ -294,6 +314,7 @@ func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time) 
 	if isBlocked, exists := blocked[r.Receiver]; exists {
 		to = &payment.Account{ID: r.Receiver, Blocked: isBlocked}
 	}
+	r.Deadline = payment.ClampDeadline(r.Deadline, now)
 	if reason := payment.Reserve(r, from, to, now); reason != "" {
 		return reason
 	}
@@ -339,7 +360,7 @@ func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int,
 		currencies[at], minors[at] = r.Sent.Currency.String(), r.Sent.Minor
 		rates[at], rateIDs[at], rateTimes[at] = r.Rate.String(), r.RateID, timestamp(r.RateTime)
 		ruleSets[at], txDates[at], statuses[at] = r.RuleSet, r.TxDate, string(claim.Status)
-		accepted[at], deadlines[at] = timestamp(r.AcceptedAt), timestamp(r.Deadline)
+		accepted[at], deadlines[at] = timestamp(r.AcceptedAt), timestamp(payment.ClampDeadline(r.Deadline, now))
 	}
 	b.Queue(insertReservationsSQL, ids, keys, fingerprints, attempts, from, to, amounts, currencies, minors, rates,
 		rateIDs, rateTimes, ruleSets, txDates, statuses, accepted, deadlines, now)
@@ -437,7 +458,8 @@ WITH done AS (
 SELECT reservation_id FROM done`
 
 	standingSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
+	r.status = 'PENDING' AND r.deadline < clock_timestamp()
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[])`
 )
@@ -445,6 +467,15 @@ WHERE r.reservation_id = ANY($1::uuid[])`
 // finishAll ends a batch of reservations: commits are one statement and so one transaction, rollbacks another. Last it
 // reads how those stand that were not this batch's to end.
 func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
+	if l.locks.recent() {
+		return l.finishBriefly(ctx, calls)
+	}
+	return finishOn(ctx, l.pool, calls, false)
+}
+
+// finishOn is finishAll by a pool, or within a transaction. untold says that nobody hears of the rollbacks until a sweep
+// has told of them.
+func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, untold bool) ([]Finished, error) {
 	order := make([]int, 0, len(calls)) // of several calls for one reservation the first counts
 	first := make(map[uuid.UUID]int, len(calls))
 	for i, c := range calls {
@@ -468,7 +499,7 @@ func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 
 	finished := make([]Finished, len(calls))
 	end := func(sql string, args ...any) error {
-		rows, err := l.pool.Query(ctx, sql, args...)
+		rows, err := q.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
@@ -492,14 +523,14 @@ func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 		}
 	}
 	if len(rollbacks) > 0 {
-		if err := end(rollBackSQL, rollbacks, reasons, false); err != nil {
+		if err := end(rollBackSQL, rollbacks, reasons, untold); err != nil {
 			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
 		}
 	}
-	return finished, l.readStanding(ctx, calls, finished)
+	return finished, readStanding(ctx, q, calls, finished)
 }
 
-func (l *ledger) readStanding(ctx context.Context, calls []Finish, finished []Finished) error {
+func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finished []Finished) error {
 	var ids []pgtype.UUID
 	for i, f := range finished {
 		if !f.Done {
@@ -509,7 +540,7 @@ func (l *ledger) readStanding(ctx context.Context, calls []Finish, finished []Fi
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := l.pool.Query(ctx, standingSQL, ids)
+	rows, err := q.Query(ctx, standingSQL, ids)
 	if err != nil {
 		return fmt.Errorf("read reservations: %w", err)
 	}
@@ -517,7 +548,7 @@ func (l *ledger) readStanding(ctx context.Context, calls []Finish, finished []Fi
 	standing := map[uuid.UUID]Finished{}
 	for rows.Next() {
 		var f Finished
-		if f.Claim, err = scanClaim(rows, &f.Key); err != nil {
+		if f.Claim, err = scanClaim(rows, &f.Key, &f.Overdue); err != nil {
 			return fmt.Errorf("read reservations: %w", err)
 		}
 		standing[f.Claim.ReservationID] = f
@@ -532,7 +563,6 @@ func (l *ledger) readStanding(ctx context.Context, calls []Finish, finished []Fi
 
 // reserve claims the key and holds the funds, or says why not.
 func (l *ledger) reserve(ctx context.Context, r payment.Request) (Reserved, error) {
-	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
 	return l.reserves.Do(ctx, reserve{Request: r})
 }
 
@@ -543,7 +573,6 @@ func (l *ledger) finish(ctx context.Context, f Finish) (Finished, error) {
 
 // refuse claims the key as refused for a reason. A key that is known keeps what it has: that is returned.
 func (l *ledger) refuse(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
-	r.Deadline = payment.ClampDeadline(r.Deadline, l.now())
 	return l.reserves.Do(ctx, reserve{Request: r, refuse: reason})
 }
 
@@ -558,8 +587,23 @@ func (l *ledger) fail(ctx context.Context, r payment.Request, reason payment.Rea
 	return got, err
 }
 
-// newID is ordered by time, which keeps the ends of the indexes warm and lets the sweep find old rows.
+// newID is for what no clock judges by.
 func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
+
+// idAt is a UUIDv7 of the nth reservation of a batch at a time of the database's. Such ids are ordered by that time,
+// which keeps the ends of the indexes warm and lets the sweep find old rows: a replica's own clock has no part in it.
+func idAt(now time.Time, n int) uuid.UUID {
+	const steps = 1 << 12 // of a millisecond
+	at := now.UnixMilli()*steps + int64(now.Nanosecond()%1e6)*steps/1e6 + int64(n)
+	id := uuid.New()
+	binary.BigEndian.PutUint64(id[:8], uint64(at/steps)<<16|7<<12|uint64(at%steps))
+	return id
+}
+
+// timeOf is the time of a UUIDv7.
+func timeOf(id uuid.UUID) time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
+}
 
 func timestamp(t time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}

@@ -49,24 +49,28 @@ func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event)
 
 const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
+
+// newWorldWith has a test change what is usual.
+func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
 	url := embeddedtest.Postgres(t)
 	if err := Migrate(context.Background(), url); err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096}
+	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: 700 * time.Millisecond}
+	change(&cfg)
 	if err := cfg.Keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Kafka.ResultTopic = "payments.result"
-	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", Lookups: true, MaxConns: 8})
+	pool, err := openPool(cfg, time.Now, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, published: &published{}}
 	w.DB = &DB{cfg: cfg, pool: pool, publish: w.published, now: time.Now, log: slog.New(slog.DiscardHandler), metrics: discardMetrics()}
-	w.ledger = newLedger(pool, cfg, func() time.Time { return w.now() }, nil)
+	w.ledger = newLedger(pool, cfg, nil)
 	t.Cleanup(func() {
 		w.checkSum()
 		if err := w.ledger.close(context.Background()); err != nil {
@@ -312,13 +316,10 @@ func TestDailyLimit(t *testing.T) {
 	if got := w.mustReserve(pay("3", "A", "B", 100)); got.Status != payment.Pending {
 		t.Fatalf("after the rollback: %+v", got)
 	}
-	// Tomorrow is another day.
-	now := time.Now().Add(24 * time.Hour)
-	w.now = func() time.Time { return now }
-	r := pay("4", "A", "B", 100)
-	r.Deadline = now.Add(time.Minute)
-	if got := w.mustReserve(r); got.Status != payment.Pending {
-		t.Fatalf("tomorrow: %+v", got)
+	// Another day is another limit: what was spent was spent yesterday.
+	w.exec(`UPDATE wallet_accounts SET spent_day = spent_day - 1 WHERE account_id = 'A'`)
+	if got := w.mustReserve(pay("4", "A", "B", 100)); got.Status != payment.Pending {
+		t.Fatalf("the day after: %+v", got)
 	}
 }
 
@@ -385,23 +386,40 @@ func TestSweepRollsBackAndTells(t *testing.T) {
 func TestSweepMarkNeverPassesAHold(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
-	held := w.mustReserve(pay("k", "A", "B", 10))
-	later := time.Now().Add(time.Hour)
-	w.now = func() time.Time { return later }
+	old := uuid.UUID(w.madeBefore("k", time.Hour))
+	w.exec(`UPDATE reservations SET deadline = now() + interval '1 hour'`)
 	if _, _, err := w.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var mark time.Time
-	if err := w.pool.QueryRow(t.Context(), `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil || mark.After(time.Now()) {
-		t.Fatalf("the mark is at %s, past a hold: %v", mark, err)
+	if mark := w.mark(); mark.After(timeOf(old)) {
+		t.Fatalf("the mark is at %s, past a hold", mark)
 	}
-	w.mustFinish(Finish{ReservationID: held.ReservationID})
+	w.mustFinish(Finish{ReservationID: old})
 	if _, _, err := w.sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.pool.QueryRow(t.Context(), `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil || !mark.After(time.Now()) {
-		t.Fatalf("the mark stays at %s: %v", mark, err)
+	if mark := w.mark(); !mark.After(timeOf(old)) || mark.After(time.Now()) {
+		t.Fatalf("the mark stays at %s", mark)
 	}
+}
+
+// madeBefore holds 10 from A for B, as if it had been done a while ago.
+func (w *world) madeBefore(key string, ago time.Duration) uuid.UUID {
+	w.t.Helper()
+	id := firstID(time.Now().Add(-ago))
+	copy(id[6:], uuid.New().NodeID())
+	held := w.mustReserve(pay(key, "A", "B", 10))
+	w.exec(`UPDATE reservations SET reservation_id = $2, created_at = $3, deadline = $4 WHERE reservation_id = $1`,
+		held.ReservationID, id, timeOf(id), timeOf(id).Add(payment.DecideWithin))
+	return id
+}
+
+func (w *world) mark() (mark time.Time) {
+	w.t.Helper()
+	if err := w.pool.QueryRow(context.Background(), `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil {
+		w.t.Fatal(err)
+	}
+	return mark
 }
 
 func TestCommitPastTheDeadlineIsRefused(t *testing.T) {
@@ -428,7 +446,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 		"the receiver is blocked": {time.Minute, `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newWorldWith(t, func(cfg *Config) { cfg.LockTimeout = time.Minute })
 			w.open(100, "A", "B", "C")
 			r := pay("k", "A", "B", 10)
 			r.Deadline = time.Now().Add(tc.deadline)
@@ -531,16 +549,17 @@ func TestCommitAndSweepRace(t *testing.T) {
 	const n = 3000
 	ids := make([]uuid.UUID, n)
 	deadlines := make([]time.Time, n)
-	begin := time.Now().Add(1500 * time.Millisecond) // once all are held
 	var holding sync.WaitGroup
 	for i := range n {
-		holding.Go(func() {
-			r := pay(fmt.Sprint("k", i), "A", "B", 1+int64(i%7))
-			r.Deadline = begin.Add(time.Duration(i) * 500 * time.Microsecond)
-			ids[i], deadlines[i] = w.mustReserve(r).ReservationID, r.Deadline
-		})
+		holding.Go(func() { ids[i] = w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 1+int64(i%7))).ReservationID })
 	}
 	holding.Wait()
+	// Once all are held: a busy machine may take long for that.
+	begin := time.Now().Add(time.Second)
+	for i := range deadlines {
+		deadlines[i] = begin.Add(time.Duration(i) * 500 * time.Microsecond)
+	}
+	w.exec(`UPDATE reservations r SET deadline = d.deadline FROM unnest($1::uuid[], $2::timestamptz[]) AS d(id, deadline) WHERE r.reservation_id = d.id`, ids, deadlines)
 
 	var committing, sweeping sync.WaitGroup
 	stop := make(chan struct{})
@@ -814,7 +833,7 @@ func TestQueueIsBounded(t *testing.T) {
 	w.open(100, "A", "B")
 	// One lane, held up by a lock on the sender.
 	w.cfg.BatchLanes, w.cfg.BatchMax, w.cfg.QueueMax = 1, 1, 1
-	small := newLedger(w.pool, w.cfg, time.Now, nil)
+	small := newLedger(w.pool, w.cfg, nil)
 	defer small.close(context.Background())
 	tx, err := w.pool.Begin(t.Context())
 	if err != nil {

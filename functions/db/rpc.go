@@ -73,7 +73,10 @@ func (d *DB) CommitReservation(ctx context.Context, in *dbv1.CommitReservationRe
 		out.Status = dbv1.TxStatus_BAD_STATUS
 	default: // PENDING still: the receiver may not be paid, or the deadline has passed
 		out.Status, out.Reason = dbv1.TxStatus_BAD_STATUS, string(payment.CommitFailed)
-		out.Message = "the receiver is not active, or the deadline has passed"
+		out.Message = "the receiver is not active"
+		if got.Overdue {
+			out.Reason, out.Message = string(payment.Expired), "the deadline has passed"
+		}
 	}
 	if out.Message == "" {
 		out.Message = out.Reason

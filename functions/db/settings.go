@@ -21,6 +21,19 @@ const (
 	maxRulesBytes = 1 << 20
 )
 
+// The database's clock says which is the newest, and steps over one that is in its future: a clock may have been set
+// back, and what is put last holds.
+const (
+	putRateSQL = `
+INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at)
+SELECT $1, $2, $3, $4::text::numeric, greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond')
+FROM fx_rates WHERE base = $2 AND quote = $3`
+
+	putRulesSQL = `
+INSERT INTO risk_rules (rule_set, rules, created_at)
+SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules`
+)
+
 // PutRates implements db.v1.Admin. Rates are only ever added; fx reads the newest of each pair.
 func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutRatesResponse, error) {
 	if len(in.Rates) == 0 || len(in.Rates) > maxRates {
@@ -34,8 +47,7 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 		}
 		id := newID()
 		out.RateIds = append(out.RateIds, id.String())
-		b.Queue(`INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at) VALUES ($1, $2, $3, $4::text::numeric, $5)`,
-			id, r.Base, r.Quote, r.Rate, d.now())
+		b.Queue(putRateSQL, id, r.Base, r.Quote, r.Rate)
 	}
 	if err := d.pool.SendBatch(ctx, b).Close(); err != nil {
 		return nil, unavailable(fmt.Errorf("put rates: %w", err))
@@ -65,7 +77,7 @@ func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutR
 		return nil, invalid(&payment.FieldError{Field: "rules", Problem: "is not JSON"})
 	}
 	id := newID()
-	if _, err := d.pool.Exec(ctx, `INSERT INTO risk_rules (rule_set, rules, created_at) VALUES ($1, $2::text::jsonb, $3)`, id, string(in.Rules), d.now()); err != nil {
+	if _, err := d.pool.Exec(ctx, putRulesSQL, id, string(in.Rules)); err != nil {
 		return nil, unavailable(fmt.Errorf("put rules: %w", err))
 	}
 	return &dbv1.PutRulesResponse{RuleSet: id.String()}, nil

@@ -13,15 +13,19 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/batch"
 	"pgw/shared/event"
 	"pgw/shared/payment"
 )
 
 const (
-	sweepBatch = 200 // reservations in one transaction
-	maxSwept   = 50_000
-	// clockSkew is how far apart the clocks of db's replicas and of Postgres may be.
-	clockSkew = time.Minute
+	sweepBatch = 200       // reservations in one transaction
+	sweepPage  = 20_000    // reservations that one statement looks at, so that each has an end
+	maxSwept   = 50_000    // unfinished ones that a sweep takes up
+	maxLooked  = 2_000_000 // all that it looks at; the next one goes on from there
+	// clockStep is how far the database's clock may be set back, by a person or by a failover, without a sweep's missing
+	// anything. No other clock has a part in the ids of reservations or in the mark.
+	clockStep = time.Minute
 )
 
 // Sweep implements db.v1.Admin.
@@ -34,13 +38,23 @@ func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepRespon
 }
 
 const (
+	markedSQL = `SELECT swept_to, clock_timestamp() FROM sweep_state`
+
 	// The primary key is ordered by time, so this reads only what came after the mark of the last sweep:
-	// an index on the status would cost every payment more than this costs each minute.
+	// an index on the status would cost every payment more than this costs each minute. The last row of a full page comes
+	// along, whatever it is.
 	unfinishedSQL = `
-SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), created_at, amount_idr
-FROM reservations
-WHERE reservation_id >= $1 AND (status = 'PENDING' OR untold)
-ORDER BY reservation_id LIMIT $2`
+WITH page AS MATERIALIZED (
+	SELECT reservation_id, status, untold, deadline, amount_idr FROM reservations
+	WHERE reservation_id > $1 ORDER BY reservation_id LIMIT $2
+), last AS (
+	SELECT reservation_id FROM page ORDER BY reservation_id OFFSET $2 - 1 LIMIT 1
+)
+SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), untold, amount_idr,
+	coalesce(reservation_id = (SELECT reservation_id FROM last), false)
+FROM page
+WHERE status = 'PENDING' OR untold OR reservation_id = (SELECT reservation_id FROM last)
+ORDER BY reservation_id`
 
 	untoldSQL = `
 SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, p.reason
@@ -49,7 +63,8 @@ WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold`
 
 	toldSQL = `UPDATE reservations r SET untold = false FROM unnest($1::uuid[]) AS c(id) WHERE r.reservation_id = c.id`
 
-	markSQL = `UPDATE sweep_state SET swept_to = greatest(swept_to, $1)`
+	// A mark only ever rises, but for one that lies in the future: it would hide holds for ever.
+	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
 )
 
 // unfinished is a reservation that holds money, or whose end is still to be told.
@@ -57,8 +72,9 @@ type unfinished struct {
 	id      pgtype.UUID
 	pending bool
 	overdue bool
-	created time.Time
+	untold  bool
 	amount  int64
+	last    bool // of a page that is full
 }
 
 // sweep rolls back what is past its deadline, and publishes the outcomes. A crash in between leaves them
@@ -77,18 +93,22 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 			d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", rolledBack, "told", told)
 		}
 	}()
-	var mark time.Time
-	if err := d.pool.QueryRow(ctx, `SELECT swept_to FROM sweep_state`).Scan(&mark); err != nil {
+	var mark, now time.Time
+	if err := d.pool.QueryRow(ctx, markedSQL).Scan(&mark, &now); err != nil {
 		return 0, 0, err
 	}
+	if mark.After(now) {
+		d.log.WarnContext(ctx, "the mark of the last sweep lies in the future: all reservations are looked at again", "mark", mark, "now", now)
+		mark = time.Unix(0, 0)
+	}
 	// No hold lives longer than DecideWithin, so nothing made before this can become PENDING any more.
-	finished := d.now().Add(-payment.DecideWithin - clockSkew)
-	open, err := d.unfinished(ctx, mark.Add(-clockSkew))
+	finished := now.Add(-payment.DecideWithin - clockStep)
+	open, looked, err := d.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
 	if err != nil {
 		return 0, 0, err
 	}
-	if len(open) == maxSwept {
-		finished = minTime(finished, open[maxSwept-1].created) // the next sweep goes on from there
+	if looked != uuid.Nil {
+		finished = minTime(finished, timeOf(looked)) // the next sweep goes on from there
 	}
 	var overdue, untold []pgtype.UUID
 	var oldest time.Time
@@ -101,7 +121,7 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 			pending++
 			held += u.amount
 			if oldest.IsZero() {
-				oldest = u.created
+				oldest = timeOf(u.id.Bytes)
 			}
 		default:
 			untold = append(untold, u.id)
@@ -118,7 +138,7 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 	// Whoever locks reservations does so in the order of their ids.
 	slices.SortFunc(untold, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
 	for ids := range slices.Chunk(untold, sweepBatch) {
-		if err := d.tell(ctx, ids); err != nil {
+		if err := d.tell(ctx, ids, now); err != nil {
 			return rolledBack, told, err
 		}
 		told += len(ids)
@@ -127,11 +147,11 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 	d.metrics.pendingIDR.Set(float64(held))
 	d.metrics.oldestPending.Set(0)
 	if !oldest.IsZero() {
-		d.metrics.oldestPending.Set(d.now().Sub(oldest).Seconds())
+		d.metrics.oldestPending.Set(now.Sub(oldest).Seconds())
 		finished = minTime(finished, oldest)
 	}
 	if _, err = d.pool.Exec(ctx, markSQL, finished); err == nil {
-		d.metrics.lastSweep.Set(float64(d.now().Unix()))
+		d.metrics.lastSweep.Set(float64(now.Unix()))
 	}
 	return rolledBack, told, err
 }
@@ -143,30 +163,60 @@ func minTime(a, b time.Time) time.Time {
 	return b
 }
 
-func (d *DB) unfinished(ctx context.Context, since time.Time) ([]unfinished, error) {
-	rows, err := d.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: firstID(since), Valid: true}, maxSwept)
-	if err != nil {
-		return nil, err
+// unfinished finds them page by page, from an id on. looked is the last one looked at; uuid.Nil when there are no more.
+func (d *DB) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
+	looked = from
+	for range maxLooked / sweepPage {
+		rows, err := d.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: looked, Valid: true}, sweepPage)
+		if err != nil {
+			return nil, uuid.Nil, err
+		}
+		looked = uuid.Nil
+		var u unfinished
+		_, err = pgx.ForEachRow(rows, []any{&u.id, &u.pending, &u.overdue, &u.untold, &u.amount, &u.last}, func() error {
+			if u.last {
+				looked = u.id.Bytes
+			}
+			if u.pending || u.untold {
+				found = append(found, u)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, uuid.Nil, err
+		}
+		if looked == uuid.Nil || len(found) >= maxSwept {
+			break
+		}
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u unfinished, err error) {
-		return u, row.Scan(&u.id, &u.pending, &u.overdue, &u.created, &u.amount)
-	})
+	return found, looked, nil
 }
 
 // rollBackOverdue uses the same compare-and-set as everyone else: what a commit took meanwhile stays
-// committed, and is not among those returned.
+// committed, and is not among those returned. What is locked is left to the next sweep.
 func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
-	reasons := slices.Repeat([]string{string(payment.Expired)}, len(ids))
-	return runTransaction(ctx, ids, func(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
-		rows, err := d.pool.Query(ctx, rollBackSQL, ids, reasons, true)
-		if err != nil {
-			return nil, err
-		}
-		return pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
+	calls := make([]Finish, len(ids))
+	for i, id := range ids {
+		calls[i] = Finish{ReservationID: id.Bytes, RollBack: payment.Expired}
+	}
+	expire := servePatiently(d.ledger, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
+		return finishOn(ctx, d.pool, calls, true)
+	}), func(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
+		return d.ledger.finishAround(ctx, calls, true)
 	})
+	var done []pgtype.UUID
+	for i, r := range expire(ctx, calls) {
+		if r.Err != nil && r.Err != errLocked {
+			return nil, r.Err
+		}
+		if r.Value.Done {
+			done = append(done, ids[i])
+		}
+	}
+	return done, nil
 }
 
-func (d *DB) tell(ctx context.Context, ids []pgtype.UUID) error {
+func (d *DB) tell(ctx context.Context, ids []pgtype.UUID, now time.Time) error {
 	rows, err := d.pool.Query(ctx, untoldSQL, ids)
 	if err != nil {
 		return err
@@ -186,8 +236,8 @@ func (d *DB) tell(ctx context.Context, ids []pgtype.UUID) error {
 	}
 	for key, c := range claims {
 		e, err := event.Result("/pgw/db", event.PaymentResult{
-			Key: key, Status: payment.Failed, Reason: c.Reason, AttemptID: c.AttemptID, SettledAt: d.now().UTC(),
-		}, c.Fingerprint, d.now())
+			Key: key, Status: payment.Failed, Reason: c.Reason, AttemptID: c.AttemptID, SettledAt: now.UTC(),
+		}, c.Fingerprint, now)
 		if err == nil {
 			err = d.cfg.Keys.Sign(&e)
 		}

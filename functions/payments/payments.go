@@ -151,15 +151,15 @@ func (p *Payments) settle(ctx context.Context, in *dbv1.ReserveFundsRequest) (pa
 	if committed.Status == dbv1.TxStatus_OK || committed.Status == dbv1.TxStatus_DUPLICATE {
 		return success, took, nil
 	}
-	outcome, err := p.rollBack(ctx, in, reserved.ReservationId, success)
+	outcome, err := p.rollBack(ctx, reserved.ReservationId, payment.Reason(committed.Reason), success)
 	return outcome, took, err
 }
 
-// rollBack gives the hold back after a commit that the ledger refused. Someone else may have ended the
-// reservation meanwhile; then theirs is the outcome.
-func (p *Payments) rollBack(ctx context.Context, in *dbv1.ReserveFundsRequest, id string, success payment.Outcome) (payment.Outcome, error) {
+// rollBack gives the hold back after a commit that the ledger refused, for a reason that is the ledger's to say: its
+// clock judges the deadline. Someone else may have ended the reservation meanwhile; then theirs is the outcome.
+func (p *Payments) rollBack(ctx context.Context, id string, refused payment.Reason, success payment.Outcome) (payment.Outcome, error) {
 	reason := payment.CommitFailed
-	if in.Deadline != nil && p.now().After(in.Deadline.AsTime()) {
+	if refused == payment.Expired {
 		reason = payment.Expired
 	}
 	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: id, Reason: string(reason)})
@@ -210,12 +210,11 @@ func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePayme
 	if err != nil {
 		return nil, err
 	}
-	now := p.now()
 	outcome, _, err := p.settle(ctx, &dbv1.ReserveFundsRequest{
 		IdempotencyKey: in.ClientTxId, SenderId: in.SourceAccount, ReceiverId: in.DestinationAccount,
 		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
 		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime,
-		AcceptedAt: timestamppb.New(now), Deadline: timestamppb.New(now.Add(payment.DecideWithin)),
+		AcceptedAt: timestamppb.New(p.now()), // no deadline: the ledger gives it one by its own clock
 	})
 	if err != nil {
 		return nil, err

@@ -94,7 +94,7 @@ func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slo
 func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
 	var id string
 	var text []byte
-	err := pool.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY rule_set DESC LIMIT 1`).Scan(&id, &text)
+	err := pool.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &text)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return newRuleSet(defaultRuleSet, Defaults), nil
 	}

@@ -1,0 +1,218 @@
+package db
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/payment"
+)
+
+// skews are how far a replica's clock may be from the database's.
+var skews = map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second, "an hour ahead": time.Hour}
+
+// skewed sets the clock of the world's replica. The database's is this machine's.
+func (w *world) skewed(by time.Duration) {
+	w.now = func() time.Time { return time.Now().Add(by) }
+}
+
+// Whatever a replica's clock says, the database's judges the deadline, bounds it, and makes the id by which a sweep finds the
+// reservation.
+func TestTheDatabasesClockJudges(t *testing.T) {
+	for name, skew := range skews {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.open(1000, "A", "B")
+			w.skewed(skew)
+			before := time.Now()
+			held := w.mustReserve(pay("in time", "A", "B", 10))
+			if held.Status != payment.Pending {
+				t.Fatalf("in time: %+v", held)
+			}
+			if at := timeOf(held.ReservationID); at.Before(before.Add(-time.Second)) || at.After(time.Now().Add(time.Second)) {
+				t.Errorf("its id is of %s, and it was made at %s", at, before)
+			}
+			if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); !got.Done {
+				t.Errorf("commit: %+v", got)
+			}
+
+			late := pay("late", "A", "B", 10)
+			late.Deadline = time.Now().Add(-10 * time.Second)
+			if got := w.mustReserve(late); got.Reason != payment.Expired {
+				t.Errorf("past its deadline: %+v", got)
+			}
+
+			long := pay("long", "A", "B", 10)
+			long.Deadline = time.Now().Add(24 * time.Hour)
+			none := pay("none", "A", "B", 10)
+			none.Deadline = time.Time{}
+			for _, r := range []payment.Request{long, none} {
+				w.mustReserve(r)
+				rec, err := w.ledger.payment(t.Context(), r.Key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if life := rec.Deadline.Sub(rec.ReservedAt); life != payment.DecideWithin {
+					t.Errorf("%s: may be settled for %s", r.Key, life)
+				}
+			}
+		})
+	}
+}
+
+// Who commits too late hears that it is too late, and who commits to a blocked receiver hears that it failed.
+func TestALateCommitIsToldToBeLate(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 10))
+	commit := func() *dbv1.CommitReservationResponse {
+		t.Helper()
+		got, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationID.String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.CommitFailed) {
+		t.Errorf("to a blocked receiver: %+v", got)
+	}
+	w.exec(`UPDATE reservations SET deadline = now() - interval '1 second'`)
+	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.Expired) {
+		t.Errorf("past the deadline: %+v", got)
+	}
+}
+
+// Ids of one batch and of later ones rise, and tell the time that they were made from.
+func TestIdsAreOrderedByTheGivenTime(t *testing.T) {
+	at := time.Date(2026, 1, 31, 9, 30, 0, 999_900_000, time.UTC)
+	var last uuid.UUID
+	for range 3 {
+		for n := range 256 {
+			id := idAt(at, n)
+			if id.Version() != 7 || id.Variant() != uuid.RFC4122 {
+				t.Fatalf("%s is no UUIDv7", id)
+			}
+			if id.String() <= last.String() {
+				t.Fatalf("%s is not behind %s", id, last)
+			}
+			if d := timeOf(id).Sub(at); d < -time.Millisecond || d > time.Millisecond {
+				t.Fatalf("%s is %s off", id, d)
+			}
+			last = id
+		}
+		at = at.Add(100 * time.Microsecond)
+	}
+}
+
+// A mark in the future hides no hold, and heals.
+func TestAMarkInTheFutureHeals(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	w.madeBefore("old", 24*time.Hour)
+	w.madeBefore("recent", 2*time.Minute)
+	w.exec(`UPDATE sweep_state SET swept_to = '2099-01-01'`)
+	rolledBack, told, err := w.sweep(t.Context())
+	if err != nil || rolledBack != 2 || told != 2 {
+		t.Fatalf("swept %d, told %d, %v", rolledBack, told, err)
+	}
+	if mark := w.mark(); mark.After(time.Now()) {
+		t.Errorf("the mark stays at %s", mark)
+	}
+}
+
+// No replica's clock moves the mark to where it would hide holds.
+func TestAReplicasClockDoesNotMoveTheMark(t *testing.T) {
+	for name, skew := range skews {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.open(100, "A", "B")
+			w.skewed(skew)
+			if _, _, err := w.sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if mark := w.mark(); mark.After(time.Now().Add(-payment.DecideWithin)) {
+				t.Errorf("the mark is at %s, and it is %s", mark, time.Now())
+			}
+			w.madeBefore("k", payment.DecideWithin+time.Second)
+			if rolledBack, _, err := w.sweep(t.Context()); err != nil || rolledBack != 1 {
+				t.Errorf("swept %d, %v", rolledBack, err)
+			}
+		})
+	}
+}
+
+// A sweep looks at more than one page, and finds what lies on any.
+func TestASweepGoesThroughAllPages(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	w.madeBefore("first", 3*time.Hour)
+	const chunk = 5000
+	for from := 1; from <= 2*sweepPage+1; from += chunk {
+		w.exec(`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
+SELECT overlay(lpad(to_hex((extract(epoch FROM now() - interval '2 hours') * 1000)::bigint + n), 12, '0') || substr(md5(n::text), 1, 20) PLACING '7' FROM 13 FOR 1)::uuid,
+	'filler ' || n, '\x00112233445566778899aabbccddeeff', 'A', 'B', 1, 'IDR', 'ROLLEDBACK', now()
+FROM generate_series($1::int, $2::int) n`, from, min(from+chunk-1, 2*sweepPage+1))
+		w.exec(`INSERT INTO payments SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', 'expired'
+FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id)`)
+	}
+	w.madeBefore("last", time.Hour)
+	if rolledBack, told, err := w.sweep(t.Context()); err != nil || rolledBack != 2 || told != 2 {
+		t.Errorf("swept %d, told %d, %v", rolledBack, told, err)
+	}
+	if mark := w.mark(); mark.Before(time.Now().Add(-10 * time.Minute)) {
+		t.Errorf("the mark stays at %s", mark)
+	}
+}
+
+// What is put last holds, whichever replica takes it and whatever its clock says, also behind what a clock in the future has
+// left.
+func TestWhatIsPutLastHolds(t *testing.T) {
+	w := newWorld(t)
+	put := func(rate string) {
+		t.Helper()
+		if _, err := w.PutRates(t.Context(), &dbv1.PutRatesRequest{Rates: []*dbv1.Rate{{Base: "USD", Quote: "IDR", Rate: rate}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(`{"min_amount_idr": ` + rate + `}`)}); err != nil {
+			t.Fatal(err)
+		}
+		newest := `SELECT rate::text FROM fx_rates WHERE base = 'USD' AND quote = 'IDR' ORDER BY effective_at DESC, rate_id DESC LIMIT 1`
+		rules := `SELECT rules->>'min_amount_idr' FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`
+		for _, sql := range []string{newest, rules} {
+			var got string
+			if err := w.pool.QueryRow(t.Context(), sql).Scan(&got); err != nil || got != rate {
+				t.Errorf("after %s was put: %s, %v", rate, got, err)
+			}
+		}
+	}
+	put("1")
+	w.skewed(time.Hour)
+	put("2")
+	w.skewed(-time.Hour)
+	put("3")
+	w.exec(`UPDATE fx_rates SET effective_at = '2099-01-01' WHERE rate = 3`)
+	w.exec(`UPDATE risk_rules SET created_at = '2099-01-01' WHERE rules->>'min_amount_idr' = '3'`)
+	put("4")
+}
+
+// Before the database's clock decided, the rules with the highest id were in force. They still are after the migration.
+func TestTheRulesInForceStayInForce(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`DELETE FROM risk_rules`)
+	w.exec(`DROP INDEX risk_rules_newest`)
+	w.exec(`DELETE FROM goose_db_version WHERE version_id = 4`)
+	w.exec(`INSERT INTO risk_rules VALUES ('01900000-0000-7000-8000-000000000000', '{"n": 1}', now() + interval '1 hour'),
+		('01900000-0000-7000-8000-000000000001', '{"n": 2}', now() - interval '1 hour')`)
+	if err := Migrate(t.Context(), w.cfg.DatabaseURL); err != nil {
+		t.Fatal(err)
+	}
+	var n string
+	err := w.pool.QueryRow(t.Context(), `SELECT rules->>'n' FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`, pgx.QueryExecModeSimpleProtocol).Scan(&n)
+	if err != nil || n != "2" {
+		t.Errorf("in force: %s, %v", n, err)
+	}
+}

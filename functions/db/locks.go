@@ -1,0 +1,272 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pgw/shared/batch"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// A person may hold an account's row for minutes, and a replica that hangs for seconds. A batch waits for such a lock no
+// longer than LOCK_TIMEOUT. Then it runs once more around what is locked: it takes the locks that are free, and puts off
+// alone the calls that need another one. Their callers hear Unavailable, and come again.
+
+// errLocked is what a call gets that is put off. It has taken no effect.
+var errLocked = errors.New("another transaction has locked the account or the reservation: try again later")
+
+const (
+	// locksLast is how long after a wait in vain batches wait only briefly: the same lock is likely still held, and
+	// must not cost each batch a whole wait.
+	locksLast = 2 * time.Second
+
+	// Between lanes a lock is held for milliseconds.
+	briefSQL = `SET LOCAL lock_timeout = 50`
+
+	// Nobody waits here, so the order does not matter; it is kept all the same.
+	lockFreeSendersSQL = lockSendersSQL + ` SKIP LOCKED`
+
+	existingSQL = `SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1)`
+
+	lockFreeReservationsSQL = `
+SELECT reservation_id, sender_id, receiver_id FROM reservations
+WHERE reservation_id = ANY($1::uuid[]) AND status = 'PENDING' ORDER BY reservation_id FOR NO KEY UPDATE SKIP LOCKED`
+
+	lockFreeAccountsSQL = `
+SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE SKIP LOCKED`
+)
+
+// seenLocks remembers when a lock was waited for in vain.
+type seenLocks struct{ last atomic.Int64 }
+
+func (s *seenLocks) see()         { s.last.Store(time.Now().UnixNano()) }
+func (s *seenLocks) recent() bool { return time.Since(time.Unix(0, s.last.Load())) < locksLast }
+
+// servePatiently runs a batch, and once more around what is locked when it waited for a lock in vain.
+func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context.Context, []C) ([]batch.Result[R], error)) batch.Func[C, R] {
+	return func(ctx context.Context, calls []C) []batch.Result[R] {
+		results := run(ctx, calls)
+		if !slices.ContainsFunc(results, func(r batch.Result[R]) bool { return postgres.LockTimeout(r.Err) }) {
+			return results
+		}
+		l.locks.see()
+		// Of a batch that was run call by call some may have gone through.
+		var waiting []C
+		var at []int
+		for i, r := range results {
+			if postgres.LockTimeout(r.Err) {
+				waiting, at = append(waiting, calls[i]), append(at, i)
+			}
+		}
+		for i, r := range around(ctx, waiting, free) {
+			results[at[i]] = r
+		}
+		return results
+	}
+}
+
+// around runs calls by what is free. What fails as a whole is run by halves, down to the calls that make it fail: those
+// that wait for a key that an open transaction has claimed, or that the database refuses. The batch's bound ends this.
+func around[C, R any](ctx context.Context, calls []C, free func(context.Context, []C) ([]batch.Result[R], error)) []batch.Result[R] {
+	results, err := runTransaction(ctx, calls, free)
+	if err == nil {
+		return results
+	}
+	if len(calls) > 1 && ctx.Err() == nil && (postgres.LockTimeout(err) || postgres.BadData(err)) {
+		half := len(calls) / 2
+		return append(around(ctx, calls[:half], free), around(ctx, calls[half:], free)...)
+	}
+	results = make([]batch.Result[R], len(calls))
+	for i := range results {
+		results[i].Err = err
+	}
+	return results
+}
+
+// reserveFree is reserveAll without a wait for any account: a new claim on a locked sender is put off.
+func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	defer conn.Release()
+	results, err := l.reserveFreeOn(ctx, conn, calls)
+	if err != nil {
+		postgres.RollBack(ctx, conn)
+		return nil, fmt.Errorf("reserve around locks, of a batch of %d: %w", len(calls), err)
+	}
+	return results, nil
+}
+
+func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve) ([]batch.Result[Reserved], error) {
+	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockFreeSendersSQL)
+	if err != nil {
+		return nil, err
+	}
+	var missed []string
+	for _, c := range calls {
+		if senders[c.Sender] == nil {
+			missed = append(missed, c.Sender)
+		}
+	}
+	locked, err := idSet(ctx, conn, existingSQL, missed)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]batch.Result[Reserved], len(calls))
+	var kept []reserve
+	var at []int
+	for i, c := range calls {
+		if _, claimed := claims[c.Key]; locked[c.Sender] && !claimed {
+			results[i].Err = errLocked
+			continue
+		}
+		kept, at = append(kept, c), append(at, i)
+	}
+	decided, fresh := decide(kept, senders, blocked, claims, now)
+	if err := writeReserved(ctx, conn, kept, decided, fresh, senders, now); err != nil {
+		return nil, err
+	}
+	l.observeAccepted(kept, fresh, now)
+	for i, d := range decided {
+		results[at[i]].Value = d
+	}
+	return results, nil
+}
+
+// idSet reads the ids that a statement finds of those given.
+func idSet(ctx context.Context, q postgres.Querier, sql string, args []string) (map[string]bool, error) {
+	rows, err := q.Query(ctx, sql, distinct(args))
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	set := make(map[string]bool, len(found))
+	for _, s := range found {
+		set[s] = true
+	}
+	return set, nil
+}
+
+// finishBriefly is finishAll while locks were met: it waits only briefly.
+func (l *ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
+	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
+		finished, err = finishOn(ctx, conn, calls, false)
+		return err
+	})
+	return finished, err
+}
+
+// transact runs a transaction that waits for locks only briefly.
+func (l *ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) error {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	begin := &pgx.Batch{}
+	begin.Queue("BEGIN")
+	begin.Queue(briefSQL)
+	if err = conn.SendBatch(ctx, begin).Close(); err == nil {
+		if err = run(conn); err == nil {
+			_, err = conn.Exec(ctx, "COMMIT")
+		}
+	}
+	if err != nil {
+		postgres.RollBack(ctx, conn)
+	}
+	return err
+}
+
+// finishFree is finishAll without a wait: a reservation that is locked, or whose account is, is put off.
+func (l *ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
+	return l.finishAround(ctx, calls, false)
+}
+
+func (l *ledger) finishAround(ctx context.Context, calls []Finish, untold bool) (results []batch.Result[Finished], err error) {
+	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
+		results, err = finishFreeOn(ctx, conn, calls, untold)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("finish around locks, of a batch of %d: %w", len(calls), err)
+	}
+	return results, nil
+}
+
+func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, untold bool) ([]batch.Result[Finished], error) {
+	ids := make([]pgtype.UUID, len(calls))
+	for i, c := range calls {
+		ids[i] = pgtype.UUID{Bytes: c.ReservationID, Valid: true}
+	}
+	rows, err := conn.Query(ctx, lockFreeReservationsSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	type parties struct{ sender, receiver string }
+	ours := map[uuid.UUID]parties{}
+	var id uuid.UUID
+	var p parties
+	if _, err := pgx.ForEachRow(rows, []any{&id, &p.sender, &p.receiver}, func() error { ours[id] = p; return nil }); err != nil {
+		return nil, err
+	}
+	// A commit changes the receiver, a rollback the sender.
+	changed := func(c Finish) string {
+		if c.RollBack == "" {
+			return ours[c.ReservationID].receiver
+		}
+		return ours[c.ReservationID].sender
+	}
+	var wanted []string
+	for _, c := range calls {
+		if account := changed(c); account != "" {
+			wanted = append(wanted, account)
+		}
+	}
+	free, err := idSet(ctx, conn, lockFreeAccountsSQL, wanted)
+	if err != nil {
+		return nil, err
+	}
+	// What is not ours is asked for last: it is locked when it is still PENDING, and otherwise decided or unknown.
+	var kept, rest []Finish
+	var keptAt, restAt []int
+	for i, c := range calls {
+		if _, locked := ours[c.ReservationID]; locked && free[changed(c)] {
+			kept, keptAt = append(kept, c), append(keptAt, i)
+		} else {
+			rest, restAt = append(rest, c), append(restAt, i)
+		}
+	}
+	finished, err := finishOn(ctx, conn, kept, untold)
+	if err != nil {
+		return nil, err
+	}
+	standing := make([]Finished, len(rest))
+	if err := readStanding(ctx, conn, rest, standing); err != nil {
+		return nil, err
+	}
+	results := make([]batch.Result[Finished], len(calls))
+	for i, f := range finished {
+		results[keptAt[i]].Value = f
+	}
+	for i, f := range standing {
+		results[restAt[i]].Value = f
+		if f.Claim.Status == payment.Pending {
+			results[restAt[i]] = batch.Result[Finished]{Err: errLocked}
+		}
+	}
+	return results, nil
+}

@@ -1,0 +1,215 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/payment"
+)
+
+// hold locks rows as a person does who looks at them by SELECT … FOR UPDATE and goes to lunch.
+func (w *world) hold(sql string, args ...any) (release func()) {
+	w.t.Helper()
+	tx, err := w.pool.Begin(context.Background())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	// A person's session has none of pgw's bounds.
+	if _, err := tx.Exec(context.Background(), `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := tx.Exec(context.Background(), sql, args...); err != nil {
+		w.t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() { tx.Rollback(context.Background()) })
+	w.t.Cleanup(release)
+	return release
+}
+
+const lockAccountSQL = `SELECT FROM wallet_accounts WHERE account_id = $1 FOR UPDATE`
+
+// Reserves that share a batch with one on a locked account go on. The one waits alone: it is told that it may come again, and
+// is held once the lock is gone.
+func TestALockedSenderIsPutOffAlone(t *testing.T) {
+	w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+	w.open(100, "A", "B", "LOCKED")
+	replayed := w.mustReserve(pay("before", "LOCKED", "B", 10))
+	release := w.hold(lockAccountSQL, "LOCKED")
+	var calls []reserve
+	for i := range 20 {
+		calls = append(calls, reserve{Request: pay(fmt.Sprint("k", i), "A", "B", 1)})
+	}
+	calls = append(calls, reserve{Request: pay("waits", "LOCKED", "B", 1)}, reserve{Request: pay("waits too", "LOCKED", "B", 1)},
+		reserve{Request: pay("before", "LOCKED", "B", 10)}, reserve{Request: pay("nobody", "X", "B", 1)})
+	results := servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls)
+	for i, r := range results[:20] {
+		if r.Err != nil || r.Value.Status != payment.Pending {
+			t.Errorf("a stranger, %d: %+v", i, r)
+		}
+	}
+	for _, r := range results[20:22] {
+		if !errors.Is(r.Err, errLocked) || status.Code(unavailable(r.Err)) != codes.Unavailable {
+			t.Errorf("on the locked account: %+v", r)
+		}
+	}
+	if r := results[22]; r.Err != nil || r.Value.ReservationID != replayed.ReservationID {
+		t.Errorf("a known key of the locked account: %+v", r)
+	}
+	if r := results[23]; r.Err != nil || r.Value.Reason != payment.UnknownSender {
+		t.Errorf("an account that is not there: %+v", r)
+	}
+	release()
+	if got := w.mustReserve(pay("waits", "LOCKED", "B", 1)); got.Status != payment.Pending {
+		t.Errorf("once the lock is gone: %+v", got)
+	}
+	if w.balance("A") != 80 {
+		t.Errorf("A has %d", w.balance("A"))
+	}
+}
+
+// Commits, rollbacks and the sweep do not wait for strangers' locks either, whether the account is locked or the reservation.
+func TestALockedFinishIsPutOffAlone(t *testing.T) {
+	for name, lock := range map[string]string{
+		"the account":     `SELECT FROM wallet_accounts WHERE account_id = 'LOCKED' FOR UPDATE`,
+		"the reservation": `SELECT FROM reservations WHERE 'LOCKED' IN (sender_id, receiver_id) FOR UPDATE`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+			w.open(100, "A", "B", "LOCKED")
+			var calls []Finish
+			add := func(key, from, to string, reason payment.Reason) {
+				calls = append(calls, Finish{ReservationID: w.mustReserve(pay(key, from, to, 1)).ReservationID, RollBack: reason})
+			}
+			for i := range 10 {
+				add(fmt.Sprint("c", i), "A", "B", "")
+				add(fmt.Sprint("r", i), "A", "B", payment.CommitFailed)
+			}
+			add("to locked", "A", "LOCKED", "")
+			add("from locked", "LOCKED", "B", payment.CommitFailed)
+			done := w.mustReserve(pay("done", "A", "B", 1))
+			w.mustFinish(Finish{ReservationID: done.ReservationID})
+			calls = append(calls, Finish{ReservationID: done.ReservationID}, Finish{ReservationID: newID()})
+			release := w.hold(lock)
+			run := servePatiently(w.ledger, serve(w.ledger.finishAll), w.ledger.finishFree)
+			results := run(t.Context(), calls)
+			for i, r := range results[:20] {
+				if r.Err != nil || !r.Value.Done {
+					t.Errorf("a stranger, %d: %+v", i, r)
+				}
+			}
+			for _, r := range results[20:22] {
+				if !errors.Is(r.Err, errLocked) {
+					t.Errorf("what is locked: %+v", r)
+				}
+			}
+			if r := results[22]; r.Err != nil || r.Value.Done || r.Value.Claim.Status != payment.Committed {
+				t.Errorf("what was done before: %+v", r)
+			}
+			if r := results[23]; r.Err != nil || r.Value.Done || r.Value.Claim.Status != "" {
+				t.Errorf("what is not there: %+v", r)
+			}
+
+			w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE idempotency_key = 'overdue'`)
+			late := w.mustReserve(pay("overdue", "A", "B", 1))
+			w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE reservation_id = $1`, late.ReservationID)
+			if name == "the account" { // a person's lock on the reservation would keep this test from changing it
+				w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE idempotency_key = 'from locked'`)
+			}
+			if rolledBack, _, err := w.sweep(t.Context()); err != nil || rolledBack != 1 {
+				t.Errorf("swept %d, %v", rolledBack, err)
+			}
+			release()
+			for i, r := range run(t.Context(), calls[20:22]) {
+				if r.Err != nil || (!r.Value.Done && !r.Value.Overdue && i == 0) {
+					t.Errorf("once the lock is gone: %+v", r)
+				}
+			}
+		})
+	}
+}
+
+// A key that an open transaction has claimed: the strangers of its batch are held, and the one is put off.
+func TestALockedKeyIsPutOffAlone(t *testing.T) {
+	w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+	w.open(100, "A", "B")
+	release := w.hold(`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
+VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B', 1, 'IDR', 'ROLLEDBACK', now())`)
+	var calls []reserve
+	for i := range 8 {
+		calls = append(calls, reserve{Request: pay(fmt.Sprint("k", i), "A", "B", 1)})
+	}
+	for i, r := range servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls) {
+		if i == 3 {
+			if r.Err == nil || status.Code(unavailable(r.Err)) != codes.Unavailable {
+				t.Errorf("the claimed key: %+v", r)
+			}
+		} else if r.Err != nil || r.Value.Status != payment.Pending {
+			t.Errorf("a stranger: %+v", r)
+		}
+	}
+	release()
+	if got := w.mustReserve(pay("k3", "A", "B", 1)); got.Status != payment.Pending {
+		t.Errorf("once the lock is gone: %+v", got)
+	}
+}
+
+// Through the RPCs, with many payments under way while an account stays locked: strangers settle, and nobody waits for long.
+func TestStrangersSettleBesideALockedAccount(t *testing.T) {
+	w := newWorld(t)
+	w.open(10_000, "A", "B", "LOCKED")
+	w.hold(lockAccountSQL, "LOCKED")
+	var all sync.WaitGroup
+	for g := range 16 {
+		all.Go(func() {
+			for i := range 10 {
+				from := "A"
+				if g == 0 {
+					from = "LOCKED"
+				}
+				key := fmt.Sprint("k", g, "-", i)
+				var got *dbv1.ReserveFundsResponse
+				// A stranger's lane may hold A when a batch goes around locks; who is put off comes again.
+				for deadline := time.Now().Add(60 * time.Second); ; {
+					var err error
+					got, err = w.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{IdempotencyKey: key, SenderId: from, ReceiverId: "B", AmountIdr: 1, CurrencyInput: "IDR"})
+					if err == nil {
+						break
+					}
+					if status.Code(err) != codes.Unavailable {
+						t.Errorf("%s: %v", key, err)
+						return
+					}
+					if from == "LOCKED" {
+						return
+					}
+					if time.Now().After(deadline) {
+						t.Errorf("%s, a stranger's, does not settle: %v", key, err)
+						return
+					}
+				}
+				for deadline := time.Now().Add(60 * time.Second); ; {
+					committed, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: key})
+					if err == nil && committed.Status == dbv1.TxStatus_OK {
+						break
+					}
+					if err == nil || status.Code(err) != codes.Unavailable || time.Now().After(deadline) {
+						t.Errorf("commit of %s: %+v, %v", key, committed, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	if got := w.balance("B"); got != 10_150 {
+		t.Errorf("B has %d", got)
+	}
+}

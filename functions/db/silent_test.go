@@ -1,0 +1,92 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/embedded/embeddedtest"
+)
+
+// Postgres goes silent: the connections that there are never answer again, and none is closed. Payments under way hear that
+// their outcome is not known, never a no, and the next ones settle by new connections. While new ones get no answer either,
+// the function says that it is not ready.
+func TestASilentPostgresIsLeft(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	wire, url := embeddedtest.NewWireTo(t, w.cfg.DatabaseURL)
+	cfg := w.cfg
+	cfg.DatabaseURL = url
+	f, err := New(cfg, w.published, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close(context.Background())
+	client := dbv1.NewDbClient(f.InProcess())
+	settle := func(key string) error {
+		got, err := client.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{IdempotencyKey: key, SenderId: "A", ReceiverId: "B", AmountIdr: 1, CurrencyInput: "IDR"})
+		if err != nil {
+			return err
+		}
+		committed, err := client.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: key})
+		if err == nil && committed.Status != dbv1.TxStatus_OK && committed.Status != dbv1.TxStatus_DUPLICATE {
+			t.Errorf("%s was refused: %+v", key, committed)
+		}
+		return err
+	}
+	// Several of its connections are open.
+	round := func(name string) {
+		t.Helper()
+		var all sync.WaitGroup
+		for i := range 20 {
+			all.Go(func() {
+				for begun := time.Now(); ; {
+					err := settle(fmt.Sprint(name, i))
+					if err == nil {
+						return
+					}
+					if status.Code(err) != codes.Unavailable {
+						t.Errorf("%s: not told that the outcome is unknown: %v", name, err)
+						return
+					}
+					if time.Since(begun) > time.Minute {
+						t.Errorf("%s: nothing settles: %v", name, err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+	ready := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		return f.Ready(ctx)
+	}
+	round("before")
+	if err := ready(); err != nil {
+		t.Fatal(err)
+	}
+	wire.Silence()
+	round("after")
+
+	wire.Deafen(true)
+	wire.Silence()
+	if ready() == nil {
+		t.Error("ready while Postgres is silent")
+	}
+	wire.Deafen(false)
+	for begun := time.Now(); ready() != nil; {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("not ready again")
+		}
+	}
+	round("at last")
+}
