@@ -275,7 +275,7 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 		IdleTimeout:       wait.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: rpc.Unseen, PingTimeout: rpc.Unanswered},
 	}
 	failed := make(chan error, 3)
 	server.Protocols.SetHTTP1(true)

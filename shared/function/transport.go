@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	"pgw/shared/rpc"
 )
 
 // Transport says what the HTTP/2 connections of the port carry.
@@ -35,9 +37,6 @@ func (t *Transport) Decode(text string) error {
 	return fmt.Errorf("%q; %s or %s", text, Mixed, Alone)
 }
 
-// unseen is how long a peer may say nothing before it is asked whether it is there.
-const unseen = time.Minute
-
 // alone hands the connections that turn out to be HTTP/2 to gRPC's own server. It is the listener of that server.
 type alone struct {
 	server *grpc.Server
@@ -58,7 +57,9 @@ func (t timeouts) options() []grpc.ServerOption {
 		grpc.ConnectionTimeout(t.header),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: unseen}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: rpc.Unseen, Timeout: rpc.Unanswered}),
+		// Clients may ask too, also without a call. What asks more often is told to calm down, and cut off.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: rpc.PingsApart, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
 }

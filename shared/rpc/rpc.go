@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -55,6 +56,14 @@ var retries = sync.OnceValue(func() string {
 	return string(config)
 })
 
+// Keepalive: a peer that says nothing for as long as Unseen is asked whether it is there, and left when it does not answer
+// within Unanswered. Nobody is asked more often than PingsApart allows; gRPC's clients ask every 10 s at most.
+const (
+	Unseen     = 10 * time.Second
+	Unanswered = 5 * time.Second
+	PingsApart = time.Second
+)
+
 // Dial names a function's gRPC address. It connects when first used.
 func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr) }
 
@@ -63,6 +72,8 @@ func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(retries()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
+		// Only while a call waits: a connection without calls wakes nobody, and a call that finds it gone is made by another.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: Unseen, Timeout: Unanswered}),
 	}
 	if c.identity == nil {
 		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
