@@ -15,7 +15,7 @@ func acceptedAge(r prometheus.Registerer) prometheus.Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "pgw_db_accepted_age_seconds",
 		Help:    "Age of payments when they are reserved: the database's clock less accepted_at, which is by the clock of who accepted them. Below 0 that clock is ahead.",
-		Buckets: []float64{-60, -30, -5, -1, 0, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		Buckets: []float64{-60, -30, -10, -2.5, -.5, 0, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
 	})
 	r.MustRegister(h)
 	return h

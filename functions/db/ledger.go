@@ -78,6 +78,7 @@ func newLedger(pool *pgxpool.Pool, cfg Config, r prometheus.Registerer) *ledger 
 	l := &ledger{pool: pool}
 	if r != nil {
 		l.accepted = acceptedAge(r)
+		l.locks.measure(r)
 	}
 	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Timeout: cfg.BatchTimeout, Registerer: r}
 	bounds.Kind = "reserve"

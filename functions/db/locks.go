@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"pgw/shared/batch"
 	"pgw/shared/payment"
@@ -47,7 +48,23 @@ SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY accou
 )
 
 // seenLocks remembers when a lock was waited for in vain.
-type seenLocks struct{ last atomic.Int64 }
+type seenLocks struct {
+	last   atomic.Int64
+	putOff prometheus.Counter // nil: not measured
+}
+
+func (s *seenLocks) measure(r prometheus.Registerer) {
+	s.putOff = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "pgw_db_put_off_total", Help: "Calls that were put off because another transaction had locked what they need.",
+	})
+	r.MustRegister(s.putOff)
+}
+
+func (s *seenLocks) count(n int) {
+	if s.putOff != nil {
+		s.putOff.Add(float64(n))
+	}
+}
 
 func (s *seenLocks) see()         { s.last.Store(time.Now().UnixNano()) }
 func (s *seenLocks) recent() bool { return time.Since(time.Unix(0, s.last.Load())) < locksLast }
@@ -68,9 +85,14 @@ func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context
 				waiting, at = append(waiting, calls[i]), append(at, i)
 			}
 		}
+		putOff := 0
 		for i, r := range around(ctx, waiting, free) {
 			results[at[i]] = r
+			if r.Err != nil {
+				putOff++
+			}
 		}
+		l.locks.count(putOff)
 		return results
 	}
 }

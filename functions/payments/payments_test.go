@@ -1,0 +1,51 @@
+package payments
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// refusing is a ledger that holds the funds and then commits nothing.
+type refusing struct {
+	dbv1.UnimplementedDbServer
+	reason payment.Reason // of the refused commit
+}
+
+func (refusing) ReserveFunds(context.Context, *dbv1.ReserveFundsRequest) (*dbv1.ReserveFundsResponse, error) {
+	return &dbv1.ReserveFundsResponse{ReservationId: "r", ReservationStatus: string(payment.Pending)}, nil
+}
+
+func (l refusing) CommitReservation(context.Context, *dbv1.CommitReservationRequest) (*dbv1.CommitReservationResponse, error) {
+	return &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_BAD_STATUS, Reason: string(l.reason)}, nil
+}
+
+func (refusing) RollbackReservation(_ context.Context, in *dbv1.RollbackReservationRequest) (*dbv1.RollbackReservationResponse, error) {
+	return &dbv1.RollbackReservationResponse{Status: dbv1.TxStatus_OK, Message: in.Reason}, nil
+}
+
+// Whether a payment was too late is the ledger's to say, whatever this function's clock says.
+func TestTheLedgerSaysWhatIsLate(t *testing.T) {
+	for _, reason := range []payment.Reason{payment.Expired, payment.CommitFailed} {
+		for name, skew := range map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second} {
+			now := time.Now()
+			db := rpc.InProcess(func(r grpc.ServiceRegistrar) { dbv1.RegisterDbServer(r, refusing{reason: reason}) }, nil)
+			f := New(Config{}, db, nil, nil, func() time.Time { return now.Add(skew) }, slog.New(slog.DiscardHandler))
+			got, err := paymentsv1.NewPaymentsServiceClient(f.InProcess()).LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
+				IdempotencyKey: "k", Deadline: timestamppb.New(now),
+			})
+			if err != nil || got.Message != string(reason) {
+				t.Errorf("%s, by a clock that is %s: %v, %v", reason, name, got, err)
+			}
+		}
+	}
+}
