@@ -282,6 +282,8 @@ func (w *world) inflict(ctx context.Context, i int, f *fault) error {
 		return w.toxic(ctx, i, f, "latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, f.Millis, f.Millis/2))
 	case blackhole:
 		return w.toxic(ctx, i, f, "timeout", `{"timeout":0}`)
+	case mute:
+		return muteNow(w.wires[f.Target], i)
 	case drop:
 		wire := w.wires[f.Target]
 		wire.Stop()
@@ -386,7 +388,7 @@ func (w *world) redeliver(ctx context.Context, function string, seed uint64) err
 // heal undoes what may still be undone. No process is started by hand.
 func (w *world) heal() {
 	for _, wire := range w.wires {
-		wire.Toxics.ResetToxics(context.Background())
+		healWire(wire)
 		if err := wire.Start(); err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
 			w.log.Error("a wire is not healed", "wire", wire.Name, "error", err)
 		}

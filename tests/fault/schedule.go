@@ -17,7 +17,8 @@ const (
 	killInRecovery = "kill -9, and again in recovery"
 	shutDown       = "fast shutdown"
 	delay          = "delayed connections"
-	blackhole      = "silent connections" // open, and nothing passes
+	blackhole      = "silent connections"          // open, and nothing passes
+	mute           = "connections silent for ever" // those of the moment: open, and never closed; new ones work
 	drop           = "dropped connections"
 	redeliver      = "events doubled and reordered"
 	fullDisk       = "full disk"
@@ -75,6 +76,7 @@ func plan(seed uint64, n int, during time.Duration) []fault {
 			return fault{Kind: delay, Target: pick(rng, wires), For: seconds(4, 10), Millis: 200 + rng.IntN(1300)}
 		}},
 		{8, func() fault { return fault{Kind: blackhole, Target: pick(rng, wires), For: seconds(3, 12)} }},
+		{8, func() fault { return fault{Kind: mute, Target: pick(rng, wires)} }},
 		{10, func() fault { return fault{Kind: drop, Target: pick(rng, wires), For: seconds(0.1, 3)} }},
 		{10, func() fault { return fault{Kind: redeliver, Target: pick(rng, []string{"worker", "gateway"})} }},
 		{3, func() fault { return fault{Kind: fullDisk, Target: postgresStore, For: seconds(3, 8)} }},
