@@ -58,7 +58,7 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 	if err := Migrate(context.Background(), url); err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: 700 * time.Millisecond}
+	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute}
 	change(&cfg)
 	if err := cfg.Keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
@@ -446,7 +446,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 		"the receiver is blocked": {time.Minute, `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorldWith(t, func(cfg *Config) { cfg.LockTimeout = time.Minute })
+			w := newWorld(t)
 			w.open(100, "A", "B", "C")
 			r := pay("k", "A", "B", 10)
 			r.Deadline = time.Now().Add(tc.deadline)

@@ -115,7 +115,8 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 	return results
 }
 
-// reserveFree is reserveAll without a wait for any account: a new claim on a locked sender is put off.
+// reserveFree is reserveAll without a wait for any account: a new claim on a locked sender is put off. A refusal holds
+// nothing, and needs no account.
 func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
@@ -149,7 +150,7 @@ func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	var kept []reserve
 	var at []int
 	for i, c := range calls {
-		if _, claimed := claims[c.Key]; locked[c.Sender] && !claimed {
+		if _, claimed := claims[c.Key]; locked[c.Sender] && !claimed && c.refuse == "" {
 			results[i].Err = errLocked
 			continue
 		}

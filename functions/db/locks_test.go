@@ -34,12 +34,15 @@ func (w *world) hold(sql string, args ...any) (release func()) {
 	return release
 }
 
+// impatient is how long a lock is waited for in production; other tests here are to see no lock time out on a busy machine.
+func impatient(cfg *Config) { cfg.LockTimeout = 700 * time.Millisecond }
+
 const lockAccountSQL = `SELECT FROM wallet_accounts WHERE account_id = $1 FOR UPDATE`
 
 // Reserves that share a batch with one on a locked account go on. The one waits alone: it is told that it may come again, and
 // is held once the lock is gone.
 func TestALockedSenderIsPutOffAlone(t *testing.T) {
-	w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+	w := newWorldWith(t, impatient)
 	w.open(100, "A", "B", "LOCKED")
 	replayed := w.mustReserve(pay("before", "LOCKED", "B", 10))
 	release := w.hold(lockAccountSQL, "LOCKED")
@@ -66,6 +69,9 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	if r := results[23]; r.Err != nil || r.Value.Reason != payment.UnknownSender {
 		t.Errorf("an account that is not there: %+v", r)
 	}
+	if got, err := w.ledger.fail(t.Context(), pay("refused", "LOCKED", "B", 1), payment.Undeliverable); err != nil || got.Reason != payment.Undeliverable {
+		t.Errorf("a refusal, which needs no account: %+v, %v", got, err)
+	}
 	release()
 	if got := w.mustReserve(pay("waits", "LOCKED", "B", 1)); got.Status != payment.Pending {
 		t.Errorf("once the lock is gone: %+v", got)
@@ -82,7 +88,7 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 		"the reservation": `SELECT FROM reservations WHERE 'LOCKED' IN (sender_id, receiver_id) FOR UPDATE`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+			w := newWorldWith(t, impatient)
 			w.open(100, "A", "B", "LOCKED")
 			var calls []Finish
 			add := func(key, from, to string, reason payment.Reason) {
@@ -138,7 +144,7 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 
 // A key that an open transaction has claimed: the strangers of its batch are held, and the one is put off.
 func TestALockedKeyIsPutOffAlone(t *testing.T) {
-	w := newWorldWith(t, func(cfg *Config) { cfg.BatchLanes = 1 })
+	w := newWorldWith(t, impatient)
 	w.open(100, "A", "B")
 	release := w.hold(`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
 VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B', 1, 'IDR', 'ROLLEDBACK', now())`)
@@ -163,7 +169,7 @@ VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B',
 
 // Through the RPCs, with many payments under way while an account stays locked: strangers settle, and nobody waits for long.
 func TestStrangersSettleBesideALockedAccount(t *testing.T) {
-	w := newWorld(t)
+	w := newWorldWith(t, impatient)
 	w.open(10_000, "A", "B", "LOCKED")
 	w.hold(lockAccountSQL, "LOCKED")
 	var all sync.WaitGroup

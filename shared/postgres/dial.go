@@ -94,17 +94,26 @@ func (c *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// written is how much is written at a time. Thousands of statements may be sent at once, and a server that takes them one by
+// one is not silent.
+const written = 64 << 10
+
 // Write implements net.Conn.
-func (c *watched) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	if c.dead {
+func (c *watched) Write(p []byte) (n int, err error) {
+	for {
+		c.mu.Lock()
+		if c.dead {
+			c.mu.Unlock()
+			return n, errSilent{}
+		}
+		c.asked = true
+		c.Conn.SetWriteDeadline(earlier(c.deadline, time.Now().Add(silenceTimeout)))
 		c.mu.Unlock()
-		return 0, errSilent{}
+		now, err := c.Conn.Write(p[n:min(len(p), n+written)])
+		if n += now; err != nil || n == len(p) {
+			return n, err
+		}
 	}
-	c.asked = true
-	c.Conn.SetWriteDeadline(earlier(c.deadline, time.Now().Add(silenceTimeout)))
-	c.mu.Unlock()
-	return c.Conn.Write(p)
 }
 
 // SetDeadline implements net.Conn.
