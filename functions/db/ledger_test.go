@@ -442,7 +442,8 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 		deadline  time.Duration
 		meanwhile string // done to the account by who holds it
 	}{
-		"the deadline passes":     {300 * time.Millisecond, `SELECT pg_sleep(0.5) FROM wallet_accounts WHERE account_id = $1`},
+		"the deadline passes": {1500 * time.Millisecond, `SELECT pg_sleep(greatest(0, extract(epoch FROM deadline - clock_timestamp())) + 0.1)
+			FROM reservations WHERE idempotency_key = 'k' AND receiver_id = $1`},
 		"the receiver is blocked": {time.Minute, `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -550,14 +551,17 @@ func TestCommitAndSweepRace(t *testing.T) {
 	ids := make([]uuid.UUID, n)
 	deadlines := make([]time.Time, n)
 	var holding sync.WaitGroup
+	began := time.Now()
 	for i := range n {
 		holding.Go(func() { ids[i] = w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 1+int64(i%7))).ReservationID })
 	}
 	holding.Wait()
-	// Once all are held: a busy machine may take long for that.
-	begin := time.Now().Add(time.Second)
+	// A busy machine takes longer to commit them too, so the deadlines are further apart, and the commits further from them.
+	held := time.Since(began)
+	apart, step := max(500*time.Microsecond, held/n), max(3*time.Millisecond, held/50)
+	begin := time.Now().Add(time.Second + 8*step)
 	for i := range deadlines {
-		deadlines[i] = begin.Add(time.Duration(i) * 500 * time.Microsecond)
+		deadlines[i] = begin.Add(time.Duration(i) * apart)
 	}
 	w.exec(`UPDATE reservations r SET deadline = d.deadline FROM unnest($1::uuid[], $2::timestamptz[]) AS d(id, deadline) WHERE r.reservation_id = d.id`, ids, deadlines)
 
@@ -584,7 +588,7 @@ func TestCommitAndSweepRace(t *testing.T) {
 	for i := range n {
 		committing.Go(func() {
 			// Some a little before, some a little after.
-			time.Sleep(time.Until(deadlines[i].Add(time.Duration(i%11-7) * 3 * time.Millisecond)))
+			time.Sleep(time.Until(deadlines[i].Add(time.Duration(i%11-7) * step)))
 			committed[i] = w.mustFinish(Finish{ReservationID: ids[i]}).Done
 		})
 	}
