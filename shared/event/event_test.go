@@ -3,6 +3,7 @@ package event
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -169,6 +170,121 @@ func TestSignatures(t *testing.T) {
 	}
 	if err := new(Keyring).Sign(&cloudevents.Event{}); !errors.Is(err, ErrSignature) {
 		t.Errorf("no key: %v", err)
+	}
+}
+
+// v1 is what a signature was before it covered the attributes beside the data's: "KEYID.SIGNATURE".
+func signV1(t testing.TB, keys string, e *cloudevents.Event) {
+	t.Helper()
+	k := ring(t, keys)
+	e.SetExtension(ExtSignature, k.signing+"."+base64.RawURLEncoding.EncodeToString(macV1(k.keys[k.signing].secret, e)))
+}
+
+// Whatever a function acts on is signed: that of an event with another time, subject or partition key is wrong. What
+// carries events may write the same instant in another way, and adds attributes of its own.
+func TestASignatureCoversWhatIsActedOn(t *testing.T) {
+	k := ring(t, keys)
+	signed := func() cloudevents.Event {
+		e, err := New(TypeAccountOpened, "o1", "/bank", "ACC001", AccountOpened{AccountID: "ACC001"}, noon)
+		if err == nil {
+			err = k.Sign(&e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	for name, change := range map[string]func(*cloudevents.Event){
+		"a later time":         func(e *cloudevents.Event) { e.SetTime(noon.Add(time.Nanosecond)) },
+		"2099":                 func(e *cloudevents.Event) { e.SetTime(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)) },
+		"no time":              func(e *cloudevents.Event) { e.SetTime(time.Time{}) },
+		"subject":              func(e *cloudevents.Event) { e.SetSubject("ACC002") },
+		"no subject":           func(e *cloudevents.Event) { e.SetSubject("") },
+		"partition key":        func(e *cloudevents.Event) { e.SetExtension(ExtPartitionKey, "ACC002") },
+		"no partition key":     func(e *cloudevents.Event) { e.SetExtension(ExtPartitionKey, nil) },
+		"version":              func(e *cloudevents.Event) { e.SetSpecVersion(cloudevents.CloudEventsVersionV03) },
+		"subject moved to id":  func(e *cloudevents.Event) { e.SetID("o1ACC001"); e.SetSubject("") },
+		"type, id and source":  func(e *cloudevents.Event) { e.SetType("pgw.account.opened.v1o1"); e.SetID("/bank"); e.SetSource("/x") },
+		"said to be a v1":      func(e *cloudevents.Event) { asV1(e) },
+		"said to be a v3":      func(e *cloudevents.Event) { replaceSignature(e, "v2.", "v3.") },
+		"another key's name":   func(e *cloudevents.Event) { replaceSignature(e, "v2.k1.", "v2.k0.") },
+		"a part too many":      func(e *cloudevents.Event) { replaceSignature(e, "v2.", "v2.v2.") },
+		"an empty signature":   func(e *cloudevents.Event) { e.SetExtension(ExtSignature, "v2.k1.") },
+		"another's data":       func(e *cloudevents.Event) { e.DataEncoded = []byte(`{"account_id":"ACC002"}`) },
+		"data in another form": func(e *cloudevents.Event) { e.DataEncoded = append([]byte(" "), e.DataEncoded...) },
+	} {
+		e := signed()
+		change(&e)
+		if err := k.Verify(e); !errors.Is(err, ErrSignature) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, change := range map[string]func(*cloudevents.Event){
+		"as it was":           func(*cloudevents.Event) {},
+		"the same instant":    func(e *cloudevents.Event) { e.SetTime(noon.In(time.FixedZone("WIB", 7*3600))) },
+		"a place in Kafka":    func(e *cloudevents.Event) { e.SetExtension("knativekafkaoffset", "17") },
+		"a trace":             func(e *cloudevents.Event) { e.SetExtension("traceparent", "00-1-2-01") },
+		"why it is dead":      func(e *cloudevents.Event) { e.SetExtension("knativeerrorcode", "503") },
+		"with its media type": func(e *cloudevents.Event) { e.SetDataContentType("application/json; charset=utf-8") },
+	} {
+		e := signed()
+		change(&e)
+		if v, err := k.Verified(e); err != nil || v != V2 {
+			t.Errorf("%s: version %d, %v", name, v, err)
+		}
+	}
+}
+
+func asV1(e *cloudevents.Event) { replaceSignature(e, "v2.", "") }
+
+func replaceSignature(e *cloudevents.Event, old, new string) {
+	text, _ := e.Extensions()[ExtSignature].(string)
+	e.SetExtension(ExtSignature, strings.Replace(text, old, new, 1))
+}
+
+// Signatures of the first version are taken while the keys that made them are in the ring: a key that is made for the
+// second version alone, and takes their place, ends that.
+func TestV1IsTakenUntilItsKeyIsRotatedOut(t *testing.T) {
+	e, err := Requested("/pgw/gateway", request(), "", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second, _ := strings.Cut(keys, ",")
+	signV1(t, first, &e)
+	if v, err := ring(t, keys).Verified(e); err != nil || v != V1 {
+		t.Errorf("version %d, %v", v, err)
+	}
+	if err := ring(t, second+":v2,"+first).Verify(e); err != nil {
+		t.Errorf("while keys rotate: %v", err)
+	}
+	if err := ring(t, second+":v2").Verify(e); !errors.Is(err, ErrSignature) {
+		t.Errorf("its key is gone: %v", err)
+	}
+	if err := ring(t, first+":v2").Verify(e); !errors.Is(err, ErrSignature) || !strings.Contains(err.Error(), "v1") {
+		t.Errorf("its key is for v2 alone: %v", err)
+	}
+	if err := ring(t, first+":v2").Sign(&e); err != nil || ring(t, first).Verify(e) != nil {
+		t.Errorf("the same key, for v2: %v", err)
+	}
+	var k Keyring
+	if err := k.Decode(first + ":v1"); err == nil {
+		t.Error("a key of an unknown kind is taken")
+	}
+	// One that was made before there was a v2.
+	old, err := Requested("/pgw/gateway", request(), "http://10.0.0.1:8080", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.SetExtension(ExtSignature, "k1.sAZSbBmyi5gfPOldPQt7pni-qajjV5F9e5bpDDkxtxs")
+	if v, err := ring(t, keys).Verified(old); err != nil || v != V1 {
+		t.Errorf("an event of before: version %d, %v", v, err)
+	}
+	// The other attributes are not covered, and so nothing may be decided by them.
+	late := e.Clone()
+	signV1(t, first, &late)
+	late.SetTime(noon.Add(time.Hour))
+	if v, err := ring(t, keys).Verified(late); err != nil || v != V1 {
+		t.Errorf("version %d, %v", v, err)
 	}
 }
 

@@ -125,7 +125,7 @@ func TestOtherClientsReadOurEvents(t *testing.T) {
 	line := c.read(s.kafka.ResultTopic, 1)[0]
 	for _, want := range []string{
 		"ce_specversion:1.0", "ce_type:" + event.TypePaymentResult, "ce_source:/pgw/worker", "ce_partitionkey:read by others",
-		"ce_pgwsignature:k1.", "content-type:application/json", "\tread by others\t", `"ref":"` + paid.Ref + `"`, `"status":"SUCCESS"`, `"reason":"committed"`,
+		"ce_pgwsignature:v2.k1.", "content-type:application/json", "\tread by others\t", `"ref":"` + paid.Ref + `"`, `"status":"SUCCESS"`, `"reason":"committed"`,
 	} {
 		if !strings.Contains(line, want) {
 			t.Errorf("Kafka's console consumer: no %s in %s", want, line)
