@@ -94,7 +94,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		reserves:      counters("pgw_db_reserve_total", "Reserves by TxStatus.", "status", statuses...),
 		commits:       counters("pgw_db_commit_total", "Commits by TxStatus.", "status", statuses...),
 		rollbacks:     counters("pgw_db_rollback_total", "Rollbacks by TxStatus.", "status", statuses...),
-		accountEvents: counters("pgw_db_account_events_total", "Account events by outcome.", "outcome", "applied", "refused", "put_off"),
+		accountEvents: counters("pgw_db_account_events_total", "Account events by outcome; ignored: it came again, or was older than what had been applied.", "outcome", applied, ignored, refusal, putOff),
 		sweeps:        counters("pgw_db_sweeps_total", "Sweeps by result.", "result", "ok", "error"),
 		swept:         counter("pgw_db_swept_total", "Reservations rolled back past their deadline."),
 		told:          counter("pgw_db_swept_told_total", "Results published of reservations that were rolled back past their deadline."),
@@ -162,22 +162,11 @@ func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
 		_, _, err := d.sweep(ctx)
 		return err
 	case event.TypeAccountOpened, event.TypeAccountFunded:
-		err := d.applyAccountEvent(ctx, e)
-		d.metrics.accountEvents.WithLabelValues(outcomeLabel(err)).Inc()
+		outcome, err := d.applyAccountEvent(ctx, e)
+		d.metrics.accountEvents.WithLabelValues(outcome).Inc()
 		return err
 	default:
 		return refused("%s is not for db", e.Type())
-	}
-}
-
-func outcomeLabel(err error) string {
-	switch {
-	case err == nil:
-		return "applied"
-	case event.Refused(err):
-		return "refused"
-	default:
-		return "put_off"
 	}
 }
 

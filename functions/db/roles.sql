@@ -34,7 +34,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO pgw_ledger, pgw_reader;
 
 GRANT INSERT ON wallet_accounts, fundings, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
 -- Everything of an account but its name, and whether it is the house's own.
-GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at, updated_at)
+GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at,
+    profile_event, updated_at)
     ON wallet_accounts TO pgw_ledger;
 -- A reservation's amount and parties never change.
 GRANT UPDATE (status, untold) ON reservations TO pgw_ledger;

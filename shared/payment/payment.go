@@ -6,7 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"pgw/shared/money"
 )
@@ -20,6 +23,8 @@ const (
 	MaxKey = 200
 	// MaxAccountID bounds an account's id, in bytes.
 	MaxAccountID = 64
+	// MaxOwner and MaxNote bound what people write about an account and about a funding, in bytes.
+	MaxOwner, MaxNote = 200, 500
 
 	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver.
 	SettlementAccount = "SETTLEMENT"
@@ -158,6 +163,21 @@ func CheckID(field, id string, maxBytes int) error {
 	}
 	if id[0] == ' ' || id[len(id)-1] == ' ' {
 		return &FieldError{field, "starts or ends with a space"}
+	}
+	return nil
+}
+
+// CheckText checks what people have written: valid UTF-8 of at most maxBytes, on one line, without control characters.
+// (The database holds no NUL.)
+func CheckText(field, text string, maxBytes int) error {
+	if len(text) > maxBytes {
+		return &FieldError{field, fmt.Sprintf("is %d bytes long; at most %d", len(text), maxBytes)}
+	}
+	if !utf8.ValidString(text) {
+		return &FieldError{field, "is not valid UTF-8"}
+	}
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return &FieldError{field, "has a control character"}
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func TestLinesOfLogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code := s.postEvent("http://"+s.Addr("db")+"/", funded); code != 503 {
+	if code := s.postEvent("http://"+s.Addr("db")+"/", funded); code != 400 {
 		t.Errorf("funds for an account that is not open: %d", code)
 	}
 
@@ -86,7 +86,7 @@ func TestLinesOfLogs(t *testing.T) {
 	}
 	for _, want := range []string{
 		"gateway answered paid", "gateway answered poor", "gateway a function could not be asked unasked", "gateway answered unasked",
-		"worker event refused hopeless", "an event goes to the dead letters hopeless", "db event put off",
+		"worker event refused hopeless", "an event goes to the dead letters hopeless", "db event refused",
 	} {
 		if !found[want] {
 			t.Errorf("there is no line %q among %v", want, found)

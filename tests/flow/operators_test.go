@@ -337,3 +337,45 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Error("a letter that is not there is found")
 	}
 }
+
+// Funds for an account that is not open are put aside at once, with words, and hold up nobody's behind them. Once the
+// account is open an operator has them counted.
+func TestFundsForNobodyHoldUpNobody(t *testing.T) {
+	s := start(t, options{})
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	box := &deadletter.Box{Kafka: s.kafka.Config, Group: s.kafka.Prefix, DB: s.Conn("db"), Manifests: manifests}
+	before := s.balance("A")
+	for _, to := range []string{"late", "A"} {
+		e, err := event.New(event.TypeAccountFunded, "funds", "/bank/"+to, to, event.AccountFunded{AccountID: to, AmountIDR: 700}, time.Now())
+		if err == nil {
+			err = s.keys.Sign(&e)
+		}
+		if err == nil { // one partition, in this order
+			err = s.Producer().Publish(t.Context(), s.kafka.AccountsTopic, "late", e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.drain()
+	if got := s.balance("A"); got != before+700 {
+		t.Errorf("A has %d; had %d", got, before)
+	}
+	letters, err := box.Read(t.Context(), deadletter.Filter{Key: "late", State: deadletter.Open})
+	if err != nil || len(letters) != 1 || letters[0].Code != 400 || letters[0].Attempts != 1 || !strings.Contains(letters[0].Message, "not open") {
+		t.Fatalf("%+v, %v", letters, err)
+	}
+	s.open(0, "late")
+	for range 2 {
+		if err := box.Redrive(t.Context(), s.Producer(), letters[0], "ayu", "the account is open now"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.drain()
+	if got := s.balance("late"); got != 700 {
+		t.Errorf("late has %d", got)
+	}
+}
