@@ -49,6 +49,7 @@ type DB struct {
 	pool    *pgxpool.Pool
 	ledger  *ledger
 	publish Publisher
+	rules   *postgres.Cached[payment.Rules] // nil: none are enforced
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
@@ -130,14 +131,16 @@ func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) 
 	d := &DB{
 		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, registry), publish: publish, now: now, log: log, metrics: newMetrics(registry),
 	}
+	d.enforceRules()
 	return &function.Function{
 		Name: "db", Log: log, Registry: registry,
 		GRPC: func(r grpc.ServiceRegistrar) {
 			dbv1.RegisterDbServer(r, d)
 			dbv1.RegisterAdminServer(r, d)
 		},
-		Events: d.handle,
-		Ready:  pool.Ping,
+		Events:     d.handle,
+		Ready:      pool.Ping,
+		Background: d.rules.Run,
 		Close: func(ctx context.Context) error {
 			err := d.ledger.close(ctx)
 			pool.Close()

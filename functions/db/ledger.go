@@ -68,6 +68,7 @@ type Finished struct {
 // transaction.
 type ledger struct {
 	pool     *pgxpool.Pool
+	velocity func(context.Context) (uint32, error) // payments that a sender may start in a minute, 0: no limit; nil: none
 	reserves *batch.Batcher[reserve, Reserved]
 	finishes *batch.Batcher[Finish, Finished]
 	locks    seenLocks
@@ -137,7 +138,7 @@ const (
 	// circle. NO KEY: what refers to the account may still be written.
 	lockSendersSQL = `
 SELECT account_id, balance_idr, status, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count
-FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE`
+FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal ORDER BY account_id FOR NO KEY UPDATE`
 
 	// Read behind the wait for the senders. This one clock judges deadlines, days and minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
@@ -187,8 +188,19 @@ type sender struct {
 	debited         bool
 }
 
+func (l *ledger) velocityLimit(ctx context.Context) (uint32, error) {
+	if l.velocity == nil {
+		return 0, nil
+	}
+	return l.velocity(ctx)
+}
+
 // reserveAll decides a batch: two round trips, one transaction.
 func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
+	limit, err := l.velocityLimit(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w", err)
@@ -197,7 +209,7 @@ func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockSendersSQL)
 	if err == nil {
 		var decided []Reserved
-		decided, fresh := decide(calls, senders, blocked, claims, now)
+		decided, fresh := decide(calls, senders, blocked, claims, now, limit)
 		if err = writeReserved(ctx, conn, calls, decided, fresh, senders, now); err == nil {
 			l.observeAccepted(calls, fresh, now)
 			return decided, nil
@@ -276,7 +288,7 @@ func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 
 // decide is pure but for the new ids: it takes the calls one after the other, each against what the ones
 // before it left. fresh lists the calls that make a new claim. now is the database's.
-func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time) (decided []Reserved, fresh []int) {
+func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, velocity uint32) (decided []Reserved, fresh []int) {
 	decided = make([]Reserved, len(calls))
 	for i, c := range calls {
 		claim, seen := claims[c.Key]
@@ -287,7 +299,7 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 			s := senders[c.Sender]
 			claim.Reason = c.refuse
 			if claim.Reason == "" {
-				claim.Reason = hold(c.Request, s, blocked, now)
+				claim.Reason = hold(c.Request, s, blocked, now, velocity)
 			}
 			if claim.Reason != "" {
 				claim.Status = payment.RolledBack
@@ -307,7 +319,9 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 	return decided, fresh
 }
 
-func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time) payment.Reason {
+// hold takes the funds off the sender, or says why not. The sender is locked, so of payments that come at once no more
+// are started in a minute than velocity allows; risk, which only reads, lets all of them through.
+func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time, velocity uint32) payment.Reason {
 	var from, to *payment.Account
 	if s != nil {
 		from = &s.Account
@@ -316,11 +330,19 @@ func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time) 
 		to = &payment.Account{ID: r.Receiver, Blocked: isBlocked}
 	}
 	r.Deadline = payment.ClampDeadline(r.Deadline, now)
+	var before payment.Account
+	if s != nil {
+		before = s.Account
+	}
 	if reason := payment.Reserve(r, from, to, now); reason != "" {
 		return reason
 	}
 	if minute := int32(now.Unix() / 60); s.minute != minute {
 		s.minute, s.started = minute, 0
+	}
+	if velocity > 0 && int64(s.started) >= int64(velocity) {
+		s.Account = before
+		return payment.RiskVelocity
 	}
 	s.started++
 	s.debited = true

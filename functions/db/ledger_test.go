@@ -13,6 +13,8 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -908,5 +910,91 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 				t.Errorf("listed %+v, %v; counted %d and %d", outcomes, err, sum.OutcomesOff, sum.KeysUnclaimed)
 			}
 		})
+	}
+}
+
+// Payments that come at once start no more in a minute than the rules allow: they are counted where the sender is locked.
+func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000, "A", "B")
+	w.enforceRules()
+	put := func(rules string) error {
+		_, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(rules)})
+		return err
+	}
+	if err := put(`{"velocity_per_min":3}`); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	reasons := make([]payment.Reason, 100)
+	for i := range reasons {
+		all.Go(func() { reasons[i] = w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 1)).Reason })
+	}
+	all.Wait()
+	held := 0
+	for _, reason := range reasons {
+		switch reason {
+		case "":
+			held++
+		case payment.RiskVelocity:
+		default:
+			t.Errorf("refused for %s", reason)
+		}
+	}
+	var most, refused int
+	if err := w.pool.QueryRow(t.Context(), `SELECT max(n) FROM (
+		SELECT count(*) AS n FROM reservations WHERE status = 'PENDING' GROUP BY floor(extract(epoch FROM created_at) / 60)) m`).Scan(&most); err != nil || most > 3 {
+		t.Errorf("%d in one minute, %v", most, err)
+	}
+	if err := w.pool.QueryRow(t.Context(), `SELECT count(*) FROM payments WHERE status = 'FAILED' AND reason = 'risk_velocity'`).Scan(&refused); err != nil || refused != 100-held {
+		t.Errorf("%d refusals are recorded, of %d: %v", refused, 100-held, err)
+	}
+	if held < 3 || w.balance("A") != int64(1_000-held) {
+		t.Errorf("%d are held, and A has %d", held, w.balance("A"))
+	}
+	if r := w.mustReserve(pay("other", "B", "A", 1)); r.Reason != "" {
+		t.Errorf("another sender: %s", r.Reason)
+	}
+	if err := put(`{"velocity_per_min":0}`); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.mustReserve(pay("no limit", "A", "B", 1)); r.Reason != "" {
+		t.Errorf("without a limit: %s", r.Reason)
+	}
+}
+
+// Pure: of a batch, and of what came before it in the minute.
+func TestVelocityByTheMinute(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 59, 0, time.UTC)
+	s := &sender{Account: payment.Account{ID: "A", Balance: 100}}
+	try := func(at time.Time, velocity uint32) payment.Reason {
+		r := pay("k", "A", "B", 10)
+		r.Deadline = at
+		return hold(r, s, map[string]bool{"B": false}, at, velocity)
+	}
+	for i, want := range []payment.Reason{"", "", payment.RiskVelocity, payment.RiskVelocity} {
+		if got := try(now, 2); got != want {
+			t.Errorf("%d: %q", i, got)
+		}
+	}
+	if s.Balance != 80 || s.SpentToday != 20 || s.started != 2 {
+		t.Errorf("a refusal changed the account: %+v", s)
+	}
+	if got := try(now.Add(time.Second), 2); got != "" || s.started != 1 {
+		t.Errorf("in the next minute: %q, %+v", got, s)
+	}
+	s.Balance = 0
+	if got := try(now.Add(time.Second), 1); got != payment.InsufficientFunds {
+		t.Errorf("poor, and too fast: %q", got)
+	}
+}
+
+// What risk could not read is not kept.
+func TestRulesAreValidatedBeforeTheyAreKept(t *testing.T) {
+	w := newWorld(t)
+	for _, bad := range []string{`null`, `[]`, `{"max_amount_idr":"x"}`, `{"velocity_per_min":-1}`, `{"min_amount_idr":5,"max_amount_idr":4}`, `{"blocked_accounts":["\u0000"]}`} {
+		if _, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(bad)}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 }

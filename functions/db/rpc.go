@@ -209,6 +209,9 @@ func request(in *dbv1.ReserveFundsRequest) (payment.Request, error) {
 			return r, &payment.FieldError{Field: "rate", Problem: err.Error()}
 		}
 	}
+	if in.WalletHold {
+		return r, r.ValidateHold()
+	}
 	return r, r.Validate()
 }
 

@@ -3,7 +3,6 @@ package db
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // Bounds of one call.
@@ -68,19 +68,47 @@ func checkRate(r *dbv1.Rate) error {
 	return nil
 }
 
-// PutRules implements db.v1.Admin. What the rules mean is risk's to say.
+// PutRules implements db.v1.Admin. Rules that risk could not use would stop every payment, so none are kept.
 func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
 	if len(in.Rules) > maxRulesBytes {
 		return nil, invalid(&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(in.Rules), maxRulesBytes)})
 	}
-	if !json.Valid(in.Rules) {
-		return nil, invalid(&payment.FieldError{Field: "rules", Problem: "is not JSON"})
+	rules, err := payment.ParseRules(in.Rules)
+	if err == nil {
+		err = rules.Validate()
+	}
+	if err != nil {
+		return nil, invalid(err)
 	}
 	id := newID()
 	if _, err := d.pool.Exec(ctx, putRulesSQL, id, string(in.Rules)); err != nil {
 		return nil, unavailable(fmt.Errorf("put rules: %w", err))
 	}
+	if d.rules != nil {
+		// This replica knows at once; should that fail, the next refresh is a second away.
+		_ = d.rules.Refresh(ctx)
+	}
 	return &dbv1.PutRulesResponse{RuleSet: id.String()}, nil
+}
+
+// enforceRules has the ledger enforce what it counts itself: how many payments a sender starts in a minute. It goes by
+// the rules in force, at most two seconds old, as risk does.
+func (d *DB) enforceRules() {
+	d.rules = postgres.NewCached(func(ctx context.Context) (payment.Rules, error) {
+		id, text, err := postgres.NewestRules(ctx, d.pool)
+		if err != nil || text == nil {
+			return payment.Rules{}, err // none were put: risk's defaults count nothing
+		}
+		r, err := payment.ParseRules(text)
+		if err != nil {
+			err = fmt.Errorf("rule set %s: %w", id, err)
+		}
+		return r, err
+	}, d.log)
+	d.ledger.velocity = func(ctx context.Context) (uint32, error) {
+		r, err := d.rules.Get(ctx)
+		return r.VelocityPerMin, err
+	}
 }
 
 func sortedByID(accounts []*dbv1.Account) []*dbv1.Account {

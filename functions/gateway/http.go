@@ -197,6 +197,9 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *repl
 			return refuse(payment.InvalidInput, err.Error())
 		}
 	}
+	if err := payment.CheckNames(key, in.Sender, in.Receiver); err != nil {
+		return refuse(payment.InvalidInput, err.Error())
+	}
 	if in.TxDate == "" {
 		return refuse(payment.InvalidInput, "tx_date: is missing")
 	}

@@ -20,6 +20,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/batch"
 	"pgw/shared/function"
+	"pgw/shared/payment"
 	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 )
@@ -92,14 +93,12 @@ func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slo
 }
 
 func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
-	var id string
-	var text []byte
-	err := pool.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &text)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return newRuleSet(defaultRuleSet, Defaults), nil
-	}
+	id, text, err := postgres.NewestRules(ctx, pool)
 	if err != nil {
-		return ruleSet{}, fmt.Errorf("read rules: %w", err)
+		return ruleSet{}, err
+	}
+	if text == nil {
+		return newRuleSet(DefaultRuleSet, Defaults), nil
 	}
 	return parseRules(id, text)
 }
@@ -148,14 +147,14 @@ func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*ris
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	rules := current.merged(Rules{
+	rules := merged(current.Rules, payment.Rules{
 		MaxAmountIDR: int64(in.MaxAmount), VelocityPerMin: in.VelocityPerMin,
 		BlockedAccounts: in.BlockedAccounts, BlockedCountries: in.BlockedCountries,
 	}, in.MinAmountIdr, in.RandomRejectPpm)
 	if in.MaxAmountIdr != nil {
 		rules.MaxAmountIDR = *in.MaxAmountIdr
 	}
-	if err := rules.validate(); err != nil {
+	if err := rules.Validate(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	text, err := json.Marshal(rules)

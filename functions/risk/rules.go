@@ -4,7 +4,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -12,54 +11,20 @@ import (
 	"pgw/shared/payment"
 )
 
-// Rules are data: kept in the database, changed through SeedRules, and named by their id on each payment.
-type Rules struct {
-	MinAmountIDR     int64    `json:"min_amount_idr"`
-	MaxAmountIDR     int64    `json:"max_amount_idr"`    // 0: none
-	VelocityPerMin   uint32   `json:"velocity_per_min"`  // payments a sender may start in a clock minute; 0: no limit
-	RandomRejectPPM  uint32   `json:"random_reject_ppm"` // refused at random, in a million
-	BlockedAccounts  []string `json:"blocked_accounts"`
-	BlockedCountries []string `json:"blocked_countries"`
-}
-
 // Defaults hold until the first SeedRules.
-var Defaults = Rules{MinAmountIDR: 1_000, MaxAmountIDR: 10_000_000, RandomRejectPPM: 20_000}
+var Defaults = payment.Rules{MinAmountIDR: 1_000, MaxAmountIDR: 10_000_000, RandomRejectPPM: 20_000}
 
-// defaultRuleSet is the Defaults' id.
-const defaultRuleSet = "default"
+// DefaultRuleSet is the Defaults' id.
+const DefaultRuleSet = "default"
 
-const (
-	million = 1_000_000
-	// maxBlocked bounds each list of a rule set.
-	maxBlocked = 10_000
-)
-
-func (r Rules) validate() error {
-	switch {
-	case r.MinAmountIDR < 0 || r.MinAmountIDR > money.MaxMinor:
-		return &payment.FieldError{Field: "min_amount_idr", Problem: "must not be negative"}
-	case r.MaxAmountIDR < 0 || r.MaxAmountIDR > money.MaxMinor:
-		return &payment.FieldError{Field: "max_amount", Problem: fmt.Sprintf("must be between 0 and %d", int64(money.MaxMinor))}
-	case r.MaxAmountIDR > 0 && r.MaxAmountIDR < r.MinAmountIDR:
-		return &payment.FieldError{Field: "max_amount", Problem: fmt.Sprintf("is below min_amount_idr (%d)", r.MinAmountIDR)}
-	case r.RandomRejectPPM > million:
-		return &payment.FieldError{Field: "random_reject_ppm", Problem: "must be at most 1000000"}
-	case len(r.BlockedAccounts) > maxBlocked:
-		return &payment.FieldError{Field: "blocked_accounts", Problem: fmt.Sprintf("at most %d", maxBlocked)}
-	case len(r.BlockedCountries) > maxBlocked:
-		return &payment.FieldError{Field: "blocked_countries", Problem: fmt.Sprintf("at most %d", maxBlocked)}
-	}
-	return nil
-}
-
-// ruleSet is Rules made ready for use.
+// ruleSet is payment.Rules made ready for use.
 type ruleSet struct {
-	Rules
+	payment.Rules
 	id      string
 	blocked map[string]bool
 }
 
-func newRuleSet(id string, r Rules) ruleSet {
+func newRuleSet(id string, r payment.Rules) ruleSet {
 	s := ruleSet{Rules: r, id: id, blocked: make(map[string]bool, len(r.BlockedAccounts))}
 	for _, account := range r.BlockedAccounts {
 		s.blocked[account] = true
@@ -68,8 +33,8 @@ func newRuleSet(id string, r Rules) ruleSet {
 }
 
 func parseRules(id string, text []byte) (ruleSet, error) {
-	var r Rules
-	if err := json.Unmarshal(text, &r); err != nil {
+	r, err := payment.ParseRules(text)
+	if err != nil {
 		return ruleSet{}, fmt.Errorf("rule set %s: %w", id, err)
 	}
 	return newRuleSet(id, r), nil
@@ -146,11 +111,11 @@ func draw(r request, secret []byte) uint32 {
 	} else {
 		fmt.Fprintf(h, "%q %q %q %q %d", r.sender, r.receiver, r.currency, r.txDate, r.amountIDR)
 	}
-	return uint32(binary.BigEndian.Uint64(h.Sum(nil)) % million)
+	return uint32(binary.BigEndian.Uint64(h.Sum(nil)) % payment.Million)
 }
 
 // merged applies a change to the rules in force: what it does not mention stays.
-func (r Rules) merged(change Rules, minAmount *int64, rejectPPM *uint32) Rules {
+func merged(r, change payment.Rules, minAmount *int64, rejectPPM *uint32) payment.Rules {
 	change.MinAmountIDR, change.RandomRejectPPM = r.MinAmountIDR, r.RandomRejectPPM
 	if minAmount != nil {
 		change.MinAmountIDR = *minAmount

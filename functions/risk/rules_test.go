@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+
+	"pgw/shared/payment"
 )
 
 var secret = []byte("pgw")
 
 func TestJudge(t *testing.T) {
-	rules := newRuleSet("r", Rules{MinAmountIDR: 1000, MaxAmountIDR: 5000, VelocityPerMin: 3, BlockedAccounts: []string{"BAD"}})
+	rules := newRuleSet("r", payment.Rules{MinAmountIDR: 1000, MaxAmountIDR: 5000, VelocityPerMin: 3, BlockedAccounts: []string{"BAD"}})
 	good := request{sender: "A", receiver: "B", currency: "USD", txDate: "2026-01-31T09:30:00Z", key: "k", amountIDR: 2000}
 	for want, change := range map[string]func(*request){
 		"":             func(*request) {},
@@ -107,19 +109,19 @@ func TestTheDraw(t *testing.T) {
 }
 
 func TestRulesAreChecked(t *testing.T) {
-	if err := Defaults.validate(); err != nil {
+	if err := Defaults.Validate(); err != nil {
 		t.Error(err)
 	}
-	for name, r := range map[string]Rules{
+	for name, r := range map[string]payment.Rules{
 		"negative min": {MinAmountIDR: -1}, "negative max": {MaxAmountIDR: -1}, "max below min": {MinAmountIDR: 5, MaxAmountIDR: 4},
-		"more than all": {RandomRejectPPM: 1_000_001}, "too many blocked": {BlockedAccounts: make([]string, maxBlocked+1)},
+		"more than all": {RandomRejectPPM: 1_000_001}, "too many blocked": {BlockedAccounts: make([]string, payment.MaxBlocked+1)},
 	} {
-		if r.validate() == nil {
+		if r.Validate() == nil {
 			t.Errorf("%s is taken", name)
 		}
 	}
 	zero := int64(0)
-	got := Rules{MinAmountIDR: 5, RandomRejectPPM: 7, VelocityPerMin: 9}.merged(Rules{MaxAmountIDR: 8}, &zero, nil)
+	got := merged(payment.Rules{MinAmountIDR: 5, RandomRejectPPM: 7, VelocityPerMin: 9}, payment.Rules{MaxAmountIDR: 8}, &zero, nil)
 	if got.MinAmountIDR != 0 || got.RandomRejectPPM != 7 || got.MaxAmountIDR != 8 || got.VelocityPerMin != 0 {
 		t.Errorf("%+v", got)
 	}

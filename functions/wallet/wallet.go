@@ -205,7 +205,7 @@ func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAc
 }
 
 // holdKey keeps the names of wallet holds apart from the keys of payments.
-func holdKey(paymentID string) string { return "wallet:" + paymentID }
+func holdKey(paymentID string) string { return payment.HoldPrefix + paymentID }
 
 // Reserve implements wallet.v1.WalletService.
 func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*walletv1.ReserveResponse, error) {
@@ -213,7 +213,8 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 	if err != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
 	}
-	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor || payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
+	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor || in.AccountId == payment.SettlementAccount ||
+		payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.InvalidInput)}, nil
 	}
 	priced, err := w.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
@@ -226,7 +227,7 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 	got, err := w.db.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
 		IdempotencyKey: holdKey(in.PaymentId), SenderId: in.AccountId, ReceiverId: payment.SettlementAccount,
 		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
-		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime,
+		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime, WalletHold: true,
 	})
 	if err != nil {
 		return nil, err

@@ -26,8 +26,11 @@ const (
 	// MaxOwner and MaxNote bound what people write about an account and about a funding, in bytes.
 	MaxOwner, MaxNote = 200, 500
 
-	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver.
+	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver. It is the house's own: no
+	// payment from outside names it.
 	SettlementAccount = "SETTLEMENT"
+	// HoldPrefix begins the keys of wallet's holds, and no key from outside.
+	HoldPrefix = "wallet:"
 )
 
 // Status is what a client is told first.
@@ -119,8 +122,46 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 // Unwrap makes every FieldError an ErrInvalid.
 func (e *FieldError) Unwrap() error { return ErrInvalid }
 
-// Validate checks what the ledger relies on. Whether the accounts exist is the ledger's to say.
+// Validate checks what the ledger relies on, for a payment that somebody outside asks for. Whether the accounts exist is
+// the ledger's to say.
 func (r Request) Validate() error {
+	if err := CheckNames(r.Key, r.Sender, r.Receiver); err != nil {
+		return err
+	}
+	return r.validate()
+}
+
+// ValidateHold is Validate for a hold that wallet asks for: by its own kind of key, for the house's account.
+func (r Request) ValidateHold() error {
+	switch {
+	case !r.IsHold():
+		return &FieldError{"idempotency_key", "of a hold begins with " + HoldPrefix}
+	case r.Receiver != SettlementAccount:
+		return &FieldError{"receiver_id", "of a hold is " + SettlementAccount}
+	case r.Sender == SettlementAccount:
+		return &FieldError{"sender_id", SettlementAccount + " is the house's own account"}
+	}
+	return r.validate()
+}
+
+// IsHold tells that the key is of a hold of wallet's.
+func (r Request) IsHold() bool { return strings.HasPrefix(r.Key, HoldPrefix) }
+
+// CheckNames refuses the names that pgw uses itself: with the key of a hold a payment would capture or close that, and
+// the house's account pays nobody and is paid by holds alone.
+func CheckNames(key, sender, receiver string) error {
+	switch {
+	case strings.HasPrefix(key, HoldPrefix):
+		return &FieldError{"idempotency_key", "begins with " + HoldPrefix + ", as only pgw's own do"}
+	case sender == SettlementAccount:
+		return &FieldError{"sender_id", SettlementAccount + " is the house's own account"}
+	case receiver == SettlementAccount:
+		return &FieldError{"receiver_id", SettlementAccount + " is the house's own account"}
+	}
+	return nil
+}
+
+func (r Request) validate() error {
 	if err := CheckID("idempotency_key", r.Key, MaxKey); err != nil {
 		return err
 	}
@@ -219,9 +260,10 @@ func Reserve(r Request, sender, receiver *Account, now time.Time) Reason {
 		return Expired
 	case r.Sender == r.Receiver:
 		return RiskSameParty
-	case sender == nil:
+	// The house's account is there for holds alone, whoever asks and however the request came in.
+	case sender == nil, r.Sender == SettlementAccount:
 		return UnknownSender
-	case receiver == nil:
+	case receiver == nil, (r.Receiver == SettlementAccount) != r.IsHold():
 		return UnknownReceiver
 	case sender.Blocked:
 		return SenderBlocked

@@ -83,6 +83,61 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
+// Names of pgw's own can't be had from outside, and its holds have them.
+func TestNamesOfOurs(t *testing.T) {
+	ours := request()
+	ours.Key, ours.Receiver = HoldPrefix+"order-7", SettlementAccount
+	if err := ours.ValidateHold(); err != nil {
+		t.Errorf("a hold: %v", err)
+	}
+	if err := ours.Validate(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a hold from outside: %v", err)
+	}
+	for field, change := range map[string]func(*Request){
+		"idempotency_key": func(r *Request) { r.Key = HoldPrefix + "order-7" },
+		"sender_id":       func(r *Request) { r.Sender = SettlementAccount },
+		"receiver_id":     func(r *Request) { r.Receiver = SettlementAccount },
+	} {
+		r := request()
+		change(&r)
+		for name, err := range map[string]error{"payment": r.Validate(), "hold": r.ValidateHold()} {
+			var fe *FieldError
+			if !errors.As(err, &fe) || (name == "payment" && fe.Field != field) {
+				t.Errorf("%s as a %s: %v", field, name, err)
+			}
+		}
+	}
+	own := ours
+	own.Sender = SettlementAccount
+	if err := own.ValidateHold(); err == nil {
+		t.Error("the house holds its own")
+	}
+	// Whatever got past the doors.
+	house, other := &Account{ID: SettlementAccount, Balance: 1e9}, &Account{ID: "ACC002", Balance: 1e9}
+	for name, tc := range map[string]struct {
+		sender, receiver, key string
+		want                  Reason
+	}{
+		"a hold":             {"ACC001", SettlementAccount, HoldPrefix + "1", ""},
+		"paid by the house":  {SettlementAccount, "ACC001", "k", UnknownSender},
+		"paid to the house":  {"ACC001", SettlementAccount, "k", UnknownReceiver},
+		"a hold for another": {"ACC001", "ACC002", HoldPrefix + "1", UnknownReceiver},
+	} {
+		r := request()
+		r.Sender, r.Receiver, r.Key = tc.sender, tc.receiver, tc.key
+		from, to := other, other
+		if tc.sender == SettlementAccount {
+			from = house
+		}
+		if tc.receiver == SettlementAccount {
+			to = house
+		}
+		if got := Reserve(r, from, to, noon); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
 func TestReserve(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(r *Request, s, to *Account)
@@ -144,6 +199,39 @@ func TestReserveInSequenceNeverOverdraws(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestCheckText(t *testing.T) {
+	for _, good := range []string{"", "Ayu Lestari", "Søren 山田 🙂", strings.Repeat("x", 20)} {
+		if err := CheckText("owner", good, 20); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"a\x00", "a\nb", "a\x7f", "a\u0085", "\xff", strings.Repeat("x", 21)} {
+		if err := CheckText("owner", bad, 20); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestParseRules(t *testing.T) {
+	r, err := ParseRules([]byte(` {"min_amount_idr":1000,"velocity_per_min":3,"of_a_later_version":[]}`))
+	if err != nil || r.MinAmountIDR != 1000 || r.VelocityPerMin != 3 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, bad := range []string{"", "null", "[]", "5", `"x"`, `{`, `{"max_amount_idr":"x"}`, `{"max_amount_idr":1.5}`, `{"velocity_per_min":-1}`, `{"blocked_accounts":"A"}`} {
+		if _, err := ParseRules([]byte(bad)); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	for _, bad := range []string{
+		`{"min_amount_idr":-1}`, `{"min_amount_idr":5,"max_amount_idr":4}`, `{"random_reject_ppm":1000001}`, `{"blocked_accounts":["A\u0000"]}`,
+		`{"blocked_accounts":[""]}`, `{"blocked_countries":["a\nb"]}`, `{"max_amount_idr":9000000000000000000}`,
+	} {
+		if r, err := ParseRules([]byte(bad)); err != nil || r.Validate() == nil {
+			t.Errorf("%s is taken: %v", bad, err)
+		}
+	}
 }
 
 func TestReasonsAreAClosedSet(t *testing.T) {

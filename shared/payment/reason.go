@@ -22,7 +22,7 @@ const (
 // A settled payment, seen again by a second attempt.
 const DuplicateIdempo Reason = "duplicate_idempo"
 
-// Verdicts of risk, behind the prefix "risk_". The ledger uses the second itself.
+// Verdicts of risk, behind the prefix "risk_". The ledger uses RiskSameParty and RiskVelocity itself.
 const (
 	RiskBadInput       Reason = "risk_bad_input"
 	RiskSameParty      Reason = "risk_same_party"

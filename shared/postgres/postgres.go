@@ -1,4 +1,4 @@
-// Package postgres opens pools, says what an error from the database means, and holds the one query that
+// Package postgres opens pools, says what an error from the database means, and holds the queries that
 // two functions share.
 package postgres
 
@@ -185,6 +185,18 @@ func sqlState(err error) string {
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// NewestRules reads the rules in force, which risk judges by and the ledger enforces; nil when none were ever put.
+func NewestRules(ctx context.Context, q Querier) (id string, rules []byte, err error) {
+	err = q.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &rules)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil, nil
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("read rules: %w", err)
+	}
+	return id, rules, nil
 }
 
 // The sample reads about 50 pages of a large table and all of a small one: ORDER BY random() over ten

@@ -200,8 +200,10 @@ type ReserveFundsRequest struct {
 	TxDate      string                 `protobuf:"bytes,11,opt,name=tx_date,json=txDate,proto3" json:"tx_date,omitempty"`
 	AcceptedAt  *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=accepted_at,json=acceptedAt,proto3" json:"accepted_at,omitempty"`
 	// Past it nobody settles. Unset, or further away: 60 s from now.
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	AttemptId     string                 `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	Deadline  *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	AttemptId string                 `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// A hold of wallet's, which alone has such a key and the house's account as its receiver.
+	WalletHold    bool `protobuf:"varint,20,opt,name=wallet_hold,json=walletHold,proto3" json:"wallet_hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +334,13 @@ func (x *ReserveFundsRequest) GetAttemptId() string {
 		return x.AttemptId
 	}
 	return ""
+}
+
+func (x *ReserveFundsRequest) GetWalletHold() bool {
+	if x != nil {
+		return x.WalletHold
+	}
+	return false
 }
 
 type ReserveFundsResponse struct {
@@ -2169,7 +2178,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
 	"sufficient\x18\x01 \x01(\bR\n" +
 	"sufficient\x12'\n" +
-	"\x0fcurrent_balance\x18\x02 \x01(\x03R\x0ecurrentBalance\"\x93\x04\n" +
+	"\x0fcurrent_balance\x18\x02 \x01(\x03R\x0ecurrentBalance\"\xb4\x04\n" +
 	"\x13ReserveFundsRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
 	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
@@ -2189,7 +2198,9 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"acceptedAt\x126\n" +
 	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1d\n" +
 	"\n" +
-	"attempt_id\x18\x0e \x01(\tR\tattemptId\"\xf7\x01\n" +
+	"attempt_id\x18\x0e \x01(\tR\tattemptId\x12\x1f\n" +
+	"\vwallet_hold\x18\x14 \x01(\bR\n" +
+	"walletHold\"\xf7\x01\n" +
 	"\x14ReserveFundsResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\x05R\x06status\x12%\n" +
 	"\x0ereservation_id\x18\x02 \x01(\tR\rreservationId\x12'\n" +
