@@ -35,6 +35,10 @@ var (
 // Source of the events that open and fund seeded accounts.
 const Source = "/pgw/seeds"
 
+// Oldest is a time for the events that open seeded accounts by which they change no account that there is: whatever has
+// set its profile is newer.
+var Oldest = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // Account is one row of accounts.csv.
 type Account struct {
 	ID            string
@@ -49,16 +53,6 @@ var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", 
 
 // Rate is one row of rates.csv: rupiah for one major unit of the currency.
 type Rate struct{ Base, Quote, Rate string }
-
-// Rules is rules.json: what risk's SeedRules takes.
-type Rules struct {
-	MinAmountIDR     int64    `json:"min_amount_idr"`
-	MaxAmountIDR     int64    `json:"max_amount_idr"`
-	VelocityPerMin   uint32   `json:"velocity_per_min"`
-	RandomRejectPPM  uint32   `json:"random_reject_ppm"`
-	BlockedAccounts  []string `json:"blocked_accounts"`
-	BlockedCountries []string `json:"blocked_countries"`
-}
 
 // Transaction is one payment to make.
 type Transaction struct {
@@ -107,15 +101,15 @@ func Rates() ([]Rate, error) {
 	return rates, nil
 }
 
-// RiskRules reads rules.json.
-func RiskRules() (Rules, error) {
+// RiskRules reads rules.json: what risk's SeedRules takes.
+func RiskRules() (payment.Rules, error) {
 	d := json.NewDecoder(bytes.NewReader(rulesJSON))
 	d.DisallowUnknownFields()
-	var r Rules
+	var r payment.Rules
 	if err := d.Decode(&r); err != nil {
 		return r, fmt.Errorf("rules: %w", err)
 	}
-	return r, nil
+	return r, r.Validate()
 }
 
 func readCSV(r io.Reader, header []string) ([][]string, error) {

@@ -55,12 +55,18 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 	return out, nil
 }
 
+var one, _ = money.ParseRate("1")
+
 func checkRate(r *dbv1.Rate) error {
 	_, baseErr := money.ParseCurrency(r.Base)
 	_, quoteErr := money.ParseCurrency(r.Quote)
-	_, rateErr := money.ParseRate(r.Rate)
+	rate, rateErr := money.ParseRate(r.Rate)
 	if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
 		return err
+	}
+	// It prices in both directions.
+	if _, err := money.Cross(one, rate); err != nil {
+		return &payment.FieldError{Field: "rate", Problem: fmt.Sprintf("%s of %s to %s has no inverse that can be used", r.Rate, r.Base, r.Quote)}
 	}
 	if r.Base == r.Quote {
 		return &payment.FieldError{Field: "quote_currency", Problem: "is the base currency"}

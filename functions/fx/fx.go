@@ -2,6 +2,7 @@
 package fx
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -135,23 +136,37 @@ func load(ctx context.Context, pool *pgxpool.Pool) (rates, error) {
 
 var one, _ = money.ParseRate("1")
 
-// find gives the rate of a pair: as kept, by the inverse of the other direction, or across rupiah.
+// find gives the rate of a pair: as kept, or across rupiah.
 func (rs rates) find(p pair) (quote, bool) {
 	if p.base == p.quote {
 		return quote{rate: one, id: "identity"}, true
 	}
-	if q, ok := rs[p]; ok {
+	if q, ok := rs.kept(p); ok {
 		return q, true
 	}
-	if q, ok := rs[pair{p.quote, p.base}]; ok {
-		return crossed(quote{rate: one}, q)
-	}
-	base, haveBase := rs[pair{p.base, money.IDR}]
-	to, haveQuote := rs[pair{p.quote, money.IDR}]
+	base, haveBase := rs.kept(pair{p.base, money.IDR})
+	to, haveQuote := rs.kept(pair{p.quote, money.IDR})
 	if !haveBase || !haveQuote {
 		return quote{}, false
 	}
 	return crossed(base, to)
+}
+
+// kept gives the rate that was put last for two currencies, in whichever direction: whoever puts a rate changes what
+// both cost.
+func (rs rates) kept(p pair) (quote, bool) {
+	q, ok := rs[p]
+	back, okBack := rs[pair{p.quote, p.base}]
+	if okBack && (!ok || back.newer(q)) {
+		if inverse, fits := crossed(quote{rate: one}, back); fits {
+			return inverse, true
+		}
+	}
+	return q, ok
+}
+
+func (q quote) newer(than quote) bool {
+	return cmp.Or(q.at.Compare(than.at), cmp.Compare(q.id, than.id)) > 0
 }
 
 // crossed is named by both rates, and holds since the later one.
@@ -275,6 +290,9 @@ func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesR
 	}
 	put, out := &dbv1.PutRatesRequest{}, &fxv1.RefreshRandomRatesResponse{}
 	for p, q := range all {
+		if back, ok := all[pair{p.quote, p.base}]; ok && back.newer(q) {
+			continue // the other direction holds
+		}
 		rate, err := moved(q.rate, f.draw())
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())

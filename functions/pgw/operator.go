@@ -8,9 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/kelseyhightower/envconfig"
-
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 )
@@ -41,8 +40,8 @@ func (f operatorFlags) config() (operatorConfig, error) {
 			return cfg, err
 		}
 	}
-	if err := envconfig.Process("", &cfg); err != nil {
-		return cfg, fmt.Errorf("configuration: %w", err)
+	if err := function.ReadEnvironment(&cfg); err != nil {
+		return cfg, err
 	}
 	return cfg, nil
 }

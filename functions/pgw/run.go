@@ -19,12 +19,12 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/kelseyhightower/envconfig"
 
 	"pgw/functions/db"
 	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
+	"pgw/functions/risk"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
 	"pgw/shared/function"
@@ -55,6 +55,7 @@ type runCommand struct {
 	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
 	TraceURL    string   `env:"TRACE_URL" help:"Where the page links to for a payment's trace, with {trace} for its id."`
 	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
+	RiskSecret  string   `env:"RISK_SECRET" help:"Keys risk's random draw; made and kept in the data directory when empty."`
 
 	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"Where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it."`
 
@@ -110,9 +111,13 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sys := &system{log: log, keys: keys, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
-	if err := envconfig.Process("", &sys.access); err != nil {
-		return fmt.Errorf("configuration: %w", err)
+	riskSecret, err := c.riskSecret()
+	if err != nil {
+		return err
+	}
+	sys := &system{log: log, keys: keys, riskSecret: riskSecret, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
+	if err := function.ReadEnvironment(&sys.access); err != nil {
+		return err
 	}
 	// Whatever was started is ended, in the reverse order, whichever way this function is left.
 	defer sys.close()
@@ -168,20 +173,13 @@ func (c runCommand) listen() (map[string]net.Listener, error) {
 // eventKeys are kept: events signed before a restart are delivered after it.
 func (c runCommand) eventKeys() (event.Keyring, error) {
 	var keys event.Keyring
-	text := c.EventKey
-	if text == "" {
-		path := filepath.Join(c.DataDir, "event-keys")
-		kept, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			secret := make([]byte, 32)
-			rand.Read(secret)
-			kept = []byte("local:" + base64.StdEncoding.EncodeToString(secret))
-			err = os.WriteFile(path, kept, 0o600)
-		}
-		if err != nil {
-			return keys, fmt.Errorf("event keys: %w", err)
-		}
-		text = string(kept)
+	text, err := c.kept("event-keys", c.EventKey, func() (string, error) {
+		secret := make([]byte, 32)
+		rand.Read(secret)
+		return "local:" + base64.StdEncoding.EncodeToString(secret) + ":v2", nil
+	})
+	if err != nil {
+		return keys, err
 	}
 	if err := keys.Decode(text); err != nil {
 		return keys, fmt.Errorf("EVENT_KEYS: %w", err)
@@ -189,15 +187,46 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 	return keys, nil
 }
 
+// readmeKey is that of the payment which the README, and what a start prints, tell people to try.
+const readmeKey = "test-001"
+
+// riskSecret is kept: a retry hears the same after a restart.
+func (c runCommand) riskSecret() (string, error) {
+	return c.kept("risk-secret", c.RiskSecret, func() (string, error) { return risk.MakeSecret(rand.Reader, readmeKey) })
+}
+
+// kept is a secret that is given, or else the one in a file of the data directory, which is made at the first start.
+func (c runCommand) kept(name, given string, makeOne func() (string, error)) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	path := filepath.Join(c.DataDir, name)
+	text, err := os.ReadFile(path)
+	if err == nil {
+		return string(text), nil
+	}
+	made := ""
+	if errors.Is(err, fs.ErrNotExist) {
+		if made, err = makeOne(); err == nil {
+			err = writeWhole(path, []byte(made))
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return made, nil
+}
+
 // system is what runs, and what is to be ended with it.
 type system struct {
-	log       *slog.Logger
-	keys      event.Keyring
-	access    access.Config
-	dataDir   string
-	links     allinone.Links
-	listeners map[string]net.Listener
-	closers   []func() error
+	log        *slog.Logger
+	keys       event.Keyring
+	access     access.Config
+	riskSecret string
+	dataDir    string
+	links      allinone.Links
+	listeners  map[string]net.Listener
+	closers    []func() error
 
 	database string             // its owner's
 	ledger   string             // db's
@@ -291,7 +320,7 @@ func loginAs(databaseURL, user string) (string, error) {
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: "pgw", Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
+		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: s.riskSecret, Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
 		Seed: s.seed,
 	}); err != nil {
 		return err
@@ -380,12 +409,16 @@ func (s *system) writeRunFile() error {
 	if err != nil {
 		return err
 	}
-	// Whole or not at all, and for its owner alone: it holds the database's password.
-	half := s.runFile() + ".new"
-	if err := os.WriteFile(half, append(text, '\n'), 0o600); err != nil {
+	return writeWhole(s.runFile(), append(text, '\n'))
+}
+
+// writeWhole writes a file that holds a secret: whole or not at all, and for its owner alone.
+func writeWhole(path string, text []byte) error {
+	half := path + ".new"
+	if err := os.WriteFile(half, text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(half, s.runFile())
+	return os.Rename(half, path)
 }
 
 func (s *system) printBanner() {

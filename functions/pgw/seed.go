@@ -12,13 +12,17 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/jackc/pgx/v5"
-	"github.com/kelseyhightower/envconfig"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"pgw/functions/risk"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/seeds"
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 )
@@ -27,7 +31,7 @@ import (
 const maxSeeded = 10_000_000
 
 type seedCommand struct {
-	Apply        applySeeds       `cmd:"" help:"Give a new system the rates, rules and accounts of seeds/ (KAFKA_BROKERS, EVENT_KEYS, FX_ADDR, RISK_ADDR). May be repeated."`
+	Apply        applySeeds       `cmd:"" help:"Give a system the rates, rules and accounts of seeds/ that it has not (KAFKA_BROKERS, EVENT_KEYS, FX_ADDR, RISK_ADDR, WALLET_ADDR). May be repeated."`
 	Accounts     seedAccounts     `cmd:"" help:"Accounts with owners, currencies, limits and funds."`
 	Transactions seedTransactions `cmd:"" help:"Payments between the accounts of the same seed number."`
 }
@@ -134,26 +138,94 @@ const seededWithin = 2 * time.Minute
 
 // newSystem is one that is to have the seeds' rates, rules and accounts.
 type newSystem struct {
-	fx, risk grpc.ClientConnInterface
-	producer *kafka.Producer
-	topic    string
-	keys     *event.Keyring
+	fx, risk, wallet grpc.ClientConnInterface // wallet is asked by applyAll alone
+	producer         *kafka.Producer
+	topic            string
+	keys             *event.Keyring
 }
 
-// applyAll puts rates and rules in force, and sends the accounts on their way.
-func (s newSystem) applyAll(ctx context.Context) error {
-	if err := seedRates(ctx, s.fx); err != nil {
-		return fmt.Errorf("rates: %w", err)
-	}
-	if err := seedRules(ctx, s.risk); err != nil {
-		return fmt.Errorf("rules: %w", err)
-	}
-	n, err := s.publishAccounts(ctx)
+// applyAll gives the system what it has not: rates of currencies that have none, rules where none were ever put,
+// accounts that are not there. What there is stays as operators have made it, unless reset says otherwise: then the
+// seeds' rates and rules are put in force, and every seeded account gets its profile back. (No balance changes: funds
+// of a seeded account count once.)
+func (s newSystem) applyAll(ctx context.Context, reset bool) error {
+	rates, rules, accounts, err := s.missing(ctx, reset)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("rates and rules are in force; %d accounts are on their way through %s\n", n, s.topic)
+	if len(rates) > 0 {
+		if err := seedRates(ctx, s.fx, rates); err != nil {
+			return fmt.Errorf("rates: %w", err)
+		}
+	}
+	if rules {
+		if err := seedRules(ctx, s.risk); err != nil {
+			return fmt.Errorf("rules: %w", err)
+		}
+	}
+	at := seeds.Oldest
+	if reset {
+		at = time.Now()
+	}
+	if err := s.publishAccounts(ctx, accounts, at); err != nil {
+		return err
+	}
+	what := "the rules stay as they are"
+	if rules {
+		what = "rules are in force"
+	}
+	fmt.Printf("%d rates are in force, %s; %d accounts are on their way through %s\n", len(rates), what, len(accounts), s.topic)
 	return nil
+}
+
+// missing tells which of the seeds the system has not; all of them when everything is to be reset.
+func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate, rules bool, accounts []seeds.Account, err error) {
+	if rates, err = seeds.Rates(); err != nil {
+		return nil, false, nil, err
+	}
+	if accounts, err = seeds.Accounts(); err != nil || reset {
+		return rates, true, accounts, err
+	}
+	if rates, err = s.missingRates(ctx, rates); err != nil {
+		return nil, false, nil, fmt.Errorf("rates: %w", err)
+	}
+	// Input that is no payment: the answer names the rules in force all the same.
+	verdict, err := riskv1.NewRiskServiceClient(s.risk).Evaluate(ctx, &riskv1.ScoreRequest{})
+	if err != nil {
+		return nil, false, nil, fmt.Errorf("rules: %w", err)
+	}
+	var absent []seeds.Account
+	for _, a := range accounts {
+		// One that has no funds may be half of what was published before: its funds count once, however often they come.
+		got, err := walletv1.NewWalletServiceClient(s.wallet).GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: a.ID})
+		if status.Code(err) == codes.NotFound || (err == nil && got.BalanceIdr == 0) {
+			absent = append(absent, a)
+		} else if err != nil {
+			return nil, false, nil, fmt.Errorf("accounts: %w", err)
+		}
+	}
+	return rates, verdict.RuleSet == risk.DefaultRuleSet, absent, nil
+}
+
+// missingRates leaves out the rates of pairs that are priced already, in whatever way.
+func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent []seeds.Rate, err error) {
+	priced := map[string]map[string]bool{} // by quote
+	for _, r := range rates {
+		if priced[r.Quote] == nil {
+			got, err := fxv1.NewFxServiceClient(s.fx).ListRates(ctx, &fxv1.ListRatesRequest{QuoteCurrency: r.Quote})
+			if err != nil {
+				return nil, err
+			}
+			priced[r.Quote] = map[string]bool{}
+			for _, there := range got.Rates {
+				priced[r.Quote][there.BaseCurrency] = true
+			}
+		}
+		if !priced[r.Quote][r.Base] {
+			absent = append(absent, r)
+		}
+	}
+	return absent, nil
 }
 
 // applyMissing gives the system what its ledger has none of, and waits until the accounts are funded.
@@ -171,7 +243,11 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	if seeded, err := has("fx_rates"); err != nil {
 		return err
 	} else if !seeded {
-		if err := seedRates(ctx, s.fx); err != nil {
+		rates, err := seeds.Rates()
+		if err == nil {
+			err = seedRates(ctx, s.fx, rates)
+		}
+		if err != nil {
 			return fmt.Errorf("rates: %w", err)
 		}
 	}
@@ -186,8 +262,11 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 		return err
 	}
 	fmt.Println("first start: opening the accounts of seeds/ …")
-	n, err := s.publishAccounts(ctx)
+	accounts, err := seeds.Accounts()
 	if err != nil {
+		return err
+	}
+	if err := s.publishAccounts(ctx, accounts, seeds.Oldest); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
@@ -197,8 +276,8 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 		if err := conn.QueryRow(ctx, `SELECT count(*) FROM fundings`).Scan(&funded); err != nil {
 			return err
 		}
-		if funded < n {
-			return fmt.Errorf("%d of %d accounts are funded", funded, n)
+		if funded < len(accounts) {
+			return fmt.Errorf("%d of %d accounts are funded", funded, len(accounts))
 		}
 		return nil
 	})
@@ -206,34 +285,25 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 
 // publishAccounts opens and funds the seeded accounts through the topic that operators use: the way that a
 // bank's would come.
-func (s newSystem) publishAccounts(ctx context.Context) (int, error) {
-	accounts, err := seeds.Accounts()
-	if err != nil {
-		return 0, err
-	}
-	now := time.Now()
+func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account, at time.Time) error {
 	for _, a := range accounts {
-		events, err := seeds.AccountEvents(a, now)
+		events, err := seeds.AccountEvents(a, at)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for _, e := range events {
 			if err := s.keys.Sign(&e); err != nil {
-				return 0, err
+				return err
 			}
 			if err := s.producer.Publish(ctx, s.topic, a.ID, e); err != nil {
-				return 0, err
+				return err
 			}
 		}
 	}
-	return len(accounts), nil
+	return nil
 }
 
-func seedRates(ctx context.Context, fx grpc.ClientConnInterface) error {
-	rates, err := seeds.Rates()
-	if err != nil {
-		return err
-	}
+func seedRates(ctx context.Context, fx grpc.ClientConnInterface, rates []seeds.Rate) error {
 	in := &fxv1.UpdateRatesRequest{}
 	for _, r := range rates {
 		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate})
@@ -245,12 +315,12 @@ func seedRates(ctx context.Context, fx grpc.ClientConnInterface) error {
 	return err
 }
 
-func seedRules(ctx context.Context, risk grpc.ClientConnInterface) error {
+func seedRules(ctx context.Context, conn grpc.ClientConnInterface) error {
 	r, err := seeds.RiskRules()
 	if err != nil {
 		return err
 	}
-	_, err = riskv1.NewAdminClient(risk).SeedRules(ctx, &riskv1.SeedRulesRequest{
+	_, err = riskv1.NewAdminClient(conn).SeedRules(ctx, &riskv1.SeedRulesRequest{
 		MaxAmountIdr: &r.MaxAmountIDR, MinAmountIdr: &r.MinAmountIDR, RandomRejectPpm: &r.RandomRejectPPM,
 		VelocityPerMin: r.VelocityPerMin, BlockedAccounts: r.BlockedAccounts, BlockedCountries: r.BlockedCountries,
 	})
@@ -259,7 +329,8 @@ func seedRules(ctx context.Context, risk grpc.ClientConnInterface) error {
 
 // applySeeds is configured by its environment, like a function.
 type applySeeds struct {
-	Missing bool `help:"Only rates, rules or accounts of which the ledger of DATABASE_URL has none, and wait until its accounts are funded."`
+	Reset   bool `xor:"how" help:"Put back what operators have changed since: the seeds' rates, rules, and profiles of accounts, blocked ones too."`
+	Missing bool `xor:"how" help:"Only rates, rules or accounts of which the ledger of DATABASE_URL has none, and wait until its accounts are funded."`
 }
 
 func (c applySeeds) Run(ctx context.Context) error {
@@ -267,12 +338,13 @@ func (c applySeeds) Run(ctx context.Context) error {
 		Database string        `envconfig:"DATABASE_URL"`
 		FXAddr   string        `envconfig:"FX_ADDR" default:"localhost:19102"`
 		RiskAddr string        `envconfig:"RISK_ADDR" default:"localhost:19094"`
+		Wallet   string        `envconfig:"WALLET_ADDR" default:"localhost:19093"`
 		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
 		RPC      rpc.Security
 		Kafka    kafka.Config
 	}
-	if err := envconfig.Process("", &cfg); err != nil {
-		return fmt.Errorf("configuration: %w", err)
+	if err := function.ReadEnvironment(&cfg); err != nil {
+		return err
 	}
 	if c.Missing && cfg.Database == "" {
 		return errors.New("--missing needs DATABASE_URL")
@@ -288,20 +360,25 @@ func (c applySeeds) Run(ctx context.Context) error {
 		return fmt.Errorf("FX_ADDR: %w", err)
 	}
 	defer fx.Close()
-	risk, err := callers.Dial(cfg.RiskAddr)
+	rules, err := callers.Dial(cfg.RiskAddr)
 	if err != nil {
 		return fmt.Errorf("RISK_ADDR: %w", err)
 	}
-	defer risk.Close()
+	defer rules.Close()
+	wallet, err := callers.Dial(cfg.Wallet)
+	if err != nil {
+		return fmt.Errorf("WALLET_ADDR: %w", err)
+	}
+	defer wallet.Close()
 	producer, err := kafka.NewProducer(cfg.Kafka, "seed")
 	if err != nil {
 		return err
 	}
-	s := newSystem{fx: fx, risk: risk, producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
+	s := newSystem{fx: fx, risk: rules, wallet: wallet, producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
 	if c.Missing {
 		err = s.applyMissing(ctx, cfg.Database)
 	} else {
-		err = s.applyAll(ctx)
+		err = s.applyAll(ctx, c.Reset)
 	}
 	return errors.Join(err, producer.Close(ctx))
 }

@@ -6,10 +6,9 @@ import (
 	"os"
 	"text/tabwriter"
 
-	"github.com/kelseyhightower/envconfig"
-
 	"pgw/compose/kafkasource"
 	"pgw/functions/pgw/allinone"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 )
 
@@ -41,8 +40,8 @@ func (c topicsCommand) Run(ctx context.Context) error {
 		return c.showLag(manifests)
 	}
 	var cfg kafka.Config
-	if err := envconfig.Process("", &cfg); err != nil {
-		return fmt.Errorf("configuration: %w", err)
+	if err := function.ReadEnvironment(&cfg); err != nil {
+		return err
 	}
 	topics := flowTopics(cfg, manifests, c.Partitions)
 	if err := kafka.EnsureTopics(cfg, topics); err != nil {

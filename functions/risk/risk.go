@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -29,8 +30,18 @@ import (
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
 	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rules"`
-	Secret      string `envconfig:"RISK_SECRET" default:"pgw" desc:"keys the random draw; the same for all replicas, for ever"`
+	Secret      string `envconfig:"RISK_SECRET" required:"true" desc:"keys the random draw: at least 16 bytes that nobody else knows, the same for all replicas, for ever"`
 	RPC         rpc.Security
+}
+
+// minSecret is the least a secret may have, in bytes: who could guess it could choose keys that pass.
+const minSecret = 16
+
+func checkSecret(secret string) error {
+	if n := len(strings.TrimSpace(secret)); n < minSecret {
+		return fmt.Errorf("RISK_SECRET: is %d bytes long; at least %d", n, minSecret)
+	}
+	return nil
 }
 
 // Risk is the function.
@@ -66,6 +77,9 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 
 // New makes the function with its dependencies passed in.
 func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+	if err := checkSecret(cfg.Secret); err != nil {
+		return nil, err
+	}
 	registry := function.NewRegistry()
 	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: registry})
 	if err != nil {

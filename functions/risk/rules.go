@@ -4,7 +4,10 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
+	"io"
+	"slices"
 	"time"
 
 	"pgw/shared/money"
@@ -124,4 +127,20 @@ func merged(r, change payment.Rules, minAmount *int64, rejectPPM *uint32) paymen
 		change.RandomRejectPPM = *rejectPPM
 	}
 	return change
+}
+
+// MakeSecret makes a secret for a new system out of random bytes, one by which the Defaults do not refuse the payments
+// of these keys at random: those that its pages tell people to try.
+func MakeSecret(random io.Reader, keys ...string) (string, error) {
+	for {
+		raw := make([]byte, 2*minSecret)
+		if _, err := io.ReadFull(random, raw); err != nil {
+			return "", err
+		}
+		secret := hex.EncodeToString(raw)
+		refused := func(key string) bool { return draw(request{key: key}, []byte(secret)) < Defaults.RandomRejectPPM }
+		if !slices.ContainsFunc(keys, refused) {
+			return secret, nil
+		}
+	}
 }

@@ -1,10 +1,16 @@
 package risk
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"strings"
 	"testing"
+	"time"
 
+	"pgw/shared/function"
 	"pgw/shared/payment"
 )
 
@@ -105,6 +111,36 @@ func TestTheDraw(t *testing.T) {
 	}
 	if draw(request{key: "test-001"}, secret) < 20_000 {
 		t.Error("the README's example is refused")
+	}
+}
+
+// A secret is asked for, and is none that could be guessed. One that is made lets the examples pass.
+func TestSecrets(t *testing.T) {
+	for _, bad := range []string{"", "pgw", "                ", "  fifteen bytes  "} {
+		_, err := New(Config{DatabaseURL: "postgres://localhost/pgw", Secret: bad}, nil, time.Now, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), "RISK_SECRET") || (bad != "" && strings.Contains(err.Error(), bad)) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	t.Setenv("DATABASE_URL", "postgres://localhost/pgw")
+	t.Setenv("RISK_SECRET", "")
+	os.Unsetenv("RISK_SECRET")
+	if err := function.ReadEnvironment(&Config{}); err == nil || !strings.Contains(err.Error(), "RISK_SECRET") {
+		t.Errorf("without: %v", err)
+	}
+	made := map[string]bool{}
+	for range 200 {
+		secret, err := MakeSecret(rand.Reader, "test-001")
+		if err != nil || checkSecret(secret) != nil || made[secret] {
+			t.Fatalf("%s, %v", secret, err)
+		}
+		made[secret] = true
+		if draw(request{key: "test-001"}, []byte(secret)) < Defaults.RandomRejectPPM {
+			t.Error("the README's example is refused")
+		}
+	}
+	if _, err := MakeSecret(strings.NewReader("too little")); err == nil {
+		t.Error("a secret is made of nothing")
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
+	"pgw/shared/event"
 	"pgw/shared/rpc"
 )
 
@@ -340,6 +341,11 @@ func TestSecurityThatIsRefused(t *testing.T) {
 		"file and variable":     {rpc.Security{Tokens: oneToken, TokensFile: "/dev/null"}, "one of them"},
 		"an empty file":         {rpc.Security{TokensFile: "/dev/null"}, "nothing in it"},
 		"a file that is absent": {rpc.Security{TokensFile: "/nowhere"}, "RPC_TOKENS_FILE"},
+		"blank tokens":          {rpc.Security{Tokens: " "}, "RPC_TOKENS: there is nothing in it"},
+		"blank lines of tokens": {rpc.Security{Tokens: "\n,\n"}, "RPC_TOKENS: there is nothing in it"},
+		"blank hashes":          {rpc.Security{Admins: " "}, "RPC_ADMIN_HASHES: there is nothing in it"},
+		"a blank admin token":   {rpc.Security{AdminToken: " "}, "RPC_ADMIN_TOKEN"},
+		"an admin token's line": {rpc.Security{AdminToken: operatorToken + "\n"}, "RPC_ADMIN_TOKEN"},
 		"a certificate alone":   {rpc.Security{CertFile: "/dev/null"}, "go together"},
 		"files that are none":   {rpc.Security{CertFile: "/dev/null", KeyFile: "/dev/null", CAFile: "/dev/null"}, "RPC_TLS_CERT_FILE"},
 	} {
@@ -347,5 +353,23 @@ func TestSecurityThatIsRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A variable that can't be read is named, and its value, which may be a secret, is not repeated.
+func TestBadConfigurationTellsNoSecret(t *testing.T) {
+	for name, value := range map[string]string{"KEYS": "hunter2", "COUNT": "hunter2", "WAIT": "12"} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, value)
+			var cfg struct {
+				Keys  event.Keyring `envconfig:"KEYS"`
+				Count int           `envconfig:"COUNT"`
+				Wait  time.Duration `envconfig:"WAIT"`
+			}
+			err := ReadEnvironment(&cfg)
+			if err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "hunter2") {
+				t.Error(err)
+			}
+		})
 	}
 }

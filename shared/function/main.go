@@ -3,11 +3,13 @@ package function
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,17 +70,35 @@ func CollectLess() {
 	}
 }
 
+// ReadEnvironment fills a configuration from the environment. An error names the variable and what is wrong with it, and
+// never repeats its value, which may be a secret.
+func ReadEnvironment(into any) error {
+	err := envconfig.Process("", into)
+	var wrong *envconfig.ParseError
+	if errors.As(err, &wrong) {
+		var number *strconv.NumError // repeats the value
+		if errors.As(wrong.Err, &number) {
+			return fmt.Errorf("configuration: %s: not a %s: %w", wrong.KeyName, wrong.TypeName, number.Err)
+		}
+		return fmt.Errorf("configuration: %s: %w", wrong.KeyName, wrong.Err)
+	}
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	return nil
+}
+
 // Main is a function's whole main: it reads the configuration C from the environment, builds, and runs
 // until ctx ends.
 func Main[C any](ctx context.Context, name string, build func(C, *slog.Logger) (*Function, error)) error {
 	CollectLess() // and not at all until it is ready: that takes less than the least heap there is
 	var base Config
-	if err := envconfig.Process("", &base); err != nil {
-		return fmt.Errorf("configuration: %w", err)
+	if err := ReadEnvironment(&base); err != nil {
+		return err
 	}
 	var cfg C
-	if err := envconfig.Process("", &cfg); err != nil {
-		return fmt.Errorf("configuration: %w", err)
+	if err := ReadEnvironment(&cfg); err != nil {
+		return err
 	}
 	log := base.Log.Logger().With("function", name)
 	slog.SetDefault(log)

@@ -42,7 +42,11 @@ type Security struct {
 	Reflection bool   `envconfig:"GRPC_REFLECTION" default:"true" desc:"tell callers which RPCs there are"`
 }
 
-const minToken = 32
+const (
+	minToken = 32
+	// separators stand between the entries of a list.
+	separators = ", \t\r\n"
+)
 
 // Callers is an open Security.
 type Callers struct {
@@ -71,8 +75,11 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 	}
 	switch {
 	case s.AdminToken != "":
+		if strings.ContainsAny(s.AdminToken, separators) {
+			return nil, errors.New("RPC_ADMIN_TOKEN: is one token, without spaces")
+		}
 		c.own = func() string { return s.AdminToken }
-	case s.TokensFile != "" || s.Tokens != "":
+	case len(c.tokens()) > 0: // and then there is always one: a file that has none is not read again
 		c.own = func() string { return c.tokens()[0] }
 	}
 	if s.CertFile != "" || s.KeyFile != "" || s.CAFile != "" {
@@ -101,7 +108,7 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 // listOf reads a list of secrets from a variable or a file.
 func listOf[T any](name, text, path string, read func(string) (T, error), log *slog.Logger) (func() []T, error) {
 	parse := func(text []byte) (all []T, err error) {
-		for i, word := range bytes.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
+		for i, word := range bytes.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
 			one, err := read(string(word))
 			if err != nil {
 				return nil, fmt.Errorf("the entry %d: %w", i+1, err)
@@ -112,6 +119,9 @@ func listOf[T any](name, text, path string, read func(string) (T, error), log *s
 	}
 	if path == "" {
 		fixed, err := parse([]byte(text))
+		if err == nil && text != "" && len(fixed) == 0 {
+			err = errors.New("there is nothing in it")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}

@@ -47,9 +47,10 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-	txDate   = "2026-01-31T09:30:00Z"
-	patience = 20 * time.Second // for what must happen, and does so in milliseconds
+	riskSecret = "for the tests alone"
+	testKeys   = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+	txDate     = "2026-01-31T09:30:00Z"
+	patience   = 20 * time.Second // for what must happen, and does so in milliseconds
 )
 
 // system is one running system with accounts A, B, C and rates.
@@ -192,7 +193,7 @@ func start(t testing.TB, o options) *system {
 				return ctx.Err()
 			}
 		},
-		Database: ledger, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: "pgw", Listeners: listeners, AnswerIn: o.answerIn,
+		Database: ledger, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}

@@ -43,7 +43,7 @@ func TestRatesAndRulesReachOtherReplicas(t *testing.T) {
 		return fxv1.NewFxServiceClient(replica(fx.New(fx.Config{DatabaseURL: database}, s.Conn("db"), rand.Float64, quiet)).InProcess())
 	}
 	newRisk := func() riskv1.RiskServiceClient {
-		return riskv1.NewRiskServiceClient(replica(risk.New(risk.Config{DatabaseURL: database, Secret: "pgw"}, s.Conn("db"), time.Now, quiet)).InProcess())
+		return riskv1.NewRiskServiceClient(replica(risk.New(risk.Config{DatabaseURL: database, Secret: riskSecret}, s.Conn("db"), time.Now, quiet)).InProcess())
 	}
 	price := func(c fxv1.FxServiceClient) (string, error) {
 		got, err := c.Convert(t.Context(), &fxv1.ConvertRequest{FromCurrency: "USD", ToCurrency: "IDR", AmountMinor: ptr(int64(100))})

@@ -126,7 +126,7 @@ func (s *System) env(name string) []string {
 	c := s.cfg.Kafka
 	env := append(os.Environ(),
 		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.Alone),
-		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=pgw",
+		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=for the tests alone",
 		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
 		"KAFKA_DEADLETTER_TOPIC="+c.DeadLetterTopic, "KAFKA_PARKED_TOPIC="+c.ParkedTopic, "KAFKA_ACCOUNTS_TOPIC="+c.AccountsTopic,
 		"KAFKA_GROUP_PREFIX="+s.cfg.GroupPrefix, "REPLICA_URL=http://"+s.Addr("gateway"),
