@@ -39,7 +39,7 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 	defer release()
 	w := &window{
 		session: session, claim: claim, settle: func(m *sarama.ConsumerMessage) error {
-			return c.deliver.settle(withRevoked(ctx, session.Context()), readRecord(ctx, c.source, m))
+			return c.deliver.settle(withRevoked(ctx, session.Context()), positioned(readRecord(ctx, c.source, m), m))
 		},
 		byKey: map[string]*record{}, room: make(chan struct{}, windowMax), places: c.inFlight, idle: make(chan *record),
 		next: claim.InitialOffset(),

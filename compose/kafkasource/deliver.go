@@ -86,6 +86,13 @@ func readRecord(ctx context.Context, s kafkaSource, m *sarama.ConsumerMessage) m
 	return out
 }
 
+// positioned says on the event where its record stands, as KafkaSource does.
+func positioned(out message, m *sarama.ConsumerMessage) message {
+	out.header.Set("Ce-Knativekafkapartition", strconv.Itoa(int(m.Partition)))
+	out.header.Set("Ce-Knativekafkaoffset", strconv.FormatInt(m.Offset, 10))
+	return out
+}
+
 func fromEvent(ctx context.Context, e cloudevents.Event, m *sarama.ConsumerMessage, s kafkaSource) message {
 	req, err := cehttp.NewHTTPRequestFromEvent(ctx, "http://sink", e)
 	if err != nil { // an event that can't be written: a structured one that lacks a needed attribute

@@ -51,6 +51,7 @@ type Payments struct {
 	cfg     Config
 	db      dbv1.DbClient
 	fx      fxv1.FxServiceClient
+	dead    Letters
 	publish Publisher
 	now     func() time.Time
 	settled *prometheus.CounterVec
@@ -76,7 +77,7 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := New(cfg, db, fx, producer, time.Now, log)
+	f := New(cfg, db, fx, NewLetters(cfg.Kafka), producer, time.Now, log)
 	f.Close = func(ctx context.Context) error {
 		return errors.Join(producer.Close(ctx), db.Close(), fx.Close())
 	}
@@ -84,9 +85,9 @@ func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
 }
 
 // New makes the function with its dependencies passed in.
-func New(cfg Config, db, fx grpc.ClientConnInterface, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+func New(cfg Config, db, fx grpc.ClientConnInterface, dead Letters, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
 	p := &Payments{
-		cfg: cfg, db: dbv1.NewDbClient(db), fx: fxv1.NewFxServiceClient(fx), publish: publish, now: now,
+		cfg: cfg, db: dbv1.NewDbClient(db), fx: fxv1.NewFxServiceClient(fx), dead: dead, publish: publish, now: now,
 		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
 		}, []string{"status", "reason"}),
@@ -249,6 +250,9 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	}
 	r, err := data.Request()
 	if err != nil {
+		return err
+	}
+	if err := p.givenUp(ctx, e); err != nil {
 		return err
 	}
 	got, err := p.db.FailPayment(ctx, &dbv1.FailPaymentRequest{

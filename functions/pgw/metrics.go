@@ -70,7 +70,7 @@ func registries() (map[string]*prometheus.Registry, error) {
 	all := map[string]*prometheus.Registry{}
 	for _, f := range []*function.Function{
 		worker.New(worker.Config{}, none, nil, time.Now, log),
-		payments.New(payments.Config{}, none, none, nil, time.Now, log),
+		payments.New(payments.Config{}, none, none, nil, nil, time.Now, log),
 		door, ledger, rates, accounts, rules, sources, books,
 	} {
 		f.Handler() // registers what serving is measured by

@@ -134,7 +134,8 @@ func New(cfg Config) (*System, error) {
 	}
 	s.add(rules)
 	// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
-	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"], publish, time.Now, log("payments")))
+	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"],
+		payments.NewLetters(cfg.Kafka), publish, time.Now, log("payments")))
 	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
 	door, err := gateway.New(gateway.Config{
 		AnswerIn: cfg.AnswerIn, MinWaiting: minWaiting, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
