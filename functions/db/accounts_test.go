@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/seeds"
 	"pgw/shared/event"
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -217,6 +218,28 @@ func TestSeededProfilesHold(t *testing.T) {
 	w.exec(`UPDATE wallet_accounts SET profile_at = '2099-01-01' WHERE account_id = 'A'`) // frozen, as could be once
 	w.open(0, "A")
 	w.takes(w.accountEvent("/bank", "o2", blocked("A"), time.Now().Add(10*time.Second)), "applied")
+}
+
+// The seeds, published again, unblock nobody.
+func TestSeedsChangeNoAccountThatIsThere(t *testing.T) {
+	w := newWorld(t)
+	events, err := seeds.AccountEvents(seeds.Account{ID: "A", Owner: "A", Currency: "IDR", BalanceIDR: 100, Status: "ACTIVE"}, seeds.Oldest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range events {
+		if err := w.cfg.Keys.Sign(&events[i]); err != nil {
+			t.Fatal(err)
+		}
+		w.takes(events[i], "applied")
+	}
+	w.takes(w.accountEvent("/bank", "o1", blocked("A"), time.Now().Add(-24*time.Hour)), "applied")
+	for _, e := range events {
+		w.takes(e, "ignored")
+	}
+	if w.status("A") != "BLOCKED" || w.balance("A") != 100 {
+		t.Errorf("A is %s and has %d", w.status("A"), w.balance("A"))
+	}
 }
 
 // Two events whose source and id run together to the same text are two.

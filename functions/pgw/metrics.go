@@ -52,7 +52,7 @@ func registries() (map[string]*prometheus.Registry, error) {
 	ledger, err1 := db.New(db.Config{DatabaseURL: nowhere, BatchMax: 1, BatchLanes: 1, QueueMax: 1}, nil, time.Now, log)
 	rates, err2 := fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
 	accounts, err3 := wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
-	rules, err4 := risk.New(risk.Config{DatabaseURL: nowhere}, none, time.Now, log)
+	rules, err4 := risk.New(risk.Config{DatabaseURL: nowhere, Secret: "of no use to anybody"}, none, time.Now, log)
 	door, err5 := gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
 	manifests, err6 := allinone.Manifests()
 	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {

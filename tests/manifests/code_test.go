@@ -39,7 +39,7 @@ func functions() (map[string]made, error) {
 	var none grpc.ClientConnInterface
 	all := map[string]made{
 		"worker":   {worker.New(worker.Config{}, none, nil, time.Now, log), &worker.Config{}},
-		"payments": {payments.New(payments.Config{}, none, none, nil, time.Now, log), &payments.Config{}},
+		"payments": {payments.New(payments.Config{}, none, none, nil, nil, time.Now, log), &payments.Config{}},
 	}
 	var errs [5]error
 	add := func(f *function.Function, err error, config any) error {
@@ -54,7 +54,7 @@ func functions() (map[string]made, error) {
 	errs[1] = add(f, err, &fx.Config{})
 	f, err = wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
 	errs[2] = add(f, err, &wallet.Config{})
-	f, err = risk.New(risk.Config{DatabaseURL: nowhere, Secret: "s"}, none, time.Now, log)
+	f, err = risk.New(risk.Config{DatabaseURL: nowhere, Secret: "of no use to anybody"}, none, time.Now, log)
 	errs[3] = add(f, err, &risk.Config{})
 	f, err = gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
 	errs[4] = add(f, err, &gateway.Config{})

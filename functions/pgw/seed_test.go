@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
+	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/seeds"
+)
+
+// running is a system as its functions tell of it.
+type running struct {
+	grpc.ClientConnInterface
+	priced  map[string]bool // currencies with a rate to rupiah
+	ruleSet string
+	money   map[string]int64 // by account
+}
+
+func (r running) Invoke(_ context.Context, method string, in, out any, _ ...grpc.CallOption) error {
+	switch out := out.(type) {
+	case *fxv1.ListRatesResponse:
+		for currency := range r.priced {
+			out.Rates = append(out.Rates, &fxv1.RateInForce{BaseCurrency: currency})
+		}
+	case *riskv1.EvaluateResponse:
+		out.RuleSet = r.ruleSet
+	case *walletv1.GetAccountResponse:
+		balance, there := r.money[in.(*walletv1.GetAccountRequest).AccountId]
+		if !there {
+			return status.Error(codes.NotFound, "no such account")
+		}
+		out.BalanceIdr = balance
+	default:
+		return fmt.Errorf("%s is called", method)
+	}
+	return nil
+}
+
+// Seeds add what is missing. What operators have changed since stays, unless all of it is to be put back.
+func TestSeedsAddWhatIsMissing(t *testing.T) {
+	allRates, err := seeds.Rates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	allAccounts, err := seeds.Accounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := running{ruleSet: "default"}
+	old := running{priced: map[string]bool{}, ruleSet: "0199-rules", money: map[string]int64{}}
+	for _, r := range allRates {
+		old.priced[r.Base] = true
+	}
+	for _, a := range allAccounts {
+		old.money[a.ID] = 5
+	}
+	halfway := running{priced: map[string]bool{allRates[0].Base: true}, ruleSet: "default", money: map[string]int64{"ACC001": 7, "ACC002": 0}}
+	for name, tc := range map[string]struct {
+		system          running
+		reset           bool
+		rates, accounts int
+		rules           bool
+	}{
+		"a new one":     {fresh, false, len(allRates), len(allAccounts), true},
+		"an old one":    {old, false, 0, 0, false},
+		"halfway":       {halfway, false, len(allRates) - 1, len(allAccounts) - 1, true}, // ACC002 may lack its funds
+		"all of it put": {old, true, len(allRates), len(allAccounts), true},
+	} {
+		rates, rules, accounts, err := newSystem{fx: tc.system, risk: tc.system, wallet: tc.system}.missing(t.Context(), tc.reset)
+		if err != nil || len(rates) != tc.rates || rules != tc.rules || len(accounts) != tc.accounts {
+			t.Errorf("%s: %d rates, rules %t, %d accounts, %v", name, len(rates), rules, len(accounts), err)
+		}
+	}
+}
