@@ -326,7 +326,7 @@ type EventID struct {
 // EventIDType defines model for EventID.Type.
 type EventIDType string
 
-// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has.
+// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 type IdempotencyKey = string
 
 // Payment defines model for Payment.
@@ -353,7 +353,7 @@ type Payment struct {
 	// Events By what this payment's events are found in Kafka, where it came through it; absent in a list.
 	Events *[]EventID `json:"events,omitempty"`
 
-	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has.
+	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 	IdempotencyKey IdempotencyKey `json:"idempotency_key"`
 
 	// Rate Rupiah for one unit of the currency, an exact decimal.
@@ -416,7 +416,7 @@ type PaymentRequest struct {
 	// Examples: USD
 	Currency Currency `json:"currency"`
 
-	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has.
+	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 	IdempotencyKey *IdempotencyKey `json:"idempotency_key,omitempty"`
 
 	// ReceiverID Printable ASCII, with no space at either end.
