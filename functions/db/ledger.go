@@ -143,7 +143,10 @@ FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal ORDER BY accoun
 	// Read behind the wait for the senders. This one clock judges deadlines, days and minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
 
-	receiversSQL = `SELECT account_id, status FROM wallet_accounts WHERE account_id = ANY($1)`
+	// Of the house's own accounts holds are paid to one, and nothing else is to any.
+	receiversSQL = `
+SELECT account_id, status FROM wallet_accounts
+WHERE account_id = ANY($1) AND (NOT internal OR account_id = '` + payment.SettlementAccount + `')`
 
 	// Read after the senders are locked: a transaction that claimed one of these keys for the same sender
 	// has ended by then, and this statement's snapshot shows its claim. A claim for another sender may

@@ -989,6 +989,29 @@ func TestVelocityByTheMinute(t *testing.T) {
 	}
 }
 
+// The house's own accounts pay nobody and are paid by holds alone, whatever came past the doors.
+func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "H")
+	w.exec(`UPDATE wallet_accounts SET internal = true WHERE account_id = 'H'`)
+	for name, tc := range map[string]struct {
+		key, from, to string
+		want          payment.Reason
+	}{
+		"from one":         {"k1", "H", "A", payment.UnknownSender},
+		"to one":           {"k2", "A", "H", payment.UnknownReceiver},
+		"to the house":     {"k3", "A", payment.SettlementAccount, payment.UnknownReceiver},
+		"from the house":   {"k4", payment.SettlementAccount, "A", payment.UnknownSender},
+		"a hold":           {"wallet:1", "A", payment.SettlementAccount, ""},
+		"a hold of its":    {"wallet:2", "H", payment.SettlementAccount, payment.UnknownSender},
+		"a hold for other": {"wallet:3", "A", "H", payment.UnknownReceiver},
+	} {
+		if got := w.mustReserve(pay(tc.key, tc.from, tc.to, 10)).Reason; got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
 // What risk could not read is not kept.
 func TestRulesAreValidatedBeforeTheyAreKept(t *testing.T) {
 	w := newWorld(t)

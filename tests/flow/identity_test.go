@@ -161,10 +161,12 @@ func TestNamesOfOursCannotBeHadFromOutside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.drain()
-	if n := len(s.records(s.kafka.ParkedTopic)); n != 12 {
-		t.Errorf("%d events are parked; each of the 12 should be", n)
-	}
+	s.eventually("each of the events is parked", func() error {
+		if n := len(s.records(s.kafka.ParkedTopic)); n != 12 {
+			return fmt.Errorf("%d of 12 are", n)
+		}
+		return nil
+	})
 	if s.balance("A") != before || s.balance(house) != 10_000 {
 		t.Errorf("A has %d, and had %d; the house has %d", s.balance("A"), before, s.balance(house))
 	}

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// What a first start makes is kept for its owner alone, and used again; what is given is used as it is.
+func TestSecretsAreMadeOnceAndKept(t *testing.T) {
+	c := runCommand{DataDir: t.TempDir()}
+	for name, secret := range map[string]func() (string, error){
+		"risk-secret": c.riskSecret,
+		"event-keys": func() (string, error) {
+			if _, err := c.eventKeys(); err != nil {
+				return "", err
+			}
+			text, err := os.ReadFile(filepath.Join(c.DataDir, "event-keys"))
+			return string(text), err
+		},
+	} {
+		made, err := secret()
+		if err != nil || len(made) < 32 {
+			t.Fatalf("%s: %d bytes, %v", name, len(made), err)
+		}
+		info, err := os.Stat(filepath.Join(c.DataDir, name))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+		if again, err := secret(); err != nil || again != made {
+			t.Errorf("%s is another at the second start: %v", name, err)
+		}
+	}
+	c.RiskSecret = "given by the operator"
+	if got, err := c.riskSecret(); err != nil || got != c.RiskSecret {
+		t.Errorf("%q, %v", got, err)
+	}
+}
