@@ -37,7 +37,8 @@ const (
 	// Nobody waits here, so the order does not matter; it is kept all the same.
 	lockFreeSendersSQL = lockSendersSQL + ` SKIP LOCKED`
 
-	existingSQL = `SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1)`
+	// As lockSendersSQL finds them.
+	existingSQL = `SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal`
 
 	lockFreeReservationsSQL = `
 SELECT reservation_id, sender_id, receiver_id FROM reservations
@@ -118,12 +119,16 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 // reserveFree is reserveAll without a wait for any account: a new claim on a locked sender is put off. A refusal holds
 // nothing, and needs no account.
 func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
+	limit, err := l.velocityLimit(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w", err)
 	}
 	defer conn.Release()
-	results, err := l.reserveFreeOn(ctx, conn, calls)
+	results, err := l.reserveFreeOn(ctx, conn, calls, limit)
 	if err != nil {
 		postgres.RollBack(ctx, conn)
 		return nil, fmt.Errorf("reserve around locks, of a batch of %d: %w", len(calls), err)
@@ -131,7 +136,7 @@ func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Resu
 	return results, nil
 }
 
-func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve) ([]batch.Result[Reserved], error) {
+func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
 	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockFreeSendersSQL)
 	if err != nil {
 		return nil, err
@@ -156,7 +161,7 @@ func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 		}
 		kept, at = append(kept, c), append(at, i)
 	}
-	decided, fresh := decide(kept, senders, blocked, claims, now)
+	decided, fresh := decide(kept, senders, blocked, claims, now, velocity)
 	if err := writeReserved(ctx, conn, kept, decided, fresh, senders, now); err != nil {
 		return nil, err
 	}

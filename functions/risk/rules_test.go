@@ -54,7 +54,7 @@ func TestJudge(t *testing.T) {
 
 // The limits that hold until SeedRules changes them, as earlier callers know them.
 func TestDefaultsAreTheContracts(t *testing.T) {
-	rules := newRuleSet(defaultRuleSet, Defaults)
+	rules := newRuleSet(DefaultRuleSet, Defaults)
 	judge := func(r request) string {
 		verdict, err := rules.judge(r, secret, nil)
 		if err != nil {
