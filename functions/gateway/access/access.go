@@ -126,7 +126,7 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 		return nil, err
 	}
 	var err error
-	if a.tokens, err = openTokens(cfg, now); err != nil {
+	if a.tokens, err = openTokens(cfg, now, log); err != nil {
 		return nil, err
 	}
 	if a.addresses, err = openAddressRate(cfg); err != nil {

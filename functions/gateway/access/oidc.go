@@ -7,20 +7,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
+
+	"pgw/shared/trace"
 )
 
 const (
 	askTimeout = 3 * time.Second
+	askEvery   = 10 * time.Second // in the long run
 	maxToken   = 8 << 10
 	maxAnswer  = 1 << 20
 	// The provider's keys are fetched anew this often, so that one it has withdrawn is not believed for ever; when it
@@ -38,7 +44,7 @@ type tokens struct {
 	verifier *oidc.IDTokenVerifier
 }
 
-func openTokens(cfg Config, now func() time.Time) (*tokens, error) {
+func openTokens(cfg Config, now func() time.Time, log *slog.Logger) (*tokens, error) {
 	if cfg.Issuer == "" {
 		return nil, nil
 	}
@@ -55,9 +61,11 @@ func openTokens(cfg Config, now func() time.Time) (*tokens, error) {
 	if !(cfg.TokenRate > 0) || cfg.TokenBurst < 1 {
 		return nil, errors.New("OIDC_RATE and OIDC_BURST must be positive")
 	}
-	set := &keySet{issuer: cfg.Issuer, url: cfg.JWKSURL, now: now, client: &http.Client{
-		Timeout: askTimeout, Transport: &seldom{http.DefaultTransport, rate.NewLimiter(rate.Every(10*time.Second), 6)},
-	}}
+	set := &keySet{
+		issuer: cfg.Issuer, url: cfg.JWKSURL, asking: http.DefaultTransport, now: now,
+		outage:   trace.NewOutage(log, now, "the OpenID provider's keys can't be had"),
+		renewals: rate.NewLimiter(rate.Every(askEvery), 3), unknown: rate.NewLimiter(rate.Every(askEvery), 5),
+	}
 	return &tokens{cfg, oidc.NewVerifier(cfg.Issuer, set, &oidc.Config{ClientID: cfg.Audience, SupportedSigningAlgs: signings, Now: now})}, nil
 }
 
@@ -116,87 +124,132 @@ func words(claim json.RawMessage) []string {
 
 type askedKey struct{}
 
-// keySet is the provider's keys, kept.
+// keySet is the provider's keys: one oidc.RemoteKeySet, shared by all requests. It fetches a key that it does not know, once for
+// all who wait for it. What is added here is that keys do not live for ever, and that the provider is asked seldom.
 type keySet struct {
 	issuer, url string
-	client      *http.Client
+	asking      http.RoundTripper
 	now         func() time.Time
+	outage      *trace.Outage
+	renewals    *rate.Limiter // however many tokens there are to be judged
+	unknown     *rate.Limiter // fetches for tokens that name a key which is not known: strangers can write such tokens
 
-	mu      sync.Mutex
-	current *oidc.RemoteKeySet
-	since   time.Time
+	renewing singleflight.Group
+	mu       sync.Mutex
+	current  *oidc.RemoteKeySet
+	since    time.Time
+	failed   bool // the latest renewal
 }
 
 // VerifySignature implements oidc.KeySet.
 func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	s.mu.Lock()
-	set, age := s.current, s.now().Sub(s.since)
-	s.mu.Unlock()
-	if set == nil || age > freshFor {
-		fresh, err := s.fetched(ctx)
-		var payload []byte
-		if err == nil {
-			payload, err = fresh.VerifySignature(ctx, token)
-		}
-		// The keys are there, whatever they say of this token.
-		if !unasked(err) {
-			s.mu.Lock()
-			s.current, s.since = fresh, s.now()
-			s.mu.Unlock()
-			return payload, err
-		}
-		if set == nil || age > staleFor {
-			return nil, told(ctx, err)
-		}
+	set, err := s.keys(ctx, token)
+	var payload []byte
+	if err == nil {
+		payload, err = set.VerifySignature(ctx, token)
 	}
-	payload, err := set.VerifySignature(ctx, token)
-	return payload, told(ctx, err)
-}
-
-// unasked tells that an error is about asking the provider, and not about the token.
-func unasked(err error) bool {
-	var asking *url.Error
-	return errors.As(err, &asking)
-}
-
-// told hands such an error to bearer: the verifier makes all of them text.
-func told(ctx context.Context, err error) error {
+	// The verifier makes all errors text, so this one is handed to bearer past it.
 	if at, ok := ctx.Value(askedKey{}).(*error); ok && unasked(err) {
 		*at = err
 	}
-	return err
+	return payload, err
 }
 
-func (s *keySet) fetched(ctx context.Context) (*oidc.RemoteKeySet, error) {
-	ctx = oidc.ClientContext(ctx, s.client)
+// keys gives those to judge by. Who comes while they are being renewed shares the renewal.
+func (s *keySet) keys(ctx context.Context, token string) (*oidc.RemoteKeySet, error) {
+	s.mu.Lock()
+	set, age, failed := s.current, s.now().Sub(s.since), s.failed
+	s.mu.Unlock()
+	if set != nil && age <= freshFor {
+		return set, nil
+	}
+	stale := set != nil && age <= staleFor
+	renewal := s.renewing.DoChan("", func() (any, error) { return s.renew(context.WithoutCancel(ctx), token) })
+	if stale && failed {
+		return set, nil // nobody waits each time for a provider that is away
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case renewed := <-renewal:
+		switch {
+		case renewed.Err == nil:
+			return renewed.Val.(*oidc.RemoteKeySet), nil
+		case stale:
+			return set, nil
+		default:
+			return nil, renewed.Err
+		}
+	}
+}
+
+var errOften = fmt.Errorf("%w: it has been asked often enough for now", errProvider)
+
+// renew fetches the keys anew. One permission is for the whole of it: were it for each request, the first of them could use
+// up every one that comes, and the keys would never be fetched.
+func (s *keySet) renew(ctx context.Context, token string) (*oidc.RemoteKeySet, error) {
+	if !s.renewals.AllowN(s.now(), 1) {
+		return nil, errOften
+	}
+	fresh, err := s.fetched(ctx, token)
+	s.outage.Note(ctx, err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed = err != nil; s.failed {
+		return nil, err
+	}
+	s.current, s.since = fresh, s.now()
+	return fresh, nil
+}
+
+func (s *keySet) fetched(ctx context.Context, token string) (*oidc.RemoteKeySet, error) {
 	at := s.url
 	if at == "" {
-		provider, err := oidc.NewProvider(ctx, s.issuer)
+		provider, err := oidc.NewProvider(oidc.ClientContext(ctx, &http.Client{Timeout: askTimeout, Transport: &careful{asking: s.asking}}), s.issuer)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errProvider, err)
 		}
 		var says struct {
 			URL string `json:"jwks_uri"`
 		}
 		if err := provider.Claims(&says); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errProvider, err)
 		}
 		at = says.URL
 	}
-	return oidc.NewRemoteKeySet(ctx, at), nil
-}
-
-// seldom keeps strangers' tokens, which name keys that nobody has, from becoming as many requests to the provider.
-type seldom struct {
-	http.RoundTripper
-	limit *rate.Limiter
-}
-
-func (s *seldom) RoundTrip(r *http.Request) (*http.Response, error) {
-	if !s.limit.Allow() {
-		return nil, errors.New("the provider has been asked often enough for now")
+	set := oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), &http.Client{
+		Timeout: askTimeout, Transport: &careful{asking: s.asking, keys: true, again: s.unknown, now: s.now},
+	}), at)
+	// The set fetches its keys when it is first asked about a token. Whatever it says of this one, they are there then.
+	if _, err := set.VerifySignature(ctx, token); unasked(err) {
+		return nil, err
 	}
-	resp, err := s.RoundTripper.RoundTrip(r)
+	return set, nil
+}
+
+// errProvider means that the provider can't be asked.
+var errProvider = errors.New("the OpenID provider can't be asked")
+
+// unasked tells that an error is about asking the provider, and not about the token.
+func unasked(err error) bool {
+	var asking *url.Error
+	return errors.As(err, &asking) || errors.Is(err, errProvider) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// careful takes nothing from the provider but JSON of the right kind and size.
+type careful struct {
+	asking http.RoundTripper
+	keys   bool          // a key set is asked for
+	again  *rate.Limiter // bounds all requests but the first; nil: there is but one
+	now    func() time.Time
+	asked  atomic.Bool
+}
+
+func (c *careful) RoundTrip(r *http.Request) (*http.Response, error) {
+	if c.asked.Swap(true) && c.again != nil && !c.again.AllowN(c.now(), 1) {
+		return nil, errOften
+	}
+	resp, err := c.asking.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +261,14 @@ func (s *seldom) RoundTrip(r *http.Request) (*http.Response, error) {
 	// A page that says that the provider is being repaired must not take its keys' place.
 	if resp.StatusCode != http.StatusOK || !json.Valid(text) {
 		return nil, fmt.Errorf("the provider answers %s, and no JSON of at most %d bytes", resp.Status, maxAnswer)
+	}
+	if c.keys {
+		var set struct {
+			Keys []json.RawMessage `json:"keys"`
+		}
+		if err := json.Unmarshal(text, &set); err != nil || len(set.Keys) == 0 {
+			return nil, errors.New("the provider answers with JSON that holds no keys")
+		}
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	return resp, nil

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -27,12 +28,17 @@ type provider struct {
 	keys    []jose.JSONWebKey
 	down    bool
 	fetches int
+	// discoveries are the times that it was asked where its keys are
+	discoveries int
 }
 
 func newProvider(t *testing.T, keys ...jose.JSONWebKey) *provider {
 	p := &provider{keys: keys}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		p.mu.Lock()
+		p.discoveries++
+		p.mu.Unlock()
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(map[string]string{"issuer": p.URL, "jwks_uri": p.URL + "/keys"})
 	})
@@ -50,6 +56,13 @@ func newProvider(t *testing.T, keys ...jose.JSONWebKey) *provider {
 	p.Server = httptest.NewServer(mux)
 	t.Cleanup(p.Close)
 	return p
+}
+
+// asked is how often it was asked anything.
+func (p *provider) asked() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fetches + p.discoveries
 }
 
 func (p *provider) set(down bool, keys ...jose.JSONWebKey) {
@@ -216,7 +229,7 @@ func TestProvidersKeysAreKept(t *testing.T) {
 	}
 	p.set(false, public(second.Public(), "k2"))
 	clock.at = clock.at.Add(staleFor)
-	a.tokens, _ = openTokens(tokenConfig(p), clock.now) // the limit below has a clock of its own
+	a.tokens, _ = openTokens(tokenConfig(p), clock.now, slog.New(slog.DiscardHandler)) // the limit below has a clock of its own
 	if got := code(token(second, "k2")); got != http.StatusOK {
 		t.Errorf("the new key: %d", got)
 	}
@@ -234,5 +247,100 @@ func TestProvidersKeysAreKept(t *testing.T) {
 	}
 	if got := code(token(second, "k2")); got != http.StatusOK {
 		t.Errorf("who has a good token, after strangers: %d", got)
+	}
+}
+
+// Many good tokens come at once while nothing is known of the provider, and it is away. It is asked a few times, not once for
+// each of them, and as soon as it may be asked again all of them are taken.
+func TestAColdBurstOfTokens(t *testing.T) {
+	key := rsaKey(t)
+	p := newProvider(t, public(key.Public(), "k1"))
+	a, clock := open(t, tokenConfig(p))
+	token := "Bearer " + sign(t, jose.RS256, key, "k1", map[string]any{
+		"iss": p.URL, "aud": "pgw", "sub": "acme", "exp": clock.at.Add(time.Hour).Unix(), "scope": "payments", "pgw_senders": "*",
+	})
+	burst := func() (codes map[int]int) {
+		codes = map[int]int{}
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				code := http.StatusOK
+				if _, denied := a.Check(request("Authorization", token)); denied != nil {
+					code = denied.Code
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				codes[code]++
+			})
+		}
+		all.Wait()
+		return codes
+	}
+	for range 4 { // they try again, and it is still away
+		p.set(true, public(key.Public(), "k1"))
+		if got := burst(); got[http.StatusServiceUnavailable] != 50 {
+			t.Fatalf("while the provider is away: %v", got)
+		}
+	}
+	if asked := p.asked(); asked > 12 {
+		t.Errorf("200 tokens had the provider asked %d times", asked)
+	}
+	p.set(false, public(key.Public(), "k1"))
+	clock.at = clock.at.Add(10 * time.Second)
+	if got := burst(); got[http.StatusOK] != 50 {
+		t.Errorf("the provider is back: %v", got)
+	}
+	before := p.asked()
+	if got := burst(); got[http.StatusOK] != 50 || p.asked() != before {
+		t.Errorf("its keys are known: %v, asked %d times", got, p.asked()-before)
+	}
+}
+
+// Keys that are known are renewed even though strangers name keys that nobody has all the time.
+func TestStrangersDoNotKeepKeysFromBeingRenewed(t *testing.T) {
+	first, second, stranger := rsaKey(t), rsaKey(t), rsaKey(t)
+	p := newProvider(t, public(first.Public(), "k1"))
+	a, clock := open(t, tokenConfig(p))
+	code := func(key *rsa.PrivateKey, kid string) int {
+		_, denied := a.Check(request("Authorization", "Bearer "+sign(t, jose.RS256, key, kid, map[string]any{
+			"iss": p.URL, "aud": "pgw", "sub": "acme", "exp": clock.at.Add(time.Hour).Unix(), "scope": "payments", "pgw_senders": "*",
+		})))
+		if denied != nil {
+			return denied.Code
+		}
+		return http.StatusOK
+	}
+	if got := code(first, "k1"); got != http.StatusOK {
+		t.Fatal(got)
+	}
+	p.set(false, public(second.Public(), "k2"))
+	for range 20 {
+		code(stranger, "k9")
+	}
+	clock.at = clock.at.Add(freshFor + time.Second)
+	for range 20 {
+		code(stranger, "k9")
+	}
+	if got := code(first, "k1"); got == http.StatusOK {
+		t.Errorf("a key that was withdrawn: %d", got)
+	}
+	if got := code(second, "k2"); got != http.StatusOK {
+		t.Errorf("the key in its place: %d", got)
+	}
+}
+
+// What is no key set does not take the keys' place, and a provider that is set up wrongly is no fault of the token's.
+func TestAPageThatIsNoKeySet(t *testing.T) {
+	key := rsaKey(t)
+	p := newProvider(t, public(key.Public(), "k1"))
+	cfg := tokenConfig(p)
+	cfg.JWKSURL = p.URL + "/.well-known/openid-configuration"
+	a, clock := open(t, cfg)
+	_, denied := a.Check(request("Authorization", "Bearer "+sign(t, jose.RS256, key, "k1", map[string]any{
+		"iss": p.URL, "aud": "pgw", "sub": "acme", "exp": clock.at.Add(time.Hour).Unix(), "scope": "payments", "pgw_senders": "*",
+	})))
+	if denied == nil || denied.Code != http.StatusServiceUnavailable {
+		t.Errorf("got %v", denied)
 	}
 }
