@@ -4,6 +4,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -33,6 +34,8 @@ type Config struct {
 	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
 	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Kafka        kafka.Config
+
+	readWithin time.Duration // the usual when zero
 }
 
 // Publisher publishes the results of swept payments.
@@ -48,6 +51,7 @@ type DB struct {
 	cfg     Config
 	pool    *pgxpool.Pool
 	ledger  *ledger
+	reads   *reads
 	publish Publisher
 	rules   *postgres.Cached[payment.Rules] // nil: none are enforced
 	now     func() time.Time
@@ -128,8 +132,15 @@ func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
+	reading, err := postgres.Open(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "db", Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: registry,
+	})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
 	d := &DB{
-		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, registry), publish: publish, now: now, log: log, metrics: newMetrics(registry),
+		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, registry), reads: newReads(reading, cmp.Or(cfg.readWithin, readWithin)), publish: publish, now: now, log: log, metrics: newMetrics(registry),
 	}
 	d.enforceRules()
 	return &function.Function{
@@ -144,6 +155,7 @@ func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) 
 		Close: func(ctx context.Context) error {
 			err := d.ledger.close(ctx)
 			pool.Close()
+			reading.Close()
 			return err
 		},
 	}, nil

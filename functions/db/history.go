@@ -23,8 +23,10 @@ const (
 	defaultPage = 20
 	maxPage     = 100
 	// maxSearched bounds how many payments one call of ListPayments looks at. An index on the accounts would
-	// be two more for every payment to write, and make the one update of a reservation's life a slow one.
-	maxSearched = 10_000
+	// be two more for every payment to write, and make the one update of a reservation's life a slow one. Without it,
+	// an account that seldom pays has the same few found among many: whoever wants them goes on from next_before, and
+	// each call is counted by itself.
+	maxSearched = 500
 )
 
 // record is one payment as the ledger keeps it.
@@ -87,12 +89,15 @@ func scanRecord(row pgx.CollectableRow) (record, error) {
 }
 
 // payment reads one payment by its key; pgx.ErrNoRows when the ledger has none.
-func (l *ledger) payment(ctx context.Context, key string) (record, error) {
-	rows, err := l.pool.Query(ctx, paymentSQL, key)
-	if err != nil {
-		return record{}, fmt.Errorf("read payment: %w", err)
-	}
-	rec, err := pgx.CollectExactlyOneRow(rows, scanRecord)
+func (r *reads) payment(ctx context.Context, key string) (rec record, err error) {
+	err = r.rows.run(ctx, func(ctx context.Context) error {
+		rows, err := r.pool.Query(ctx, paymentSQL, key)
+		if err != nil {
+			return err
+		}
+		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
+		return err
+	})
 	if err != nil {
 		return rec, fmt.Errorf("read payment: %w", err)
 	}
@@ -108,29 +113,31 @@ type search struct {
 }
 
 // payments reads a page. next is where to go on; uuid.Nil when there are no older ones.
-func (l *ledger) payments(ctx context.Context, s search) (found []record, next uuid.UUID, err error) {
-	err = pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, walkSQL); err != nil {
+func (r *reads) payments(ctx context.Context, s search) (found []record, next uuid.UUID, err error) {
+	err = r.lists.run(ctx, func(ctx context.Context) error {
+		return pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, walkSQL); err != nil {
+				return err
+			}
+			// One more than asked for tells whether there is a next page.
+			rows, err := tx.Query(ctx, paymentsSQL, s.before, s.account, string(s.status), s.limit+1, maxSearched)
+			if err != nil {
+				return err
+			}
+			if found, err = pgx.CollectRows(rows, scanRecord); err != nil {
+				return err
+			}
+			if len(found) > s.limit {
+				found = found[:s.limit]
+				next = found[s.limit-1].ReservationID
+				return nil
+			}
+			err = tx.QueryRow(ctx, lastSearchedSQL, s.before, maxSearched-1).Scan(&next)
+			if errors.Is(err, pgx.ErrNoRows) {
+				return nil
+			}
 			return err
-		}
-		// One more than asked for tells whether there is a next page.
-		rows, err := tx.Query(ctx, paymentsSQL, s.before, s.account, string(s.status), s.limit+1, maxSearched)
-		if err != nil {
-			return err
-		}
-		if found, err = pgx.CollectRows(rows, scanRecord); err != nil {
-			return err
-		}
-		if len(found) > s.limit {
-			found = found[:s.limit]
-			next = found[s.limit-1].ReservationID
-			return nil
-		}
-		err = tx.QueryRow(ctx, lastSearchedSQL, s.before, maxSearched-1).Scan(&next)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
-		}
-		return err
+		})
 	})
 	if err != nil {
 		return nil, uuid.Nil, fmt.Errorf("read payments: %w", err)
@@ -143,7 +150,7 @@ func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.
 	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
 		return nil, invalid(err)
 	}
-	rec, err := d.ledger.payment(ctx, in.IdempotencyKey)
+	rec, err := d.reads.payment(ctx, in.IdempotencyKey)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
 	}
@@ -172,7 +179,7 @@ func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*d
 	if err != nil {
 		return nil, invalid(err)
 	}
-	found, next, err := d.ledger.payments(ctx, s)
+	found, next, err := d.reads.payments(ctx, s)
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -73,6 +73,7 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, published: &published{}}
 	w.DB = &DB{cfg: cfg, pool: pool, publish: w.published, now: time.Now, log: slog.New(slog.DiscardHandler), metrics: discardMetrics()}
 	w.ledger = newLedger(pool, cfg, nil)
+	w.reads = newReads(pool, patience)
 	t.Cleanup(func() {
 		w.checkSum()
 		if err := w.ledger.close(context.Background()); err != nil {

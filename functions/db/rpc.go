@@ -170,7 +170,9 @@ func (d *DB) CheckBalance(ctx context.Context, in *dbv1.CheckBalanceRequest) (*d
 		return nil, invalid(&payment.FieldError{Field: "amount_idr", Problem: "must not be negative"})
 	}
 	var balance int64
-	err := d.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, in.AccountId).Scan(&balance)
+	err := d.reads.rows.run(ctx, func(ctx context.Context) error {
+		return d.reads.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, in.AccountId).Scan(&balance)
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, status.Errorf(codes.NotFound, "there is no account %s", in.AccountId)
 	}
@@ -182,7 +184,11 @@ func (d *DB) CheckBalance(ctx context.Context, in *dbv1.CheckBalanceRequest) (*d
 
 // GetRandomAccounts implements db.v1.Db.
 func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsRequest) (*dbv1.GetRandomAccountsResponse, error) {
-	ids, err := postgres.RandomAccounts(ctx, d.pool, 2)
+	var ids []string
+	err := d.reads.lists.run(ctx, func(ctx context.Context) (err error) {
+		ids, err = postgres.RandomAccounts(ctx, d.reads.pool, 2)
+		return err
+	})
 	if err != nil {
 		return nil, unavailable(err)
 	}

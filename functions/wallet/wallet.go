@@ -34,8 +34,12 @@ type Config struct {
 	RPC         rpc.Security
 }
 
-// maxRandom bounds GetRandomAccounts.
-const maxRandom = 100
+const (
+	// maxRandom bounds GetRandomAccounts.
+	maxRandom = 100
+	// pickWithin bounds it too, its wait for a connection included.
+	pickWithin = 5 * time.Second
+)
 
 // Wallet is the function.
 type Wallet struct {
@@ -43,6 +47,7 @@ type Wallet struct {
 	walletv1.UnimplementedAdminServer
 
 	pool  *pgxpool.Pool
+	picks *pgxpool.Pool // random accounts are picked by it, so that no payment's account is read behind them
 	reads *batch.Batcher[string, *account]
 	db    dbv1.DbClient
 	admin dbv1.AdminClient
@@ -90,8 +95,15 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log 
 	if err != nil {
 		return nil, err
 	}
+	picks, err := postgres.Open(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, ReadOnly: true, Registerer: registry,
+	})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
 	w := &Wallet{
-		pool: pool, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
+		pool: pool, picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
 	}
 	// One lane: reads are short, and one query for many accounts costs hardly more than for one.
 	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: registry}, w.readAll)
@@ -105,6 +117,7 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log 
 		Close: func(ctx context.Context) error {
 			err := w.reads.Close(ctx)
 			pool.Close()
+			picks.Close()
 			return err
 		},
 	}, nil
@@ -197,7 +210,12 @@ func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAc
 	if n > maxRandom {
 		return nil, status.Errorf(codes.InvalidArgument, "count: %d; at most %d", n, maxRandom)
 	}
-	ids, err := postgres.RandomAccounts(ctx, w.pool, int(n))
+	ctx, cancel := context.WithTimeout(ctx, pickWithin)
+	defer cancel()
+	ids, err := postgres.RandomAccounts(ctx, w.picks, int(n))
+	if ctx.Err() != nil {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}

@@ -6,7 +6,8 @@ import (
 )
 
 // measure tells of a pool: how full it is, and what waiting for a connection cost.
-func measure(r prometheus.Registerer, pool *pgxpool.Pool) {
+func measure(r prometheus.Registerer, name string, pool *pgxpool.Pool) {
+	r = prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, r)
 	gauge := func(name, help string, read func(*pgxpool.Stat) float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
 	}

@@ -3,6 +3,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -20,8 +22,11 @@ import (
 type Config struct {
 	URL      string
 	Name     string // application_name: who is asking, for pg_stat_activity
+	Pool     string // tells a function's pools apart in its metrics; "main" when empty
 	MaxConns int32
-	ReadOnly bool // every transaction of this pool is read-only
+	// ReadOnly says that every transaction of this pool is read-only. A statement that nobody waits for any more is cancelled
+	// at the server, and its connection is used again.
+	ReadOnly bool
 	// Lookups says that every statement of this pool finds its rows by index. A statement prepared while
 	// the tables were small would otherwise keep a plan that reads them whole, and slow down with each row
 	// until the tables are next analyzed. And since the plan is the same whatever the parameters are, it is made
@@ -33,6 +38,9 @@ type Config struct {
 
 	Registerer prometheus.Registerer // nil: nothing is measured
 }
+
+// cancelWithin is how long a statement that was cancelled may take to end, before its connection is given up.
+const cancelWithin = time.Second
 
 // Open makes a pool. It connects when it is first used: a function must be able to start while the database
 // is away. Whatever context its user has, nothing waits for ever: a dial, an acquire, a statement and a server's silence
@@ -73,6 +81,9 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	}
 	if cfg.ReadOnly {
 		params["default_transaction_read_only"] = "on"
+		c.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+			return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelWithin}
+		}
 	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), c)
 	if err != nil {
@@ -80,7 +91,7 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	}
 	opened.Store(pool)
 	if cfg.Registerer != nil {
-		measure(cfg.Registerer, pool)
+		measure(cfg.Registerer, cmp.Or(cfg.Pool, "main"), pool)
 	}
 	return pool, nil
 }
