@@ -31,6 +31,10 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 			return nil, fmt.Errorf("CORS_ORIGINS: %w", err)
 		}
 	}
+	hosts, err := readHosts(g.cfg.Access.Hosts)
+	if err != nil {
+		return nil, err
+	}
 	return func(next http.Handler) http.Handler {
 		var api http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if err := origins.Check(r); err != nil {
@@ -38,12 +42,16 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 				return
 			}
 			if g.access != nil {
-				p, denied := g.access.Check(r)
+				p, denied := g.access.Charge(r, cost(r))
 				if denied != nil {
 					g.deny(w, r, denied)
 					return
 				}
 				r = r.WithContext(context.WithValue(r.Context(), principalKey{}, p))
+			}
+			if r.Method == http.MethodGet || r.Method == http.MethodHead {
+				g.reads.serve(w, r, next)
+				return
 			}
 			next.ServeHTTP(w, r)
 		})
@@ -54,6 +62,17 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 				ExposedHeaders: []string{"Retry-After", "Server-Timing", "WWW-Authenticate"}, MaxAge: 600,
 			}).Handler(api)
 		}
+		served := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// ServeMux matches decoded segments: whatever it takes for /api has a path that begins so.
+			if strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/api" {
+				api.ServeHTTP(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}))
+		if g.cfg.Access.Mode != access.Required {
+			served = hosts.only(served)
+		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			h := w.Header()
 			h["X-Content-Type-Options"], h["Referrer-Policy"] = noSniff, noReferrer
@@ -61,12 +80,7 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 			if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
 				h["Strict-Transport-Security"] = stayWithTLS
 			}
-			// ServeMux matches decoded segments: whatever it takes for /api has a path that begins so.
-			if strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/api" {
-				api.ServeHTTP(w, r)
-				return
-			}
-			next.ServeHTTP(w, r)
+			served.ServeHTTP(w, r)
 		})
 	}, nil
 }

@@ -149,20 +149,21 @@ func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who strin
 		writeProblem(w, http.StatusBadRequest, "Bad request", status.Convert(err).Message())
 	case codes.NotFound:
 		writeProblem(w, http.StatusNotFound, "Not found", status.Convert(err).Message())
-	case codes.ResourceExhausted:
-		w.Header().Set("Retry-After", "1")
-		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
 	default:
-		g.writeUnreachable(r.Context(), w, who, err, "A function can't be asked now", "It is "+who+". Try again.")
+		g.writeUnreachable(r.Context(), w, err, "A function can't be asked now", "It is "+who+". Try again.")
 	}
 }
 
-// writeUnreachable answers that a function could not be asked, unless the client has left.
-func (g *Gateway) writeUnreachable(ctx context.Context, w http.ResponseWriter, who string, err error, title, detail string) {
-	if left(ctx) {
+// writeUnreachable answers that a function could not be asked, or has too much to do, unless the client has left. The outage is
+// logged where calls are watched.
+func (g *Gateway) writeUnreachable(ctx context.Context, w http.ResponseWriter, err error, title, detail string) {
+	switch {
+	case left(ctx):
 		w.WriteHeader(clientLeft)
-		return
+	case status.Code(err) == codes.ResourceExhausted:
+		w.Header().Set("Retry-After", "1")
+		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
+	default:
+		writeProblem(w, http.StatusBadGateway, title, detail)
 	}
-	g.log.WarnContext(ctx, "a function could not be asked", "function", who, "error", err)
-	writeProblem(w, http.StatusBadGateway, title, detail)
 }

@@ -124,9 +124,9 @@ func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome str
 	// request has a result of its own coming, and this one's client waits there.
 	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
 	if elsewhere && event.Header(ctx).Get(relayedHeader) == "" {
-		if err := g.relayResult(ctx, result.ReplyTo, e); err != nil {
+		err := g.relayResult(ctx, result.ReplyTo, e)
+		if g.relaying.Note(ctx, err); err != nil {
 			// One try: that replica may be gone, and its client with it.
-			g.log.InfoContext(ctx, "a result could not be relayed", "error", err)
 			return "relay_failed", nil
 		}
 		return "relayed", nil

@@ -79,11 +79,14 @@ type Gateway struct {
 	relay   *http.Client
 	waker   *waker
 	doors   *admission
+	reads   *reads
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
 	seeded  atomic.Bool  // there was something to pay with
 	page    func() *page // made when it is first asked for: a start should not wait for it
+
+	senseless, relaying *trace.Outage
 }
 
 type metrics struct {
@@ -216,8 +219,11 @@ func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *s
 	if err != nil {
 		return nil, err
 	}
+	to, publish = to.watch(now, log), watchPublisher(publish, now, log)
 	g := &Gateway{
-		cfg: cfg, fx: fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
+		cfg: cfg, reads: newReads(registry), senseless: trace.NewOutage(log, now, "a function answered what can't be used"),
+		relaying: trace.NewOutage(log, now, "a result could not be relayed"),
+		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
 		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
 		waker: newWaker(cfg.WakeURLs, to.HTTP), now: now, log: log,
@@ -342,7 +348,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	case err != nil:
 		// What stands in the ledger is not known, so neither is the answer.
 		if !left(ctx) {
-			g.log.WarnContext(ctx, "a refusal could not be recorded or checked", "error", err)
+			g.log.DebugContext(ctx, "a refusal could not be recorded or checked", "error", err)
 		}
 		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: notSentOn, stages: took}
 	case !known || outcome.Reason == no.reason:
@@ -375,14 +381,12 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took
 		g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
 		if !left(ctx) {
 			g.metrics.publish.WithLabelValues("error").Inc()
-			g.log.ErrorContext(ctx, "publish a payment request", "error", err)
 		}
 		return reply{Outcome: payment.Decline(payment.QueuePublishError), message: notSentOn, stages: *took}
 	default:
 		// The broker may have the request though it did not say so: then a result comes.
 		if !left(ctx) {
 			g.metrics.publish.WithLabelValues("unknown").Inc()
-			g.log.WarnContext(ctx, "whether a payment request was published is not known", "error", err)
 		}
 	}
 	return g.await(ctx, f, r, false, took)

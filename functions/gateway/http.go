@@ -316,7 +316,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
 		return
 	default:
-		g.writeUnreachable(trace.WithKey(r.Context(), key), w, "db", err, "The ledger can't be asked now", "Try again.")
+		g.writeUnreachable(trace.WithKey(r.Context(), key), w, err, "The ledger can't be asked now", "Try again.")
 		return
 	}
 	out := stateOf(got)
@@ -366,7 +366,7 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
 	w.Header().Set("Server-Timing", fmt.Sprintf("wallet;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
 	if err != nil {
-		g.writeUnreachable(r.Context(), w, "wallet", err, "Wallet can't be asked now", "Try again.")
+		g.writeUnreachable(r.Context(), w, err, "Wallet can't be asked now", "Try again.")
 		return
 	}
 	if len(got.AccountIds) < 2 {

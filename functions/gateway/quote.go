@@ -87,6 +87,7 @@ func (g *Gateway) price(ctx context.Context, r *payment.Request) verdict {
 	if r.Rate, err = money.ParseRate(got.Rate); err != nil {
 		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, fmt.Errorf("fx answered with a bad rate: %w", err))
 	}
+	g.senseless.Note(ctx, nil)
 	g.metrics.fx.WithLabelValues("ok").Inc()
 	if r.AmountIDR <= 0 {
 		return verdict{payment.InvalidInput, "amount: is worth less than one rupiah", unpriced}
@@ -180,7 +181,10 @@ func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec,
 	if status.Code(err) == codes.ResourceExhausted {
 		return verdict{reason: payment.Overloaded, message: "too many payments are under way"}
 	}
-	g.log.WarnContext(ctx, "a function could not be asked", "reason", string(reason), "error", err)
+	// That a call failed is told where calls are watched.
+	if _, failed := status.FromError(err); !failed {
+		g.senseless.Note(ctx, err, "reason", string(reason))
+	}
 	return verdict{reason: reason, message: notSentOn}
 }
 

@@ -36,10 +36,14 @@ func Refused(err error) bool {
 // HTTP receives events in binary or structured mode. The status is the acknowledgement that KafkaSource
 // goes by: 202; 400, 403 and 413, which it never retries; 503, which it does.
 func HTTP(h Handler, log *slog.Logger) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(h, log, w, r) })
+	// Where everything fails, or somebody sends what is refused, a line for each event would bury the rest of the log.
+	told := outages{trace.NewOutage(log, time.Now, "event put off"), trace.NewOutage(log, time.Now, "event refused")}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(h, told, w, r) })
 }
 
-func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) {
+type outages struct{ putOff, refused *trace.Outage }
+
+func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, MaxBytes)
 	e, err := cehttp.NewEventFromHTTPRequest(r)
 	if err != nil {
@@ -64,15 +68,17 @@ func serve(h Handler, log *slog.Logger, w http.ResponseWriter, r *http.Request) 
 	trace.End(span, err)
 	switch {
 	case err == nil:
+		told.putOff.Note(ctx, nil)
+		told.refused.Note(ctx, nil)
 		w.WriteHeader(http.StatusAccepted)
 	case errors.Is(err, ErrSignature):
-		log.WarnContext(ctx, "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusForbidden)
 	case Refused(err):
-		log.WarnContext(ctx, "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
-		log.WarnContext(ctx, "event put off", "type", e.Type(), "id", e.ID(), "error", err)
+		told.putOff.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}

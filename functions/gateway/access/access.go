@@ -31,6 +31,8 @@ type Config struct {
 	TokenRate  float64 `envconfig:"OIDC_RATE" default:"100" desc:"requests a second for each subject"`
 	TokenBurst int     `envconfig:"OIDC_BURST" default:"200" desc:"requests at once for each subject"`
 
+	Hosts []string `envconfig:"HOSTS" desc:"names by which clients may call while AUTH is off, beside localhost and addresses: pay.example.com, *.example.com, or * where what stands before it decides"`
+
 	AddressRate float64        `envconfig:"ADDRESS_RATE" default:"0" desc:"requests a second for each client address, before anything else is looked at; 0: no bound"`
 	Proxies     []netip.Prefix `envconfig:"TRUSTED_PROXIES" desc:"networks whose X-Forwarded-For is believed"`
 }
@@ -159,8 +161,11 @@ func (a *Access) openKeys(cfg Config, log *slog.Logger) error {
 const KeyHeader = "X-API-Key"
 
 // Check tells who makes a request, or why it is not let in. The principal is nil where nobody is asked who he is.
-func (a *Access) Check(r *http.Request) (*Principal, *Denied) {
-	p, denied := a.check(r)
+func (a *Access) Check(r *http.Request) (*Principal, *Denied) { return a.Charge(r, 1) }
+
+// Charge is Check for a request that counts as several.
+func (a *Access) Charge(r *http.Request, cost int) (*Principal, *Denied) {
+	p, denied := a.check(r, cost)
 	if denied != nil {
 		a.outcomes.WithLabelValues(denied.outcome).Inc()
 	} else {
@@ -169,9 +174,9 @@ func (a *Access) Check(r *http.Request) (*Principal, *Denied) {
 	return p, denied
 }
 
-func (a *Access) check(r *http.Request) (*Principal, *Denied) {
+func (a *Access) check(r *http.Request, cost int) (*Principal, *Denied) {
 	if a.addresses != nil {
-		if wait := a.addresses.take(r, a.now()); wait > 0 {
+		if wait := a.addresses.take(r, cost, a.now()); wait > 0 {
 			return nil, tooMany(wait, "requests from this address")
 		}
 	}
@@ -182,7 +187,7 @@ func (a *Access) check(r *http.Request) (*Principal, *Denied) {
 	if denied != nil {
 		return nil, denied
 	}
-	if wait := a.limits.take(p.Name, p.rate, p.burst, a.now()); wait > 0 {
+	if wait := a.limits.take(p.Name, p.rate, p.burst, cost, a.now()); wait > 0 {
 		return nil, tooMany(wait, "requests of "+p.Name)
 	}
 	return p, nil

@@ -21,8 +21,10 @@ type limiters struct {
 	by map[string]*rate.Limiter
 }
 
-// take counts a request. It gives how long to wait when there were too many.
-func (ls *limiters) take(name string, perSecond float64, burst int, now time.Time) time.Duration {
+// take counts a request, as so many as it costs. It gives how long to wait when there were too many. What costs more than may
+// come at once is let in where nothing has come for a while.
+func (ls *limiters) take(name string, perSecond float64, burst, cost int, now time.Time) time.Duration {
+	cost = min(cost, burst)
 	ls.mu.Lock()
 	l := ls.by[name]
 	if l == nil {
@@ -35,10 +37,10 @@ func (ls *limiters) take(name string, perSecond float64, burst int, now time.Tim
 		l.SetLimitAt(now, rate.Limit(perSecond))
 		l.SetBurstAt(now, burst)
 	}
-	if l.AllowN(now, 1) {
+	if l.AllowN(now, cost) {
 		return 0
 	}
-	r := l.ReserveN(now, 1)
+	r := l.ReserveN(now, cost)
 	wait := r.DelayFrom(now)
 	r.CancelAt(now)
 	return max(wait, time.Millisecond)
@@ -78,8 +80,8 @@ func openAddressRate(cfg Config) (*addressRate, error) {
 	return &addressRate{perSecond: cfg.AddressRate, proxies: cfg.Proxies}, nil
 }
 
-func (a *addressRate) take(r *http.Request, now time.Time) time.Duration {
-	return a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), now)
+func (a *addressRate) take(r *http.Request, cost int, now time.Time) time.Duration {
+	return a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), cost, now)
 }
 
 // client is the last address on the way to us that is not a proxy's of ours: what stands before that in

@@ -1,0 +1,35 @@
+package rpc
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pgw/shared/trace"
+)
+
+// Watched has an outage told of when calls over a connection fail, and when they work again.
+func Watched(conn grpc.ClientConnInterface, outage *trace.Outage) grpc.ClientConnInterface {
+	return watched{conn, outage}
+}
+
+type watched struct {
+	grpc.ClientConnInterface
+	outage *trace.Outage
+}
+
+// Invoke implements grpc.ClientConnInterface.
+func (w watched) Invoke(ctx context.Context, method string, in, out any, options ...grpc.CallOption) error {
+	err := w.ClientConnInterface.Invoke(ctx, method, in, out, options...)
+	switch status.Code(err) {
+	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange:
+		w.outage.Note(ctx, nil) // an answer, whatever it says
+	case codes.Canceled, codes.ResourceExhausted:
+		// Nobody waits for the answer any more, or the function is there and has much to do.
+	default:
+		w.outage.Note(ctx, err, "rpc", method)
+	}
+	return err
+}
