@@ -3,6 +3,7 @@ package event
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -44,12 +45,18 @@ func HTTP(h Handler, log *slog.Logger) http.Handler {
 type outages struct{ putOff, refused *trace.Outage }
 
 func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, MaxBytes)
+	arrived := &arriving{ReadCloser: r.Body}
+	r.Body = http.MaxBytesReader(w, arrived, MaxBytes)
 	e, err := cehttp.NewEventFromHTTPRequest(r)
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
 			http.Error(w, "the event is larger than 256 KiB", http.StatusRequestEntityTooLarge)
+			return
+		}
+		if arrived.err != nil {
+			// That says nothing of the event, which may be sent again.
+			http.Error(w, "the event did not arrive: "+arrived.err.Error(), http.StatusRequestTimeout)
 			return
 		}
 		http.Error(w, "not a CloudEvent: "+err.Error(), http.StatusBadRequest)
@@ -82,6 +89,20 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
+}
+
+// arriving remembers why a body could not be read.
+type arriving struct {
+	io.ReadCloser
+	err error
+}
+
+func (a *arriving) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		a.err = err
+	}
+	return n, err
 }
 
 type headerKey struct{}

@@ -28,6 +28,8 @@ type connections struct {
 	max    int
 	closed *prometheus.CounterVec
 
+	arriving *arriving
+
 	mu  sync.Mutex
 	all map[*connection]struct{}
 }
@@ -41,6 +43,7 @@ type connection struct {
 	since atomic.Int64 // when it had none, in nanoseconds
 	alone atomic.Bool  // gRPC's own server has it: busy is not known, since is when something arrived last
 	body  receiving    // of the one request that HTTP/1 has at a time
+	held  int64        // of bodies that go on; guarded by arriving.mu
 }
 
 func newConnections(max int, r prometheus.Registerer) *connections {
@@ -51,7 +54,7 @@ func newConnections(max int, r prometheus.Registerer) *connections {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) == nil {
 		max = min(max, int(min(files.Cur, 1<<20))/2)
 	}
-	c := &connections{max: max, all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &connections{max: max, arriving: newArriving(r), all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "pgw_connections_closed_total", Help: "Connections closed because there were too many: waiting made room, refused found all others busy.",
 	}, []string{"reason"})}
 	c.closed.WithLabelValues("waiting")
@@ -206,30 +209,48 @@ func tracked(next http.Handler) http.Handler {
 		if r.ProtoMajor > 1 {
 			body = &receiving{}
 		}
-		*body = receiving{ReadCloser: r.Body, on: c}
+		*body = receiving{ReadCloser: r.Body, on: c, giveUp: func() { http.NewResponseController(w).SetReadDeadline(longAgo) }}
+		if isGRPC(r) {
+			body.piece = grpcPieceHeld
+		}
 		r.Body = body
 		defer body.answered()
 		next.ServeHTTP(w, r)
 	})
 }
 
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
 // receiving is a request's body. Its connection is busy once all of it is there.
 type receiving struct {
 	io.ReadCloser
 	on       *connection
 	received atomic.Bool // gRPC reads in a goroutine of its own
+	piece    int         // what a piece that was read takes at least
+	giveUp   func()      // ends a Read that waits, and all later ones
+
+	// guarded by arriving.mu
+	number, held int64
+	ended        bool // or given up
 }
 
 func (b *receiving) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && b.received.CompareAndSwap(false, true) {
+	switch {
+	case err == nil:
+		b.on.of.arriving.more(b, int64(max(n, b.piece)))
+	case b.received.CompareAndSwap(false, true):
+		b.on.of.arriving.end(b)
 		b.on.busy.Add(1)
 	}
 	return n, err
 }
 
 func (b *receiving) answered() {
-	if !b.received.CompareAndSwap(false, true) {
+	if b.received.CompareAndSwap(false, true) {
+		b.on.of.arriving.end(b)
+	} else {
 		b.on.rest()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,9 +34,11 @@ import (
 
 // Bounds of the port.
 const (
-	maxHeader    = 16 << 10
-	maxStreams   = 4096 // of a connection of HTTP/2
-	readyTimeout = 2 * time.Second
+	maxHeader  = 16 << 10
+	maxStreams = 1024 // of a connection of HTTP/2
+	// What HTTP/2 lets a peer send before it is read.
+	maxUnread, maxUnreadOfStream = 512 << 10, 64 << 10
+	readyTimeout                 = 2 * time.Second
 )
 
 // timeouts of a connection.
@@ -123,12 +126,32 @@ func (f *Function) Handler() http.Handler {
 	}
 	server := f.grpcServer()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-			server.ServeHTTP(w, r)
+		if !isGRPC(r) {
+			plain.ServeHTTP(w, r)
 			return
 		}
-		plain.ServeHTTP(w, r)
+		// gRPC would first read the message.
+		ctx, err := f.Callers.AdmitHTTP(r)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		server.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+func isGRPC(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// refuse answers an RPC that is not served, as gRPC has it.
+func refuse(w http.ResponseWriter, err error) {
+	why := status.Convert(err)
+	h := w.Header()
+	h.Set("Content-Type", "application/grpc")
+	h.Set("Grpc-Status", strconv.Itoa(int(why.Code())))
+	h.Set("Grpc-Message", why.Message())
+	w.WriteHeader(http.StatusOK)
 }
 
 // plain is all that is not gRPC.
@@ -153,6 +176,7 @@ func (f *Function) plain() http.Handler {
 func (f *Function) grpcServer(options ...grpc.ServerOption) *grpc.Server {
 	metrics := f.served().grpc
 	unary, stream := []grpc.UnaryServerInterceptor{f.served().interceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
+	unary, stream = append(unary, awaited), append(stream, awaitedStream)
 	if f.Callers != nil {
 		unary, stream = append(unary, f.Callers.Unary), append(stream, f.Callers.Stream)
 	}
@@ -275,14 +299,17 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 		IdleTimeout:       wait.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(f.Log.Handler(), slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: rpc.Unseen, PingTimeout: rpc.Unanswered},
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: maxUnreadOfStream,
+			SendPingTimeout: rpc.Unseen, PingTimeout: rpc.Unanswered,
+		},
 	}
 	failed := make(chan error, 3)
 	server.Protocols.SetHTTP1(true)
 	var calls *alone
 	if f.Transport == Alone && f.GRPC != nil {
 		server.Handler = tracked(f.plain())
-		calls = newAlone(f.grpcServer(wait.options()...), l.Addr())
+		calls = newAlone(f.grpcServer(append(wait.options(), grpc.InTapHandle(f.tap(wait.request)))...), l.Addr())
 		calls.take(server)
 		go func() { failed <- calls.server.Serve(calls) }()
 	} else {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
 
 	"pgw/shared/rpc"
 )
@@ -62,6 +63,38 @@ func (t timeouts) options() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: rpc.PingsApart, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
+}
+
+// messageKey holds what gives up an RPC whose message does not come.
+type messageKey struct{}
+
+// tap looks at an RPC as soon as its header is there: who may not call is told so, and a message that does not come is given up.
+func (f *Function) tap(within time.Duration) tap.ServerInHandle {
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		ctx, err := f.Callers.Admit(ctx, info.FullMethodName)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		return context.WithValue(ctx, messageKey{}, time.AfterFunc(within, cancel)), nil
+	}
+}
+
+// message tells that an RPC's message is there.
+func message(ctx context.Context) {
+	if timer, ok := ctx.Value(messageKey{}).(*time.Timer); ok {
+		timer.Stop()
+	}
+}
+
+func awaited(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	message(ctx)
+	return next(ctx, req)
+}
+
+func awaitedStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	message(stream.Context())
+	return next(srv, stream)
 }
 
 // take has an http.Server give its HTTP/2 connections away: by TLS it knows them by the protocol that was agreed on, in the

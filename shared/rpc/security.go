@@ -262,14 +262,36 @@ func isAdmin(method string) bool {
 	return strings.HasSuffix(service, ".Admin") || strings.HasSuffix(service, "AdminService") || method == "/fx.v1.FxService/UpdateRates"
 }
 
-// check lets a call in. The context that it gives carries an operator's token.
-func (c *Callers) check(ctx context.Context, method string) (context.Context, error) {
-	if !c.required || strings.HasPrefix(method, openTo) {
+// admitted marks a context whose call has been let in.
+type admitted struct{}
+
+// Admit lets a call in by its metadata and its connection. The context that it gives carries an operator's token. It is asked
+// when a call's header is there, and again by the interceptors, where nothing has asked it before.
+func (c *Callers) Admit(ctx context.Context, method string) (context.Context, error) {
+	if c == nil || !c.required || strings.HasPrefix(method, openTo) || ctx.Value(admitted{}) != nil {
 		return ctx, nil
 	}
+	var tlsState *tls.ConnectionState
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			tlsState = &info.State
+		}
+	}
+	return c.check(ctx, method, metadata.ValueFromIncomingContext(ctx, "authorization"), tlsState)
+}
+
+// AdmitHTTP is Admit for a call that comes by an HTTP server.
+func (c *Callers) AdmitHTTP(r *http.Request) (context.Context, error) {
+	if c == nil || !c.required || strings.HasPrefix(r.URL.Path, openTo) {
+		return r.Context(), nil
+	}
+	return c.check(r.Context(), r.URL.Path, r.Header.Values("Authorization"), r.TLS)
+}
+
+func (c *Callers) check(ctx context.Context, method string, authorization []string, by *tls.ConnectionState) (context.Context, error) {
 	token := ""
-	if given := metadata.ValueFromIncomingContext(ctx, "authorization"); len(given) == 1 {
-		token, _ = strings.CutPrefix(given[0], bearer)
+	if len(authorization) == 1 {
+		token, _ = strings.CutPrefix(authorization[0], bearer)
 	}
 	known, admin := 0, 0
 	for _, t := range c.tokens() {
@@ -279,34 +301,32 @@ func (c *Callers) check(ctx context.Context, method string) (context.Context, er
 	for _, hash := range c.admins() {
 		admin |= subtle.ConstantTimeCompare(hash[:], sum[:])
 	}
-	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
-			known = 1
-		}
+	if by != nil && len(by.VerifiedChains) > 0 {
+		known = 1
 	}
 	switch {
 	case admin == 1:
-		return context.WithValue(ctx, adminKey{}, token), nil
+		ctx = context.WithValue(ctx, adminKey{}, token)
 	case known == 0:
 		return nil, status.Error(codes.Unauthenticated, "this RPC needs a token in authorization, or a client's certificate")
 	case isAdmin(method):
 		return nil, status.Error(codes.PermissionDenied, "this RPC needs an operator's token (RPC_ADMIN_TOKEN)")
 	}
-	return ctx, nil
+	return context.WithValue(ctx, admitted{}, true), nil
 }
 
-// Unary is check as an interceptor.
+// Unary is Admit as an interceptor.
 func (c *Callers) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, err := c.check(ctx, info.FullMethod)
+	ctx, err := c.Admit(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
 	return next(ctx, req)
 }
 
-// Stream is check as an interceptor.
+// Stream is Admit as an interceptor.
 func (c *Callers) Stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if _, err := c.check(stream.Context(), info.FullMethod); err != nil {
+	if _, err := c.Admit(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	return next(srv, stream)

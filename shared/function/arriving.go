@@ -1,0 +1,105 @@
+package function
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Bounds of what has been received of bodies that have not ended, in bytes. Without them the streams of one connection times the
+// size of a body would be gigabytes. Many clients may be behind one connection, where a proxy stands before the port.
+const (
+	maxArriving   = 64 << 20 // of the port
+	maxArrivingOn = 16 << 20 // of a connection
+	// leastHeld is what even a body of one byte costs; of gRPC each piece has a buffer of its own.
+	leastHeld     = 4 << 10
+	grpcPieceHeld = 16 << 10
+)
+
+// arriving counts them. Whoever sends all of his body soon is hardly ever counted. Where there is too much, the oldest bodies
+// are given up, since a body that is sent in earnest has ended long before.
+type arriving struct {
+	givenUp prometheus.Counter
+
+	mu     sync.Mutex
+	bytes  int64
+	bodies map[*receiving]struct{}
+	next   int64 // number of the next body
+}
+
+func newArriving(r prometheus.Registerer) *arriving {
+	a := &arriving{bodies: map[*receiving]struct{}{}, givenUp: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "pgw_bodies_given_up_total", Help: "Requests whose bodies were given up, since too much of bodies that had not ended was held.",
+	})}
+	r.MustRegister(a.givenUp)
+	return a
+}
+
+// more counts what came of a body that goes on.
+func (a *arriving) more(b *receiving, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b.ended {
+		return
+	}
+	if _, known := a.bodies[b]; !known {
+		a.bodies[b] = struct{}{}
+		b.number = a.next
+		a.next++
+		n += leastHeld
+	}
+	b.held += n
+	b.on.held += n
+	a.bytes += n
+	if b.on.held > maxArrivingOn {
+		a.makeRoom(b.on, &b.on.held, maxArrivingOn)
+	}
+	if a.bytes > maxArriving {
+		a.makeRoom(nil, &a.bytes, maxArriving)
+	}
+}
+
+// end takes a body away that has ended, or whose request has been answered. It is not given up after that.
+func (a *arriving) end(b *receiving) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b.ended = true
+	a.forget(b)
+}
+
+func (a *arriving) forget(b *receiving) {
+	if _, known := a.bodies[b]; !known {
+		return
+	}
+	delete(a.bodies, b)
+	b.on.held -= b.held
+	a.bytes -= b.held
+	b.held = 0
+}
+
+// makeRoom gives up bodies of a connection, or of those that have most, until a sixteenth is free: to look through all of them for
+// each piece would cost too much. a.mu is held.
+func (a *arriving) makeRoom(on *connection, held *int64, most int64) {
+	type candidate struct {
+		*receiving
+		of int64 // what its connection holds
+	}
+	var all []candidate
+	for b := range a.bodies {
+		if on == nil || b.on == on {
+			all = append(all, candidate{b, b.on.held})
+		}
+	}
+	slices.SortFunc(all, func(x, y candidate) int { return cmp.Or(cmp.Compare(y.of, x.of), cmp.Compare(x.number, y.number)) })
+	for _, b := range all {
+		if *held <= most-most/16 {
+			return
+		}
+		a.forget(b.receiving)
+		b.ended = true
+		b.giveUp()
+		a.givenUp.Inc()
+	}
+}
