@@ -250,7 +250,7 @@ func TestPathsLeadNowhereElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.SetDeadline(time.Now().Add(patience))
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path)
 		text, err := io.ReadAll(conn)
 		conn.Close()
 		if err != nil || bytes.Contains(text, []byte("root:")) || !regexp.MustCompile(`^HTTP/1.1 (30[178]|400|404) `).Match(text) {
@@ -322,7 +322,7 @@ func TestTenThousandSlowConnections(t *testing.T) {
 		}
 		slow = append(slow, conn)
 		io.WriteString(conn, []string{
-			"", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", "POST /api/payments HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+			"", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", "POST /api/payments HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
 		}[i%3])
 		if i%500 == 0 {
 			s.expect(s.pay(fmt.Sprint("beside ", i), "A", "B", "USD", 1), "200 SUCCESS committed")
