@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/rpc"
@@ -92,6 +95,31 @@ func TestStrangersAreAnsweredBeforeTheirMessages(t *testing.T) {
 	})
 }
 
+// Only an operator's messages may be large.
+func TestOrdinaryMessagesAreSmall(t *testing.T) {
+	addr := serveAll(t, Mixed, nil, func(r grpc.ServiceRegistrar) {
+		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
+		riskv1.RegisterAdminServer(r, riskv1.UnimplementedAdminServer{})
+	})
+	end := make(chan struct{})
+	defer close(end)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	resp, err := speaker(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(rpc.MaxOrdinary+1, 10)), end}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	if got := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status"); got != "8" { // RESOURCE_EXHAUSTED
+		t.Errorf("an ordinary RPC: gRPC status %q", got)
+	}
+	conn := dial(t, callers(t, rpc.Security{}), addr)
+	_, err = riskv1.NewAdminClient(conn).SeedRules(t.Context(), &riskv1.SeedRulesRequest{BlockedAccounts: []string{strings.Repeat("x", 1<<20)}})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("an operator's: %v", err)
+	}
+}
+
 // A message of which the rest does not come is given up in time, over either transport.
 func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
@@ -126,12 +154,15 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 		body              []byte
 	}{
 		"events": {"/", "application/cloudevents+json", bytes.Repeat([]byte(" "), each)},
-		"gRPC":   {evaluate, "application/grpc", beginning(1<<20, each)},
+		"gRPC":   {"/risk.v1.Admin/SeedRules", "application/grpc", beginning(1<<20, each)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &Function{
 				Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(),
-				GRPC:     func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) },
+				GRPC: func(r grpc.ServiceRegistrar) {
+					riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
+					riskv1.RegisterAdminServer(r, riskv1.UnimplementedAdminServer{})
+				},
 				Events:   func(context.Context, cloudevents.Event) error { return nil },
 				timeouts: timeouts{header: time.Hour, request: time.Hour, answer: time.Hour, idle: time.Hour},
 			}

@@ -124,7 +124,8 @@ func (f *Function) Handler() http.Handler {
 	if f.GRPC == nil {
 		return plain
 	}
-	server := f.grpcServer()
+	// A server has one bound for all messages, so that large ones have a server of their own.
+	ordinary, large := f.grpcServer(rpc.MaxOrdinary), f.grpcServer(rpc.MaxMessage)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isGRPC(r) {
 			plain.ServeHTTP(w, r)
@@ -135,6 +136,10 @@ func (f *Function) Handler() http.Handler {
 		if err != nil {
 			refuse(w, err)
 			return
+		}
+		server := ordinary
+		if rpc.Large(r.URL.Path) {
+			server = large
 		}
 		server.ServeHTTP(w, r.WithContext(ctx))
 	})
@@ -173,7 +178,7 @@ func (f *Function) plain() http.Handler {
 	return routes
 }
 
-func (f *Function) grpcServer(options ...grpc.ServerOption) *grpc.Server {
+func (f *Function) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Server {
 	metrics := f.served().grpc
 	unary, stream := []grpc.UnaryServerInterceptor{f.served().interceptor()}, []grpc.StreamServerInterceptor{metrics.StreamServerInterceptor()}
 	unary, stream = append(unary, awaited), append(stream, awaitedStream)
@@ -181,7 +186,7 @@ func (f *Function) grpcServer(options ...grpc.ServerOption) *grpc.Server {
 		unary, stream = append(unary, f.Callers.Unary), append(stream, f.Callers.Stream)
 	}
 	options = append(options,
-		grpc.MaxRecvMsgSize(rpc.MaxMessage),
+		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(append(unary, f.call)...),
 		grpc.ChainStreamInterceptor(stream...),
 	)
@@ -309,7 +314,7 @@ func (f *Function) Serve(ctx context.Context, l net.Listener, drain time.Duratio
 	var calls *alone
 	if f.Transport == Alone && f.GRPC != nil {
 		server.Handler = tracked(f.plain())
-		calls = newAlone(f.grpcServer(append(wait.options(), grpc.InTapHandle(f.tap(wait.request)))...), l.Addr())
+		calls = newAlone(f.grpcServer(rpc.MaxMessage, append(wait.options(), grpc.InTapHandle(f.tap(wait.request)))...), l.Addr())
 		calls.take(server)
 		go func() { failed <- calls.server.Serve(calls) }()
 	} else {

@@ -262,6 +262,12 @@ func isAdmin(method string) bool {
 	return strings.HasSuffix(service, ".Admin") || strings.HasSuffix(service, "AdminService") || method == "/fx.v1.FxService/UpdateRates"
 }
 
+// MaxOrdinary bounds a message of an RPC that is not an operator's, in bytes: the largest have a few thousand.
+const MaxOrdinary = 64 << 10
+
+// Large tells that an RPC is an operator's, whose message may have up to MaxMessage bytes.
+func Large(method string) bool { return isAdmin(method) }
+
 // admitted marks a context whose call has been let in.
 type admitted struct{}
 

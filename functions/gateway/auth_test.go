@@ -1,0 +1,37 @@
+package gateway
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"pgw/functions/gateway/access"
+)
+
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+// Who is not let in is told so before a byte of what he sends is read.
+func TestStrangersBodiesAreNotRead(t *testing.T) {
+	_, line, err := access.NewKey("a", "senders=*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{AnswerIn: time.Second, MinWaiting: 1, MaxWaiting: 1, Access: access.Config{Mode: access.Required, Keys: line}}
+	f, err := New(cfg, Clients{}, nil, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := httptest.NewRecorder()
+	f.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/api/payments", unread{t}))
+	if answer.Code != http.StatusUnauthorized {
+		t.Errorf("%d %s", answer.Code, answer.Body)
+	}
+}
