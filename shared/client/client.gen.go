@@ -469,6 +469,9 @@ type BadRequest = Problem
 // Busy RFC 9457.
 type Busy = Problem
 
+// Misdirected RFC 9457.
+type Misdirected = Problem
+
 // NotAllowed RFC 9457.
 type NotAllowed = Problem
 
@@ -606,7 +609,8 @@ type ClientInterface interface {
 
 	// ListPayments What the ledger has recorded, the newest first
 	//
-	// What was refused on the way to the ledger is not in it.
+	// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
+	// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
 	//
 	// Corresponds with GET /api/payments (the `ListPayments` operationId).
 	ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -693,7 +697,8 @@ func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorF
 
 // ListPayments What the ledger has recorded, the newest first
 //
-// What was refused on the way to the ledger is not in it.
+// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
+// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
 //
 // Corresponds with GET /api/payments (the `ListPayments` operationId).
 func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1192,7 +1197,8 @@ type ClientWithResponsesInterface interface {
 
 	// ListPaymentsWithResponse What the ledger has recorded, the newest first
 	//
-	// What was refused on the way to the ledger is not in it.
+	// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
+	// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -1283,6 +1289,8 @@ type GetAccountResponse struct {
 	ApplicationProblemJSON403 *NotAllowed
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -1320,6 +1328,11 @@ func (r GetAccountResponse) GetApplicationProblemJSON403() *NotAllowed {
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
 func (r GetAccountResponse) GetApplicationProblemJSON404() *Problem {
 	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetAccountResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -1390,6 +1403,8 @@ type GetCurrenciesResponse struct {
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
 	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -1417,6 +1432,11 @@ func (r GetCurrenciesResponse) GetApplicationProblemJSON401() *NotKnown {
 // GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
 func (r GetCurrenciesResponse) GetApplicationProblemJSON403() *NotAllowed {
 	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetCurrenciesResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -1489,6 +1509,8 @@ type ListPaymentsResponse struct {
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
 	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -1521,6 +1543,11 @@ func (r ListPaymentsResponse) GetApplicationProblemJSON401() *NotKnown {
 // GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
 func (r ListPaymentsResponse) GetApplicationProblemJSON403() *NotAllowed {
 	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r ListPaymentsResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -1634,6 +1661,8 @@ type CreatePaymentResponse struct {
 	JSON413 *Answer
 	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
 	ApplicationProblemJSON415 *NotJSON
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// JSON422 the response for an HTTP 422 `application/json` response
 	JSON422 *Answer
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
@@ -1696,6 +1725,11 @@ func (r CreatePaymentResponse) GetJSON413() *Answer {
 // GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
 func (r CreatePaymentResponse) GetApplicationProblemJSON415() *NotJSON {
 	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r CreatePaymentResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetJSON422 returns the response for an HTTP 422 `application/json` response
@@ -1790,6 +1824,8 @@ type GetPaymentResponse struct {
 	ApplicationProblemJSON403 *NotAllowed
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -1829,6 +1865,11 @@ func (r GetPaymentResponse) GetApplicationProblemJSON403() *NotAllowed {
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
 func (r GetPaymentResponse) GetApplicationProblemJSON404() *Problem {
 	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetPaymentResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -1903,6 +1944,8 @@ type GetQuoteResponse struct {
 	ApplicationProblemJSON403 *NotAllowed
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -1940,6 +1983,11 @@ func (r GetQuoteResponse) GetApplicationProblemJSON403() *NotAllowed {
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
 func (r GetQuoteResponse) GetApplicationProblemJSON404() *Problem {
 	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetQuoteResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -2017,6 +2065,8 @@ type GetRandomAccountsResponse struct {
 	ApplicationProblemJSON403 *NotAllowed
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
@@ -2051,6 +2101,11 @@ func (r GetRandomAccountsResponse) GetApplicationProblemJSON403() *NotAllowed {
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
 func (r GetRandomAccountsResponse) GetApplicationProblemJSON404() *Problem {
 	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetRandomAccountsResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
 }
 
 // GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
@@ -2125,7 +2180,8 @@ func (c *ClientWithResponses) GetCurrenciesWithResponse(ctx context.Context, req
 
 // ListPaymentsWithResponse What the ledger has recorded, the newest first
 //
-// What was refused on the way to the ledger is not in it.
+// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
+// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2272,6 +2328,13 @@ func ParseGetAccountResponse(rsp *http.Response) (*GetAccountResponse, error) {
 		}
 		response.ApplicationProblemJSON404 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -2365,6 +2428,13 @@ func ParseGetCurrenciesResponse(rsp *http.Response) (*GetCurrenciesResponse, err
 			return nil, err
 		}
 		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany
@@ -2466,6 +2536,13 @@ func ParseListPaymentsResponse(rsp *http.Response) (*ListPaymentsResponse, error
 			return nil, err
 		}
 		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany
@@ -2581,6 +2658,13 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 			return nil, err
 		}
 		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Answer
@@ -2798,6 +2882,13 @@ func ParseGetPaymentResponse(rsp *http.Response) (*GetPaymentResponse, error) {
 		}
 		response.ApplicationProblemJSON404 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -2916,6 +3007,13 @@ func ParseGetQuoteResponse(rsp *http.Response) (*GetQuoteResponse, error) {
 		}
 		response.ApplicationProblemJSON404 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -3016,6 +3114,13 @@ func ParseGetRandomAccountsResponse(rsp *http.Response) (*GetRandomAccountsRespo
 			return nil, err
 		}
 		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
 		var dest TooMany

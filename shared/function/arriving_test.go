@@ -234,6 +234,8 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
+			f.connections.arriving.mu.Lock()
+			defer f.connections.arriving.mu.Unlock()
 			if n := len(f.connections.arriving.bodies); n != 0 || f.connections.arriving.bytes != 0 {
 				t.Errorf("%d bodies of %d bytes are still counted", n, f.connections.arriving.bytes)
 			}

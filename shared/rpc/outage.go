@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -23,11 +24,14 @@ type watched struct {
 // Invoke implements grpc.ClientConnInterface.
 func (w watched) Invoke(ctx context.Context, method string, in, out any, options ...grpc.CallOption) error {
 	err := w.ClientConnInterface.Invoke(ctx, method, in, out, options...)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return err // nobody waits for the answer any more, so it tells nothing
+	}
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange:
 		w.outage.Note(ctx, nil) // an answer, whatever it says
 	case codes.Canceled, codes.ResourceExhausted:
-		// Nobody waits for the answer any more, or the function is there and has much to do.
+		// The function is there, and says no more than that.
 	default:
 		w.outage.Note(ctx, err, "rpc", method)
 	}

@@ -164,7 +164,7 @@ func (s *keySet) keys(ctx context.Context, token string) (*oidc.RemoteKeySet, er
 		return set, nil
 	}
 	stale := set != nil && age <= staleFor
-	renewal := s.renewing.DoChan("", func() (any, error) { return s.renew(context.WithoutCancel(ctx), token) })
+	renewal := s.renewing.DoChan("", func() (any, error) { return s.renew(context.WithoutCancel(ctx), set, token) })
 	if stale && failed {
 		return set, nil // nobody waits each time for a provider that is away
 	}
@@ -187,7 +187,13 @@ var errOften = fmt.Errorf("%w: it has been asked often enough for now", errProvi
 
 // renew fetches the keys anew. One permission is for the whole of it: were it for each request, the first of them could use
 // up every one that comes, and the keys would never be fetched.
-func (s *keySet) renew(ctx context.Context, token string) (*oidc.RemoteKeySet, error) {
+func (s *keySet) renew(ctx context.Context, old *oidc.RemoteKeySet, token string) (*oidc.RemoteKeySet, error) {
+	s.mu.Lock()
+	current := s.current
+	s.mu.Unlock()
+	if current != old {
+		return current, nil // renewed since it was looked at
+	}
 	if !s.renewals.AllowN(s.now(), 1) {
 		return nil, errOften
 	}
