@@ -1,6 +1,7 @@
 package kafkasource
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -34,16 +35,28 @@ type behind struct {
 	records   int64 // that are not settled
 	underWay  int   // of those, read already
 	oldestAge time.Duration
+	tryingFor time.Duration // the delivery that has run for longest
+	held      int           // partitions with an event whose dead letter can't be written
+	heldFor   time.Duration // the oldest of those events
+	heldWhy   error         // why that one is held, and where it stands
+}
+
+func (b *behind) add(other behind) {
+	b.records += other.records
+	b.underWay += other.underWay
+	b.oldestAge = max(b.oldestAge, other.oldestAge)
+	b.tryingFor = max(b.tryingFor, other.tryingFor)
+	b.held += other.held
+	if other.heldWhy != nil && (b.heldWhy == nil || other.heldFor > b.heldFor) {
+		b.heldFor, b.heldWhy = other.heldFor, other.heldWhy
+	}
 }
 
 func (c *claims) behind(now time.Time) (all behind) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for w := range c.all {
-		b := w.behind(now)
-		all.records += b.records
-		all.underWay += b.underWay
-		all.oldestAge = max(all.oldestAge, b.oldestAge)
+		all.add(w.behind(now))
 	}
 	return all
 }
@@ -56,17 +69,27 @@ func (w *window) behind(now time.Time) behind {
 		oldest := w.records[0].message
 		first, b.oldestAge = oldest.Offset, max(0, now.Sub(oldest.Timestamp))
 	}
+	for _, r := range w.records {
+		if r.settled || r.begun.IsZero() {
+			continue
+		}
+		b.tryingFor = max(b.tryingFor, now.Sub(r.begun))
+		if age := now.Sub(r.held); !r.held.IsZero() && (b.held == 0 || age > b.heldFor) {
+			b.held, b.heldFor = 1, max(0, age)
+			b.heldWhy = fmt.Errorf("partition %d of %s, at offset %d: %w", r.message.Partition, r.message.Topic, r.message.Offset, r.why)
+		}
+	}
 	if end := w.claim.HighWaterMarkOffset(); first >= 0 && end > first {
 		b.records = end - first
 	}
 	return b
 }
 
-func (c *claims) measure(r prometheus.Registerer, source string) {
+func (c *claims) measure(r prometheus.Registerer, source string, now func() time.Time) {
 	gauge := func(name, help string, read func(behind) float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: name, Help: help, ConstLabels: prometheus.Labels{"source": source},
-		}, func() float64 { return read(c.behind(time.Now())) }))
+		}, func() float64 { return read(c.behind(now())) }))
 	}
 	gauge("pgw_source_lag", "Records of this process's partitions that are not delivered yet.",
 		func(b behind) float64 { return float64(b.records) })
@@ -74,4 +97,10 @@ func (c *claims) measure(r prometheus.Registerer, source string) {
 		func(b behind) float64 { return float64(b.underWay) })
 	gauge("pgw_source_oldest_age_seconds", "Age of the oldest record that is read, and not delivered yet.",
 		func(b behind) float64 { return b.oldestAge.Seconds() })
+	gauge("pgw_source_trying_seconds", "How long the oldest delivery under way has been tried.",
+		func(b behind) float64 { return b.tryingFor.Seconds() })
+	gauge("pgw_source_held_partitions", "Partitions whose offset is held, since the dead letter of an event can't be written.",
+		func(b behind) float64 { return float64(b.held) })
+	gauge("pgw_source_held_age_seconds", "How long the oldest event is held whose dead letter can't be written.",
+		func(b behind) float64 { return b.heldFor.Seconds() })
 }

@@ -19,9 +19,10 @@ const (
 type consumer struct {
 	source   kafkaSource
 	deliver  *deliverer
-	inFlight int // deliveries of one partition at the same time
+	places   chan struct{} // for deliveries of all partitions that this member has; nil: one at a time for each partition
 	assigned func()
 	claims   *claims
+	now      func() time.Time
 }
 
 func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.assigned(); return nil }
@@ -38,11 +39,15 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 	release := context.AfterFunc(session.Context(), func() { time.AfterFunc(drainWithin, cancel) })
 	defer release()
 	w := &window{
-		session: session, claim: claim, settle: func(m *sarama.ConsumerMessage) error {
-			return c.deliver.settle(withRevoked(ctx, session.Context()), positioned(readRecord(ctx, c.source, m), m))
-		},
-		byKey: map[string]*record{}, room: make(chan struct{}, windowMax), places: c.inFlight, idle: make(chan *record),
-		next: claim.InitialOffset(),
+		session: session, claim: claim, now: c.now,
+		room: make(chan struct{}, windowMax), places: c.places, idle: make(chan *record), next: claim.InitialOffset(),
+	}
+	if w.places == nil {
+		w.places = make(chan struct{}, 1)
+	}
+	w.settle = func(r *record) error {
+		hold := func(err error) { w.hold(r, err) }
+		return c.deliver.settle(withRevoked(ctx, session.Context()), readRecord(c.source, r.message), hold)
 	}
 	defer w.drain()
 	c.claims.add(w)
@@ -62,92 +67,92 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 	}
 }
 
-// window is what has been read of a partition and not yet committed. Records with the same key follow one
-// another; others go side by side; with one place all follow one another. Only the finished prefix is
-// marked, so a crash redelivers and never skips.
+// window is what has been read of a partition and not yet committed. Its records go side by side, those with the same key too,
+// as many as there are places; with one place they follow one another. Only the finished prefix is marked, so a crash
+// redelivers and never skips.
 type window struct {
 	session sarama.ConsumerGroupSession
 	claim   sarama.ConsumerGroupClaim
-	settle  func(*sarama.ConsumerMessage) error
+	settle  func(*record) error
+	now     func() time.Time
 	room    chan struct{} // one for each record between the first unsettled and the newest
-	places  int           // for deliveries, less those that run
-	idle    chan *record  // to a delivery that has nothing to do
+	places  chan struct{} // one for each delivery that runs; shared by the partitions of an unordered source's member
+	idle    chan *record  // to a goroutine that has nothing to deliver
 	running sync.WaitGroup
 
 	mu      sync.Mutex
 	records []*record // in the order of their offsets
-	byKey   map[string]*record
-	next    int64 // behind the newest record; negative while none was read and the offset is not known
+	next    int64     // behind the newest record; negative while none was read and the offset is not known
 }
 
 type record struct {
 	message *sarama.ConsumerMessage
-	key     string
 	settled bool
-	next    *record // the next with the same key, which waits for this one
+	begun   time.Time // when its delivery began; zero before
+	held    time.Time // when its dead letter could not be written for the first time; zero otherwise
+	why     error     // of the last try
 }
 
-// add takes a record in, and waits for room. It tells whether the partition is still ours.
+// add takes a record in, and waits for room and for a place. It tells whether the partition is still ours.
 func (w *window) add(m *sarama.ConsumerMessage) bool {
 	select {
 	case w.room <- struct{}{}:
 	case <-w.session.Context().Done():
 		return false
 	}
-	r := &record{message: m, key: string(m.Key)}
+	r := &record{message: m}
 	w.mu.Lock()
 	w.records = append(w.records, r)
 	w.next = m.Offset + 1
-	before := w.byKey[r.key]
-	follows := before != nil && r.key != ""
-	if r.key != "" {
-		w.byKey[r.key] = r
-	}
-	if follows {
-		before.next = r
-	}
 	w.mu.Unlock()
-	if follows {
-		return true
-	}
-	return w.start(r)
-}
-
-// start hands a record to a delivery. Deliveries are goroutines that stay, since a new one would have to
-// grow its stack again for each record.
-func (w *window) start(r *record) bool {
+	// Once no place is free, no partition of this member is read on.
 	select {
-	case w.idle <- r:
-		return true
-	default:
-	}
-	if w.places > 0 {
-		w.places--
-		w.running.Go(func() {
-			w.deliver(r)
-			for r := range w.idle {
-				w.deliver(r)
-			}
-		})
-		return true
-	}
-	select {
-	case w.idle <- r:
-		return true
+	case w.places <- struct{}{}:
 	case <-w.session.Context().Done():
 		return false
 	}
+	if w.session.Context().Err() != nil {
+		<-w.places
+		return false
+	}
+	w.start(r)
+	return true
 }
 
-// deliver takes a record to its end, and then those with the same key that wait for it.
+// start hands a record to a goroutine. They stay, since a new one would have to grow its stack again for each record; there
+// are never more of them than places.
+func (w *window) start(r *record) {
+	select {
+	case w.idle <- r:
+		return
+	default:
+	}
+	w.running.Go(func() {
+		w.deliver(r)
+		for r := range w.idle {
+			w.deliver(r)
+		}
+	})
+}
+
+// deliver takes a record to its end. One that is abandoned is not marked, and neither are those behind it.
 func (w *window) deliver(r *record) {
-	for r != nil {
-		if w.settle(r.message) != nil {
-			return // abandoned: neither this one nor those behind it are marked
-		}
-		if r = w.finish(r); r != nil && w.session.Context().Err() != nil {
-			return
-		}
+	defer func() { <-w.places }()
+	w.mu.Lock()
+	r.begun = w.now()
+	w.mu.Unlock()
+	if w.settle(r) == nil {
+		w.finish(r)
+	}
+}
+
+// hold notes that a record's offset is held, since its dead letter can't be written.
+func (w *window) hold(r *record, why error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r.why = why
+	if r.held.IsZero() {
+		r.held = w.now()
 	}
 }
 
@@ -157,8 +162,8 @@ func (w *window) drain() {
 	w.running.Wait()
 }
 
-// finish marks the settled prefix and gives the record that waited for this one.
-func (w *window) finish(r *record) *record {
+// finish marks the settled prefix.
+func (w *window) finish(r *record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r.settled = true
@@ -173,10 +178,6 @@ func (w *window) finish(r *record) *record {
 		clear(w.records[:n]) // let the messages go
 		w.records = w.records[n:]
 	}
-	if w.byKey[r.key] == r {
-		delete(w.byKey, r.key)
-	}
-	return r.next
 }
 
 // withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery under way

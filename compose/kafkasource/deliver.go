@@ -3,28 +3,18 @@ package kafkasource
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
-	"github.com/IBM/sarama"
-	"github.com/cloudevents/sdk-go/v2/binding"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
-	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 	oteltrace "go.opentelemetry.io/otel/trace"
 
 	"pgw/shared/event"
-	"pgw/shared/kafka"
 	"pgw/shared/trace"
 )
 
@@ -33,109 +23,8 @@ const (
 	maxErrorData = 1024     // of a reply that goes with a dead letter
 	maxBackoff   = 10 * time.Minute
 	maxHold      = 30 * time.Second // between tries of a dead-letter sink that fails
+	putWithin    = 30 * time.Second // for one try of a dead-letter topic
 )
-
-// message is an event on its way, in HTTP's binary mode.
-type message struct {
-	header http.Header
-	body   []byte
-	key    string
-}
-
-// ReadRecord gives a record as the event that a source of this name would deliver.
-func ReadRecord(ctx context.Context, source string, m *sarama.ConsumerMessage) cloudevents.Event {
-	s := kafkaSource{typeMeta: typeMeta{Metadata: metadata{Name: source}}}
-	read := readRecord(ctx, s, m)
-	e, err := binding.ToEvent(ctx, cehttp.NewMessage(read.header, io.NopCloser(bytes.NewReader(read.body))))
-	if err != nil || e.Validate() != nil {
-		return wrap(s, m)
-	}
-	return *e
-}
-
-// readRecord turns a record into the event that it holds. A record that is no CloudEvent is wrapped; so is
-// one that claims to be and is broken, since the sink can then say what is wrong with it.
-func readRecord(ctx context.Context, s kafkaSource, m *sarama.ConsumerMessage) message {
-	out := message{header: make(http.Header, len(m.Headers)+2), key: string(m.Key)}
-	var contentType string
-	binary := false
-	for _, h := range m.Headers {
-		name := strings.ToLower(string(h.Key))
-		switch {
-		case name == "content-type":
-			contentType = string(h.Value)
-		case strings.HasPrefix(name, "ce_"):
-			binary = binary || name == "ce_specversion"
-			out.header.Set("Ce-"+name[3:], string(h.Value))
-		}
-	}
-	if mediaType, _, _ := mime.ParseMediaType(contentType); mediaType == cloudevents.ApplicationCloudEventsJSON {
-		e, err := kafka.ReadRecord(ctx, m, func(m *sarama.ConsumerMessage) cloudevents.Event { return wrap(s, m) })
-		if err != nil {
-			e = wrap(s, m)
-		}
-		return fromEvent(ctx, e, m, s)
-	}
-	if !binary {
-		return fromEvent(ctx, wrap(s, m), m, s)
-	}
-	if contentType != "" {
-		out.header.Set("Content-Type", contentType)
-	}
-	out.body = m.Value
-	return out
-}
-
-// positioned says on the event where its record stands, as KafkaSource does.
-func positioned(out message, m *sarama.ConsumerMessage) message {
-	out.header.Set("Ce-Knativekafkapartition", strconv.Itoa(int(m.Partition)))
-	out.header.Set("Ce-Knativekafkaoffset", strconv.FormatInt(m.Offset, 10))
-	return out
-}
-
-func fromEvent(ctx context.Context, e cloudevents.Event, m *sarama.ConsumerMessage, s kafkaSource) message {
-	req, err := cehttp.NewHTTPRequestFromEvent(ctx, "http://sink", e)
-	if err != nil { // an event that can't be written: a structured one that lacks a needed attribute
-		req, _ = cehttp.NewHTTPRequestFromEvent(ctx, "http://sink", wrap(s, m))
-	}
-	out := message{header: req.Header, key: string(m.Key)}
-	if req.Body != nil {
-		out.body, _ = io.ReadAll(req.Body) // from memory
-	}
-	return out
-}
-
-// wrap makes an event of a record that is none, as KafkaSource does.
-func wrap(s kafkaSource, m *sarama.ConsumerMessage) cloudevents.Event {
-	e := cloudevents.New()
-	e.SetID(fmt.Sprintf("partition:%d/offset:%d", m.Partition, m.Offset))
-	e.SetType(event.TypeKafkaRecord)
-	e.SetSource(fmt.Sprintf("/apis/v1/namespaces/%s/kafkasources/%s#%s", s.Metadata.namespace(), s.Metadata.Name, m.Topic))
-	e.SetSubject(fmt.Sprintf("partition:%d#%d", m.Partition, m.Offset))
-	e.SetTime(m.Timestamp)
-	if len(m.Key) > 0 && printable(m.Key) {
-		e.SetExtension("key", string(m.Key))
-	}
-	contentType := "application/octet-stream"
-	if json.Valid(m.Value) {
-		contentType = cloudevents.ApplicationJSON
-	}
-	e.SetDataContentType(contentType)
-	e.DataEncoded = m.Value
-	return e
-}
-
-func printable(text []byte) bool {
-	if !utf8.Valid(text) {
-		return false
-	}
-	for _, c := range text {
-		if c < ' ' || c == 0x7f {
-			return false
-		}
-	}
-	return true
-}
 
 // policy is a delivery as it stands in a manifest.
 type policy struct {
@@ -165,9 +54,10 @@ func (p policy) wait(n int) time.Duration {
 
 // failure is why an event was not delivered.
 type failure struct {
-	code int // HTTP status; 0 when there was no answer
-	body []byte
-	err  error
+	code   int // HTTP status; 0 when there was no answer
+	header http.Header
+	body   []byte
+	err    error
 }
 
 func (f *failure) Error() string {
@@ -212,6 +102,9 @@ func newPoster(sinkURL string, transport http.RoundTripper, p policy) (poster, e
 // post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned. code is the
 // status of the last answer; 0 when there was none.
 func (p poster) post(ctx context.Context, m message) (code int, err error) {
+	if m.refused != nil {
+		return m.refused.code, m.refused
+	}
 	for try := 1; ; try++ {
 		code, failed := p.once(ctx, m)
 		if failed == nil {
@@ -258,7 +151,7 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 		return resp.StatusCode, nil
 	}
 	reply, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	return resp.StatusCode, &failure{code: resp.StatusCode, body: reply}
+	return resp.StatusCode, &failure{code: resp.StatusCode, header: resp.Header, body: reply}
 }
 
 // Sender delivers events by hand, the way that a source does: in binary mode, the same answers tried again,
@@ -273,52 +166,22 @@ func NewSender(sinkURL string, transport http.RoundTripper, retries int, delay, 
 
 // Send gives the status of the last answer, 0 when there was none.
 func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err error) {
-	return s.poster.post(ctx, fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{}))
+	m, err := fromEvent(ctx, e)
+	if err != nil {
+		return 0, err
+	}
+	return s.poster.post(ctx, m)
 }
 
 // Refused tells that a delivery failed for good: trying again is no use.
 func Refused(err error) bool {
 	var failed *failure
-	return errors.As(err, &failed) && failed.final()
-}
-
-// deadLetter is where events go that can't be delivered: an HTTP sink, or a topic.
-type deadLetter struct {
-	http  *poster
-	topic string
-	mode  string
-	kafka *kafka.Producer
-}
-
-// put adds why the event is here, as Knative does, and hands it over.
-func (d deadLetter) put(ctx context.Context, m message, sinkURL string, why error) error {
-	m.header = m.header.Clone()
-	m.header.Set("Ce-Knativeerrordest", sinkURL)
-	var failed *failure
-	if errors.As(why, &failed) && failed.code != 0 {
-		m.header.Set("Ce-Knativeerrorcode", strconv.Itoa(failed.code))
-		m.header.Set("Ce-Knativeerrordata", base64.StdEncoding.EncodeToString(failed.body[:min(len(failed.body), maxErrorData)]))
-	}
-	if d.http != nil {
-		_, err := d.http.post(ctx, m)
-		return err
-	}
-	e, err := binding.ToEvent(ctx, cehttp.NewMessage(m.header, io.NopCloser(bytes.NewReader(m.body))))
-	if err != nil {
-		return fmt.Errorf("dead letter: %w", err)
-	}
-	key, _ := e.Extensions()[event.ExtPartitionKey].(string)
-	if key == "" {
-		key = m.key
-	}
-	if d.mode == "structured" {
-		ctx = binding.WithForceStructured(ctx)
-	}
-	return d.kafka.Publish(ctx, d.topic, key, *e)
+	return errors.Is(err, event.ErrMalformed) || errors.As(err, &failed) && failed.final()
 }
 
 // deliverer takes each event of one source to its end: delivered, in the dead letters, or abandoned.
 type deliverer struct {
+	source  kafkaSource
 	poster  poster
 	dead    deadLetter
 	parity  bool
@@ -336,8 +199,9 @@ func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Spa
 	return ctx, span
 }
 
-// settle returns nil when the event's offset may be committed.
-func (d *deliverer) settle(ctx context.Context, m message) (err error) {
+// settle returns nil when the event's offset may be committed. hold is told of each try at which the event's dead letter could
+// not be written.
+func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (err error) {
 	if trace.On() {
 		traced, span := startTrace(ctx, &m)
 		defer func() { trace.End(span, err) }()
@@ -356,10 +220,13 @@ func (d *deliverer) settle(ctx context.Context, m message) (err error) {
 	}
 	d.log.WarnContext(ctx, "an event goes to the dead letters", "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"), "error", err)
 	for wait := time.Second; ; wait = min(2*wait, maxHold) {
-		deadErr := d.dead.put(ctx, m, d.poster.url.String(), err)
+		cut, deadErr := d.putDead(ctx, m, err)
 		switch {
 		case deadErr == nil:
 			d.metrics.deadLettered.Inc()
+			if cut {
+				d.metrics.cut.Inc()
+			}
 			return nil
 		case ctx.Err() != nil:
 			return errAbandoned
@@ -368,9 +235,20 @@ func (d *deliverer) settle(ctx context.Context, m message) (err error) {
 			d.metrics.dropped.Inc()
 			return nil
 		}
+		hold(deadErr)
 		d.log.ErrorContext(ctx, "the dead-letter sink failed; the offset is held", "id", m.header.Get("Ce-Id"), "error", deadErr)
 		if d.poster.sleep(ctx, wait) != nil {
 			return errAbandoned
 		}
 	}
+}
+
+// putDead tries once. It has a bound: a dead-letter sink that never answers is one that fails.
+func (d *deliverer) putDead(ctx context.Context, m message, why error) (cut bool, err error) {
+	if d.dead.http == nil { // one over HTTP has its policy's
+		bounded, cancel := context.WithTimeout(ctx, putWithin)
+		defer cancel()
+		ctx = bounded
+	}
+	return d.dead.put(ctx, d.source, m, d.poster.url.String(), why)
 }

@@ -1,6 +1,7 @@
 package kafkasource
 
 import (
+	"errors"
 	"io/fs"
 	"testing"
 	"testing/fstest"
@@ -15,6 +16,7 @@ func FuzzReadRecord(f *testing.F) {
 	f.Add("ce_specversion", "1.0", "ce_id", "1", "application/json", []byte("k"), []byte(`{"n":1}`))
 	f.Add("ce_type", "t", "ce_source", "/s", "application/cloudevents+json", []byte(nil), []byte(`{"specversion":"1.0","id":"1","type":"t","source":"/s","data":1}`))
 	f.Add("", "", "", "", "", []byte("\x00"), []byte("\xff"))
+	f.Add("ce_specversion", "1.0", "ce_", "x", "", []byte("k"), []byte("{}"))
 	f.Fuzz(func(t *testing.T, name1, value1, name2, value2, contentType string, key, value []byte) {
 		m := &sarama.ConsumerMessage{Topic: "t", Partition: 3, Offset: 7, Key: key, Value: value}
 		for name, value := range map[string]string{name1: value1, name2: value2, "content-type": contentType} {
@@ -24,8 +26,21 @@ func FuzzReadRecord(f *testing.F) {
 		if err := e.Validate(); err != nil {
 			t.Fatalf("%v: %s", err, e)
 		}
-		if got := readRecord(t.Context(), kafkaSource{}, m); got.header == nil {
-			t.Fatal("no header")
+		// Whatever it is, it can be sent, or is refused in words; and it has a dead letter.
+		got := readRecord(kafkaSource{}, m)
+		if got.header == nil || (got.refused == nil && unwritable(got.header) != nil) {
+			t.Fatalf("%v", got)
+		}
+		for _, mode := range []string{"binary", "structured"} {
+			for _, limit := range []int{maxLetter, minLetter} {
+				l, err := deadLetter{mode: mode}.compose(kafkaSource{}, got, reasonsOf("http://sink", errors.New("why")), limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.event.Validate(); err != nil || (l.size(mode) > limit && len(l.body) > 0) {
+					t.Fatalf("%d bytes, %v: %s", l.size(mode), err, l.event)
+				}
+			}
 		}
 	})
 }

@@ -26,8 +26,13 @@ import (
 	"pgw/shared/kafka"
 )
 
-// defaultInFlight is how many deliveries of one partition run side by side where order does not matter.
-const defaultInFlight = 256
+const (
+	// defaultInFlight is how many deliveries of one member of a group run side by side where order does not matter:
+	// KafkaSource's max.poll.records.
+	defaultInFlight = 50
+	// heldTooLong is how long a partition may be held before the stand-in says that it is not ready.
+	heldTooLong = 30 * time.Second
+)
 
 // Config is what the manifests leave to where they are read.
 type Config struct {
@@ -36,10 +41,11 @@ type Config struct {
 	SinkURL     func(service string) (string, error) // base URL of a Knative Service
 	Transport   http.RoundTripper                    // how sinks are reached
 	Parity      bool                                 // drop events as KafkaSource does when their dead-letter sink fails
-	InFlight    int                                  // deliveries of one unordered partition side by side; 0: 256
+	InFlight    int                                  // deliveries side by side of one consumer of an unordered source; 0: 50
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
 	Sleep       func(context.Context, time.Duration) error // between retries; nil: by the clock
+	Now         func() time.Time                           // nil: the clock
 }
 
 // Sources run all sources of a set of manifests.
@@ -66,12 +72,13 @@ type ping struct {
 type metrics struct {
 	events  *prometheus.CounterVec
 	retries *prometheus.CounterVec
+	cut     *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
 }
 
 type sourceMetrics struct {
-	delivered, deadLettered, dropped prometheus.Counter
-	seconds                          prometheus.Observer
+	delivered, deadLettered, dropped, cut prometheus.Counter
+	seconds                               prometheus.Observer
 }
 
 // New checks that every sink can be found.
@@ -82,12 +89,16 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 	if cfg.Sleep == nil {
 		cfg.Sleep = sleep
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	all := metrics{
 		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them; parked is a dead letter that waits for a person."}, []string{"source", "outcome"}),
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
+		cut:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_cut_total", Help: "Dead letters that hold a part of their record only: it was larger than a letter may be."}, []string{"source"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
 	}
-	cfg.Registerer.MustRegister(all.events, all.retries, all.seconds)
+	cfg.Registerer.MustRegister(all.events, all.retries, all.cut, all.seconds)
 
 	producer, err := kafka.NewProducer(cfg.Kafka, "kafkasource")
 	if err != nil {
@@ -134,13 +145,14 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 			lost = "parked"
 		}
 		src := &source{manifest: manifest, settings: settings, deliver: &deliverer{
-			poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
+			source: manifest, poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
 			metrics: &sourceMetrics{
 				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, lost),
-				dropped: all.events.WithLabelValues(name, "dropped"), seconds: all.seconds.WithLabelValues(name),
+				dropped: all.events.WithLabelValues(name, "dropped"), cut: all.cut.WithLabelValues(name),
+				seconds: all.seconds.WithLabelValues(name),
 			},
 		}}
-		src.claims.measure(cfg.Registerer, name)
+		src.claims.measure(cfg.Registerer, name, cfg.Now)
 		s.sources = append(s.sources, src)
 	}
 	for _, manifest := range m.pings {
@@ -183,14 +195,19 @@ func (s *Sources) Run(ctx context.Context) error {
 	return s.producer.Close(bounded)
 }
 
-// Ready says which source has not been given its partitions yet.
+// Ready says which source has not been given its partitions yet, and which one holds a partition that it can't go on with.
 func (s *Sources) Ready() error {
+	var errs []error
 	for _, src := range s.sources {
 		if int(src.assigned.Load()) < src.consumers() {
-			return fmt.Errorf("source %s is waiting for its partitions", src.manifest.Metadata.Name)
+			errs = append(errs, fmt.Errorf("source %s is waiting for its partitions", src.manifest.Metadata.Name))
+		}
+		if b := src.claims.behind(s.cfg.Now()); b.heldFor >= heldTooLong {
+			errs = append(errs, fmt.Errorf("source %s holds %d of its partitions, the first for %s, since a dead letter can't be written: %w",
+				src.manifest.Metadata.Name, b.held, b.heldFor.Round(time.Second), b.heldWhy))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (src *source) consumers() int {
@@ -219,12 +236,12 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 // consume is one member of the source's group, for as long as ctx lasts: a broker that is away is waited for.
 func (s *Sources) consume(ctx context.Context, src *source) {
 	spec := src.manifest.Spec
-	inFlight := 1
+	var places chan struct{}
 	if spec.Ordering == "unordered" {
-		inFlight = s.cfg.InFlight
+		places = make(chan struct{}, s.cfg.InFlight)
 	}
 	first := sync.OnceFunc(func() { src.assigned.Add(1) })
-	handler := &consumer{source: src.manifest, deliver: src.deliver, inFlight: inFlight, assigned: first, claims: &src.claims}
+	handler := &consumer{source: src.manifest, deliver: src.deliver, places: places, assigned: first, claims: &src.claims, now: s.cfg.Now}
 	log := src.deliver.log
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 5 * time.Second
@@ -263,13 +280,17 @@ func (p *ping) run(ctx context.Context, log *slog.Logger) {
 			return
 		case <-timer.C:
 		}
-		if _, err := p.poster.post(ctx, p.message(ctx, next)); err != nil && !errors.Is(err, errAbandoned) {
+		m, err := p.message(ctx, next)
+		if err == nil {
+			_, err = p.poster.post(ctx, m)
+		}
+		if err != nil && !errors.Is(err, errAbandoned) {
 			log.Warn("a ping was not taken", "source", p.manifest.Metadata.Name, "error", err)
 		}
 	}
 }
 
-func (p *ping) message(ctx context.Context, at time.Time) message {
+func (p *ping) message(ctx context.Context, at time.Time) (message, error) {
 	spec := p.manifest.Spec
 	e := cloudevents.New()
 	source := fmt.Sprintf("/apis/v1/namespaces/%s/pingsources/%s", p.manifest.Metadata.namespace(), p.manifest.Metadata.Name)
@@ -284,5 +305,5 @@ func (p *ping) message(ctx context.Context, at time.Time) message {
 	if spec.ContentType != "" {
 		e.SetDataContentType(spec.ContentType)
 	}
-	return fromEvent(ctx, e, &sarama.ConsumerMessage{}, kafkaSource{})
+	return fromEvent(ctx, e)
 }

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	jsonexp "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	jsonv1 "github.com/go-json-experiment/json/v1"
 
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -174,11 +177,15 @@ func New(eventType, id, source, subject string, data any, now time.Time) (cloude
 	return e, nil
 }
 
+// strictly reads JSON as encoding/json does, but for a name that is given twice, in whatever case: which of the two is meant
+// is not known.
+var strictly = jsonexp.JoinOptions(jsonv1.DefaultOptionsV1(), jsontext.AllowDuplicateNames(false))
+
 // Decode reads an event's JSON data. Fields that are not known are let through: a later producer may send
 // more.
 func Decode[T any](e cloudevents.Event) (T, error) {
 	var data T
-	if err := json.Unmarshal(e.Data(), &data); err != nil {
+	if err := jsonexp.Unmarshal(e.Data(), &data, strictly); err != nil {
 		return data, fmt.Errorf("%w: data of %s %s: %w", ErrMalformed, e.Type(), e.ID(), err)
 	}
 	return data, nil

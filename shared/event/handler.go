@@ -34,7 +34,7 @@ func Refused(err error) bool {
 	return errors.Is(err, ErrMalformed) || errors.Is(err, ErrSignature) || errors.Is(err, ErrRefused)
 }
 
-// HTTP receives events in binary or structured mode. The status is the acknowledgement that KafkaSource
+// HTTP receives events in binary mode, and unsigned ones in structured mode too. The status is the acknowledgement that KafkaSource
 // goes by: 202; 400, 403 and 413, which it never retries; 503, which it does.
 func HTTP(h Handler, log *slog.Logger) http.Handler {
 	// Where everything fails, or somebody sends what is refused, a line for each event would bury the rest of the log.
@@ -47,7 +47,11 @@ type outages struct{ putOff, refused *trace.Outage }
 func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 	arrived := &arriving{ReadCloser: r.Body}
 	r.Body = http.MaxBytesReader(w, arrived, MaxBytes)
-	e, err := cehttp.NewEventFromHTTPRequest(r)
+	if err := checkHeader(r.Header); err != nil {
+		http.Error(w, "not a CloudEvent: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	e, err := Foreign(func() (*cloudevents.Event, error) { return cehttp.NewEventFromHTTPRequest(r) })
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
@@ -66,6 +70,11 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not a valid CloudEvent: "+err.Error(), http.StatusBadRequest)
 		return
 	}
+	if err := checkMode(e, r.Header); err != nil {
+		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
 	ctx := context.WithValue(r.Context(), headerKey{}, r.Header)
 	ctx, cancel := context.WithTimeout(ctx, handleTimeout)
 	defer cancel()
@@ -80,7 +89,12 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
 	case errors.Is(err, ErrSignature):
 		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
-		http.Error(w, err.Error(), http.StatusForbidden)
+		text := err.Error()
+		if e.Extensions()[ExtSignature] != nil {
+			// KafkaSource delivers in binary mode what came in structured mode: what was sent can't be seen here.
+			text += "; if it was sent in structured mode, send it in binary mode: structured data is written anew on its way"
+		}
+		http.Error(w, text, http.StatusForbidden)
 	case Refused(err):
 		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusBadRequest)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -407,11 +408,19 @@ func (p *Producer) Close(ctx context.Context) error {
 // ReadRecord gives a consumed record as the event that it holds: in binary or structured mode, or, for a
 // record that is no CloudEvent, the event that wrap makes of it.
 func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*sarama.ConsumerMessage) cloudevents.Event) (cloudevents.Event, error) {
-	message := kafka_sarama.NewMessageFromConsumerMessage(m)
-	if message.ReadEncoding() == binding.EncodingUnknown {
-		return wrap(m), nil
-	}
-	e, err := binding.ToEvent(ctx, message)
+	e, err := event.Foreign(func() (*cloudevents.Event, error) {
+		message := kafka_sarama.NewMessageFromConsumerMessage(m)
+		if message.ReadEncoding() == binding.EncodingUnknown {
+			e := wrap(m)
+			return &e, nil
+		}
+		for name := range message.Headers {
+			if attribute, ok := strings.CutPrefix(name, "ce_"); ok && !event.AttributeName(attribute) {
+				return nil, fmt.Errorf("%q is no name of an attribute", attribute)
+			}
+		}
+		return binding.ToEvent(ctx, message)
+	})
 	if err != nil {
 		return cloudevents.Event{}, fmt.Errorf("%w: record %s/%d/%d: %w", event.ErrMalformed, m.Topic, m.Partition, m.Offset, err)
 	}

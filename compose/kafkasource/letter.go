@@ -1,0 +1,231 @@
+package kafkasource
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/IBM/sarama"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+)
+
+// The extensions by which a dead letter says that it is not all of the record.
+const (
+	ExtCutFrom = "pgwcutfrom" // how many bytes the record's value had
+	ExtLeftOut = "pgwleftout" // how many headers are left out
+)
+
+// The bounds of a dead letter.
+const (
+	// maxLetter is what our producers, KafkaSink's producer (max.request.size) and a topic take by default, less what a
+	// trace and the batch around it add. A topic that takes less says so, and then half of it is tried.
+	maxLetter = 1<<20 - 2048
+	minLetter = 4 << 10
+	maxKept   = 1 << 10 // of a header of a wrapped record
+	maxAll    = 8 << 10 // of all headers of a wrapped record: the functions take 16 KiB with what HTTP adds
+)
+
+// deadLetter is where events go that can't be delivered: an HTTP sink, or a topic.
+type deadLetter struct {
+	http  *poster
+	topic string
+	mode  string
+	kafka *kafka.Producer
+}
+
+// put adds why the event is here, as Knative does, and hands it over. It tells whether the letter was cut. An error is never
+// the record's fault: whatever the record is, some letter of it can be written.
+func (d deadLetter) put(ctx context.Context, s kafkaSource, m message, sinkURL string, why error) (cut bool, err error) {
+	reasons := reasonsOf(sinkURL, why)
+	for limit := maxLetter; ; limit /= 2 {
+		l, err := d.compose(s, m, reasons, limit)
+		if err != nil {
+			return false, err
+		}
+		err = d.send(ctx, l)
+		if !tooLarge(err) || limit/2 < minLetter {
+			return l.cut(), err
+		}
+	}
+}
+
+func (d deadLetter) send(ctx context.Context, l letter) error {
+	if d.http != nil {
+		_, err := d.http.post(ctx, l.message)
+		return err
+	}
+	if d.mode == "structured" {
+		ctx = binding.WithForceStructured(ctx)
+	}
+	return d.kafka.Publish(ctx, d.topic, l.key(), l.event)
+}
+
+// tooLarge tells that a smaller letter may be taken.
+func tooLarge(err error) bool {
+	var settings sarama.ConfigurationError // the producer's own bound
+	var failed *failure
+	return errors.Is(err, sarama.ErrMessageSizeTooLarge) || errors.As(err, &settings) ||
+		errors.As(err, &failed) && (failed.code == http.StatusRequestEntityTooLarge || failed.code == http.StatusRequestHeaderFieldsTooLarge)
+}
+
+// reasonsOf are the attributes that tell why an event could not be delivered.
+func reasonsOf(sinkURL string, why error) map[string]string {
+	reasons := map[string]string{}
+	var failed *failure
+	if errors.As(why, &failed) && failed.code != 0 {
+		// A sink can say more by headers "kne-NAME".
+		for name, values := range failed.header {
+			extension, ok := strings.CutPrefix(strings.ToLower(name), "kne-")
+			// What the event itself says stays, where KafkaSource has the reply overwrite it.
+			if ok && event.AttributeName(extension) && !slices.Contains(contextAttributes, extension) && writable(values[0]) && len(values[0]) <= maxKept {
+				reasons[extension] = values[0]
+			}
+		}
+		reasons["knativeerrorcode"] = strconv.Itoa(failed.code)
+		if len(failed.body) > 0 {
+			reasons["knativeerrordata"] = base64.StdEncoding.EncodeToString(failed.body[:min(len(failed.body), maxErrorData)])
+		}
+	}
+	reasons["knativeerrordest"] = sinkURL
+	return reasons
+}
+
+// The attributes that a reply can't set: those that make an event what it is, and the signature and the key.
+var contextAttributes = []string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "schemaurl", "datacontenttype", event.ExtSignature, event.ExtPartitionKey}
+
+// letter is a dead letter, in the form of a message and in that of an event.
+type letter struct {
+	message
+	event cloudevents.Event
+}
+
+func (l letter) cut() bool {
+	return l.header.Get("Ce-"+ExtCutFrom) != "" || l.header.Get("Ce-"+ExtLeftOut) != ""
+}
+
+// key of the letter in Kafka. KafkaSink goes by the partitioning extension alone; an event without one keeps its record's key
+// here, so that its letter can be found by it.
+func (l letter) key() string {
+	if key, ok := l.event.Extensions()[event.ExtPartitionKey].(string); ok {
+		return key
+	}
+	if l.record != nil && len(l.record.Key) <= maxKept {
+		return string(l.record.Key)
+	}
+	return ""
+}
+
+// size of the letter as a record, or a little more.
+func (l letter) size(mode string) int {
+	const record, header = 36, 16
+	size := record + len(l.key())
+	if mode == "structured" {
+		text, err := l.event.MarshalJSON()
+		if err != nil {
+			return maxLetter + 1
+		}
+		return size + len(text) + header + len(contentTypeHeader)
+	}
+	for name, values := range l.header {
+		size += header + len(name) + len(values[0])
+	}
+	return size + len(l.body)
+}
+
+// compose makes the letter of an event: the event as it came, where it can be written and is no larger than limit. Else the raw
+// record is wrapped, so that nobody can take what is cut or broken for the event itself, and cut to what fits.
+func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string, limit int) (letter, error) {
+	made, err := addReasons(m, reasons)
+	if err == nil && made.size(d.mode) <= limit {
+		return made, nil
+	}
+	raw := m
+	if m.record != nil && (err != nil || made.event.Type() != event.TypeKafkaRecord) {
+		raw = wrap(s, m.record)
+		raw.setPosition()
+	}
+	raw.header = raw.header.Clone()
+	leaveOut(raw)
+	body := raw.body
+	for room := len(body); ; {
+		raw.body = body[:room]
+		if room < len(body) && raw.header.Get("Ce-"+ExtCutFrom) == "" {
+			raw.set(ExtCutFrom, strconv.Itoa(len(body)))
+		}
+		raw.header.Set("Content-Type", letterType(raw.header.Get("Content-Type"), raw.body))
+		made, err := addReasons(raw, reasons)
+		if err != nil {
+			return letter{}, fmt.Errorf("dead letter: %w", err)
+		}
+		size := made.size(d.mode)
+		if size <= limit || room == 0 {
+			return made, nil
+		}
+		if d.mode == "structured" { // bytes may take more than one each
+			room = min(room-1, max(0, room*limit/size-len(ExtCutFrom)))
+		} else {
+			room = max(0, room-(size-limit))
+		}
+	}
+}
+
+// letterType is the content type of a wrapped record's data: the record's own, unless it claims to be an event, or JSON, and is
+// not, or is none.
+func letterType(contentType string, data []byte) string {
+	mediaType, _, err := mime.ParseMediaType(contentType)
+	if err != nil || strings.HasPrefix(mediaType, "application/cloudevents") || (isJSON(mediaType) && !json.Valid(data)) {
+		return guessType(data)
+	}
+	return contentType
+}
+
+func addReasons(m message, reasons map[string]string) (letter, error) {
+	m.header, m.refused = m.header.Clone(), nil
+	for name, value := range reasons {
+		m.set(name, value)
+	}
+	if refused := unwritable(m.header); refused != nil {
+		return letter{}, refused
+	}
+	e, err := toEvent(m)
+	return letter{m, e}, err
+}
+
+// leaveOut takes long headers of a wrapped record off, and short ones once there are too many, and says how many it took.
+func leaveOut(m message) {
+	var names []string
+	for name := range m.header {
+		if attribute := attributeOf(name); strings.HasPrefix(attribute, "kafkaheader") || attribute == "key" || attribute == event.ExtPartitionKey ||
+			attribute == "datacontenttype" {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { // the key first, and then what is short
+		return cmp.Or(cmp.Compare(len(m.header.Get(a)), len(m.header.Get(b))), cmp.Compare(a, b))
+	})
+	left, all := 0, 0
+	for _, name := range names {
+		if size := len(name) + len(m.header.Get(name)); size <= maxKept && all+size <= maxAll {
+			all += size
+			continue
+		}
+		m.header.Del(name)
+		left++
+	}
+	if left > 0 {
+		before, _ := strconv.Atoi(m.header.Get("Ce-" + ExtLeftOut))
+		m.set(ExtLeftOut, strconv.Itoa(before+left))
+	}
+}

@@ -1,0 +1,423 @@
+package kafkasource
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/IBM/sarama"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"pgw/shared/event"
+)
+
+const (
+	headerPrefix      = "ce_"
+	contentTypeHeader = "content-type"
+	// maxAttributes bounds an event's attributes, names included: servers of HTTP refuse headers that are longer by far than
+	// those of our functions, and hang up on longer ones.
+	maxAttributes = 64 << 10
+)
+
+// message is an event on its way, in HTTP's binary mode.
+type message struct {
+	header http.Header
+	body   []byte
+	record *sarama.ConsumerMessage // that holds it; nil for an event that comes from no record
+	// refused is the answer that is given in the sink's place, since no sink could take the event; nil otherwise.
+	refused *failure
+}
+
+// set adds an attribute. The names of attributes have no capitals; HTTP's header names have, in Go.
+func (m message) set(attribute, value string) { m.header.Set("Ce-"+attribute, value) }
+
+// setPosition says where in Kafka the event's record stands.
+func (m message) setPosition() {
+	m.set("knativekafkapartition", strconv.Itoa(int(m.record.Partition)))
+	m.set("knativekafkaoffset", strconv.FormatInt(m.record.Offset, 10))
+}
+
+// ReadRecord gives a record as the event that a source of this name would deliver, without what the source adds. It is
+// always a valid event.
+func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) cloudevents.Event {
+	s := kafkaSource{typeMeta: typeMeta{Metadata: metadata{Name: source}}}
+	if e, err := toEvent(read(s, m)); err == nil {
+		return described(e)
+	}
+	wrapped := wrap(s, m)
+	wrapped.header.Del(contentTypeHeader) // one that says "structured" would have the value read as an event again
+	for name, values := range wrapped.header {
+		if len(values[0]) > maxKept {
+			wrapped.header.Del(name)
+		}
+	}
+	e, err := toEvent(wrapped)
+	if err != nil { // not seen yet: what the record itself says is left out
+		e = cloudevents.New()
+		e.SetType(event.TypeKafkaRecord)
+		e.SetID(wrapped.header.Get("Ce-Id"))
+		e.SetSource("/kafkasources")
+		e.DataEncoded = m.Value
+	}
+	return described(e)
+}
+
+// described says what the data of a wrapped record are, where the record did not: an event in JSON needs to know.
+func described(e cloudevents.Event) cloudevents.Event {
+	if e.Type() == event.TypeKafkaRecord && e.DataContentType() == "" {
+		e.SetDataContentType(guessType(e.Data()))
+	}
+	return e
+}
+
+func guessType(data []byte) string {
+	if json.Valid(data) {
+		return cloudevents.ApplicationJSON
+	}
+	return "application/octet-stream"
+}
+
+// toEvent reads a message as a sink does.
+func toEvent(m message) (cloudevents.Event, error) {
+	e, err := event.Foreign(func() (*cloudevents.Event, error) {
+		return binding.ToEvent(context.Background(), cehttp.NewMessage(m.header, io.NopCloser(bytes.NewReader(m.body))))
+	})
+	if err != nil {
+		return cloudevents.Event{}, err
+	}
+	if err := e.Validate(); err != nil {
+		return cloudevents.Event{}, fmt.Errorf("%w: %w", event.ErrMalformed, err)
+	}
+	return *e, nil
+}
+
+// fromEvent is an event as a message. An error means that it can't be sent to anyone.
+func fromEvent(ctx context.Context, e cloudevents.Event) (message, error) {
+	req, err := event.Foreign(func() (*http.Request, error) { return cehttp.NewHTTPRequestFromEvent(ctx, "http://sink", e) })
+	if err != nil {
+		return message{}, fmt.Errorf("%w: %w", event.ErrMalformed, err)
+	}
+	out := message{header: req.Header}
+	if req.Body != nil {
+		out.body, _ = io.ReadAll(req.Body) // from memory
+	}
+	out.refused = unwritable(out.header)
+	return out, nil
+}
+
+// readRecord turns a record into the event that it holds, as KafkaSource delivers it.
+func readRecord(s kafkaSource, m *sarama.ConsumerMessage) message {
+	out := read(s, m)
+	out.setPosition()
+	if out.refused == nil {
+		out.refused = unwritable(out.header)
+	}
+	return out
+}
+
+// read wraps a record that is no CloudEvent. So it does with one that claims to be and is broken: where plain records may
+// settle it settles, and elsewhere the sink can say what is wrong with it.
+func read(s kafkaSource, m *sarama.ConsumerMessage) message {
+	out, err := event.Foreign(func() (message, error) { return cloudEvent(m) })
+	if err != nil {
+		return wrap(s, m)
+	}
+	out.record = m
+	return out
+}
+
+// unwritable is the answer to an event whose attributes no HTTP header can carry. KafkaSource tries to send it nevertheless,
+// for as long as its retries last, and then drops it, since its dead letter can't be sent either.
+func unwritable(h http.Header) *failure {
+	size := 0
+	for name, values := range h {
+		for _, value := range values {
+			if !writable(value) {
+				text := fmt.Sprintf("the attribute %s holds a control character, which no HTTP header can carry", attributeOf(name))
+				return &failure{code: http.StatusBadRequest, body: []byte(text)}
+			}
+			size += len(name) + len(value)
+		}
+	}
+	if size > maxAttributes {
+		text := fmt.Sprintf("the event's attributes are %d bytes long; at most %d", size, maxAttributes)
+		return &failure{code: http.StatusRequestHeaderFieldsTooLarge, body: []byte(text)}
+	}
+	return nil
+}
+
+func attributeOf(headerName string) string {
+	name := strings.ToLower(headerName)
+	if name == contentTypeHeader {
+		return "datacontenttype"
+	}
+	return strings.TrimPrefix(name, "ce-")
+}
+
+// writable tells whether text can be the value of an HTTP header.
+func writable(text string) bool {
+	for _, c := range []byte(text) {
+		if (c < ' ' && c != '\t') || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// errNoEvent means a record that is no CloudEvent, or a broken one.
+var errNoEvent = errors.New("no CloudEvent")
+
+// lastHeader gives the value of the last header of this name, which is in small letters in Kafka's binding.
+func lastHeader(m *sarama.ConsumerMessage, name string) (value []byte, there bool) {
+	for _, h := range m.Headers {
+		if h != nil && string(h.Key) == name {
+			value, there = h.Value, true
+		}
+	}
+	return value, there
+}
+
+// cloudEvent reads a record by the Kafka protocol binding of CloudEvents.
+func cloudEvent(m *sarama.ConsumerMessage) (message, error) {
+	if contentType, ok := lastHeader(m, contentTypeHeader); ok {
+		mediaType, _, _ := strings.Cut(string(contentType), ";")
+		switch mediaType = strings.TrimSpace(mediaType); {
+		case contentType == nil:
+			return message{}, fmt.Errorf("%w: a content type that is null", errNoEvent)
+		case mediaType == cloudevents.ApplicationCloudEventsJSON:
+			return structured(m)
+		case strings.HasPrefix(mediaType, "application/cloudevents"):
+			return message{}, fmt.Errorf("%w: the format %s is not known", errNoEvent, mediaType)
+		}
+	}
+	version, _ := lastHeader(m, headerPrefix+"specversion")
+	if v := string(version); v != cloudevents.CloudEventsVersionV1 && v != cloudevents.CloudEventsVersionV03 {
+		return message{}, fmt.Errorf("%w: specversion %q", errNoEvent, v)
+	}
+	out := message{header: http.Header{}, body: m.Value}
+	out.set("specversion", string(version))
+	for _, h := range m.Headers {
+		if h == nil || h.Value == nil {
+			continue // as if it were not there
+		}
+		name, value := "datacontenttype", string(h.Value)
+		if key := string(h.Key); key != contentTypeHeader {
+			var ok bool
+			// A header "ce_" names no attribute, and is none.
+			if name, ok = strings.CutPrefix(key, headerPrefix); !ok || name == "" {
+				continue
+			}
+			name = strings.ToLower(name)
+		}
+		if err := out.read(name, value); err != nil {
+			return message{}, err
+		}
+	}
+	for _, needed := range []string{"Ce-Id", "Ce-Source", "Ce-Type"} {
+		if out.header[needed] == nil {
+			return message{}, fmt.Errorf("%w: %s is missing", errNoEvent, needed)
+		}
+	}
+	return out, nil
+}
+
+// read takes one attribute of an event in binary mode.
+func (m message) read(name, value string) (err error) {
+	switch name {
+	case "specversion":
+		return nil
+	case "datacontenttype":
+		m.header.Set("Content-Type", value)
+		return nil
+	case "source", "dataschema", "schemaurl":
+		err = checkURI(value)
+	case "subject":
+		if value == "" {
+			err = errors.New("is empty")
+		}
+	case "time":
+		value, err = rewriteTime(value)
+	default:
+		if !event.AttributeName(name) {
+			err = errors.New("is no name of an attribute")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %q: %w", errNoEvent, name, err)
+	}
+	m.set(name, value)
+	return nil
+}
+
+// checkURI refuses what is no URI by RFC 2396, which url.Parse lets through in part.
+func checkURI(text string) error {
+	if strings.ContainsAny(text, " \"<>\\^`{|}") || !writable(text) {
+		return errors.New("is no URI")
+	}
+	_, err := url.Parse(text)
+	return err
+}
+
+// A time as java.time reads it, but for years of more than four digits: CloudEvents' times are RFC 3339.
+var javaTime = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d)(?::(\d\d)(?:\.(\d{0,9}))?)?(?:([Zz])|([+-])(\d\d)(?::(\d\d)(?::(\d\d))?)?)$`)
+
+// rewriteTime gives the same instant with the same offset as KafkaSource writes it: with seconds, without zeros at the end of
+// their fraction, Z for an offset of zero.
+func rewriteTime(text string) (string, error) {
+	part := javaTime.FindStringSubmatch(text)
+	if part == nil {
+		return "", errors.New("is no time")
+	}
+	day, minutes, seconds, fraction, utc, sign, hours := part[1], part[2], part[3], strings.TrimRight(part[4], "0"), part[5], part[6], part[7]
+	if seconds == "" {
+		seconds = "00"
+	}
+	written := day + "T" + minutes + ":" + seconds
+	if _, err := time.Parse("2006-01-02T15:04:05", written); err != nil {
+		return "", errors.New("is no time")
+	}
+	if fraction != "" {
+		written += "." + fraction
+	}
+	if utc != "" {
+		return written + "Z", nil
+	}
+	offset := [3]int{}
+	for i, digits := range []string{hours, part[8], part[9]} {
+		offset[i], _ = strconv.Atoi(digits)
+	}
+	total := offset[0]*3600 + offset[1]*60 + offset[2]
+	if offset[1] > 59 || offset[2] > 59 || total > 18*3600 {
+		return "", errors.New("is no time: its offset is none")
+	}
+	if total == 0 {
+		return written + "Z", nil
+	}
+	written += fmt.Sprintf("%s%02d:%02d", sign, offset[0], offset[1])
+	if offset[2] > 0 {
+		written += fmt.Sprintf(":%02d", offset[2])
+	}
+	return written, nil
+}
+
+// structured reads an event in JSON. Its data leave as KafkaSource writes them anew: without space, and without escapes that
+// JSON does not need. Numbers stay as they are; KafkaSource may write them another way too.
+func structured(m *sarama.ConsumerMessage) (message, error) {
+	e := cloudevents.New()
+	var raw struct {
+		Time *string `json:"time"`
+	}
+	if err := errors.Join(e.UnmarshalJSON(m.Value), json.Unmarshal(m.Value, &raw)); err != nil {
+		return message{}, fmt.Errorf("%w: %w", errNoEvent, err)
+	}
+	if err := e.Validate(); err != nil {
+		return message{}, fmt.Errorf("%w: %w", errNoEvent, err)
+	}
+	if isJSON(e.DataContentType()) && !e.DataBase64 && len(e.DataEncoded) > 0 {
+		data := jsontext.Value(bytes.Clone(e.DataEncoded))
+		if err := data.Format(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err != nil {
+			return message{}, fmt.Errorf("%w: data: %w", errNoEvent, err)
+		}
+		e.DataEncoded = data
+	}
+	out, err := fromEvent(context.Background(), e)
+	if err != nil {
+		return message{}, fmt.Errorf("%w: %w", errNoEvent, err)
+	}
+	if raw.Time != nil {
+		written, err := rewriteTime(*raw.Time)
+		if err != nil {
+			return message{}, fmt.Errorf("%w: time: %w", errNoEvent, err)
+		}
+		out.set("time", written)
+	}
+	// KafkaSource delivers it, and the sink says that the signature is wrong, unless the data happened to be as KafkaSource
+	// writes them. A producer is better told each time, and why.
+	if e.Extensions()[event.ExtSignature] != nil {
+		out.refused = &failure{code: http.StatusForbidden, body: []byte(event.SignedStructured(e.Type(), e.ID()).Error())}
+	}
+	return out, nil
+}
+
+func isJSON(contentType string) bool {
+	mediaType, _, _ := strings.Cut(contentType, ";")
+	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
+	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
+}
+
+// wrap makes an event of a record that is none, as KafkaSource does.
+func wrap(s kafkaSource, m *sarama.ConsumerMessage) message {
+	out := message{header: http.Header{}, body: m.Value, record: m}
+	out.set("specversion", cloudevents.CloudEventsVersionV1)
+	out.set("id", fmt.Sprintf("partition:%d/offset:%d", m.Partition, m.Offset))
+	out.set("type", event.TypeKafkaRecord)
+	out.set("source", fmt.Sprintf("/apis/v1/namespaces/%s/kafkasources/%s#%s", s.Metadata.namespace(), s.Metadata.Name, m.Topic))
+	out.set("subject", fmt.Sprintf("partition:%d#%d", m.Partition, m.Offset))
+	if !m.Timestamp.IsZero() {
+		out.set("time", m.Timestamp.UTC().Truncate(time.Millisecond).Format(time.RFC3339Nano))
+	}
+	// KafkaSource writes any key as text. One that no HTTP header can carry has it try for 38 s, and then lose the record;
+	// here such a key is left out, and the record is delivered. The same holds for values of headers.
+	if key := string(m.Key); key != "" && utf8.ValidString(key) && writable(key) {
+		out.set("partitionkey", key)
+		out.set("key", key)
+	}
+	for _, h := range m.Headers {
+		// At a null value KafkaSource fails, and loses this record and all plain ones of the same poll. Here it is left out.
+		if h == nil || h.Value == nil {
+			continue
+		}
+		value := string(h.Value)
+		if strings.EqualFold(string(h.Key), contentTypeHeader) {
+			if writable(value) {
+				out.header.Set("Content-Type", strings.ToLower(value))
+			}
+			continue
+		}
+		out.set("kafkaheader"+lettersAndDigits(string(h.Key)), escaped(value))
+	}
+	return out
+}
+
+// lettersAndDigits of a name, in lower case: what may be in an attribute's name.
+func lettersAndDigits(name string) string {
+	return strings.Map(func(c rune) rune {
+		if (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') {
+			return c
+		}
+		return -1
+	}, strings.ToLower(name))
+}
+
+// escaped writes what no HTTP header can carry as %XX.
+func escaped(text string) string {
+	if writable(text) && utf8.ValidString(text) {
+		return text
+	}
+	var out strings.Builder
+	for i := 0; i < len(text); {
+		_, size := utf8.DecodeRuneInString(text[i:])
+		if one := text[i : i+size]; writable(one) && utf8.ValidString(one) {
+			out.WriteString(one)
+		} else {
+			for _, c := range []byte(one) {
+				fmt.Fprintf(&out, "%%%02X", c)
+			}
+		}
+		i += size
+	}
+	return out.String()
+}

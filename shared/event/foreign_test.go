@@ -1,0 +1,81 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+)
+
+// Issue 16, section 2: a header "ce-" with nothing behind it panics in the SDK.
+func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
+	h := HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
+	for _, name := range []string{"Ce-", "Ce-My-Ext", "Ce-My_ext", "Ce-Ext\xff"} {
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		r.Header = http.Header{"Ce-Specversion": {"1.0"}, "Ce-Id": {"1"}, "Ce-Type": {"t"}, "Ce-Source": {"/s"}, name: {"x"}}
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "no name of an attribute") {
+			t.Errorf("%q: %d %s", name, w.Code, w.Body)
+		}
+	}
+	_, err := Foreign(func() (int, error) { panic("index out of range") })
+	if !errors.Is(err, ErrMalformed) {
+		t.Error(err)
+	}
+}
+
+// Issue 16, section 5: a signature over the data's bytes does not survive structured mode.
+func TestASignedEventInStructuredModeIsRefusedInWords(t *testing.T) {
+	e, err := Requested("/pgw/gateway", request(), "", noon)
+	if err == nil {
+		err = ring(t, keys).Sign(&e)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	post := func(e cloudevents.Event) *httptest.ResponseRecorder {
+		text, err := e.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(string(text)))
+		r.Header.Set("Content-Type", "application/cloudevents+json")
+		w := httptest.NewRecorder()
+		HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+		return w
+	}
+	if w := post(e); w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "binary mode") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	e.SetExtension(ExtSignature, nil)
+	if w := post(e); w.Code != http.StatusAccepted {
+		t.Errorf("unsigned: %d %s", w.Code, w.Body)
+	}
+}
+
+// Issue 16, case records: which amount is meant is not known.
+func TestANameThatIsGivenTwiceIsMalformed(t *testing.T) {
+	for _, tc := range []struct {
+		text string
+		want bool
+	}{
+		{`{"idempotency_key":"k","amount_idr":1,"amount_idr":2}`, false},
+		{`{"idempotency_key":"k","amount_idr":1,"AMOUNT_IDR":2}`, false},
+		{`{"idempotency_key":"k","Amount_IDR":2,"amount_idr":1}`, false},
+		{`{"idempotency_key":"k","more":1,"more":2}`, false},
+		{`{"idempotency_key":"k","amount_idr":1,"more":{"amount_idr":2}}`, true},
+		{`{"idempotency_key":"k","amount_idr":1}`, true},
+	} {
+		e := cloudevents.New()
+		e.DataEncoded = []byte(tc.text)
+		data, err := Decode[PaymentRequested](e)
+		if (err == nil) != tc.want || (err != nil && !errors.Is(err, ErrMalformed)) || (err == nil && data.AmountIDR != 1) {
+			t.Errorf("%s: %+v, %v", tc.text, data, err)
+		}
+	}
+}
