@@ -71,7 +71,7 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := checkMode(e, r.Header); err != nil {
-		log.WarnContext(r.Context(), "event refused", "type", e.Type(), "id", e.ID(), "error", err)
+		told.refused.Note(r.Context(), err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}

@@ -25,11 +25,24 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	defer in.Body.Close()
 	w := &response{header: http.Header{}, code: http.StatusOK}
-	handler.ServeHTTP(w, in)
+	if err := serve(handler, w, in); err != nil {
+		return nil, err
+	}
 	return &http.Response{
 		Status: http.StatusText(w.code), StatusCode: w.code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: w.header, Body: io.NopCloser(&w.body), ContentLength: int64(w.body.Len()), Request: r,
 	}, nil
+}
+
+// serve turns a panic into an error, as the server of a function that runs by itself does: no event ends the process.
+func serve(handler http.Handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the function %s panicked: %v", r.Host, p)
+		}
+	}()
+	handler.ServeHTTP(w, r)
+	return nil
 }
 
 type response struct {

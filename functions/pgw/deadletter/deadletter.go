@@ -37,6 +37,12 @@ const (
 	extData        = "knativeerrordata"
 )
 
+// The extensions by which a source says where in Kafka an event stood.
+const (
+	extPartition = "knativekafkapartition"
+	extOffset    = "knativekafkaoffset"
+)
+
 // maxRead bounds how many letters are held at once.
 const maxRead = 100_000
 
@@ -92,6 +98,8 @@ type Letter struct {
 	Message  string            `json:"message"`  // the last answer's text
 	Attempts int               `json:"attempts"` // 0: not known
 	State    State             `json:"state"`
+	// CutFrom is how many bytes the record had of whose value the event holds the beginning only; 0: it is whole.
+	CutFrom int64 `json:"cut_from,omitempty"`
 	// Outcome is what the ledger has of the payment of this key: a reservation's status and reason.
 	Outcome string   `json:"outcome,omitempty"`
 	Actions []Action `json:"actions,omitempty"`
@@ -214,7 +222,8 @@ func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
 	if l.Key = text(event.ExtPartitionKey); l.Key == "" {
 		l.Key = string(m.Key)
 	}
-	for _, name := range []string{extDestination, extCode, extData} {
+	l.CutFrom, _ = strconv.ParseInt(text(kafkasource.ExtCutFrom), 10, 64)
+	for _, name := range []string{extDestination, extCode, extData, extPartition, extOffset} {
 		e.SetExtension(name, nil)
 	}
 	l.Event = e
@@ -342,12 +351,18 @@ func (b *Box) Front(l Letter) (string, error) {
 	return "", fmt.Errorf("%s, of type %s: %w", l.Place, l.Event.Type(), ErrNoFront)
 }
 
+// ErrCut means a letter that holds the beginning of its event only.
+var ErrCut = errors.New("the event was too large for a dead letter, and was cut: only its record in the topic that it came in by is whole")
+
 // Redrive sends a letter's event again through the front of the flow, and records that. It may go twice when
 // recording fails; the functions take it for what it is.
 func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, operator, note string) error {
 	front, err := b.Front(l)
 	if err != nil {
 		return err
+	}
+	if l.CutFrom > 0 {
+		return fmt.Errorf("%s: %w", l.Place, ErrCut)
 	}
 	bounded, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
