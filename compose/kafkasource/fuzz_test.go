@@ -26,6 +26,9 @@ func FuzzReadRecord(f *testing.F) {
 		if err := e.Validate(); err != nil {
 			t.Fatalf("%v: %s", err, e)
 		}
+		if _, err := e.MarshalJSON(); err != nil {
+			t.Fatalf("%v: %s", err, e)
+		}
 		// Whatever it is, it can be sent, or is refused in words; and it has a dead letter.
 		got := readRecord(kafkaSource{}, m)
 		if got.header == nil || (got.refused == nil && unwritable(got.header) != nil) {

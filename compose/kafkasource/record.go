@@ -75,9 +75,13 @@ func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) clo
 	return described(e)
 }
 
-// described says what the data of a wrapped record are, where the record did not: an event in JSON needs to know.
+// described says what the data are, where the record did not, or said that they are JSON and they are none: an event in JSON
+// needs to know, and one broken event must not end a command that lists many.
 func described(e cloudevents.Event) cloudevents.Event {
-	if e.Type() == event.TypeKafkaRecord && e.DataContentType() == "" {
+	switch {
+	case isJSON(e.DataContentType()) && len(e.Data()) > 0 && !json.Valid(e.Data()):
+		e.SetDataContentType("application/octet-stream")
+	case e.Type() == event.TypeKafkaRecord && e.DataContentType() == "":
 		e.SetDataContentType(guessType(e.Data()))
 	}
 	return e
