@@ -70,7 +70,9 @@ type faults struct {
 	mu   sync.Mutex
 	rpc  func(method string) error // before the call; an error takes its place
 	post func(method string) error // after the call; an error takes its answer's place
-	send func(topic string) error
+	send func(topic string) error  // before a publish; an error takes its place, unless it is one of those below
+	// sees is told of every publish, and whether the broker may have it.
+	sees func(topic string, e cloudevents.Event, sent bool)
 }
 
 func (f *faults) set(change func(*faults)) {
@@ -89,11 +91,16 @@ func (f *faults) hook(pick func(*faults) func(string) error, name string) error 
 	return hook(name)
 }
 
-// What faults.send answers beside other errors.
+// What a fault of send does to a publish.
 var (
-	errLost    = errors.New("lost")   // the publish succeeds, and did not take place
-	errNoAck   = errors.New("no ack") // it took place, and fails all the same
+	// errLost has it succeed without taking place.
+	errLost = errors.New("lost")
+	// errNotSent has it fail before anything was written.
 	errNotSent = fmt.Errorf("%w: the broker is away", kafka.ErrNotSent)
+	// errNotAcknowledged has it fail although the broker has the event.
+	errNotAcknowledged = errors.New("the acknowledgement is lost")
+	// errTwice has it take place twice.
+	errTwice = errors.New("twice")
 )
 
 type faultyConn struct {
@@ -117,17 +124,29 @@ type faultyPublisher struct {
 }
 
 func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
-	err := p.faults.hook(func(f *faults) func(string) error { return f.send }, topic)
-	if errors.Is(err, errLost) {
+	fault := p.faults.hook(func(f *faults) func(string) error { return f.send }, topic)
+	sent := fault == nil || errors.Is(fault, errNotAcknowledged) || errors.Is(fault, errTwice)
+	p.faults.mu.Lock()
+	sees := p.faults.sees
+	p.faults.mu.Unlock()
+	if sees != nil {
+		sees(topic, e, sent)
+	}
+	if errors.Is(fault, errLost) {
 		return nil
 	}
-	if errors.Is(err, errNoAck) {
-		return errors.Join(err, p.Publisher.Publish(ctx, topic, key, e))
+	if !sent {
+		return fault
 	}
-	if err != nil {
+	if errors.Is(fault, errTwice) {
+		if err := p.Publisher.Publish(ctx, topic, key, e); err != nil {
+			return err
+		}
+	}
+	if err := p.Publisher.Publish(ctx, topic, key, e); err != nil || !errors.Is(fault, errNotAcknowledged) {
 		return err
 	}
-	return p.Publisher.Publish(ctx, topic, key, e)
+	return fault
 }
 
 type options struct {

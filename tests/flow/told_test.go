@@ -20,7 +20,7 @@ func TestALostAcknowledgementIsNoRefusal(t *testing.T) {
 	s.faults.set(func(f *faults) {
 		f.send = func(topic string) error {
 			if topic == s.kafka.RequestTopic {
-				return errNoAck
+				return errNotAcknowledged
 			}
 			return nil
 		}

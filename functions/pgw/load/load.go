@@ -30,6 +30,7 @@ type Told struct {
 	Status     payment.Status `json:"status"`
 	Reason     payment.Reason `json:"reason"`
 	Ref        string         `json:"ref"`
+	Message    string         `json:"message"` // for a person
 }
 
 // Undecided tells that the answer claims nothing about the payment.
@@ -89,11 +90,11 @@ type Verdict struct {
 	Wrong     []string          // answers that the ledger contradicts
 }
 
-// kept is what the ledger has of a key.
-type kept struct {
-	ref    string
-	status payment.ReservationStatus
-	reason payment.Reason
+// Kept is what the ledger has of a key.
+type Kept struct {
+	Ref    string
+	Status payment.ReservationStatus
+	Reason payment.Reason
 }
 
 // Judge holds answers against the ledger. All keys begin with prefix.
@@ -105,20 +106,20 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHER
 	if err != nil {
 		return v, err
 	}
-	ledger := map[string]kept{}
+	ledger := map[string]Kept{}
 	var key string
-	var k kept
-	if _, err := pgx.ForEachRow(rows, []any{&key, &k.ref, &k.status, &k.reason}, func() error { ledger[key] = k; return nil }); err != nil {
+	var k Kept
+	if _, err := pgx.ForEachRow(rows, []any{&key, &k.Ref, &k.Status, &k.Reason}, func() error { ledger[key] = k; return nil }); err != nil {
 		return v, err
 	}
 	v.Ends = make(map[string]string, len(ledger))
 	for key, k := range ledger {
-		v.Ends[key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.status, k.reason))
+		v.Ends[key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.Status, k.Reason))
 	}
 	successes := map[string]int{}
 	for _, a := range answers {
 		k, known := ledger[a.Key]
-		problem := contradiction(a.Told, k, known)
+		problem := a.Contradiction(k, known)
 		if a.Status == payment.Success {
 			if successes[a.Key]++; successes[a.Key] > 1 {
 				problem = "SUCCESS was told twice"
@@ -134,22 +135,22 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHER
 	return v, nil
 }
 
-// contradiction says in what an answer and the ledger differ.
-func contradiction(a Told, k kept, known bool) string {
+// Contradiction says in what an answer and the ledger differ; empty when in nothing. known tells that the ledger has
+// the key.
+func (t Told) Contradiction(k Kept, known bool) string {
 	switch {
-	case a.Status == payment.Success, a.Status == payment.SuccessReplay:
-		if !known || k.status != payment.Committed || k.ref != a.Ref {
+	case t.Status == payment.Success, t.Status == payment.SuccessReplay:
+		if !known || k.Status != payment.Committed || k.Ref != t.Ref {
 			return "success was told, and the ledger has not committed it"
 		}
-	case a.Undecided():
-	case a.Status == payment.Failed && a.HTTP == http.StatusOK:
-		if !known || k.status != payment.RolledBack || k.reason != a.Reason {
+	case t.Undecided():
+	case t.Status == payment.Failed && known:
+		if k.Status != payment.RolledBack || k.Reason != t.Reason {
 			return "failure was told, and the ledger says otherwise"
 		}
-	case a.Status == payment.Failed:
-		if known && k.status != payment.RolledBack {
-			return "failure was told, and the ledger says otherwise"
-		}
+	case t.Status == payment.Failed && t.HTTP == http.StatusOK:
+		return "failure was told, and the ledger has not recorded it"
+	case t.Status == payment.Failed: // not a payment
 	default:
 		return "not an answer of the contract"
 	}
