@@ -172,6 +172,12 @@ var (
 	saysOfThis      = regexp.MustCompile(`(?i)\bthis (attempt|request|try|time)\b`)
 )
 
+// SaysNothingSent tells that words for a client claim that nothing of a payment was sent, whoever asked for it: they do not
+// speak of the client's own request alone.
+func SaysNothingSent(message string) bool {
+	return saysNothingSent.MatchString(message) && !saysOfThis.MatchString(message)
+}
+
 // checkWords holds what an answer says of sending against what was published. queue_publish_error says it by itself.
 // Without more words, "nothing was sent" speaks of the payment, whoever asked for it; the rest speaks of the one call.
 func (c *checker) checkWords(call Call) {
@@ -185,7 +191,7 @@ func (c *checker) checkWords(call Call) {
 			return
 		}
 	}
-	if saysNothingSent.MatchString(told.Message) && !saysOfThis.MatchString(told.Message) {
+	if SaysNothingSent(told.Message) {
 		for _, other := range c.twins(call) {
 			for _, p := range c.published[other.ID] {
 				if p.Sent && p.At < call.Ended {
