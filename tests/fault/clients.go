@@ -12,7 +12,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"pgw/functions/pgw/load"
+	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/tests/history"
 	"pgw/tests/processes"
 )
 
@@ -24,11 +26,13 @@ type clients struct {
 	o       options
 	gateway string
 	http    *http.Client
+	begun   time.Time
+	usd     money.Currency
 	next    atomic.Int64
 
 	mu        sync.Mutex
 	payments  int
-	answers   []load.Answer
+	calls     []history.Call
 	successes []success // in the order in which they were told
 }
 
@@ -36,7 +40,11 @@ type clients struct {
 type success struct{ sent, told time.Time }
 
 func newClients(o options, gateway string) *clients {
-	return &clients{o: o, gateway: gateway, http: &http.Client{
+	usd, err := money.ParseCurrency("USD")
+	if err != nil {
+		panic(err)
+	}
+	return &clients{o: o, gateway: gateway, begun: time.Now(), usd: usd, http: &http.Client{
 		Timeout:   8 * time.Second, // longer than the gateway's own
 		Transport: &http.Transport{MaxIdleConnsPerHost: o.Connections},
 	}}
@@ -66,21 +74,24 @@ func (c *clients) pay(n int64) {
 	if rng.IntN(50) == 0 {
 		amount = 60_000 // nearly all that an account has: it can't be paid twice
 	}
+	terms := history.Terms{
+		Sender: processes.Account(from), Receiver: processes.Account(to), Sent: money.Amount{Minor: int64(amount) * 100, Currency: c.usd},
+	}
 	body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":%d,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-		processes.Account(from), processes.Account(to), amount, key)
+		terms.Sender, terms.Receiver, amount, key)
 	c.mu.Lock()
 	c.payments++
 	c.mu.Unlock()
 	var twin sync.WaitGroup
 	if rng.IntN(30) == 0 {
-		twin.Go(func() { c.ask(key, body) })
+		twin.Go(func() { c.ask(key, terms, body) })
 	}
 	asks := 1
 	if rng.IntN(10) < 6 {
 		asks = 4
 	}
 	for range asks {
-		if !c.ask(key, body).Undecided() {
+		if !c.ask(key, terms, body).Undecided() {
 			break
 		}
 		time.Sleep(time.Duration(200+rng.IntN(800)) * time.Millisecond)
@@ -88,14 +99,17 @@ func (c *clients) pay(n int64) {
 	twin.Wait()
 }
 
-func (c *clients) ask(key string, body []byte) load.Told {
+func (c *clients) ask(key string, terms history.Terms, body []byte) load.Told {
 	sent := time.Now()
 	told := load.Post(context.Background(), c.http, c.gateway, body)
+	heard := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.answers = append(c.answers, load.Answer{Key: key, Told: told})
+	c.calls = append(c.calls, history.Call{
+		ID: len(c.calls) + 1, Kind: history.Pay, Key: key, Terms: terms, Begun: sent.Sub(c.begun), Ended: heard.Sub(c.begun), Told: told,
+	})
 	if told.Status == payment.Success {
-		c.successes = append(c.successes, success{sent, time.Now()})
+		c.successes = append(c.successes, success{sent, heard})
 	}
 	return told
 }

@@ -16,9 +16,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
 	"pgw/shared/payment"
+	"pgw/tests/history"
 	"pgw/tests/processes"
 )
 
@@ -55,7 +55,7 @@ type recovery struct {
 func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients, healed time.Time, again time.Duration) error {
 	r := report{
 		Seed: o.Seed, Duration: o.Duration, Schedule: faults, Faults: map[string]int{}, Targets: map[string]int{}, Restarts: w.restarts,
-		Recovery: map[string]recovery{}, Payments: c.payments, Requests: len(c.answers), Answers: map[string]int{}, Ledger: map[string]int{}, HealedIn: again,
+		Recovery: map[string]recovery{}, Payments: c.payments, Requests: len(c.calls), Answers: map[string]int{}, Ledger: map[string]int{}, HealedIn: again,
 	}
 	if w.server.disk == "" {
 		r.Skipped = append(r.Skipped, "full disk: no disk may be mounted here")
@@ -72,8 +72,8 @@ func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients
 		slices.Sort(all)
 		r.Recovery[kind] = recovery{len(all), all[len(all)/2], all[len(all)-1]}
 	}
-	for _, a := range c.answers {
-		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Status, a.Reason))]++
+	for _, a := range c.calls {
+		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Told.Status, a.Told.Reason))]++
 	}
 
 	fmt.Printf("payments succeed again after %.1f s; one deadline and one sweep are waited for\n", again.Seconds())
@@ -117,25 +117,26 @@ func (w *world) settled(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *clients, r *report) error {
-	verdict, err := load.Judge(ctx, conn, keyPrefix, c.answers)
+	at := time.Since(c.begun)
+	kept, err := history.ReadPayments(ctx, conn, keyPrefix)
 	if err != nil {
 		return err
 	}
-	r.Problems = append(r.Problems, verdict.Wrong...)
+	for _, wrong := range history.Check(history.History{Calls: c.calls, Ledger: history.Ledger{At: at, Payments: kept}}) {
+		r.Problems = append(r.Problems, wrong.String())
+	}
 	decided := map[string]bool{}
-	for _, a := range c.answers {
-		decided[a.Key] = decided[a.Key] || !a.Undecided()
+	for _, a := range c.calls {
+		decided[a.Key] = decided[a.Key] || !a.Told.Undecided()
 	}
 	// Those who never heard an outcome can ask for it now, and it is final.
 	asked := 0
 	for key, told := range decided {
-		end, known := verdict.Ends[key]
-		switch {
-		case known:
+		end := ""
+		if state, known := kept[key]; known {
+			end = strings.TrimSpace(fmt.Sprintf("%s %s", state.Status, state.Reason))
 			r.Ledger[end]++
-		case told:
-			r.Ledger["no payment"]++ // input that is not recorded
-		default:
+		} else {
 			r.Ledger["never arrived"]++
 		}
 		if told || asked >= 500 {
