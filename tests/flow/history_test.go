@@ -31,6 +31,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/event"
+	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/tests/history"
@@ -91,6 +92,7 @@ func TestNobodyIsEverToldFalse(t *testing.T) {
 	took := time.Since(c.begun)
 	c.faults.set(func(f *faults) { f.rpc, f.post, f.send = nil, nil, nil })
 	c.settle()
+	c.readTopic()
 	c.readLedger()
 	c.readAll()
 
@@ -129,25 +131,53 @@ func (c *chronicle) add(call history.Call) {
 	c.history.Calls = append(c.history.Calls, call)
 }
 
-// sees notes each request that is handed to the broker, or fails to be.
-func (c *chronicle) sees(topic string, e cloudevents.Event, sent bool) {
+// sees notes each try to publish a request.
+func (c *chronicle) sees(topic string, e cloudevents.Event) {
 	if topic != c.kafka.RequestTopic {
 		return
 	}
 	at := c.now()
-	request, err := event.Decode[event.PaymentRequested](e)
+	id, err := callOf(e)
 	if err != nil {
 		c.t.Error(err)
 		return
 	}
-	id, ok := history.CallOf(request.TxDate)
-	if !ok {
-		c.t.Errorf("a request that nobody made: %+v", request)
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.history.Publishes = append(c.history.Publishes, history.Publish{Call: id, At: at, Sent: sent})
+	c.history.Publishes = append(c.history.Publishes, history.Publish{Call: id, At: at})
+}
+
+// callOf gives the call whose request an event carries.
+func callOf(e cloudevents.Event) (int, error) {
+	request, err := event.Decode[event.PaymentRequested](e)
+	if err != nil {
+		return 0, err
+	}
+	id, ok := history.CallOf(request.TxDate)
+	if !ok {
+		return 0, fmt.Errorf("a request that nobody made: %+v", request)
+	}
+	return id, nil
+}
+
+// readTopic finds out which requests the broker has.
+func (c *chronicle) readTopic() {
+	c.t.Helper()
+	has := map[int]bool{}
+	for _, m := range c.records(c.kafka.RequestTopic) {
+		e, err := kafka.ReadRecord(c.t.Context(), m, nil)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		id, err := callOf(e)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		has[id] = true
+	}
+	for i := range c.history.Publishes {
+		c.history.Publishes[i].Sent = has[c.history.Publishes[i].Call]
+	}
 }
 
 func (c *chronicle) openAccounts() {

@@ -68,11 +68,10 @@ type system struct {
 // faults stand between functions. They are set while the system runs.
 type faults struct {
 	mu   sync.Mutex
-	rpc  func(method string) error // before the call; an error takes its place
-	post func(method string) error // after the call; an error takes its answer's place
-	send func(topic string) error  // before a publish; an error takes its place, unless it is one of those below
-	// sees is told of every publish, and whether the broker may have it.
-	sees func(topic string, e cloudevents.Event, sent bool)
+	rpc  func(method string) error               // before the call; an error takes its place
+	post func(method string) error               // after the call; an error takes its answer's place
+	send func(topic string) error                // before a publish; an error takes its place, unless it is one of those below
+	sees func(topic string, e cloudevents.Event) // is told of every try to publish
 }
 
 func (f *faults) set(change func(*faults)) {
@@ -125,28 +124,24 @@ type faultyPublisher struct {
 
 func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
 	fault := p.faults.hook(func(f *faults) func(string) error { return f.send }, topic)
-	sent := fault == nil || errors.Is(fault, errNotAcknowledged) || errors.Is(fault, errTwice)
 	p.faults.mu.Lock()
 	sees := p.faults.sees
 	p.faults.mu.Unlock()
 	if sees != nil {
-		sees(topic, e, sent)
+		sees(topic, e)
 	}
-	if errors.Is(fault, errLost) {
+	switch {
+	case fault == nil:
+		return p.Publisher.Publish(ctx, topic, key, e)
+	case errors.Is(fault, errLost):
 		return nil
-	}
-	if !sent {
+	case errors.Is(fault, errTwice):
+		return errors.Join(p.Publisher.Publish(ctx, topic, key, e), p.Publisher.Publish(ctx, topic, key, e))
+	case errors.Is(fault, errNotAcknowledged):
+		return errors.Join(fault, p.Publisher.Publish(ctx, topic, key, e))
+	default:
 		return fault
 	}
-	if errors.Is(fault, errTwice) {
-		if err := p.Publisher.Publish(ctx, topic, key, e); err != nil {
-			return err
-		}
-	}
-	if err := p.Publisher.Publish(ctx, topic, key, e); err != nil || !errors.Is(fault, errNotAcknowledged) {
-		return err
-	}
-	return fault
 }
 
 type options struct {

@@ -26,6 +26,8 @@ const (
 	Once Rule = "once"
 	// Refused: who is told no is told so for ever: the ledger has the key as rolled back, for that very reason.
 	Refused Rule = "refused"
+	// Recorded: who is told no can read it afterwards: the ledger has the key.
+	Recorded Rule = "recorded"
 	// Mismatch: 422 is told only where the key belongs to another request.
 	Mismatch Rule = "mismatch"
 	// NoPayment: 400 is told for what is no payment, and for nothing else.
@@ -45,7 +47,7 @@ const (
 )
 
 // rules are all of them.
-var rules = []Rule{Contract, Settled, Once, Refused, Mismatch, NoPayment, NotSent, Invented, Stands, Order, Decided, Conserved}
+var rules = []Rule{Contract, Settled, Once, Refused, Recorded, Mismatch, NoPayment, NotSent, Invented, Stands, Order, Decided, Conserved}
 
 // Contradiction is one thing that can't be true.
 type Contradiction struct {
@@ -143,8 +145,11 @@ func (c *checker) checkPay(call Call) {
 		}
 	case code == 200:
 		rule := Refused
-		if told.Status != payment.Failed {
+		switch {
+		case told.Status != payment.Failed:
 			rule = Settled
+		case !known:
+			rule = Recorded
 		}
 		c.see(call, call.Key, sight{rank: decided, first: told.Status == payment.Success, what: said(told)})
 		if call.Malformed {

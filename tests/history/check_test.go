@@ -194,7 +194,7 @@ func TestForgedHistories(t *testing.T) {
 
 		{"no, and then the money moves", Refused, newStory().pay("k", ten, timeout).sent(true).pay("k", ten, poorly).ledger(settled("k"))},
 		{"no, and the money is held", Refused, newStory().pay("k", ten, poorly).ledger(pending("k"))},
-		{"no, and nobody wrote it down", Refused, newStory().pay("k", ten, poorly).ledger()},
+		{"no, and nobody wrote it down", Recorded, newStory().pay("k", ten, poorly).ledger()},
 		{"no for two reasons", Refused, newStory().pay("k", ten, poorly).pay("k", ten, told(200, payment.RiskAboveMax, "")).ledger(refused("k", payment.InsufficientFunds))},
 		{"no to another payment", Refused, newStory().pay("k", ten, timeout).pay("k", eleven, poorly).ledger(refused("k", payment.InsufficientFunds))},
 

@@ -73,7 +73,7 @@ func (s State) kept() load.Kept { return load.Kept{Ref: s.Ref, Status: s.Status,
 type Publish struct {
 	Call int // whose request it was
 	At   time.Duration
-	Sent bool // the broker may have it
+	Sent bool // the broker has it
 }
 
 // Ledger is what stands when everything is settled.
@@ -143,6 +143,7 @@ func (h History) Timeline(key string) string {
 		lines = append(lines, line{at, fmt.Sprintf(format, args...)})
 	}
 	own := map[int]bool{}
+	listed := "" // what a list told last
 	for _, c := range h.Calls {
 		switch {
 		case c.Kind == Pay && c.Key == key:
@@ -153,7 +154,8 @@ func (h History) Timeline(key string) string {
 			say(c.Ended, "GET from %s tells %v", at(c.Begun), c.Found)
 		case c.Kind == List:
 			for _, s := range c.Found {
-				if s.Key == key {
+				if s.Key == key && s.String() != listed {
+					listed = s.String()
 					say(c.Ended, "the list from %s tells %s", at(c.Begun), s)
 				}
 			}
@@ -161,7 +163,7 @@ func (h History) Timeline(key string) string {
 	}
 	for _, p := range h.Publishes {
 		if own[p.Call] {
-			say(p.At, "the request of call %d is published, sent: %t", p.Call, p.Sent)
+			say(p.At, "the request of call %d is published; the broker has it: %t", p.Call, p.Sent)
 		}
 	}
 	if s, ok := h.Ledger.Payments[key]; ok {
