@@ -51,7 +51,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 			none.Deadline = time.Time{}
 			for _, r := range []payment.Request{long, none} {
 				w.mustReserve(r)
-				rec, err := w.ledger.payment(t.Context(), r.Key)
+				rec, err := w.reads.payment(t.Context(), r.Key)
 				if err != nil {
 					t.Fatal(err)
 				}

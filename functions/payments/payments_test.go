@@ -39,7 +39,7 @@ func TestTheLedgerSaysWhatIsLate(t *testing.T) {
 		for name, skew := range map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second} {
 			now := time.Now()
 			db := rpc.InProcess(func(r grpc.ServiceRegistrar) { dbv1.RegisterDbServer(r, refusing{reason: reason}) }, nil)
-			f := New(Config{}, db, nil, nil, func() time.Time { return now.Add(skew) }, slog.New(slog.DiscardHandler))
+			f := New(Config{}, db, nil, nil, nil, func() time.Time { return now.Add(skew) }, slog.New(slog.DiscardHandler))
 			got, err := paymentsv1.NewPaymentsServiceClient(f.InProcess()).LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
 				IdempotencyKey: "k", Deadline: timestamppb.New(now),
 			})

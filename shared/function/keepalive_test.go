@@ -17,9 +17,6 @@ import (
 	"pgw/shared/rpc"
 )
 
-// patience is for what takes a keepalive's bounds on an idle machine.
-const patience = 2 * time.Minute
-
 // A peer that goes silent in the middle of a call is left by both sides, although neither has a deadline and no connection is
 // ever closed. The call is made again by a new connection.
 func TestASilentPeerIsLeft(t *testing.T) {
