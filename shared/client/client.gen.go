@@ -114,6 +114,7 @@ const (
 	RiskBadInput        Reason = "risk_bad_input"
 	RiskBelowMin        Reason = "risk_below_min"
 	RiskBlockedAccount  Reason = "risk_blocked_account"
+	RiskOther           Reason = "risk_other"
 	RiskRandomReject    Reason = "risk_random_reject"
 	RiskSameParty       Reason = "risk_same_party"
 	RiskUnavailable     Reason = "risk_unavailable"
@@ -167,6 +168,8 @@ func (e Reason) Valid() bool {
 	case RiskBelowMin:
 		return true
 	case RiskBlockedAccount:
+		return true
+	case RiskOther:
 		return true
 	case RiskRandomReject:
 		return true

@@ -62,7 +62,8 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		}
 	}).dial
 	c.ConnConfig.Tracer = bounds{}
-	if cfg.Registerer != nil {
+	// A process has one clock, however many pools it has.
+	if cfg.Registerer != nil && cfg.Pool == "" {
 		c.PrepareConn = newClock(cfg.Now, cfg.Registerer).measure
 	}
 	params := c.ConnConfig.RuntimeParams
