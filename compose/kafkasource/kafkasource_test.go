@@ -533,7 +533,7 @@ func TestPing(t *testing.T) {
 // Members come and go while 5 % of the deliveries fail: nothing is lost. Ordered, no two events of a key overlap either, and the
 // events of a key keep their order; unordered they need not, as with KafkaSource.
 func TestSoak(t *testing.T) {
-	t.Run("unordered", func(t *testing.T) { soak(t, 100_000, manifest("retry: 2", "retry: 10")) })
+	t.Run("unordered", func(t *testing.T) { soak(t, 70_000, manifest("retry: 2", "retry: 10")) })
 	t.Run("ordered", func(t *testing.T) { soak(t, 30_000, manifest("retry: 2", "retry: 10", "unordered", "ordered")) })
 }
 

@@ -204,7 +204,10 @@ func TestTheRulesInForceStayInForce(t *testing.T) {
 	w := newWorld(t)
 	w.exec(`DELETE FROM risk_rules`)
 	w.exec(`DROP INDEX risk_rules_newest`)
-	w.exec(`DELETE FROM goose_db_version WHERE version_id = 4`)
+	// As it was before the fourth migration.
+	w.exec(`ALTER TABLE fundings DROP COLUMN source`)
+	w.exec(`ALTER TABLE wallet_accounts DROP COLUMN profile_event`)
+	w.exec(`DELETE FROM goose_db_version WHERE version_id >= 4`)
 	w.exec(`INSERT INTO risk_rules VALUES ('01900000-0000-7000-8000-000000000000', '{"n": 1}', now() + interval '1 hour'),
 		('01900000-0000-7000-8000-000000000001', '{"n": 2}', now() - interval '1 hour')`)
 	if err := Migrate(t.Context(), w.cfg.DatabaseURL); err != nil {

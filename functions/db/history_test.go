@@ -85,7 +85,7 @@ func TestListPaymentsIsBounded(t *testing.T) {
 	w.exec(`
 WITH r AS (
 	INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
-	SELECT overlay('ffffffff-0000-7000-8000-000000000000' PLACING lpad(i::text, 12, '0') FROM 25)::uuid, 'k' || i, '\x', 'B', 'C', 1, 'IDR', 'ROLLEDBACK', now()
+	SELECT overlay('ffffffff-0000-7000-8000-000000000000' PLACING lpad(i::text, 12, '0') FROM 25)::uuid, 'k' || i, decode(repeat('00', 16), 'hex'), 'B', 'C', 1, 'IDR', 'ROLLEDBACK', now()
 	FROM generate_series(1, $1) i RETURNING *)
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
 SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', 'expired' FROM r`, 2*maxSearched+1)

@@ -873,7 +873,7 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 		"a balance changed by hand":     `UPDATE wallet_accounts SET balance_idr = balance_idr + 1 WHERE account_id = 'A'`,
 		"two balances that cancel out":  `UPDATE wallet_accounts SET balance_idr = balance_idr + CASE account_id WHEN 'A' THEN 1 ELSE -1 END WHERE account_id IN ('A', 'B')`,
 		"a payment deleted":             `DELETE FROM payments`,
-		"an outcome turned":             `UPDATE payments SET status = 'FAILED'`,
+		"an outcome turned":             `UPDATE payments SET status = 'FAILED', reason = 'expired'`,
 		"a reservation deleted":         `DELETE FROM reservations`,
 		"a hold that was never taken":   `UPDATE reservations SET status = 'ROLLEDBACK'`,
 		"a funding deleted":             `DELETE FROM fundings WHERE account_id = 'A'`,

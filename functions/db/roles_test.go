@@ -50,7 +50,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		`INSERT INTO wallet_accounts (account_id) VALUES ('A'), ('B')`,
 		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('f', 'A', 5)`,
 		`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
-		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', '', 'A', 'B', 5, 'IDR', 'COMMITTED', now())`,
+		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', decode(repeat('00', 16), 'hex'), 'A', 'B', 5, 'IDR', 'COMMITTED', now())`,
 		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
 		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', 'A', 'B', 'IDR', 5, 'SUCCESS', 'committed')`,
 	} {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,8 +122,10 @@ func TestARefusalThatCouldNotBeRecordedIsNotTold(t *testing.T) {
 // The port of a new system answers before its rates and accounts are in. A payment then is not refused for the lack of
 // them: it is not taken.
 func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
-	var missing string
+	var lacks atomic.Value // what the system lacks; a call that nobody waits for may still read it
+	lacks.Store("")
 	n := &neighbours{answer: func(_, out proto.Message) error {
+		missing := lacks.Load()
 		switch out := out.(type) {
 		case *fxv1.ListRatesResponse:
 			if missing == "rates" {
@@ -140,7 +143,8 @@ func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
 	}}
 	published := 0
 	f := gatewayBeside(t, n, func() error { published++; return nil })
-	for _, missing = range []string{"rates", "accounts"} {
+	for _, missing := range []string{"rates", "accounts"} {
+		lacks.Store(missing)
 		w := payAt(f)
 		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "no "+missing+" yet") {
 			t.Errorf("without %s: %d %s", missing, w.Code, w.Body)
@@ -150,7 +154,7 @@ func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
 		}
 	}
 	// What can't be asked is not known to be missing.
-	missing = "fx"
+	lacks.Store("fx")
 	if err := f.Ready(t.Context()); err != nil {
 		t.Errorf("not ready while fx is down: %v", err)
 	}
@@ -160,11 +164,11 @@ func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
 	if published != 0 {
 		t.Errorf("%d payments were published", published)
 	}
-	missing = ""
+	lacks.Store("")
 	if err := f.Ready(t.Context()); err != nil {
 		t.Error(err)
 	}
-	missing = "rates" // seen once is enough: nobody asks again
+	lacks.Store("rates") // seen once is enough: nobody asks again
 	if payAt(f); published != 1 {
 		t.Errorf("%d payments were published", published)
 	}

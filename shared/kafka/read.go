@@ -122,6 +122,14 @@ func (c Config) readerOptions(clientID string) ([]kgo.Opt, error) {
 
 func (r *Reader) open(ctx context.Context, want Range) error {
 	leaders, id, err := r.leaders(ctx)
+	// While a leader is elected the broker tells nothing of the topic.
+	for n := 1; errors.Is(err, kerr.LeaderNotAvailable) && ctx.Err() == nil; n++ {
+		select {
+		case <-time.After(delay(n, metadataDelay, metadataDelayMax)):
+			leaders, id, err = r.leaders(ctx)
+		case <-ctx.Done():
+		}
+	}
 	if err != nil {
 		return err
 	}

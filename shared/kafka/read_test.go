@@ -352,3 +352,16 @@ func TestReadingByTLSAndSASL(t *testing.T) {
 		t.Error("a wrong password is let in")
 	}
 }
+
+// A topic whose leader is being elected is read once there is one.
+func TestAReaderOutlastsAnElection(t *testing.T) {
+	cluster, _, cfg := broker(t)
+	p := producer(t, cfg)
+	if err := within(t, patience, p, "k"); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "t", Err: kerr.LeaderNotAvailable, Count: 5})
+	if got := stored(t, cfg); got["k"] != 1 {
+		t.Errorf("read: %v", got)
+	}
+}
