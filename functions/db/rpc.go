@@ -143,6 +143,8 @@ func (d *DB) RefusePayment(ctx context.Context, in *dbv1.RefusePaymentRequest) (
 	if err != nil {
 		return nil, invalid(err)
 	}
+	// Only a claim that an event asked for names its attempt: reconcile looks for the events of those.
+	r.AttemptID = ""
 	reason := payment.Reason(in.Reason)
 	if !reason.Refusal() {
 		return nil, invalid(fmt.Errorf("reason: a payment can't be refused for %.50q", in.Reason))

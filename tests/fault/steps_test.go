@@ -93,7 +93,7 @@ func newRig(t *testing.T) *rig {
 	for _, name := range processes.Functions {
 		r.SetFront(name, r.taps.front(t, name, r.Addr(name)))
 	}
-	if err := r.StartAll(t.Context()); err != nil {
+	if err := r.StartSeeded(t.Context(), 2); err != nil {
 		t.Fatalf("%v: %s", err, r.said)
 	}
 	t.Cleanup(func() {
@@ -103,9 +103,6 @@ func newRig(t *testing.T) *rig {
 		r.prove()
 		r.conn.Close(context.Background())
 	})
-	if err := r.System.Seed(t.Context(), 2); err != nil {
-		t.Fatal(err)
-	}
 	return r
 }
 

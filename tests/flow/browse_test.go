@@ -165,7 +165,7 @@ func TestPaymentsAreListed(t *testing.T) {
 	for i, to := range []string{"B", "C", "B"} {
 		s.expect(s.pay(fmt.Sprint("p", i), "A", to, "USD", 10), "200 SUCCESS committed")
 	}
-	s.expect(s.pay("refused at the door", "A", "B", "IDR", 2e9), "200 FAILED insufficient_funds")
+	s.expect(s.pay("refused", "A", "B", "IDR", 2e9), "200 FAILED insufficient_funds")
 
 	type list struct {
 		Payments []struct {
@@ -184,7 +184,8 @@ func TestPaymentsAreListed(t *testing.T) {
 			}
 			for _, p := range page.Payments {
 				keys = append(keys, p.Key)
-				if p.Status != "SUCCESS" || p.Amount != "10.00" {
+				settled := p.Status == "SUCCESS" && p.Amount == "10.00"
+				if refused := p.Status == "FAILED" && p.Amount == "2000000000"; !settled && (!refused || p.Key != "refused") {
 					t.Errorf("%+v", p)
 				}
 			}
@@ -195,8 +196,8 @@ func TestPaymentsAreListed(t *testing.T) {
 		}
 	}
 	for query, want := range map[string]string{
-		"": "p2 p1 p0", "limit=1": "p2 p1 p0", "limit=2": "p2 p1 p0", "account=B": "p2 p0", "account=B&limit=1": "p2 p0", "account=C": "p1",
-		"status=SUCCESS": "p2 p1 p0", "status=FAILED": "", "status=PENDING": "", "account=A&status=SUCCESS&limit=100": "p2 p1 p0",
+		"": "refused p2 p1 p0", "limit=1": "refused p2 p1 p0", "limit=2": "refused p2 p1 p0", "account=B": "refused p2 p0",
+		"account=B&limit=1": "refused p2 p0", "account=C": "p1", "status=SUCCESS": "p2 p1 p0", "status=FAILED": "refused", "status=PENDING": "", "account=A&status=SUCCESS&limit=100": "p2 p1 p0",
 	} {
 		values, err := url.ParseQuery(query)
 		if err != nil {

@@ -207,11 +207,8 @@ func TestDashboardsAndRulesHaveAnswers(t *testing.T) {
 	queries := append(dashboardQueries(t), ruleQueries(t)...)
 	log := &processes.Output{}
 	s := separate(t, log)
-	if err := s.StartAll(t.Context()); err != nil {
+	if err := s.StartSeeded(t.Context(), 3); err != nil {
 		t.Fatalf("%v: %s", err, log)
-	}
-	if err := s.Seed(t.Context(), 3); err != nil {
-		t.Fatal(err)
 	}
 	targets := map[string]string{}
 	for _, name := range processes.All {

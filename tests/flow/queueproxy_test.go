@@ -102,13 +102,10 @@ func TestBehindQueueProxy(t *testing.T) {
 			if code := probe(); code == http.StatusOK {
 				t.Error("ready before the function")
 			}
-			if err := s.StartAll(t.Context(), callees...); err != nil {
+			if err := s.StartSeeded(t.Context(), 2, callees...); err != nil {
 				t.Fatalf("%v: %s", err, log)
 			}
 			awaitProbe(t, http.StatusOK, log)
-			if err := s.Seed(t.Context(), 2); err != nil {
-				t.Fatal(err)
-			}
 
 			for i := range 3 {
 				if got := payOver(t, s.Front("gateway"), fmt.Sprint("p", i)); got.outcome() != "200 SUCCESS committed" {

@@ -179,11 +179,8 @@ func TestAPaymentIsOneTraceThroughAllFunctions(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
 	log := &processes.Output{}
 	s := separate(t, log)
-	if err := s.StartAll(t.Context()); err != nil {
+	if err := s.StartSeeded(t.Context(), 2); err != nil {
 		t.Fatalf("%v: %s", err, log)
-	}
-	if err := s.Seed(t.Context(), 2); err != nil {
-		t.Fatal(err)
 	}
 	if got := payOver(t, s.Addr("gateway"), "traced"); got.outcome() != "200 SUCCESS committed" {
 		t.Fatalf("%s: %s", got, log)

@@ -132,12 +132,13 @@ func (m *machine) separate(scenario string) (*separate, error) {
 }
 
 func (s *separate) start(cfg kafka.Config, prefix string) error {
-	if err := s.StartAll(s.m.ctx); err != nil {
+	// The gateway is ready once there are rates and accounts.
+	if err := s.StartAll(s.m.ctx, "gateway"); err != nil {
 		return err
 	}
 	seed := s.pgw("seed", "apply")
 	seed.Env = append(seed.Env, "KAFKA_BROKERS="+s.m.brokers[0], "KAFKA_ACCOUNTS_TOPIC="+cfg.AccountsTopic, "EVENT_KEYS="+eventKeys,
-		"FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"))
+		"FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"), "WALLET_ADDR="+s.Addr("wallet"))
 	if err := seed.Run(); err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}
@@ -149,6 +150,9 @@ func (s *separate) start(cfg kafka.Config, prefix string) error {
 		err = processes.Delivered(cfg, prefix)
 	}
 	if err != nil {
+		return err
+	}
+	if _, err := s.Start(s.m.ctx, "gateway"); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.data, 0o755); err != nil {

@@ -213,6 +213,19 @@ func (s *System) StartAll(ctx context.Context, but ...string) error {
 	return nil
 }
 
+// StartSeeded starts all functions but those that are named, and the stand-in, with so many accounts. The gateway comes
+// last: it is ready once there are rates and accounts.
+func (s *System) StartSeeded(ctx context.Context, accounts int, but ...string) error {
+	if err := s.StartAll(ctx, append([]string{"gateway"}, but...)...); err != nil {
+		return err
+	}
+	if err := s.Seed(ctx, accounts); err != nil {
+		return err
+	}
+	_, err := s.Start(ctx, "gateway")
+	return err
+}
+
 // Signal sends a process a signal.
 func (s *System) Signal(name string, sig syscall.Signal) error {
 	s.mu.Lock()
