@@ -341,7 +341,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 	case unpriced:
 		r, outcome, known, err = g.lookUp(ctx, r)
 		g.stage(&took, "lookup", time.Since(begun))
-	default:
+	case notAsked:
 		known = false
 	}
 	switch {

@@ -31,8 +31,8 @@ type verdict struct {
 type verdictKind int
 
 const (
-	// unasked: a function could not be asked. Nothing is known about the payment.
-	unasked verdictKind = iota
+	// notAsked: a function could not be asked. Nothing is known about the payment.
+	notAsked verdictKind = iota
 	// unpriced: fx has no price for it. It is no payment, and is not recorded.
 	unpriced
 	// refused: wallet or risk refuse the payment. The ledger records it first.
