@@ -24,7 +24,7 @@ func why(m *sarama.ConsumerMessage) string {
 	return string(text)
 }
 
-// Issue 16, section 2: a record that Kafka takes can be too large for Kafka once it is a dead letter.
+// A record that Kafka takes can be too large for Kafka once it is a dead letter.
 func TestADeadLetterIsCutToWhatFits(t *testing.T) {
 	for name, tc := range map[string]struct {
 		size int

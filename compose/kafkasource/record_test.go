@@ -17,7 +17,7 @@ import (
 	"pgw/shared/event"
 )
 
-// These hold what issue 16, section 5, found to differ from KafkaSource.
+// These hold the stand-in to what KafkaSource does.
 
 func recordOf(key, value string, headers ...string) *sarama.ConsumerMessage {
 	m := &sarama.ConsumerMessage{Topic: "in", Partition: 3, Offset: 7, Key: []byte(key), Value: []byte(value), Timestamp: time.UnixMilli(1767225600120)}

@@ -12,7 +12,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// Issue 16, section 2: a header "ce-" with nothing behind it panics in the SDK.
+// A header "ce-" with nothing behind it panics in the SDK.
 func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
 	h := HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
 	for _, name := range []string{"Ce-", "Ce-My-Ext", "Ce-My_ext", "Ce-Ext\xff"} {
@@ -29,7 +29,7 @@ func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
 	}
 }
 
-// Issue 16, section 5: a signature over the data's bytes does not survive structured mode.
+// A signature over the data's bytes does not survive structured mode.
 func TestASignedEventInStructuredModeIsRefusedInWords(t *testing.T) {
 	e, err := Requested("/pgw/gateway", request(), "", noon)
 	if err == nil {
@@ -58,7 +58,7 @@ func TestASignedEventInStructuredModeIsRefusedInWords(t *testing.T) {
 	}
 }
 
-// Issue 16, case records: which amount is meant is not known.
+// Which amount is meant is not known.
 func TestANameThatIsGivenTwiceIsMalformed(t *testing.T) {
 	for _, tc := range []struct {
 		text string

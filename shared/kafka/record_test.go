@@ -10,7 +10,7 @@ import (
 	"pgw/shared/kafka"
 )
 
-// Issue 16, section 2: names are looked at before the SDK sees them, and what panics in it is malformed.
+// Names are looked at before the SDK sees them, and what panics in it is malformed.
 func TestARecordThatIsNoEventIsAnError(t *testing.T) {
 	for name, h := range map[string]*sarama.RecordHeader{"no name": {Key: []byte("ce_")}, "hyphen": {Key: []byte("ce_a-b")}, "no header": nil} {
 		m := &sarama.ConsumerMessage{Headers: []*sarama.RecordHeader{h}, Value: []byte("{}")}
