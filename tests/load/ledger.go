@@ -92,7 +92,7 @@ func (l *ledger) pastPayments(n int) error {
 		fmt.Sprintf(`
 INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id, amount_idr, currency_input,
 	amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, created_at)
-SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 15, '0'))::uuid, md5('past' || i), sha256(i::text::bytea), md5('try' || i),
+SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 15, '0'))::uuid, md5('past' || i), decode(md5('print' || i), 'hex'), md5('try' || i),
 	'A' || CASE i %% 2 WHEN 0 THEN a ELSE b END, 'A' || CASE i %% 2 WHEN 0 THEN b ELSE a END, 15500, 'USD', 100, 15500, 'rate', at, 'rules',
 	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at
 FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14' + i * interval '1 ms' AS at
