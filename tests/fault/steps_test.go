@@ -13,7 +13,6 @@ import (
 
 	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/load"
@@ -335,11 +334,13 @@ func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 			key := "swept-" + strings.ReplaceAll(s.name, " ", "-")
 			if _, err := dbv1.NewDbClient(conn).ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{
 				IdempotencyKey: key, SenderId: processes.Account(0), ReceiverId: processes.Account(1), AmountIdr: 5000, CurrencyInput: "IDR", AmountMinor: 5000,
-				Deadline: timestamppb.New(time.Now().Add(50 * time.Millisecond)),
 			}); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(100 * time.Millisecond)
+			_, err := r.conn.Exec(t.Context(), `UPDATE reservations SET deadline = clock_timestamp() WHERE idempotency_key = $1`, key)
+			if err != nil {
+				t.Fatal(err)
+			}
 			struck := make(chan string, 1)
 			r.taps.arm(s.at, func() {
 				r.Kill("db")

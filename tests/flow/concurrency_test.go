@@ -145,9 +145,12 @@ func TestCrashBetweenReserveAndCommit(t *testing.T) {
 	a := s.balance("A")
 	s.faults.set(func(f *faults) { f.rpc = crash })
 	s.expect(s.pay("held", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
-	if code, st := s.state("held"); code != 200 || st.State != "PENDING" || s.balance("A") != a-5000 {
-		t.Errorf("%d %+v", code, st)
-	}
+	s.eventually("the money is held", func() error {
+		if code, st := s.state("held"); code != 200 || st.State != "PENDING" || s.balance("A") != a-5000 {
+			return fmt.Errorf("%d %+v", code, st)
+		}
+		return nil
+	})
 	s.checkSum()
 	s.faults.set(func(f *faults) { f.rpc = nil })
 	s.eventually("the redelivered event finishes it", func() error {
@@ -386,7 +389,7 @@ func TestAccountEvents(t *testing.T) {
 
 // The system stops and starts again on the same data: what was under way is finished.
 func TestRestartKeepsEverything(t *testing.T) {
-	s := start(t, options{answerIn: 300 * time.Millisecond})
+	s := start(t, options{})
 	s.expect(s.pay("before", "A", "B", "IDR", 5000), "200 SUCCESS committed")
 	s.faults.set(func(f *faults) {
 		f.rpc = func(called string) error {
@@ -396,7 +399,8 @@ func TestRestartKeepsEverything(t *testing.T) {
 			return nil
 		}
 	})
-	s.expect(s.pay("under way", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
+	impatient := s.at(s.replica(300 * time.Millisecond))
+	s.expect(impatient.pay("under way", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
 	s.stop()
 
 	again := start(t, options{database: s.conn.Config().ConnString(), kafka: &s.kafka, serial: true})

@@ -208,7 +208,7 @@ func TestTheDrawIsTheSameForARetry(t *testing.T) {
 
 // What can't be asked is told as such, and nothing is sent.
 func TestOutages(t *testing.T) {
-	s := start(t, options{answerIn: 300 * time.Millisecond})
+	s := start(t, options{})
 	down := func(method string) func(string) error {
 		return func(called string) error {
 			if strings.HasPrefix(called, method) {

@@ -4,6 +4,7 @@ package flow
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -145,7 +146,7 @@ func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloud
 }
 
 type options struct {
-	answerIn time.Duration
+	answerIn time.Duration        // how long a client waits; 0: patience, so that a busy machine is given time
 	database string               // an existing one; empty makes one
 	kafka    *embeddedtest.Broker // an existing one
 	serial   bool                 // not beside other tests
@@ -160,6 +161,7 @@ func start(t testing.TB, o options) *system {
 	if t, ok := t.(*testing.T); ok && !o.serial {
 		t.Parallel()
 	}
+	o.answerIn = cmp.Or(o.answerIn, patience)
 	fresh := o.database == ""
 	if fresh {
 		o.database = embeddedtest.Postgres(t)

@@ -188,7 +188,7 @@ func TestReconcileSeesPlantedFaults(t *testing.T) {
 
 // Events that are lost between functions are missed.
 func TestReconcileMissesEvents(t *testing.T) {
-	s := start(t, options{answerIn: 500 * time.Millisecond})
+	s := start(t, options{})
 	s.expect(s.pay("told", "A", "B", "USD", 10), "200 SUCCESS committed")
 	s.faults.set(func(f *faults) {
 		f.send = func(topic string) error {
@@ -198,7 +198,8 @@ func TestReconcileMissesEvents(t *testing.T) {
 			return nil
 		}
 	})
-	s.expect(s.pay("untold", "A", "B", "USD", 10), "504 FAILED queue_timeout")
+	impatient := s.at(s.replica(500 * time.Millisecond))
+	s.expect(impatient.pay("untold", "A", "B", "USD", 10), "504 FAILED queue_timeout")
 	s.faults.set(func(f *faults) { f.send = nil })
 	// As the worker would have it settled, had its event been there.
 	if _, err := paymentsv1.NewPaymentsServiceClient(s.Conn("payments")).LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
