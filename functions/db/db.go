@@ -150,7 +150,7 @@ func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) 
 			dbv1.RegisterAdminServer(r, d)
 		},
 		Events:     d.handle,
-		Ready:      pool.Ping,
+		Ready:      func(ctx context.Context) error { return CheckSchema(ctx, pool, KnownSchema()) },
 		Background: d.rules.Run,
 		Close: func(ctx context.Context) error {
 			err := d.ledger.close(ctx)

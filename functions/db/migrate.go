@@ -3,9 +3,15 @@ package db
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -17,18 +23,31 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Migrate brings the schema up to date. Processes that do so at the same time wait for each other.
+// A migration waits for a lock no longer than migrationLockTimeout: payments queue up behind a migration that waits.
+// It is tried again, at most migrationTries times.
+const (
+	migrationLockTimeout = 2 * time.Second
+	migrationTries       = 30
+)
+
+// Migrate brings the schema up to date. Processes that do so at the same time wait for each other. A schema that a newer
+// release has made is left as it is, with an error. UPGRADES.md tells what a migration may do while payments go on.
 func Migrate(ctx context.Context, databaseURL string) error {
-	cfg, err := pgx.ParseConfig(databaseURL)
-	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
-	}
-	conn := stdlib.OpenDB(*cfg)
-	defer conn.Close()
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
 	}
+	return migrate(ctx, databaseURL, files, KnownSchema())
+}
+
+func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) error {
+	cfg, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
+	conn := stdlib.OpenDB(*cfg)
+	defer conn.Close()
 	locker, err := lock.NewPostgresSessionLocker()
 	if err != nil {
 		return err
@@ -37,8 +56,57 @@ func Migrate(ctx context.Context, databaseURL string) error {
 	if err != nil {
 		return fmt.Errorf("read migrations: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	at, err := provider.GetDBVersion(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	if at > int64(known) {
+		return fmt.Errorf("migrate: the schema has version %d, and this release knows %d: migrate with the newer release", at, known)
+	}
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		_, err := provider.Up(ctx)
+		if err != nil && !postgres.LockTimeout(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxTries(migrationTries), backoff.WithMaxElapsedTime(0))
+	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// KnownSchema is the newest migration that this release knows.
+var KnownSchema = sync.OnceValue(func() int {
+	files, err := migrations.ReadDir("migrations")
+	if err != nil || len(files) == 0 {
+		panic(fmt.Sprintf("migrations are not embedded: %v", err))
+	}
+	digits, _, _ := strings.Cut(files[len(files)-1].Name(), "_") // sorted by name
+	version, err := strconv.Atoi(digits)
+	if err != nil {
+		panic(err)
+	}
+	return version
+})
+
+const schemaSQL = `SELECT (SELECT max(version_id) FROM goose_db_version), (SELECT oldest_release FROM schema_support)`
+
+// CheckSchema says why a release that knows a schema can't work with the one that is there: it is older, or it is newer
+// and has lost what this release uses.
+func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
+	var version, oldest int
+	err := q.QueryRow(ctx, schemaSQL).Scan(&version, &oldest)
+	switch {
+	case postgres.NoSuchTable(err), errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("the schema is older than this release, which needs version %d: run pgw migrate", known)
+	case err != nil:
+		return err
+	case version < known:
+		return fmt.Errorf("the schema has version %d, and this release needs %d: run pgw migrate", version, known)
+	case known < oldest:
+		return fmt.Errorf("the schema has version %d, which releases that know less than version %d can't work with; this one knows %d: "+
+			"deploy a newer release", version, oldest, known)
 	}
 	return nil
 }

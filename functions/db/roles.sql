@@ -32,6 +32,10 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, pgw_ledger, pgw_reader;
 GRANT USAGE ON SCHEMA public TO pgw_ledger, pgw_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO pgw_ledger, pgw_reader;
 
+-- Tables of later migrations can be read, and added to by db, before this file is run again.
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pgw_ledger, pgw_reader;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO pgw_ledger;
+
 GRANT INSERT ON wallet_accounts, fundings, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
 -- Everything of an account but its name, and whether it is the house's own.
 GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at,

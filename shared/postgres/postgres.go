@@ -142,6 +142,7 @@ const (
 	lockNotAvailable     = "55P03"
 	queryCanceled        = "57014"
 	internalError        = "XX000"
+	undefinedTable       = "42P01"
 )
 
 // Transient tells that the same transaction, run again, may well succeed: it lost against another one.
@@ -155,6 +156,9 @@ func Transient(err error) bool {
 
 // LockTimeout tells that a statement waited for another transaction's lock for as long as it may. It took no effect.
 func LockTimeout(err error) bool { return sqlState(err) == lockNotAvailable }
+
+// NoSuchTable tells that a statement names a table that is not there.
+func NoSuchTable(err error) bool { return sqlState(err) == undefinedTable }
 
 // TookTooLong tells that the server ended a statement that took too long.
 func TookTooLong(err error) bool { return sqlState(err) == queryCanceled }

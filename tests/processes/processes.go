@@ -104,6 +104,9 @@ func FreePort() (int, error) {
 	return 0, errors.New("no port is free")
 }
 
+// Use has processes that are started from now on run another pgw command.
+func (s *System) Use(binary string) { s.cfg.Binary = binary }
+
 // Kafka is where events go.
 func (s *System) Kafka() kafka.Config { return s.cfg.Kafka }
 

@@ -108,5 +108,6 @@ INSERT INTO sweep_state (swept_to) VALUES ('epoch');
 INSERT INTO wallet_accounts (account_id, owner, internal) VALUES ('SETTLEMENT', 'House settlement', true);
 
 -- +goose Down
-DROP VIEW payment_history;
-DROP TABLE sweep_state, risk_rules, fx_rates, payments, reservations, fundings, wallet_accounts;
+-- +goose StatementBegin
+DO $$ BEGIN RAISE EXCEPTION 'the ledger is not thrown away: drop its database by hand'; END $$;
+-- +goose StatementEnd

@@ -1,0 +1,215 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/functions/db"
+	"pgw/functions/pgw/load"
+	"pgw/functions/pgw/reconcile"
+	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/tests/processes"
+)
+
+// previousRelease is the commit that the upgrade starts from. Each release sets it to the one before.
+const previousRelease = "7baee1b77764acb2c10eda3e89f5301d03ed8446"
+
+// buildRelease builds the pgw command of a commit of this repository.
+func buildRelease(t *testing.T, commit string) string {
+	t.Helper()
+	root := filepath.Join("..", "..")
+	if out, err := exec.Command("git", "-C", root, "cat-file", "-e", commit).CombinedOutput(); err != nil {
+		t.Skipf("the history of this checkout lacks the previous release %.12s: %v: %s", commit, err, out)
+	}
+	dir, source := t.TempDir(), filepath.Join(t.TempDir(), "source.tar")
+	for _, command := range [][]string{
+		{"git", "-C", root, "archive", "--output", source, commit},
+		{"tar", "-xf", source, "-C", dir},
+		{"go", "build", "-C", dir, "-o", filepath.Join(dir, "pgw"), "./functions/pgw"},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+		}
+	}
+	return filepath.Join(dir, "pgw")
+}
+
+// clients pay all the time, one after the other, each with the same key until it has heard an outcome.
+type clients struct {
+	t       *testing.T
+	gateway string
+	ending  atomic.Bool
+	going   sync.WaitGroup
+	settled atomic.Int64
+	retried atomic.Int64
+}
+
+func (c *clients) start(n int) {
+	client := &http.Client{Timeout: 2 * patience}
+	for who := range n {
+		c.going.Go(func() {
+			for i := 0; !c.ending.Load(); i++ {
+				c.pay(client, fmt.Sprintf("client-%d-%d", who, i), who, n)
+			}
+		})
+	}
+}
+
+func (c *clients) pay(client *http.Client, key string, from, accounts int) {
+	request := []byte(body(key, processes.Account(from), processes.Account((from+1)%accounts), "IDR", 1000))
+	for end := time.Now().Add(4 * patience); ; c.retried.Add(1) {
+		told := load.Post(context.Background(), client, "http://"+c.gateway, request)
+		switch {
+		case told.HTTP == 200 && (told.Status == payment.Success || told.Status == payment.SuccessReplay):
+			c.settled.Add(1)
+			return
+		case told.HTTP == 200 || told.HTTP >= 400 && told.HTTP < 500:
+			c.t.Errorf("%s: told %d %s %s", key, told.HTTP, told.Status, told.Reason)
+			return
+		case time.Now().After(end):
+			c.t.Errorf("%s has no outcome; the last answer was %d %s", key, told.HTTP, told.Reason)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// more waits until so many more payments are settled.
+func (c *clients) more(n int64) {
+	c.t.Helper()
+	want := c.settled.Load() + n
+	eventually(c.t, fmt.Sprintf("%d more payments are settled", n), func() error {
+		if got := c.settled.Load(); got < want {
+			return fmt.Errorf("%d of %d", got, want)
+		}
+		return nil
+	})
+}
+
+// waitsInKafka waits until a request of the gateway that runs now waits in Kafka, with worker away.
+func (c *clients) waitsInKafka(cfg kafka.Config) {
+	c.t.Helper()
+	count := func() (n int) {
+		r, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: cfg.RequestTopic})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		defer r.Close()
+		if err := r.Each(c.t.Context(), func(*sarama.ConsumerMessage) error { n++; return nil }); err != nil {
+			c.t.Fatal(err)
+		}
+		return n
+	}
+	had := count()
+	eventually(c.t, "a request waits in Kafka", func() error {
+		if n := count(); n == had {
+			return fmt.Errorf("%d records, as before", n)
+		}
+		return nil
+	})
+}
+
+// A release replaces the one before it while clients pay: first the schema, with the previous release still running, and
+// then function by function. It takes the records that the previous release left in Kafka. The way back works too, on the
+// new schema. No client hears anything but its outcome, or that it has to ask again.
+func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
+	t.Parallel()
+	before, now := buildRelease(t, previousRelease), must(processes.Build(t.TempDir()))
+	log := &processes.Output{}
+	database := embeddedtest.Postgres(t)
+	migrate := exec.Command(before, "migrate")
+	migrate.Env = append(os.Environ(), "DATABASE_URL="+database)
+	if out, err := migrate.CombinedOutput(); err != nil {
+		t.Fatalf("migrate of the previous release: %v: %s", err, out)
+	}
+	broker := embeddedtest.Kafka(t, must(processes.Topics(4))...)
+	s := must(processes.New(processes.Config{
+		Binary: before, Database: database, Kafka: broker.Config, GroupPrefix: broker.Prefix, EventKeys: testKeys, Log: log,
+	}))
+	const payers = 4
+	if err := s.StartSeeded(t.Context(), payers); err != nil {
+		t.Fatalf("%v: %s", err, log)
+	}
+	c := &clients{t: t, gateway: s.Front("gateway")}
+	stop := sync.OnceFunc(func() {
+		c.ending.Store(true)
+		c.going.Wait()
+		if err := s.StopAll(); err != nil {
+			t.Errorf("%v: %s", err, log)
+		}
+	})
+	t.Cleanup(stop)
+	c.start(payers)
+	c.more(50)
+
+	// Expand: the previous release goes on, and no client notices.
+	retried := c.retried.Load()
+	if err := db.Migrate(t.Context(), database); err != nil {
+		t.Fatal(err)
+	}
+	c.more(100)
+	if n := c.retried.Load() - retried; n > 0 {
+		t.Errorf("%d times clients had to ask again while the schema was migrated", n)
+	}
+
+	// Deploy, and back again. Each function is away for a moment.
+	order := processes.All
+	backwards := slices.Clone(order)
+	slices.Reverse(backwards)
+	for _, step := range []struct {
+		release string
+		order   []string
+	}{{now, order}, {before, backwards}, {now, order}} {
+		s.Use(step.release)
+		for _, name := range step.order {
+			if err := s.Stop(name); err != nil {
+				t.Fatalf("%v: %s", err, log)
+			}
+			if name == "worker" {
+				c.waitsInKafka(broker.Config)
+			}
+			if _, err := s.Start(t.Context(), name); err != nil {
+				t.Fatalf("%v: %s", err, log)
+			}
+			c.more(10)
+		}
+	}
+	stop()
+	t.Logf("%d payments, asked again %d times", c.settled.Load(), c.retried.Load())
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	sum, err := db.ReadSum(t.Context(), conn)
+	if err == nil {
+		err = sum.Err()
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	var keys event.Keyring
+	if err := keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	report, err := reconcile.Run(t.Context(), reconcile.Config{Database: database, Kafka: broker.Config, Keys: &keys, Grace: -2 * payment.DecideWithin})
+	if err != nil || !report.Clean() {
+		t.Errorf("the books do not agree: %+v, %v", report.Breaches, err)
+	}
+}
