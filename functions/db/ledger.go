@@ -429,24 +429,30 @@ func queueDebits(b *pgx.Batch, senders map[string]*sender) {
 
 // What ends reservations locks them in the order of their ids, and then accounts in the order of theirs, within one
 // statement. So no two transactions wait for each other in a circle, and accounts are locked for no longer than the
-// last part of it.
+// last part of it. The order stands in the statement (ORDER BY ... FOR NO KEY UPDATE), whatever plan it gets.
 const (
 	// Compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds it PENDING. The
 	// database's clock judges the deadline. There may have been a wait for the accounts, so whether the deadline
 	// still lies ahead and all receivers are still active is asked again behind it: an outcome without a status
 	// fails the batch, which is run again, and then refuses what it must.
 	commitSQL = `
-WITH done AS (
-	UPDATE reservations r SET status = 'COMMITTED'
-	FROM unnest($1::uuid[], $2::text[]) AS c(id, key)
-	WHERE r.reservation_id = c.id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
-		AND (c.key = '' OR c.key = r.idempotency_key)
+WITH held AS MATERIALIZED (
+	SELECT r.reservation_id FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
+	WHERE r.status = 'PENDING' AND (c.key = '' OR c.key = r.idempotency_key)
+	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+), done AS (
+	UPDATE reservations r SET status = 'COMMITTED' FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
 		AND EXISTS (SELECT FROM wallet_accounts a WHERE a.account_id = r.receiver_id AND a.status = 'ACTIVE')
 	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr, r.deadline
+), amounts AS (
+	SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id
+), receivers AS MATERIALIZED (
+	SELECT a.account_id, s.amount FROM wallet_accounts a JOIN amounts s ON a.account_id = s.receiver_id
+	ORDER BY a.account_id FOR NO KEY UPDATE OF a
 ), credit AS (
 	UPDATE wallet_accounts a SET balance_idr = a.balance_idr + s.amount, updated_at = now()
-	FROM (SELECT receiver_id, sum(amount_idr)::bigint AS amount FROM done GROUP BY receiver_id ORDER BY receiver_id) s
-	WHERE a.account_id = s.receiver_id AND a.status = 'ACTIVE'
+	FROM receivers s WHERE a.account_id = s.account_id AND a.status = 'ACTIVE'
 	RETURNING s.amount
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
@@ -459,23 +465,27 @@ SELECT reservation_id FROM done`
 
 	// What was held today no longer counts against today's limit.
 	rollBackSQL = `
-WITH done AS (
-	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3
-	FROM unnest($1::uuid[], $2::text[]) AS c(id, reason)
-	WHERE r.reservation_id = c.id AND r.status = 'PENDING'
+WITH held AS MATERIALIZED (
+	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
+	WHERE r.status = 'PENDING' ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+), done AS (
+	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3 FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'
 	RETURNING r.reservation_id, r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_idr,
-		r.created_at, c.reason
+		r.created_at, h.reason
+), amounts AS (
+	SELECT sender_id, sum(amount_idr)::bigint AS amount, today.day,
+		coalesce(sum(amount_idr) FILTER (WHERE floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day
+	FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today
+	GROUP BY sender_id, today.day
+), senders AS MATERIALIZED (
+	SELECT a.account_id, s.amount, s.day, s.of_day FROM wallet_accounts a JOIN amounts s ON a.account_id = s.sender_id
+	ORDER BY a.account_id FOR NO KEY UPDATE OF a
 ), refund AS (
 	UPDATE wallet_accounts a
 	SET balance_idr = a.balance_idr + s.amount, updated_at = now(),
 		spent_today_idr = CASE WHEN a.spent_day = s.day THEN greatest(0, a.spent_today_idr - s.of_day) ELSE a.spent_today_idr END
-	FROM (
-		SELECT sender_id, sum(amount_idr)::bigint AS amount, today.day,
-			coalesce(sum(amount_idr) FILTER (WHERE floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day
-		FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today
-		GROUP BY sender_id, today.day ORDER BY sender_id
-	) s
-	WHERE a.account_id = s.sender_id
+	FROM senders s WHERE a.account_id = s.account_id
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason

@@ -707,8 +707,10 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 
 // Large batches that share accounts and reservations, every way at once: nobody waits in a circle. Deadlocks would be
 // retried, but each costs all who wait for it a second.
-func TestBatchesNeverDeadlock(t *testing.T) {
-	w := newWorld(t)
+func TestBatchesNeverDeadlock(t *testing.T) { neverDeadlock(t, newWorld(t)) }
+
+func neverDeadlock(t *testing.T, w *world) {
+	t.Helper()
 	var ids []string
 	for i := range 40 {
 		ids = append(ids, fmt.Sprintf("A%02d", i))

@@ -61,7 +61,11 @@ SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.statu
 FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold`
 
-	toldSQL = `UPDATE reservations r SET untold = false FROM unnest($1::uuid[]) AS c(id) WHERE r.reservation_id = c.id`
+	toldSQL = `
+WITH held AS MATERIALIZED (
+	SELECT reservation_id FROM reservations WHERE reservation_id = ANY($1::uuid[]) ORDER BY reservation_id FOR NO KEY UPDATE
+)
+UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`
 
 	// A mark only ever rises, but for one that lies in the future: it would hide holds for ever.
 	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`

@@ -1,0 +1,130 @@
+package db
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/payment"
+)
+
+// behindPgBouncer starts a PgBouncer in front of a database, and gives the URL to use, as knative/README.md says it.
+func behindPgBouncer(t *testing.T, database string) string {
+	t.Helper()
+	path, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		path = "/usr/sbin/pgbouncer" // Debian's, where PATH leaves /usr/sbin out
+		if _, err := os.Stat(path); err != nil {
+			t.Skip("there is no pgbouncer: install Debian's package pgbouncer")
+		}
+	}
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	l.Close()
+	password, _ := u.User.Password()
+	dir := t.TempDir()
+	settings := fmt.Sprintf(`[databases]
+* = host=%s port=%s user=%s password=%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+ignore_startup_parameters = extra_float_digits, statement_timeout, lock_timeout, idle_in_transaction_session_timeout, jit, plan_cache_mode, enable_seqscan, enable_hashjoin, enable_mergejoin, default_transaction_read_only
+`, u.Hostname(), u.Port(), u.User.Username(), password, addr.Port)
+	file := filepath.Join(dir, "pgbouncer.ini")
+	if err := os.WriteFile(file, []byte(settings), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-q", file}
+	if os.Geteuid() == 0 { // it refuses to run as root
+		args = append([]string{"-u", "nobody"}, args...)
+		for at := dir; at != os.TempDir() && at != "/"; at = filepath.Dir(at) {
+			if err := os.Chmod(at, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGINT)
+		cmd.Wait()
+	})
+	for end := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial("tcp", addr.String()); err == nil {
+			conn.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("pgbouncer does not listen within %s", wait)
+		}
+	}
+	u.Host = addr.String()
+	query := u.Query()
+	query.Set("default_query_exec_mode", "exec")
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// Behind PgBouncer in transaction mode no setting of a session reaches the server: the ledger is right all the same, and
+// locks in the same order, with plans that it does not choose.
+func TestBehindPgBouncer(t *testing.T) {
+	for name, planner := range map[string]string{
+		"the server's own plans": "on", "no nested loops": "off",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var setting string
+			w := newWorldWith(t, func(cfg *Config) {
+				conn := connect(t, cfg.DatabaseURL)
+				name := pgx.Identifier{conn.Config().Database}.Sanitize()
+				if _, err := conn.Exec(t.Context(), "ALTER DATABASE "+name+" SET enable_nestloop = "+planner); err != nil {
+					t.Fatal(err)
+				}
+				cfg.DatabaseURL = behindPgBouncer(t, cfg.DatabaseURL)
+			})
+			if err := w.pool.QueryRow(t.Context(), `SELECT current_setting('enable_hashjoin')`).Scan(&setting); err != nil || setting != "on" {
+				t.Fatalf("enable_hashjoin is %s: %v", setting, err)
+			}
+			w.open(100, "payer", "payee")
+			held := w.mustReserve(pay("settled", "payer", "payee", 10))
+			if got := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "settled"}); !got.Done {
+				t.Errorf("commit: %+v", got)
+			}
+			if again := w.mustReserve(pay("settled", "payer", "payee", 10)); again.Status != payment.Committed {
+				t.Errorf("the same key again: %+v", again)
+			}
+			back := w.mustReserve(pay("back", "payer", "payee", 20))
+			if got := w.mustFinish(Finish{ReservationID: back.ReservationID, RollBack: payment.CommitFailed}); !got.Done {
+				t.Errorf("roll back: %+v", got)
+			}
+			w.expire(w.mustReserve(pay("late", "payer", "payee", 30)).ReservationID)
+			if rolledBack, told, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || told != 1 {
+				t.Errorf("sweep: %d, %d, %v", rolledBack, told, err)
+			}
+			if w.balance("payer") != 90 || w.balance("payee") != 110 {
+				t.Errorf("payer %d, payee %d", w.balance("payer"), w.balance("payee"))
+			}
+			neverDeadlock(t, w)
+		})
+	}
+}
