@@ -1,4 +1,4 @@
-# Read by the scripts beside it. shellcheck shell=bash
+# The scripts in this folder read this file. shellcheck shell=bash
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
@@ -24,7 +24,8 @@ need_docker() {
 }
 need_kind() { need kind "go install sigs.k8s.io/kind@$KIND_VERSION"; }
 
-# await SECONDS WHAT COMMAND...: says what it waits for, and gives up after a while with the command's last words.
+# await SECONDS WHAT COMMAND...: says what it waits for, and repeats the command until it succeeds. After SECONDS it
+# gives up and prints the command's last output.
 await() {
   local limit=$1 what=$2 begun=$SECONDS out
   shift 2
