@@ -1,6 +1,6 @@
-# What there is to do here: make help.
+# make help lists the targets.
 
-# Tools run by version, from the module proxy or npm; nothing is installed.
+# Tools run at a fixed version, from the module proxy or npm. Nothing is installed.
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
 CODEGEN     := go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
@@ -10,14 +10,14 @@ VULNCHECK   := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
 AXE         := axe-core@4.14.1
 
-# Or COMPOSE="env DOCKER_BUILDKIT=1 docker-compose", which is 1.29.
+# For docker-compose 1.29: COMPOSE="env DOCKER_BUILDKIT=1 docker-compose".
 COMPOSE ?= docker compose
 compose  = $(COMPOSE) -f compose/compose.yaml
 
-# What make run wrote while it runs here; without it, psql and topics look at Compose.
+# The file that make run writes while it runs here. Without it, psql and topics use Compose.
 RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
 
-# The race detector needs a C compiler. Without one the tests run all the same, and say so.
+# The race detector needs a C compiler. Without one the tests run without it, and say so.
 ifneq ($(shell command -v $${CC:-cc} 2>/dev/null),)
 RACE := -race
 endif
@@ -30,74 +30,74 @@ endif
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Static, as in the image: what is tried and measured here is what runs there.
+# Static, as in the image, so that tests and measurements use the same binary as the image.
 build: ## Build bin/pgw.
 	@CGO_ENABLED=0 go build -o bin/pgw ./functions/pgw
 
-run: build ## Run everything in one process, on embedded defaults (Ctrl-C stops it).
+run: build ## Run everything in one process, with embedded stores (Ctrl-C stops it).
 	@exec bin/pgw run
 
-fresh: build ## The same, starting over.
+fresh: build ## make run, with empty data.
 	@exec bin/pgw run --fresh
 
-dev: ## make run, built and started again when a source changes.
+dev: ## make run, rebuilt and restarted when a source file changes.
 	@$(REFLEX) -d none -s -t 30s -r '\.(go|sql|html|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- \
 		sh -c '$(MAKE) --no-print-directory build && exec bin/pgw run'
 
-compose-up: ## Everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
+compose-up: ## Run everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
 	VERSION=$$(git describe --tags --always --dirty) $(compose) up -d --build $(SCALE)
 
-compose-down: ## Stop them; the data stays (ARGS=-v: it does not).
+compose-down: ## Stop the containers and keep the data (ARGS=-v: delete the data too).
 	$(compose) down $(ARGS)
 
-logs: ## Follow the containers' logs (SERVICE=worker: of one).
+logs: ## Follow the containers' logs (SERVICE=worker: only of that one).
 	$(compose) logs -f --tail 100 $(SERVICE)
 
-psql: ## The ledger of make run while it runs here, or else of Compose (ARGS).
+psql: ## Open the ledger of make run while it runs here, or else of Compose (ARGS).
 	@$(if $(RUNNING),exec psql "$$(sed -n 's/.*"database_url": "\(.*\)",/\1/p' $(RUNNING))",exec $(compose) exec postgres psql -U pgw pgw) $(ARGS)
 
-topics: ## Its topics: records, and what each consumer group has still to take.
+topics: ## List the topics with their records and each consumer group's lag.
 	@$(if $(RUNNING),go run ./functions/pgw,exec $(compose) run --rm pgw) topics --lag
 
-# The test cache knows of the packages that a test is made of and of the files that it opens within its module, and of
-# nothing else. So no result is kept of tests/manifests, a module that reads outside itself, and of tests/, which run
+# The test cache only tracks the packages of a test and the files that it opens within its module. So there are no cached
+# results for tests/manifests, which is a module that reads files outside itself, and for tests/, whose tests run
 # programs that they build.
-test: test-manifests ## Run all tests, against a real Postgres and the embedded broker.
+test: test-manifests ## Run all tests, with a real Postgres and the embedded broker.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
 	go test $(RACE) -timeout 20m $$(go list ./... | grep -v '^pgw/tests/')
 	go test $(RACE) -count=1 -timeout 20m ./tests/...
 
-test-manifests: ## Hold the manifests against Knative's types and against the code.
+test-manifests: ## Check the manifests against Knative's types and against the code.
 	cd tests/manifests && go test -count=1 ./...
 
-test-broken: ## Break manifests, and see that test-manifests finds each mistake.
+test-broken: ## Break manifests, and check that test-manifests finds each mistake.
 	tests/manifests/broken
 
-test-kafka: ## The flows, the stand-in and its soak against a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
+test-kafka: ## Test the flows, the stand-in and its soak on a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
 	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
 
-test-queueproxy: ## Payments through functions behind Knative's own queue-proxy (Linux).
+test-queueproxy: ## Test payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
 	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
 
-test-compose: bin/docker-compose ## Compose on a real Docker Engine, one of its own when none answers: up, pay, restarts, scale, down.
+test-compose: bin/docker-compose ## Test Compose on a real Docker Engine, starting one if none runs: up, pay, restart, scale, down.
 	tests/compose/with-docker tests/compose/check
 
 bin/docker-compose: tests/compose/go.mod
 	cd tests/compose && CGO_ENABLED=0 go build -o $(CURDIR)/$@ github.com/docker/compose/v2/cmd
 
-test-browser: ## The web page in a real Chromium (and npm, for axe-core); pictures in tests/browser/out.
+test-browser: ## Test the web page in a real Chromium (and npm, for axe-core); pictures in tests/browser/out.
 	npm install --silent --no-audit --no-fund --no-save --prefix bin/axe $(AXE)
 	PGW_TEST_BROWSER=$(or $(CHROMIUM),$(shell command -v chromium)) PGW_TEST_AXE=$(CURDIR)/bin/axe/node_modules/axe-core/axe.min.js go test $(RACE) -count=1 ./tests/browser
 
-fuzz: ## Fuzz every decoder of outside bytes, each for FUZZTIME.
+fuzz: ## Fuzz every decoder of external input, each for FUZZTIME.
 	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 		for target in $$(grep -ho '^func Fuzz[A-Za-z]*' $$package/*_test.go | cut -c6-); do \
 			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(or $(FUZZTIME),30s) $$package || exit 1; \
 		done; \
 	done
 
-chaos: build ## Break everything under load on a real Kafka, heal, and judge (SEED, DURATION, FAULTS).
+chaos: build ## Break everything under load on a real Kafka, heal it, and check the result (SEED, DURATION, FAULTS).
 	tests/kafka/with-kafka go run ./tests/fault --seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))
 
 lint: ## Check formatting, go vet and staticcheck.
@@ -106,33 +106,33 @@ lint: ## Check formatting, go vet and staticcheck.
 	$(STATICCHECK) ./...
 	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
-lint-docs: ## Hold openapi.yaml and asyncapi.yaml against their specifications (npx).
+lint-docs: ## Check openapi.yaml and asyncapi.yaml against their specifications (npx).
 	REDOCLY_TELEMETRY=off $(REDOCLY) lint --extends=minimal --skip-rule=no-unused-components functions/gateway/docs/openapi.yaml functions/gateway/docs/asyncapi.yaml
 
-# The binary is looked at, and not the source: commands are called by reflection, which no call graph of the source sees.
-vulncheck: build ## Look for known vulnerabilities in the binary; says so when the database can't be reached.
+# This scans the binary, not the source: commands are called by reflection, and a call graph of the source misses those.
+vulncheck: build ## Look for known vulnerabilities in the binary (skipped when the database cannot be reached).
 	@out=$$($(VULNCHECK) -mode binary bin/pgw 2>&1) && echo "$$out" || \
 	{ echo "$$out"; echo "$$out" | grep -q '^govulncheck: fetching vulnerabilities' && echo "SKIPPED: nothing was checked: the vulnerability database can't be reached"; }
 
-sbom: ## Write what the binary is made of, and its licenses, to bin/pgw.cdx.json (CycloneDX).
+sbom: ## Write the binary's modules and their licenses to bin/pgw.cdx.json (CycloneDX).
 	@mkdir -p bin
 	@$(CYCLONEDX) app -json -licenses -std -main functions/pgw -output bin/pgw.cdx.json .
 
-licenses: sbom ## Fail when the binary has code under a license that is not allowed (jq).
+licenses: sbom ## Fail if the binary has code under a license that is not allowed (jq).
 	@test "$$(jq '.components | length' bin/pgw.cdx.json)" -gt 1
 	@not=$$(jq -r -f .ci/licenses.jq bin/pgw.cdx.json) && test -z "$$not" || { echo "not allowed:"; echo "$$not"; exit 1; }
 
-generate: ## Make proto/gen, the HTTP client, the seeds and the catalogue of metrics anew from their sources.
+generate: ## Generate proto/gen, the HTTP client, the seeds and the catalogue of metrics from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate
 	$(CODEGEN) --config shared/client/oapi-codegen.yaml functions/gateway/docs/openapi.yaml
 	go run ./functions/pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv.new && mv seeds/accounts.csv.new seeds/accounts.csv
 	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl
 	go run ./functions/pgw metrics > compose/prometheus/METRICS.md.new && mv compose/prometheus/METRICS.md.new compose/prometheus/METRICS.md
 
-check-generated: generate ## Fail when what is generated is not current.
+check-generated: generate ## Fail if a generated file is not current.
 	@test -z "$$(git status --porcelain proto/gen shared/client seeds compose/prometheus go.mod go.sum)" || { echo "not current:"; git status --short proto/gen shared/client seeds compose/prometheus go.mod go.sum; exit 1; }
 
-kind-demo: kind-up knative-install image knative-deploy knative-demo ## From nothing to a settled payment on kind + Knative.
+kind-demo: kind-up knative-install image knative-deploy knative-demo ## Make a kind cluster with Knative and settle a payment in it.
 
 kind-up: ## Make the kind cluster (docker, kind, kubectl).
 	@kind/up
@@ -146,26 +146,26 @@ image: ## Build the image with ko and load it into kind, or push it (IMAGE).
 knative-deploy: ## Deploy OVERLAY (knative/overlays/kind), schema, topics and seeds.
 	@kind/deploy
 
-knative-demo: ## Pay in the cluster: functions at zero, up, and at zero again.
+knative-demo: ## Pay in the cluster: the functions start from zero, and go back to zero.
 	@kind/demo
 
 kind-down: ## Delete the kind cluster.
 	@kind/down
 
-bench: build ## The table of goals, each a ratio to pgbench's transfer on the same Postgres in the same run (BENCH: flags).
+bench: build ## Measure the table of goals, as ratios to pgbench's transfer on the same Postgres (BENCH: flags).
 	tests/kafka/with-kafka go run ./tests/load bench $(BENCH)
 
-bench-go: ## Go benchmarks of the hot pieces, ready for benchstat.
+bench-go: ## Run the Go benchmarks of the hot code, with output for benchstat.
 	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) ./shared/... ./functions/... ./compose/kafkasource
 
-profile: build ## CPU, allocation, mutex and block profiles of each scenario, in tests/load/out/profiles.
+profile: build ## Write CPU, allocation, mutex and block profiles of each scenario to tests/load/out/profiles.
 	tests/kafka/with-kafka go run ./tests/load profile
 
-grow: build ## Cost as work grows: connections, accounts, past payments, db replicas.
+grow: build ## Measure the cost as work grows: connections, accounts, past payments, db replicas.
 	go run ./tests/load grow
 
-overload: build ## Three times the capacity for a minute, and then half of it (OVERLOAD="--times 1.7").
+overload: build ## Send three times the capacity for a minute, and then half of it (OVERLOAD="--times 1.7").
 	go run ./tests/load overload $(OVERLOAD)
 
-clean: ## Delete what was built; the data in .pgw stays.
+clean: ## Delete build results; the data in .pgw stays.
 	rm -rf bin tests/*/out
