@@ -1,5 +1,6 @@
-// Package browser tests the web page in a real Chromium, against pgw run: as whoever tries pgw out meets it. Every
-// test ends by adding the ledger up, and takes pictures of what it saw: out/ has them, to be looked at.
+// Package browser tests the web page in a real Chromium with pgw run, as a person who tries pgw
+// uses it. Every test ends with a check that the ledger adds up. The tests write pictures of the
+// page to out/, for people to look at.
 package browser
 
 import (
@@ -35,12 +36,12 @@ import (
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
 const (
-	patience = 20 * time.Second // for what must happen, and does so in milliseconds
+	patience = 20 * time.Second // the limit for steps that normally take milliseconds
 	start    = 90 * time.Second
 	traces   = "http://traces.invalid/trace/{trace}"
 )
 
-// suite is one pgw run and one browser, for all tests.
+// suite is one pgw run and one browser for all tests.
 type suite struct {
 	url     string
 	wallet  walletv1.AdminClient
@@ -50,9 +51,10 @@ type suite struct {
 	grafana *grafana
 }
 
-// grafana stands in for one: it serves any panel, in the theme that is asked for, and remembers what was asked.
+// grafana stands in for a Grafana. It serves any panel in the requested theme, and records the
+// requests.
 type grafana struct {
-	url string // under a path of its own, as behind a proxy
+	url string // with a path, as behind a proxy
 	mu  sync.Mutex
 	got []*http.Request
 }
@@ -77,7 +79,7 @@ func newGrafana(t *testing.T) *grafana {
 	return g
 }
 
-// asked gives the requests so far, and forgets them.
+// asked returns the requests so far, and clears the list.
 func (g *grafana) asked() []*http.Request {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -99,7 +101,7 @@ func newSuite(t *testing.T) *suite {
 	s.run(t)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium))
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium refuses to have one as root
+		options = append(options, chromedp.NoSandbox) // Chromium refuses to run with a sandbox as root
 	}
 	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
@@ -112,7 +114,7 @@ func newSuite(t *testing.T) *suite {
 	return s
 }
 
-// run starts pgw run on a database of the test's own. When it ends, pgw reconcile proves it.
+// run starts pgw run on the test's own database. At the end, pgw reconcile checks it.
 func (s *suite) run(t *testing.T) {
 	dir := t.TempDir()
 	pgw, err := processes.Build(dir)
@@ -172,7 +174,7 @@ func (s *suite) run(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer risk.Close()
-	// The rules of the seeds, without chance.
+	// The rules of the seeds, without random refusals.
 	none, least := uint32(0), int64(1000)
 	if _, err := riskv1.NewAdminClient(risk).SeedRules(t.Context(), &riskv1.SeedRulesRequest{
 		MaxAmount: 10_000_000, MinAmountIdr: &least, RandomRejectPpm: &none, BlockedAccounts: []string{"ACC013"},
@@ -202,16 +204,16 @@ func (s *suite) balance(t *testing.T, id string) (balance int64) {
 	return balance
 }
 
-// look is how the page is looked at.
+// look is the way in which the test opens the page.
 type look struct {
-	url           string // another front door; empty: the gateway
+	url           string // another address to open; empty: the gateway's
 	language      string // empty: en-US
 	width, height int64  // 0: 1280 by 900
 	dark          bool
 	still         bool // prefers reduced motion
 }
 
-// tab is one page in a browser profile of its own.
+// tab is one page in its own browser profile.
 type tab struct {
 	*suite
 	t   *testing.T
@@ -219,11 +221,11 @@ type tab struct {
 
 	mu       sync.Mutex
 	console  []string
-	expected []string // what the console may say: parts of it
+	expected []string // parts of the console messages that the test expects
 }
 
-// open opens the page and waits until it is ready. When the test ends, the console must have been silent, and the
-// ledger adds up.
+// open opens the page. When the test ends, the console must have no unexpected message, and the
+// ledger must add up.
 func (s *suite) open(t *testing.T, l look) *tab {
 	t.Helper()
 	if l.url == "" {
@@ -274,7 +276,7 @@ func (s *suite) open(t *testing.T, l look) *tab {
 	return p
 }
 
-// lighting sets what the person prefers: light or dark, and whether things move.
+// lighting sets the user's preferences: light or dark, and reduced motion.
 func (p *tab) lighting(l look) {
 	p.t.Helper()
 	features := []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}
@@ -295,7 +297,7 @@ func (p *tab) ready() *tab {
 	return p
 }
 
-// expect lets the console say something.
+// expect allows the console messages that contain text.
 func (p *tab) expect(text string) { p.expected = append(p.expected, text) }
 
 func (p *tab) checkConsole() {
@@ -326,7 +328,7 @@ func (p *tab) click(selector string) {
 	p.do(chromedp.Click(selector))
 }
 
-// fill puts a value in place of what stands there.
+// fill replaces the value of a field.
 func (p *tab) fill(selector, value string) {
 	p.t.Helper()
 	eval[bool](p, fmt.Sprintf(`(() => { const e = document.querySelector(%q); e.focus(); e.select(); return true; })()`, selector))
@@ -337,8 +339,8 @@ func (p *tab) fill(selector, value string) {
 	p.insert(value)
 }
 
-// insert enters a text whole, in place of what is selected. The page asks for what is typed after a pause, and on a busy
-// machine there would be one within a word.
+// insert enters a text at once, in place of the selected text. The page sends a request after a
+// pause in the typing, and on a busy machine such a pause could fall within a word.
 func (p *tab) insert(text string) {
 	p.t.Helper()
 	if _, err := chromedp.Call(p.ctx, input.InsertText, input.InsertTextParams{Text: text}); err != nil {
@@ -374,13 +376,13 @@ func (p *tab) until(what, condition string) {
 	}
 }
 
-// says waits until an element says something.
+// says waits until an element contains a text.
 func (p *tab) says(selector, text string) {
 	p.t.Helper()
 	p.until(fmt.Sprintf("%s says %q", selector, text), fmt.Sprintf(`document.querySelector(%q)?.innerText.replaceAll('\xa0', ' ').includes(%q)`, selector, text))
 }
 
-// form fills it in.
+// form fills in the payment form.
 func (p *tab) form(sender, receiver, amount, currency string) {
 	p.t.Helper()
 	p.fill("#sender", sender)
@@ -407,7 +409,7 @@ func (p *tab) shot(name string) {
 	}
 }
 
-// fits tells that nothing is wider than the window.
+// fits checks that nothing is wider than the window.
 func (p *tab) fits() {
 	p.t.Helper()
 	wide := eval[[]string](p, `[...document.querySelectorAll('body *')].filter((e) => e.getClientRects().length && !e.closest('.unseen, .skip, svg, pre')
@@ -417,10 +419,11 @@ func (p *tab) fits() {
 	}
 }
 
-// accessible has axe-core look at the page as it is now.
+// accessible checks the page in its present state with axe-core.
 func (p *tab) accessible(where string) {
 	p.t.Helper()
-	// By the protocol and not by the page: its policy stays as it is. What is within Grafana's frames is Grafana's.
+	// The script is injected by the browser's protocol, so the page keeps its policy. Content of
+	// Grafana's frames is not checked.
 	eval[bool](p, p.axe+`; true`)
 	found := eval[[]struct {
 		ID, Impact, Help string
@@ -440,7 +443,7 @@ func (p *tab) accessible(where string) {
 	}
 }
 
-// statusText is what the console says of an answer that is no success.
+// statusText is the console's message about an answer that is an error.
 func statusText(code int) string {
 	return fmt.Sprintf("the server responded with a status of %d (%s)", code, http.StatusText(code))
 }

@@ -36,7 +36,7 @@ func TestPage(t *testing.T) {
 	t.Run("undecided", s.testUndecided)
 }
 
-// The whole way of a payment, as a person follows it.
+// A user pays and follows the whole payment.
 func (s *suite) testPay(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	p := s.open(t, look{}).ready()
@@ -45,7 +45,7 @@ func (s *suite) testPay(t *testing.T) {
 	p.form(sender, receiver, "10", "USD")
 	p.says("#quote", "IDR 155,000")
 	p.says("#rate", "1 USD = IDR 15,500")
-	p.says("#sender-balance", "IDR 1,000,000 to spend")
+	p.says("#sender-balance", "IDR 1,000,000 available")
 	p.says("#send", "Pay USD 10.00")
 	key := eval[string](p, `document.getElementById('idempotency').value`)
 	p.click("#send")
@@ -53,14 +53,14 @@ func (s *suite) testPay(t *testing.T) {
 	p.says("#next", "200 · SUCCESS · committed")
 	p.says("#balances", "845,000")
 	if s.balance(t, sender) != 845_000 || s.balance(t, receiver) != 1_155_000 {
-		t.Errorf("%d and %d are left", s.balance(t, sender), s.balance(t, receiver))
+		t.Errorf("the sender has %d, the receiver %d", s.balance(t, sender), s.balance(t, receiver))
 	}
 	for _, want := range []string{sender + "\tIDR 1,000,000\tIDR 845,000", receiver + "\tIDR 1,000,000\tIDR 1,155,000"} {
 		if got := strings.ReplaceAll(p.text("#balances"), "\u00a0", " "); !strings.Contains(got, want) {
 			t.Errorf("balances %q lack %q", got, want)
 		}
 	}
-	// Each stage has its time, and its place.
+	// Each stage has a time, and its bar lies within the track.
 	for _, bar := range eval[[]struct {
 		Name, MS    string
 		Left, Width float64
@@ -82,7 +82,7 @@ func (s *suite) testPay(t *testing.T) {
 	p.accessible("after a payment")
 	p.shot("light-paid")
 
-	// The list's first is this one; its details are the ledger's.
+	// The first payment in the list is this one. Its details come from the ledger.
 	p.click("#payments li:first-child button")
 	p.says("#detail", key)
 	p.says("#detail", "pgw.payment.result.v1")
@@ -100,7 +100,8 @@ func (s *suite) testPay(t *testing.T) {
 	}
 }
 
-// The same again, from the outcome and from the case: the first answer, and nothing moves.
+// The same payment again, by the outcome's button and by the case: the page shows the first answer,
+// and no money moves.
 func (s *suite) testReplay(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	p := s.open(t, look{}).ready()
@@ -108,9 +109,9 @@ func (s *suite) testReplay(t *testing.T) {
 	p.click(`[data-case="again"]`)
 	p.says("#outcome", "Already settled")
 	if s.balance(t, sender) != 999_000 {
-		t.Errorf("one payment of 1,000 left %d", s.balance(t, sender))
+		t.Errorf("after one payment of 1,000 the sender has %d", s.balance(t, sender))
 	}
-	p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+	p.until("the payment has ended", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
 	p.click("#send")
 	p.says("#outcome", "Settled.")
 	p.click("#next button")
@@ -118,7 +119,7 @@ func (s *suite) testReplay(t *testing.T) {
 	p.says("#next", "200 · SUCCESS_REPLAY · duplicate_idempo")
 	p.says("#balances", "994,000")
 	if s.balance(t, sender) != 994_000 {
-		t.Errorf("%d are left", s.balance(t, sender))
+		t.Errorf("the sender has %d", s.balance(t, sender))
 	}
 	p.shot("replay")
 }
@@ -135,10 +136,10 @@ func (s *suite) testRefusals(t *testing.T) {
 		p.click(`[data-case="` + name + `"]`)
 		p.says("#next", want[1])
 		p.says("#outcome", want[0])
-		p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+		p.until("the payment has ended", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
 		p.shot("refused-" + name)
 	}
-	p.expect(statusText(http.StatusNotFound)) // of the accounts that are not there
+	p.expect(statusText(http.StatusNotFound)) // of the accounts that do not exist
 	for _, tc := range []struct{ sender, receiver, amount, want string }{
 		{"NOBODY", receiver, "1000", "The sender's account does not exist."},
 		{sender, "NOBODY", "1000", "The receiver's account does not exist."},
@@ -147,14 +148,14 @@ func (s *suite) testRefusals(t *testing.T) {
 		{sender, "ACC013", "1000", "Risk says no: one of the accounts is on its list."},
 		{sender, receiver, "999", "Risk says no: the amount is below the minimum."},
 		{"ACC001", receiver, "10000001", "Risk says no: the amount is above the maximum."},
-		{"ACC001", receiver, "2000000000000", "Not enough funds."}, // before risk's limit is looked at
+		{"ACC001", receiver, "2000000000000", "Not enough funds."}, // refused before risk's limit is checked
 	} {
 		p.form(tc.sender, tc.receiver, tc.amount, "IDR")
 		p.click("#send")
 		p.says("#outcome", tc.want)
-		p.until("it is over", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
+		p.until("the payment has ended", `document.getElementById('send').getAttribute('aria-disabled') === 'false'`)
 	}
-	p.says("#sender-balance", "to spend")
+	p.says("#sender-balance", "available")
 	// Each of them is in the ledger.
 	p.fill("#filter-account", receiver)
 	p.do(chromedp.KeyEvent(kb.Enter))
@@ -163,7 +164,7 @@ func (s *suite) testRefusals(t *testing.T) {
 	p.says("#detail", "Not enough funds.")
 	p.do(chromedp.KeyEvent(kb.Escape))
 
-	// A key that another payment has.
+	// A key that another payment has used.
 	p.form(sender, receiver, "1000", "IDR")
 	key := eval[string](p, `document.getElementById('idempotency').value`)
 	p.click("#send")
@@ -173,18 +174,18 @@ func (s *suite) testRefusals(t *testing.T) {
 	p.click("#send")
 	p.says("#outcome", "This key belongs to another payment.")
 	if got := s.balance(t, sender) + s.balance(t, receiver); got != 2_000_000 || s.balance(t, sender) != 999_000 {
-		t.Errorf("%d are left with the sender, %d with both", s.balance(t, sender), got)
+		t.Errorf("the sender has %d, both together %d", s.balance(t, sender), got)
 	}
 }
 
-// What is filled in wrongly is told at its field, and nothing is sent.
+// A wrong field shows its problem, and nothing is sent.
 func (s *suite) testFields(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	p := s.open(t, look{}).ready()
 	p.expect(statusText(http.StatusBadRequest)) // of the quote that is too large
 	p.form(sender, receiver, "10", "USD")
 	for amount, want := range map[string]string{
-		"": "Please fill this in.", "ten": "Write a number", "1,000": "separators of thousands", "1.000.000": "separators of thousands",
+		"": "Please fill this in.", "ten": "Write a number", "1,000": "thousands separators", "1.000.000": "thousands separators",
 		"1.2345": "USD has 2 decimal places.", "0": "more than zero", "0.00": "more than zero", "-5": "Write a number", "99999999999999999": "The gateway answered",
 	} {
 		p.fill("#amount", amount)
@@ -218,7 +219,7 @@ func (s *suite) testCrowd(t *testing.T) {
 	p.says("#crowd-result", "100 settled, 0 refused")
 	p.says("#crowd-result", "The sender has IDR 100,000 less: exactly 100 × IDR 1,000. It adds up.")
 	if s.balance(t, sender) != 900_000 || s.balance(t, receiver) != 1_100_000 {
-		t.Errorf("%d and %d are left", s.balance(t, sender), s.balance(t, receiver))
+		t.Errorf("the sender has %d, the receiver %d", s.balance(t, sender), s.balance(t, receiver))
 	}
 	if n := eval[int](p, `document.querySelectorAll('#crowd-cells .good').length`); n != 100 {
 		t.Errorf("%d cells are good", n)
@@ -249,7 +250,7 @@ func (s *suite) testLanguages(t *testing.T) {
 	p.until("the page is in English", `document.documentElement?.lang === 'en' && document.documentElement.dataset.ready`)
 	p.says("h1", "Send a payment and watch it settle.")
 	if s.balance(t, sender) != 976_750 {
-		t.Errorf("%d are left", s.balance(t, sender))
+		t.Errorf("the sender has %d", s.balance(t, sender))
 	}
 }
 
@@ -298,12 +299,13 @@ func (s *suite) testDark(t *testing.T) {
 	p.shot("dark-detail")
 }
 
-// From the first key to the outcome without a pointer, and with the motion that the person has switched off.
+// A payment by keyboard only, from the first key to the outcome, and without animations when the
+// user has switched them off.
 func (s *suite) testKeyboard(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	p := s.open(t, look{still: true}).ready()
 	focus := func() string { return eval[string](p, `document.activeElement.id || document.activeElement.className`) }
-	// reach goes on by Tab until a field has the focus; each stop on the way is to be seen.
+	// reach presses Tab until a field has the focus. Each stop on the way must show its focus.
 	reach := func(id string) {
 		for range 30 {
 			p.do(chromedp.KeyEvent(kb.Tab))
@@ -341,14 +343,14 @@ func (s *suite) testKeyboard(t *testing.T) {
 		t.Errorf("the outcome is announced as %q", role)
 	}
 	if s.balance(t, sender) != 1_000_000-23_200 {
-		t.Errorf("%d are left", s.balance(t, sender))
+		t.Errorf("the sender has %d", s.balance(t, sender))
 	}
 	if moving := eval[int](p, `document.getAnimations().length`); moving != 0 {
 		t.Errorf("%d things move", moving)
 	}
 }
 
-// The panel shows what the gateway counts.
+// The live panel shows what the gateway counts.
 func (s *suite) testLive(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	p := s.open(t, look{}).ready()
@@ -391,18 +393,18 @@ func (s *suite) testFilter(t *testing.T) {
 	}
 	p.do(chromedp.SetValue("#filter-status", "FAILED"))
 	eval[bool](p, `document.getElementById('filter-status').dispatchEvent(new Event('change', {bubbles: true}))`)
-	// One answer looks through so many payments and no more: the button goes on from there.
-	p.until("all were looked through", `(() => {
+	// One answer searches a limited number of payments. The button continues from there.
+	p.until("all payments were searched", `(() => {
 		const older = document.getElementById('older');
 		if (!older.hidden) older.click();
 		return document.getElementById('recent-count').textContent === 'None yet.';
 	})()`)
 	if shown() != 0 {
-		t.Errorf("%d are shown", shown())
+		t.Errorf("%d payments are shown", shown())
 	}
 }
 
-// front is a gateway with something before it.
+// front is the gateway with a handler before it.
 func (s *suite) front(t *testing.T, before func(w http.ResponseWriter, r *http.Request) (done bool)) string {
 	target, err := url.Parse(s.url)
 	if err != nil {
@@ -418,7 +420,7 @@ func (s *suite) front(t *testing.T, before func(w http.ResponseWriter, r *http.R
 	return server.URL
 }
 
-// Where a key is wanted, the person is asked for it, and then everything goes on.
+// When a key is needed, the page asks the user for it and then continues.
 func (s *suite) testKey(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	url := s.front(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -447,12 +449,14 @@ func (s *suite) testKey(t *testing.T) {
 	}
 }
 
-// Grafana's panels stand beside the form, in the page's light and with a name each; nothing else may be framed.
+// Grafana's panels stand beside the form, in the page's theme, and each has a name. Nothing else
+// may be framed.
 func (s *suite) testGrafana(t *testing.T) {
 	frames := func(p *tab) []string {
 		return eval[[]string](p, `[...document.querySelectorAll('iframe')].map((f) => f.title)`)
 	}
-	// shown waits until every panel was asked for, and holds the requests against what Grafana knows.
+	// shown waits until the page has requested every panel, and compares the requests with what
+	// Grafana knows.
 	shown := func(p *tab, theme string) {
 		t.Helper()
 		panels := map[string]bool{"pgw-overview 1": true, "pgw-overview 5": true, "pgw-overview 4": true, "pgw-ledger 1": true}
@@ -464,7 +468,7 @@ func (s *suite) testGrafana(t *testing.T) {
 					q.Get("refresh") != "5s" || len(q) != 5 || r.Header.Get("Sec-Fetch-Dest") != "iframe" || r.Header.Get("Referer") != "" {
 					t.Errorf("Grafana was asked for %s, as %q from %q", r.URL, r.Header.Get("Sec-Fetch-Dest"), r.Header.Get("Referer"))
 				}
-				if q.Get("theme") == theme { // what a page before this one asked for may come late
+				if q.Get("theme") == theme { // requests of the page before this one may arrive late
 					delete(panels, board[3]+" "+q.Get("panelId"))
 				}
 			}
@@ -473,7 +477,8 @@ func (s *suite) testGrafana(t *testing.T) {
 			}
 		}
 	}
-	// reached brings each panel into view, since those far away are not loaded.
+	// reached makes the browser load each panel, because panels far outside the view are not
+	// loaded.
 	reached := func(p *tab) {
 		t.Helper()
 		eval[bool](p, `document.querySelectorAll('iframe').forEach((f) => { f.loading = 'eager'; }) ?? true`)
@@ -487,7 +492,7 @@ func (s *suite) testGrafana(t *testing.T) {
 	if len(english) != 4 || english[0] != "Payments a second, a panel of Grafana" {
 		t.Errorf("panels %q", english)
 	}
-	// Beside the form: right of it, and at its height.
+	// The panels are beside the form: right of it, and at its height.
 	if !eval[bool](p, `(() => {
 		const panel = document.querySelector('iframe').getBoundingClientRect(), way = document.getElementById('way').getBoundingClientRect();
 		return panel.left > way.right && panel.top >= way.top && panel.top < way.bottom && panel.height > 120;
@@ -498,14 +503,14 @@ func (s *suite) testGrafana(t *testing.T) {
 	p.accessible("with panels")
 	p.shot("grafana-light")
 
-	// From one panel to the next by Tab: within a panel Grafana shows where the focus is.
+	// Tab moves from one panel to the next. Within a panel, Grafana shows the focus.
 	p.do(chromedp.Focus(`#panels a`))
 	for i := range english {
 		p.do(chromedp.KeyEvent(kb.Tab))
 		p.until(fmt.Sprintf("the focus is in panel %d", i+1), fmt.Sprintf(`document.activeElement === document.querySelectorAll('iframe')[%d]`, i))
 	}
 
-	// When night falls the panels change, and the way back is not littered with them.
+	// When the theme changes, the panels change. They add no steps to the browser's history.
 	steps := eval[int](p, `history.length`)
 	p.lighting(look{dark: true})
 	reached(p)
@@ -548,7 +553,7 @@ func (s *suite) testGrafana(t *testing.T) {
 	p.shot("grafana-phone")
 }
 
-// An answer that is lost on its way: the payment took place, and trying again does not pay again.
+// The answer is lost on its way: the payment was made, and trying again does not pay again.
 func (s *suite) testCut(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	var cut atomic.Bool
@@ -581,11 +586,12 @@ func (s *suite) testCut(t *testing.T) {
 	p.click("#next button")
 	p.says("#outcome", "Already settled")
 	if s.balance(t, sender) != 999_000 {
-		t.Errorf("%d are left", s.balance(t, sender))
+		t.Errorf("the sender has %d", s.balance(t, sender))
 	}
 }
 
-// A payment that is not decided in time: the page says when it will be, and shows what is known.
+// A payment that is not decided in time: the page says when its outcome is final, and shows what is
+// known.
 func (s *suite) testUndecided(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	url := s.front(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -598,7 +604,7 @@ func (s *suite) testUndecided(t *testing.T) {
 		return true
 	})
 	p := s.open(t, look{url: url}).ready()
-	p.expect(statusText(http.StatusNotFound)) // the ledger has not seen it
+	p.expect(statusText(http.StatusNotFound)) // the ledger has not seen the payment
 	p.form(sender, receiver, "1000", "IDR")
 	p.click("#send")
 	p.says("#outcome", "Not decided yet.")

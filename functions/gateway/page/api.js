@@ -2,7 +2,7 @@
 
 import {ask, key} from './key.js';
 
-// Problem is an answer as RFC 9457 has it, or the lack of one (status 0).
+// Problem is an error answer in the form of RFC 9457. Status 0 means that there was no answer.
 export class Problem extends Error {
   constructor(status, title, detail = '') {
     super(detail ? `${title}: ${detail}` : title);
@@ -10,7 +10,8 @@ export class Problem extends Error {
   }
 }
 
-// api asks the gateway. Where it wants a key, the person is asked for one, and then the request goes out again.
+// api sends a request to the gateway. If the gateway needs a key, api asks the user for one and
+// sends the request again.
 export async function api(path, options = {}) {
   for (;;) {
     const headers = new Headers(options.headers);
@@ -26,7 +27,7 @@ export async function api(path, options = {}) {
   }
 }
 
-// get reads JSON.
+// get reads a JSON answer.
 export async function get(path) {
   const response = await api(path);
   if (!response.ok) throw await problem(response);
@@ -42,7 +43,7 @@ export async function problem(response) {
   }
 }
 
-// events reads a stream of server-sent events: of their fields, those that the gateway writes.
+// events reads a stream of server-sent events. It knows only the fields that the gateway writes.
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = '';

@@ -1,4 +1,4 @@
-// The page: a form, the way of a payment, interesting cases, live figures and recent payments.
+// The page: a form, the stages of a payment, example cases, live figures and recent payments.
 
 import * as cases from './cases.js';
 import {$} from './dom.js';
@@ -10,11 +10,11 @@ import * as panels from './panels.js';
 import {newPayment, send, settled, undecided} from './payment.js';
 import * as recent from './recent.js';
 
-const every = 5000; // ms, between looks at balances, price and payments
+const every = 5000; // ms between two reads of balances, price and payments
 
-let last; // the newest payment that was settled in this tab
+let last; // the newest payment of this tab that was settled
 
-// pay sends one payment, shows all of it, and gives the answer.
+// pay sends one payment, shows its stages and outcome, and returns the answer.
 async function pay(payment) {
   if (form.isBusy()) return null;
   form.busy(true);
@@ -27,14 +27,15 @@ async function pay(payment) {
   if (settled(answer)) last = payment;
   outcome.show(payment, answer, {again: () => pay(payment), detail: () => recent.openKey(payment)});
   form.busy(false);
-  // A payment that is decided is done with its key; one that is not keeps it, so that trying again can't pay twice.
+  // A decided payment needs its key no more. An undecided one keeps its key, so that a second try
+  // cannot pay twice.
   if (payment.idempotency_key === $('idempotency').value && !undecided(answer) && answer.http_status !== 400) form.renewKey();
   outcome.showBalances(before, await form.balances(...accounts));
   look();
   return answer;
 }
 
-// look reads anew what others may change too.
+// look reads again what other clients may have changed.
 function look() {
   return Promise.allSettled([form.refresh(), recent.refresh()]);
 }

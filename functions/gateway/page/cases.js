@@ -1,4 +1,4 @@
-// The interesting cases: each is a payment made up from the accounts in the form.
+// The example cases. Each one builds a payment from the accounts in the form.
 
 import {$, make} from './dom.js';
 import {balances, parties} from './form.js';
@@ -9,7 +9,8 @@ import {duration, rupiah, t} from './words.js';
 const many = 100;
 const each = 1000; // rupiah
 
-// Each gives the payments to send, one after the other. last is the newest that was settled in this tab.
+// Each case returns the payments to send, one after the other. last is the newest settled payment
+// of this tab.
 const made = {
   again: async (last) => {
     if (last) return [last];
@@ -25,7 +26,8 @@ const made = {
   currency: async () => [newPayment({...parties(), currency: 'ABC', amount: '10'})],
 };
 
-// begin makes the buttons work. pay sends one payment and shows it; changed is called when balances have.
+// begin connects the buttons. pay sends one payment and shows it. changed is called after balances
+// have changed.
 export function begin({pay, last, changed}) {
   for (const button of document.querySelectorAll('[data-case]')) {
     button.addEventListener('click', async () => {
@@ -40,7 +42,7 @@ export function begin({pay, last, changed}) {
   }
 }
 
-// crowd sends many at once, and shows each answer as a cell.
+// crowd sends many payments at once, and shows each answer as a cell.
 async function crowd(button) {
   if (button.getAttribute('aria-disabled') === 'true') return;
   button.setAttribute('aria-disabled', 'true');

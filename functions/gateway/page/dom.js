@@ -1,8 +1,9 @@
-// Finding and making elements.
+// Functions that find and make elements.
 
 export const $ = (id) => document.getElementById(id);
 
-// make gives an element: make('p', {class: 'hint'}, 'text', other, …). What is null or false is left out.
+// make returns an element: make('p', {class: 'hint'}, 'text', other, …). Attributes and children
+// that are null or false are left out.
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

@@ -1,4 +1,4 @@
-// The payment form: accounts with their balances, the amount, and what it would be in rupiah.
+// The payment form: accounts with their balances, the amount, and its value in rupiah.
 
 import {get, Problem} from './api.js';
 import {$, make} from './dom.js';
@@ -7,19 +7,19 @@ import {currencyName, language, money, price, rupiah, t, time} from './words.js'
 
 const fields = {sender_id: 'sender', receiver_id: 'receiver', amount: 'amount', currency: 'currency', idempotency_key: 'idempotency'};
 const digitsOf = {}; // decimal places of each currency that has a rate
-const pause = 250; // after typing
+const pause = 250; // ms after the last key press
 
 const value = (id) => $(id).value.trim();
 
-// complain says what is wrong with a field, at the field; without text all is well.
+// complain shows a problem at its field. Without text it removes the problem.
 function complain(id, text = '') {
   $(`${id}-problem`).textContent = text;
   if (text) $(id).setAttribute('aria-invalid', 'true');
   else $(id).removeAttribute('aria-invalid');
 }
 
-// readAmount gives the decimal as the API has it, or what is wrong. A number that people of two countries would
-// read differently is not taken.
+// readAmount returns the decimal in the API's form, or the problem with it. It refuses numbers that
+// people of two countries would read differently.
 function readAmount(text, currency) {
   if (!text) return {problem: t('problem.missing')};
   if (!/^\d+([.,]\d+)*$/.test(text)) return {problem: t('problem.amount')};
@@ -33,7 +33,8 @@ function readAmount(text, currency) {
   return {amount: fraction ? `${whole}.${fraction}` : whole};
 }
 
-// read gives the payment as filled in, or null when something is wrong: then the first such field has the focus.
+// read returns the payment that is filled in. If a field is wrong, it focuses the first such field
+// and returns null.
 export function read() {
   const currency = value('currency');
   const {amount, problem} = readAmount(value('amount'), currency);
@@ -50,7 +51,7 @@ export function read() {
 
 export const parties = () => ({sender_id: value('sender'), receiver_id: value('receiver')});
 
-// explain puts what the gateway says of a field at the field.
+// explain shows the gateway's message about a field at that field.
 export function explain(message) {
   const id = fields[/^\w+/.exec(message ?? '')?.[0]];
   if (!id) return;
@@ -76,7 +77,8 @@ function showSend(sending) {
   $('send').textContent = sending ? t('pay.sending') : amount ? t('pay.send_amount', {amount: money(amount, currency, digitsOf[currency])}) : t('pay.send');
 }
 
-// balances reads what the accounts have: {id: rupiah}, without those that could not be read.
+// balances reads the accounts' balances: {id: rupiah}. It leaves out accounts that could not be
+// read.
 export async function balances(...ids) {
   const read = await Promise.allSettled([...new Set(ids)].map((id) => get(`/api/accounts/${encodeURIComponent(id)}`)));
   return Object.fromEntries(read.filter((r) => r.status === 'fulfilled').map((r) => [r.value.account_id, r.value.balance_idr]));
@@ -91,7 +93,7 @@ async function showBalance(id) {
   }
   try {
     const got = await get(`/api/accounts/${encodeURIComponent(account)}`);
-    if (value(id) !== account) return; // typed on meanwhile
+    if (value(id) !== account) return; // the field has changed meanwhile
     place.classList.remove('off');
     place.textContent = t('pay.balance', {amount: rupiah(got.balance_idr)}) + (got.status === 'BLOCKED' ? ` · ${t('pay.blocked')}` : '');
   } catch (error) {
@@ -124,7 +126,7 @@ async function showQuote() {
   }
 }
 
-// refresh reads balances and price anew.
+// refresh reads the balances and the price again.
 export const refresh = () => Promise.all([showBalance('sender'), showBalance('receiver'), showQuote()]);
 
 async function pick() {
@@ -157,7 +159,7 @@ function afterPause(action) {
   };
 }
 
-// begin fills the form in and follows what is typed.
+// begin fills in the form and follows the user's input.
 export async function begin() {
   renewKey();
   $('amount').addEventListener('input', afterPause(showQuote));

@@ -1,18 +1,19 @@
-// The way of one payment: its stages, each as long as it took, where it began.
+// The stages of one payment. Each bar shows when its stage began and how long it took.
 
 import {$, make} from './dom.js';
 import {duration, t} from './words.js';
 
-// The stages in order, with who does the work. Those that are seldom there are shown when they are.
+// The stages in order, each with the part that does the work. Optional stages are shown only when
+// they happen.
 const stages = [
-  ['fx', 'ask'], ['wallet', 'ask'], ['risk', 'ask'], ['refuse', 'ledger', 'seldom'], ['lookup', 'ask', 'seldom'], ['publish', 'kafka'], ['queue', 'kafka'],
-  ['settle', 'ledger'], ['reserve', 'ledger', 'part'], ['commit', 'ledger', 'part'], ['return', 'kafka'], ['wait', 'kafka', 'seldom'],
+  ['fx', 'ask'], ['wallet', 'ask'], ['risk', 'ask'], ['refuse', 'ledger', 'optional'], ['lookup', 'ask', 'optional'], ['publish', 'kafka'], ['queue', 'kafka'],
+  ['settle', 'ledger'], ['reserve', 'ledger', 'part'], ['commit', 'ledger', 'part'], ['return', 'kafka'], ['wait', 'kafka', 'optional'],
 ];
 
 let took = {};
 let rows = {};
 
-// begin clears the way for another payment.
+// begin resets the stages for another payment.
 export function begin() {
   took = {};
   $('way-total').textContent = '';
@@ -21,7 +22,7 @@ export function begin() {
   mark('fx');
 }
 
-// stage takes the time of one.
+// stage records the time of one stage.
 export function stage(name, ms) {
   took[name] = ms;
   if (name === 'total') return;
@@ -30,7 +31,7 @@ export function stage(name, ms) {
   mark(next(name));
 }
 
-// end says that no more will come.
+// end marks the payment as finished; no stage follows.
 export function end() {
   $('stages').classList.remove('under-way');
   mark(null);
@@ -47,13 +48,14 @@ export function show() {
     const element = make('li', {class: how === 'part' ? `${who} part` : who},
       make('span', {class: 'name'}, t(`stage.${name}`), ' ', make('small', {}, t(`stage.${name}_text`))),
       make('span', {class: 'track', 'aria-hidden': 'true'}, bar), ms);
-    element.hidden = how === 'seldom';
+    element.hidden = how === 'optional';
     rows[name] = {element, bar, ms};
     return element;
   }));
 }
 
-// next is what is waited for when a stage has ended. What follows the queue is told only with the result.
+// next returns the stage that runs after the named one. Stages after the queue arrive only with the
+// result.
 function next(name) {
   if (name === 'fx') return 'risk';
   if (name === 'publish') return 'queue';
@@ -64,7 +66,8 @@ function mark(waiting) {
   for (const [name, row] of Object.entries(rows)) row.element.classList.toggle('now', name === waiting);
 }
 
-// begins tells when each stage began: wallet is asked beside fx, and the queue is counted from before publishing.
+// begins returns the start of each stage. wallet runs at the same time as fx, and queue starts
+// before publish.
 function begins() {
   const of = (name) => took[name] ?? 0;
   const asked = Math.max(of('wallet'), of('fx') + of('risk'));
@@ -81,7 +84,7 @@ function draw() {
   const known = Object.keys(took).filter((name) => rows[name]);
   const end = Math.max(took.total ?? 0, ...known.map((name) => from[name] + took[name])) || 1;
   for (const name of known) {
-    // Set as properties: the policy of the page forbids style attributes.
+    // These are set as properties, because the page's policy forbids style attributes.
     rows[name].bar.style.left = `${100 * from[name] / end}%`;
     rows[name].bar.style.width = `${100 * took[name] / end}%`;
     rows[name].ms.textContent = duration(took[name]);

@@ -1,17 +1,17 @@
-// The API key, where the gateway asks for one: kept until the tab is closed.
+// The API key, when the gateway needs one. It is kept until the tab is closed.
 
 import {$} from './dom.js';
 import {t} from './words.js';
 
 const place = 'pgw-api-key';
 let current = sessionStorage.getItem(place) ?? '';
-let asked; // the promise of a key, while the person is being asked
+let asked; // the promise of a key, while the user is being asked
 
 export const key = () => current;
 
-// ask shows the field, and resolves when there is a key that is not the refused one.
+// ask shows the field, and resolves when there is another key than the refused one.
 export function ask(refused) {
-  if (current && current !== refused) return Promise.resolve(); // given meanwhile
+  if (current && current !== refused) return Promise.resolve(); // a key was entered meanwhile
   $('key-refused').textContent = refused ? t('key.refused') : '';
   asked ??= new Promise((resolve) => {
     $('key').hidden = false;

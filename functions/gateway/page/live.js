@@ -1,4 +1,4 @@
-// The live panel: the gateway's own metrics, read every two seconds, as rates and quantiles.
+// The live panel: the gateway's metrics, read every two seconds, as rates and quantiles.
 
 import {api} from './api.js';
 import {$, make} from './dom.js';
@@ -6,11 +6,11 @@ import {duration, number, t} from './words.js';
 
 const every = 2000; // ms
 const points = 60; // two minutes
-const span = 5; // scrapes that a latency is of
+const span = 5; // number of scrapes for one latency
 const samples = []; // {at, total, buckets}
 const series = {rate: [], p50: [], p99: []};
 
-// parse reads the text format: [name, {labels}, value] of the metrics that are wanted.
+// parse reads the Prometheus text format. It yields [name, {labels}, value] of the wanted metrics.
 function* parse(text, wanted) {
   for (const line of text.split('\n')) {
     const found = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line);
@@ -42,7 +42,8 @@ function read(text) {
   return sample;
 }
 
-// quantile of what came between two samples, within its bucket as if evenly spread; undefined when nothing came.
+// quantile returns a quantile of the observations between two samples. It assumes an even spread
+// within a bucket, and returns undefined without observations.
 function quantile(q, from, to) {
   const before = new Map(from.buckets);
   const grown = to.buckets.map(([le, n]) => [le, n - (before.get(le) ?? 0)]);
@@ -60,7 +61,7 @@ function quantile(q, from, to) {
 
 function take(sample) {
   const last = samples.at(-1);
-  // A gateway that started anew counts from nothing.
+  // A gateway that has restarted counts from 0.
   if (last && sample.total < last.total) samples.length = 0;
   samples.push(sample);
   if (samples.length > points) samples.shift();
@@ -77,7 +78,7 @@ function push(list, value) {
   if (list.length > points) list.shift();
 }
 
-// line gives the path of a series in a box of 240 by 64; where there was nothing, there is a gap.
+// line returns the path of a series in a box of 240 by 64. A missing value makes a gap.
 function line(values, top) {
   let path = '';
   values.forEach((value, i) => {
@@ -85,7 +86,7 @@ function line(values, top) {
     const x = 240 * (points - values.length + i) / (points - 1);
     path += `${path && values[i - 1] !== undefined ? 'L' : 'M'}${x.toFixed(1)} ${(62 - 60 * Math.min(1, value / top)).toFixed(1)}`;
   });
-  return path && `${path}l0 0`; // a lone point is a dot
+  return path && `${path}l0 0`; // a single point is a dot
 }
 
 function draw(sample) {
@@ -122,11 +123,11 @@ async function scrape() {
     take(sample);
     draw(sample);
   } catch {
-    // The next one may come through; the form says that the gateway is away.
+    // The next read may succeed. The form already says that the gateway can't be reached.
   }
 }
 
-// begin reads the metrics for as long as the page is looked at.
+// begin reads the metrics while the page is visible.
 export async function begin() {
   for (;;) {
     await scrape();

@@ -1,16 +1,16 @@
-// What became of a payment, in plain words, and what to do next.
+// The outcome of a payment in plain words, and the next steps.
 
 import {$, make} from './dom.js';
 import {settled, traceOf, undecided} from './payment.js';
 import {has, money, rupiah, t, time} from './words.js';
 
-// kind is how an outcome looks: good, bad, or not known yet.
+// kind is how an outcome looks: good, bad or open (not known yet).
 export function kind(answer) {
   if (settled(answer)) return 'good';
   return undecided(answer) ? 'open' : 'bad';
 }
 
-// words of an answer: a title, and what to do.
+// words returns the texts for an answer: a title, and what to do.
 export function words(answer) {
   const reason = has(`outcome.${answer.reason}`) ? answer.reason : 'other';
   const values = {text: answer.message ?? answer.reason, deadline: answer.deadline ? time(answer.deadline) : ''};
@@ -32,7 +32,7 @@ export function showRequest(payment) {
   $('balances').hidden = true;
 }
 
-// show tells the outcome. actions are {again, detail}: what its buttons do.
+// show shows the outcome. actions are {again, detail}, the actions of its buttons.
 export function show(payment, answer, actions) {
   const {title, text} = words(answer);
   const values = {amount: money(payment.amount, payment.currency), sender: payment.sender_id, receiver: payment.receiver_id};
@@ -52,7 +52,7 @@ export function show(payment, answer, actions) {
   $('next').hidden = false;
 }
 
-// showBalances sets both accounts side by side, before and after.
+// showBalances shows both accounts' balances before and after the payment.
 export function showBalances(before, after) {
   const ids = Object.keys(after).filter((id) => before[id] !== undefined && after[id] !== undefined);
   $('balances').hidden = ids.length === 0;

@@ -1,10 +1,11 @@
-// Grafana's panels beside the form, in the light that the page is in.
+// Grafana's panels beside the form, in the page's light or dark theme.
 
 import {$} from './dom.js';
 
 const dark = matchMedia('(prefers-color-scheme: dark)');
 
-// Frames that are new each time: to lead an old one elsewhere would be a step that the browser's back button undoes.
+// The frames are new each time. To change the address of an old one would add a step to the
+// browser's history.
 function show() {
   const panels = $('panels').querySelector('template').content.cloneNode(true);
   for (const frame of panels.children) frame.src = `${frame.dataset.src}&theme=${dark.matches ? 'dark' : 'light'}`;

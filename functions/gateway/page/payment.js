@@ -1,4 +1,4 @@
-// One payment: sent, and followed on the connection on which it was sent.
+// One payment: sent, and followed on the same connection.
 
 import {api, events, problem} from './api.js';
 
@@ -6,12 +6,13 @@ const hex = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)),
 
 export const newKey = () => `web-${hex(12)}`;
 
-// newPayment is what is sent: all of it is kept, so that a retry is the same request.
+// newPayment returns the request. All of it is kept, so that a retry is the same request.
 export function newPayment(fields) {
   return {idempotency_key: newKey(), tx_date: new Date().toISOString(), ...fields};
 }
 
-// Traces of this tab's payments, by key. The ids are made here, so that nobody needs to be asked for them.
+// The traces of this tab's payments, by key. The page makes the ids itself, so it need not ask for
+// them.
 const traces = new Map();
 export const traceOf = (key) => traces.get(key);
 
@@ -21,8 +22,9 @@ function headers(payment, accept) {
   return {'Content-Type': 'application/json', 'Accept': accept, 'traceparent': `00-${trace}-${hex(8)}-01`};
 }
 
-// send pays. It calls stage(name, ms) as each stage ends, and gives the answer: http_status, status, reason, ref, …
-// Where there was none, the reason is no_answer or problem, which are this page's own.
+// send pays. It calls stage(name, ms) as each stage ends, and returns the answer: http_status,
+// status, reason, ref, … When there was no answer, the reason is no_answer or problem. These two
+// exist only in this page.
 export async function send(payment, stage) {
   try {
     const response = await api('/api/payments', {method: 'POST', headers: headers(payment, 'text/event-stream'), body: JSON.stringify(payment)});
@@ -37,7 +39,7 @@ export async function send(payment, stage) {
   return {http_status: 0, status: 'FAILED', reason: 'no_answer'};
 }
 
-// sendPlain pays and waits for the answer alone: for many at once.
+// sendPlain pays and waits only for the answer. It is for many payments at once.
 export async function sendPlain(payment) {
   try {
     return await plain(await api('/api/payments', {method: 'POST', headers: headers(payment, 'application/json'), body: JSON.stringify(payment)}));
@@ -53,8 +55,9 @@ async function plain(response) {
   return {http_status: response.status, status: 'FAILED', reason: 'problem', message: (await problem(response)).message};
 }
 
-// undecided tells that the same request should be sent again, with the same key: nothing is final.
+// undecided says that nothing is final and the same request should be sent again, with the same
+// key.
 export const undecided = (answer) => answer.http_status === 0 || answer.http_status >= 500 || answer.http_status === 429;
 
-// settled tells that the money has moved, now or before.
+// settled says that the money has moved, now or earlier.
 export const settled = (answer) => answer.status === 'SUCCESS' || answer.status === 'SUCCESS_REPLAY';

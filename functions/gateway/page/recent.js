@@ -1,4 +1,4 @@
-// Recent payments, as the ledger has recorded them.
+// Recent payments, from the ledger.
 
 import {get} from './api.js';
 import {$, make} from './dom.js';
@@ -7,9 +7,9 @@ import {between, duration, exactTime, money, price, rupiah, t, time} from './wor
 
 const page = 10;
 let shown = []; // payments on the page
-let next; // where older ones begin
+let next; // where older payments begin
 let filter = {};
-const rows = new Map(); // what is drawn, by reference
+const rows = new Map(); // the drawn rows, by reference
 
 const at = (p) => p.accepted_at ?? p.reserved_at;
 
@@ -19,7 +19,7 @@ async function read(before) {
   return get(`/api/payments?${query}`);
 }
 
-// refresh reads the newest ones again, as many pages as are shown.
+// refresh reads the newest page again. Older payments that are shown stay as they are.
 export async function refresh() {
   const mine = filter;
   const got = await read();
@@ -36,7 +36,7 @@ export async function refresh() {
 
 async function older() {
   const mine = filter;
-  $('older').hidden = true; // until it is known where to go on from
+  $('older').hidden = true; // until the next position is known
   const got = await read(next);
   if (mine !== filter) return;
   const first = shown.length;
@@ -54,7 +54,8 @@ function draw(limit) {
       : t('recent.count', {n: shown.length});
   if ($('recent-count').textContent !== count) $('recent-count').textContent = count;
 
-  // A row that has not changed stays where it is, under whoever is about to press it.
+  // A row that has not changed stays in its place, so that it does not move while the user presses
+  // it.
   const list = $('payments');
   const elements = shown.map(rowOf);
   elements.forEach((element, i) => {
@@ -85,7 +86,7 @@ function row(p) {
     make('span', {class: `state ${look[state]}`}, t(`state.${state}`), p.status === 'FAILED' ? make('small', {}, words(p).title) : null)));
 }
 
-// openKey shows what the ledger knows of a key.
+// openKey shows the ledger's record for a key.
 export async function openKey(payment) {
   try {
     await open(await get(`/api/payments/${encodeURIComponent(payment.idempotency_key)}`));
@@ -100,7 +101,7 @@ async function open(p) {
     try {
       all = await get(`/api/payments/${encodeURIComponent(p.idempotency_key)}`);
     } catch {
-      // What the list said is shown.
+      // The dialog shows the payment as the list has it.
     }
   }
   $('detail-heading').textContent = t('detail.heading', {amount: amountOf(all)});
@@ -132,7 +133,7 @@ function detail(p) {
   ];
 }
 
-// begin makes filter and buttons work.
+// begin connects the filter and the buttons.
 export function begin() {
   const apply = () => {
     filter = Object.fromEntries([...new FormData($('filter'))].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));

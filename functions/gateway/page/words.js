@@ -4,7 +4,7 @@ export const language = document.documentElement.lang;
 
 const words = await (await fetch(`/page/i18n/${language}.json`)).json();
 
-// t gives the words for a key, with {names} filled in.
+// t returns the words for a key, with {names} filled in.
 export function t(key, values = {}) {
   const text = words[key];
   if (text === undefined) {
@@ -14,7 +14,7 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? '');
 }
 
-// has tells whether there are words for a key that comes from outside.
+// has says whether there are words for a key that comes from outside.
 export const has = (key) => Object.hasOwn(words, key);
 
 const formats = new Map();
@@ -24,7 +24,7 @@ function format(options) {
   return formats.get(id);
 }
 
-// money writes an amount, which is a decimal string or a whole number: strings stay exact.
+// money formats an amount, which is a decimal string or a whole number. Strings stay exact.
 export function money(amount, currency, digits) {
   if (digits === undefined && currency === 'IDR') digits = 0;
   const options = {style: 'currency', currency, currencyDisplay: currency === 'IDR' && language === 'id' ? 'symbol' : 'code'};
@@ -32,18 +32,18 @@ export function money(amount, currency, digits) {
   try {
     return format(options).format(amount);
   } catch {
-    return `${currency} ${amount}`; // no currency
+    return `${currency} ${amount}`; // an unknown currency
   }
 }
 
 export const rupiah = (amount) => money(amount, 'IDR');
 
-// price writes what one unit costs, with all the digits that the rate has.
+// price formats what one unit costs, with all the digits of the rate.
 export const price = (rate) => money(rate, 'IDR', (rate.split('.')[1] ?? '').length);
 
 export const number = (value, digits = 0) => format({minimumFractionDigits: digits, maximumFractionDigits: digits}).format(value);
 
-// duration writes milliseconds, as seconds when there are many.
+// duration formats milliseconds; long times are shown in seconds.
 export function duration(ms) {
   if (ms >= 1000) return `${number(ms / 1000, 2)} s`;
   return `${number(ms, ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
@@ -55,14 +55,15 @@ const exact = new Intl.DateTimeFormat(language, {
   year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3, hourCycle: 'h23',
 });
 
-// time writes when something was: the clock's time, and the day if it was not today.
+// time formats a time: the time of day, and the date if it was not today.
 export function time(at) {
   const then = new Date(at);
   const today = then.toDateString() === new Date().toDateString();
   return today ? clock.format(then) : `${day.format(then)}, ${clock.format(then)}`;
 }
 
-// between gives the milliseconds from one time to another: those of the API are exact to the microsecond, Date is not.
+// between returns the milliseconds from one time to another. The API's times are exact to the
+// microsecond; Date is not.
 export const between = (from, to) => millis(to) - millis(from);
 
 function millis(at) {
