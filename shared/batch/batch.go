@@ -1,5 +1,5 @@
-// Package batch makes calls that arrive together into one call. A batch forms while the previous one is
-// being served: there is no timer, so a lone call never waits.
+// Package batch combines calls that arrive at the same time into one call. A batch forms while the
+// batch before it is served. There is no timer, so a single call never waits.
 package batch
 
 import (
@@ -17,41 +17,43 @@ import (
 	"pgw/shared/trace"
 )
 
-// ErrFull means that the queue's bound is reached: the caller should be told to try again later.
+// ErrFull means that the queue is full. The caller should try again later.
 var ErrFull = errors.New("queue is full")
 
 // ErrClosed means that the batcher has been closed.
 var ErrClosed = errors.New("batcher is closed")
 
-// ErrTimeout means that a batch did not end within its bound. Whether its calls took effect is not known.
+// ErrTimeout means that a batch did not end within its time limit. It is unknown whether its calls
+// took effect.
 var ErrTimeout = errors.New("the batch did not end in time: whether it took effect is not known")
 
-// ErrPanic means that serving a batch panicked. Whether its calls took effect is not known.
+// ErrPanic means that serving a batch panicked. It is unknown whether its calls took effect.
 var ErrPanic = errors.New("serving the batch panicked: whether it took effect is not known")
 
-// DefaultTimeout bounds a batch when Config does not.
+// DefaultTimeout is the time limit of a batch when Config sets none.
 const DefaultTimeout = 5 * time.Second
 
-// Func serves a batch. It returns one Result for each call, in order. It must return soon after ctx has ended.
+// Func serves a batch. It returns one Result for each call, in the same order. It must return soon
+// after ctx has ended.
 type Func[C, R any] func(ctx context.Context, calls []C) []Result[R]
 
-// Result is what one call of a batch gets.
+// Result is the result of one call of a batch.
 type Result[R any] struct {
 	Value R
 	Err   error
 }
 
-// Config bounds a batcher.
+// Config holds the limits of a batcher.
 type Config struct {
-	Max   int // calls in one batch
-	Lanes int // batches served at the same time
-	Queue int // calls that wait, beyond those being served; more get ErrFull
+	Max   int // the most calls in one batch
+	Lanes int // the number of batches that are served at the same time
+	Queue int // the most calls that wait, in addition to those being served; further calls get ErrFull
 
-	Timeout time.Duration // of one batch; 0 means DefaultTimeout
-	Log     *slog.Logger  // of panics; nil means slog.Default
+	Timeout time.Duration // the time limit of one batch; 0 means DefaultTimeout
+	Log     *slog.Logger  // gets the panics; nil means slog.Default
 
-	Kind       string                // what is batched, for metrics
-	Registerer prometheus.Registerer // nil: nothing is measured
+	Kind       string                // the label of the metrics: what is batched
+	Registerer prometheus.Registerer // nil: there are no metrics
 }
 
 // Batcher serves calls in batches. Make it with New; end it with Close.
@@ -59,10 +61,10 @@ type Batcher[C, R any] struct {
 	cfg   Config
 	serve Func[C, R]
 	queue chan call[C, R]
-	stop  context.CancelFunc // cancels batches that Close does not want to wait for
+	stop  context.CancelFunc // cancels the batches that Close no longer waits for
 	lanes sync.WaitGroup
 
-	metrics *metrics // nil: nothing is measured
+	metrics *metrics // nil: there are no metrics
 	name    string   // of its spans
 
 	mu     sync.RWMutex // held for reading while sending to queue, for writing while closing it
@@ -72,11 +74,11 @@ type Batcher[C, R any] struct {
 type call[C, R any] struct {
 	ctx    context.Context
 	value  C
-	since  time.Time      // zero when nothing is measured
-	result chan Result[R] // has room for one, so that a lane never waits for a caller who has left
+	since  time.Time      // zero when there are no metrics
+	result chan Result[R] // has room for one result, so that a lane never waits for a caller that has gone
 }
 
-// New starts the lanes.
+// New starts the lanes. It panics when a limit of cfg is below 1.
 func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	if cfg.Max < 1 || cfg.Lanes < 1 || cfg.Queue < 1 {
 		panic(fmt.Sprintf("batch: every bound must be at least 1: %+v", cfg))
@@ -84,7 +86,8 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	// A batch outlives the context of any one caller: the others still want it.
+	// A batch does not depend on the context of one caller, because the other callers still want
+	// its results.
 	ctx, stop := context.WithCancel(context.Background())
 	b := &Batcher[C, R]{cfg: cfg, serve: serve, queue: make(chan call[C, R], cfg.Queue), stop: stop, name: "batch " + cfg.Kind}
 	if cfg.Registerer != nil {
@@ -96,8 +99,8 @@ func New[C, R any](cfg Config, serve Func[C, R]) *Batcher[C, R] {
 	return b
 }
 
-// Do adds a call to the next batch and waits for its result. When ctx ends first, the call may still be
-// served.
+// Do adds a call to the next batch and waits for its result. If ctx ends first, Do returns its
+// error; the call may still be served. Do also returns ErrFull, ErrClosed, ErrTimeout and ErrPanic.
 func (b *Batcher[C, R]) Do(ctx context.Context, value C) (_ R, err error) {
 	ctx, span := trace.Start(ctx, b.name, trace.Internal)
 	defer func() { trace.End(span, err) }()
@@ -140,10 +143,11 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 	values := make([]C, 0, b.cfg.Max)
 	for first := range b.queue {
 		calls, values = calls[:0], values[:0]
-		// Who is about to call does so first: a caller's second call, or a neighbour's, is often a moment away.
+		// Let other goroutines run first. A caller's second call, or another caller's, often
+		// arrives a moment later.
 		runtime.Gosched()
 		for c, more := first, true; more; {
-			// Who has left before being served wants nothing done.
+			// Skip callers whose context has ended.
 			if c.ctx.Err() == nil {
 				calls, values = append(calls, c), append(values, c.value)
 			}
@@ -170,7 +174,8 @@ func (b *Batcher[C, R]) lane(ctx context.Context) {
 	}
 }
 
-// serveOne serves one batch within its bound. A panic is the error of this batch alone, and the lane goes on.
+// serveOne serves one batch within its time limit. A panic becomes the error of this batch only,
+// and the lane continues.
 func (b *Batcher[C, R]) serveOne(lane context.Context, calls []call[C, R], values []C) (results []Result[R]) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -195,7 +200,7 @@ func (b *Batcher[C, R]) serveOne(lane context.Context, calls []call[C, R], value
 		return results
 	}
 	for i := range results {
-		// A caller must not take the batch's deadline for its own.
+		// The deadline was the batch's. A caller must not mistake it for its own.
 		if errors.Is(results[i].Err, context.DeadlineExceeded) {
 			results[i].Err = fmt.Errorf("%w: %v", ErrTimeout, results[i].Err)
 		}
@@ -216,8 +221,8 @@ func (b *Batcher[C, R]) serveTraced(ctx context.Context, calls []call[C, R], val
 	return b.serve(ctx, values)
 }
 
-// Close takes no more calls, serves those that wait, and returns when they have their results. When ctx
-// ends first, the batches under way are cancelled.
+// Close accepts no more calls, serves the waiting ones, and returns when they have their results.
+// If ctx ends first, Close cancels the batches under way.
 func (b *Batcher[C, R]) Close(ctx context.Context) error {
 	b.mu.Lock()
 	if !b.closed {

@@ -45,7 +45,7 @@ func TestEachCallGetsItsOwnResult(t *testing.T) {
 	}
 }
 
-// While one batch is served the next one forms, up to Max; beyond Queue callers hear ErrFull.
+// While one batch is served the next one forms, up to Max calls. Callers beyond Queue get ErrFull.
 func TestBatchesFormWhileServing(t *testing.T) {
 	started, release := make(chan int), make(chan struct{})
 	b := New(Config{Max: 3, Lanes: 1, Queue: 4}, func(ctx context.Context, calls []int) []Result[int] {
@@ -63,12 +63,12 @@ func TestBatchesFormWhileServing(t *testing.T) {
 	}
 	do(0)
 	if n := <-started; n != 1 {
-		t.Fatalf("a lone call waited: first batch of %d", n)
+		t.Fatalf("a single call waited: the first batch has %d calls", n)
 	}
 	for i := range 4 {
 		do(i + 1)
 	}
-	for len(b.queue) < 4 { // the goroutines above enqueue; nothing takes
+	for len(b.queue) < 4 { // the goroutines above add to the queue, and no lane takes from it
 		runtime.Gosched()
 	}
 	if _, err := b.Do(t.Context(), 9); !errors.Is(err, ErrFull) {
@@ -76,11 +76,11 @@ func TestBatchesFormWhileServing(t *testing.T) {
 	}
 	release <- struct{}{}
 	if n := <-started; n != 3 {
-		t.Errorf("second batch of %d, want Max", n)
+		t.Errorf("the second batch has %d calls, want Max", n)
 	}
 	release <- struct{}{}
 	if n := <-started; n != 1 {
-		t.Errorf("third batch of %d, want the rest", n)
+		t.Errorf("the third batch has %d calls, want the rest", n)
 	}
 	release <- struct{}{}
 	wg.Wait()
@@ -89,9 +89,9 @@ func TestBatchesFormWhileServing(t *testing.T) {
 	}
 }
 
-// Two calls that are made side by side share a batch, also when nothing else is under way.
+// Two calls made at the same time share a batch, also when no other batch is being served.
 func TestCallsSideBySideShareABatch(t *testing.T) {
-	// One processor, so that a call's being a moment away does not depend on who else is busy here.
+	// With one processor the order of the goroutines does not depend on the load of the machine.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	const rounds = 100
 	var batches int
@@ -108,7 +108,7 @@ func TestCallsSideBySideShareABatch(t *testing.T) {
 	if err := b.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// A pause may come between any two.
+	// The scheduler may interrupt between any two calls, so allow a tenth more batches.
 	if batches > rounds+rounds/10 {
 		t.Errorf("%d batches for %d pairs of calls", batches, rounds)
 	}
@@ -132,7 +132,7 @@ func TestCallerWhoLeftIsNotServed(t *testing.T) {
 	}
 	cancel()
 	if err := <-left; !errors.Is(err, context.Canceled) {
-		t.Fatalf("left: %v", err)
+		t.Fatalf("the caller that has gone: %v", err)
 	}
 	wg.Go(func() { b.Do(t.Context(), 3) })
 	for len(b.queue) < 2 {
@@ -166,7 +166,8 @@ func TestCloseCancelsWhatTakesTooLong(t *testing.T) {
 	}
 }
 
-// A batch that panics fails all of its own calls, once and in words, and no other: its lane goes on.
+// A batch that panics fails all of its own calls and no others. The panic is logged once, and the
+// lane continues.
 func TestAPanicFailsItsBatchAlone(t *testing.T) {
 	var said bytes.Buffer
 	started, release := make(chan struct{}), make(chan struct{})
@@ -204,7 +205,7 @@ func TestAPanicFailsItsBatchAlone(t *testing.T) {
 	}
 	wg.Wait()
 	if n := strings.Count(said.String(), "thirteen"); n != 1 || !strings.Contains(said.String(), "batch_test.go") {
-		t.Errorf("said %d times, with its stack: %s", n, said.String())
+		t.Errorf("logged %d times, want once with its stack: %s", n, said.String())
 	}
 	if _, err := b.Do(t.Context(), 14); !errors.Is(err, ErrPanic) {
 		t.Errorf("too few results: %v", err)
@@ -214,7 +215,8 @@ func TestAPanicFailsItsBatchAlone(t *testing.T) {
 	}
 }
 
-// A batch has a bound of its own. Who called hears that the outcome is not known, and not that its own time was up.
+// A batch has its own time limit. The caller gets the error "outcome unknown", and not that its own
+// deadline passed.
 func TestABatchHasABound(t *testing.T) {
 	first := true
 	b := New(Config{Max: 1, Lanes: 1, Queue: 8, Timeout: time.Millisecond}, func(ctx context.Context, calls []int) []Result[int] {
@@ -229,14 +231,15 @@ func TestABatchHasABound(t *testing.T) {
 		t.Errorf("a batch that takes too long: %v", err)
 	}
 	if got, err := b.Do(t.Context(), 2); err != nil || got != 4 {
-		t.Errorf("the next: %d, %v", got, err)
+		t.Errorf("the next call: %d, %v", got, err)
 	}
 	if err := b.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// What is measured: the size, the longest wait and the time of each batch, and who was refused.
+// The metrics record the size, the longest wait and the duration of each batch, and the refused
+// calls.
 func TestBatchesAreMeasured(t *testing.T) {
 	r := prometheus.NewRegistry()
 	begun, release := make(chan struct{}, 1), make(chan struct{})
@@ -256,7 +259,7 @@ func TestBatchesAreMeasured(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if _, err := b.Do(t.Context(), 1); err != ErrFull {
-		t.Errorf("the fourth to wait: %v", err)
+		t.Errorf("the fourth waiting call: %v", err)
 	}
 	want := `
 # HELP pgw_batch_queue_length Calls that wait for a batch now.
@@ -265,7 +268,7 @@ pgw_batch_queue_length{kind="test"} 3
 # HELP pgw_batch_queue_limit Calls that may wait for a batch; more are refused.
 # TYPE pgw_batch_queue_limit gauge
 pgw_batch_queue_limit{kind="test"} 3
-# HELP pgw_batch_refused_total Calls refused because as many as may wait were waiting.
+# HELP pgw_batch_refused_total Calls refused because the queue was full.
 # TYPE pgw_batch_refused_total counter
 pgw_batch_refused_total{kind="test"} 1
 `

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// What a batcher adds to a call, under as many callers as there are processors and many times more.
+// The time that a batcher adds to a call, with as many callers as there are processors and with
+// many more.
 func BenchmarkDo(b *testing.B) {
 	for name, parallelism := range map[string]int{"callers=1x": 1, "callers=64x": 64} {
 		b.Run(name, func(b *testing.B) {

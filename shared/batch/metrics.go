@@ -6,13 +6,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics of one batcher. All batchers of a process share the names, and are told apart by their kind.
+// metrics are those of one batcher. All batchers of a process share the metric names; the label
+// kind separates them.
 type metrics struct {
 	size, wait, took prometheus.Histogram
 	refused          prometheus.Counter
 }
 
-// seconds are buckets for what takes as long as a transaction.
+// seconds are histogram buckets for the duration of a transaction.
 var seconds = []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
 
 func newMetrics(cfg Config, waiting func() int) *metrics {
@@ -28,7 +29,7 @@ func newMetrics(cfg Config, waiting func() int) *metrics {
 			Name: "pgw_batch_duration_seconds", Help: "How long serving a batch took.", ConstLabels: kind, Buckets: seconds,
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "pgw_batch_refused_total", Help: "Calls refused because as many as may wait were waiting.", ConstLabels: kind,
+			Name: "pgw_batch_refused_total", Help: "Calls refused because the queue was full.", ConstLabels: kind,
 		}),
 	}
 	cfg.Registerer.MustRegister(m.size, m.wait, m.took, m.refused,

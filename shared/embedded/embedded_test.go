@@ -22,7 +22,7 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// The test binary, started again with this variable, is a process that can be killed.
+// With this variable the test binary starts as a process that can be killed.
 const childDir = "PGW_TEST_CHILD_DIR"
 
 func TestMain(m *testing.M) {
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child starts both stores, writes to them, says so, and waits to be killed.
+// child starts both stores, writes to them, reports that, and waits to be killed.
 func child(dir string) {
 	fail := func(err error) {
 		fmt.Println("child:", err)
@@ -106,8 +106,8 @@ func records(t *testing.T, addr string) (n int64) {
 	return n
 }
 
-// A process that is killed leaves its server running and its broker's files as they are; the next one takes
-// over both, and has everything that was acknowledged.
+// A killed process leaves its server running and its broker's files as they are. The next process
+// takes over both, and has everything that was acknowledged.
 func TestWhatIsAcknowledgedSurvivesAKill(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.Command(os.Args[0])
@@ -166,7 +166,8 @@ func TestWhatIsAcknowledgedSurvivesAKill(t *testing.T) {
 	}
 }
 
-// Where the server's account can't go, the instance lives elsewhere, and is deleted from there.
+// If the server's account cannot enter the folder, the instance is in another folder, and is
+// deleted from there.
 func TestADirectoryThatIsClosedToOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root's server runs as someone else")
@@ -199,7 +200,7 @@ func TestADirectoryThatIsClosedToOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := StartPostgres(t.Context(), PostgresConfig{Dir: dir, Log: quiet}); err == nil {
-		t.Error("it followed a link that it did not make")
+		t.Error("StartPostgres followed a link that pgw did not make")
 	}
 }
 
@@ -215,7 +216,8 @@ func TestABusyKafkaPort(t *testing.T) {
 	}
 }
 
-// What is sent from inside the process is there for who comes by the network, and a broker that ends lets go of both.
+// Records sent from inside the process can be read over the network. A broker that ends closes both
+// kinds of connections.
 func TestFromInside(t *testing.T) {
 	k, err := StartKafka(KafkaConfig{Topics: []kafka.Topic{{Name: "t", Partitions: 3}}, Log: quiet})
 	if err != nil {
@@ -225,7 +227,7 @@ func TestFromInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Longer than what a connection holds at once.
+	// Longer than the buffer of a connection.
 	m := &sarama.ProducerMessage{Topic: "t", Value: sarama.ByteEncoder(make([]byte, 3*inFlightBytes))}
 	if err := p.Send(t.Context(), m); err != nil {
 		t.Fatal(err)
@@ -244,7 +246,7 @@ func TestFromInside(t *testing.T) {
 		t.Error("a connection outlives its broker")
 	}
 	if _, err := k.Dial(); err == nil {
-		t.Error("a broker that has ended is connected to")
+		t.Error("a broker that has ended accepts a connection")
 	}
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
@@ -283,6 +285,6 @@ func TestMajorVersion(t *testing.T) {
 		}
 	}
 	if _, err := majorVersion("psql 15"); err == nil {
-		t.Error("not a version, and taken as one")
+		t.Error("a text that is not a version is accepted")
 	}
 }

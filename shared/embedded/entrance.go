@@ -7,13 +7,15 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// inFlightBytes is how much one direction of a connection from inside holds until its reader takes it.
+// inFlightBytes is the number of bytes that one direction of an in-process connection buffers until
+// its reader takes them.
 const inFlightBytes = 64 << 10
 
-// entrance lets clients in by the network and from inside the process. To a client inside, the kernel's loopback is a
-// detour: two system calls and a thread to be woken for each request and for each answer.
+// entrance accepts clients over the network and from inside the process. An in-process client need
+// not use the kernel's loopback, which costs two system calls and a thread wake-up for each request
+// and each answer.
 type entrance struct {
-	net.Listener // the network's
+	net.Listener // over the network
 	inside       *bufconn.Listener
 	arrivals     chan arrival
 	closed       chan struct{}
@@ -34,9 +36,9 @@ func newEntrance(network net.Listener) *entrance {
 	return e
 }
 
-func (e *entrance) watch(door net.Listener) {
+func (e *entrance) watch(listener net.Listener) {
 	for {
-		conn, err := door.Accept()
+		conn, err := listener.Accept()
 		select {
 		case e.arrivals <- arrival{conn, err}:
 		case <-e.closed:

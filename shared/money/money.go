@@ -1,5 +1,5 @@
-// Package money holds exact amounts: integers of minor units with an ISO 4217 currency. No binary
-// floating point: a float from JSON or proto is turned into a decimal where it comes in.
+// Package money holds exact amounts: integers of minor units with an ISO 4217 currency. It uses no
+// binary floating point. A float from JSON or proto becomes a decimal at the edge.
 package money
 
 import (
@@ -13,31 +13,33 @@ import (
 	"github.com/cockroachdb/apd/v3"
 )
 
-// MaxMinor bounds every amount: 10^15 minor units. It is below 2^53, so that an amount which has to pass
-// through a contract's double comes out as it went in, and far enough below 2^63 for sums.
+// MaxMinor is the largest amount: 10^15 minor units. It is below 2^53, so an amount passes
+// unchanged through a double that the contract requires. It is also far enough below 2^63 for sums.
 const MaxMinor = 1_000_000_000_000_000
 
-// maxTextLen bounds what is parsed: digits of MaxMinor, a point, a sign, and room for leading zeros.
+// maxTextLen is the longest text that is parsed: the digits of MaxMinor, a point, a sign, and room
+// for leading zeros.
 const maxTextLen = 40
 
 var (
-	// ErrCurrency means a code that ISO 4217 does not know.
+	// ErrCurrency means that ISO 4217 does not have the code.
 	ErrCurrency = errors.New("not an ISO 4217 currency code")
-	// ErrSyntax means text that is not a plain or scientific decimal number.
+	// ErrSyntax means that the text is not a plain or scientific decimal number.
 	ErrSyntax = errors.New("not a decimal number")
-	// ErrPrecision means more digits than the currency has.
+	// ErrPrecision means that there are more decimal places than the currency has.
 	ErrPrecision = errors.New("more decimal places than the currency has")
-	// ErrRange means an amount beyond MaxMinor, or a rate that is not positive.
+	// ErrRange means that an amount is larger than MaxMinor, or that a rate is not positive.
 	ErrRange = errors.New("out of range")
 )
 
-// Currency is an ISO 4217 currency. The zero value is none.
+// Currency is an ISO 4217 currency. The zero value means no currency.
 type Currency struct{ code string }
 
 // IDR is the currency of the ledger.
 var IDR = Currency{"IDR"}
 
-// ParseCurrency accepts an upper-case alphabetic ISO 4217 code.
+// ParseCurrency accepts an upper-case alphabetic ISO 4217 code. It returns ErrCurrency for any
+// other text.
 func ParseCurrency(code string) (Currency, error) {
 	if code == "" || !currency.IsValid(code) {
 		return Currency{}, fmt.Errorf("currency %.8q: %w", code, ErrCurrency)
@@ -45,11 +47,11 @@ func ParseCurrency(code string) (Currency, error) {
 	return Currency{code}, nil
 }
 
-// String is the alphabetic code.
+// String returns the alphabetic code.
 func (c Currency) String() string { return c.code }
 
-// Digits is how many decimal places the minor unit is away from the major unit. ISO 4217 says 2 for IDR;
-// no sen has circulated for decades, and the ledger keeps whole rupiah.
+// Digits returns the number of decimal places of the currency. ISO 4217 says 2 for IDR, but sen
+// have not been in use for decades, and the ledger keeps whole rupiah: so 0.
 func (c Currency) Digits() int32 {
 	if c == IDR {
 		return 0
@@ -64,8 +66,9 @@ type Amount struct {
 	Currency Currency
 }
 
-// ParseAmount reads major units, such as "10.25", "10" or "1e3", into minor units. Trailing zeros beyond
-// the currency's digits are accepted, since they change nothing.
+// ParseAmount reads an amount in major units, such as "10.25", "10" or "1e3". It accepts trailing
+// zeros beyond the currency's digits, because they change nothing. It returns ErrSyntax,
+// ErrPrecision or ErrRange.
 func ParseAmount(major string, c Currency) (Amount, error) {
 	if len(major) > maxTextLen {
 		return Amount{}, fmt.Errorf("amount of %d characters: %w: at most %d", len(major), ErrSyntax, maxTextLen)
@@ -77,8 +80,8 @@ func ParseAmount(major string, c Currency) (Amount, error) {
 	return amountOf(d, c)
 }
 
-// FromFloat reads major units that had to travel as a double, by the shortest decimal that names the
-// double, which is what the sender wrote if it wrote at most 15 digits.
+// FromFloat reads an amount in major units that came as a double. It uses the shortest decimal that
+// stands for the double. That is the decimal that the sender wrote, if it had at most 15 digits.
 func FromFloat(major float64, c Currency) (Amount, error) {
 	if math.IsNaN(major) || math.IsInf(major, 0) || math.Abs(major) > MaxMinor {
 		return Amount{}, fmt.Errorf("amount %g: %w", major, ErrRange)
@@ -105,22 +108,22 @@ func amountOf(d *apd.Decimal, c Currency) (Amount, error) {
 	return Amount{Minor: n, Currency: c}, nil
 }
 
-// String gives major units with all of the currency's digits, such as "10.25".
+// String returns major units with all of the currency's digits, such as "10.25".
 func (a Amount) String() string {
 	return apd.New(a.Minor, -a.Currency.Digits()).Text('f')
 }
 
-// Float gives major units for a contract that asks for a double. It is exact to 15 digits.
+// Float returns major units for a contract that requires a double. It is exact to 15 digits.
 func (a Amount) Float() float64 {
 	f, _ := strconv.ParseFloat(a.String(), 64)
 	return f
 }
 
-// Rate is how many major units of the quote currency one major unit of the base buys: exact, positive.
-// The zero value is no rate.
+// Rate is the number of major units of the quote currency for one major unit of the base currency.
+// It is exact and positive. The zero value means no rate.
 type Rate struct{ d *apd.Decimal }
 
-// ParseRate reads an exact decimal of at most 18 digits.
+// ParseRate reads an exact decimal of at most 18 digits. It returns ErrSyntax or ErrRange.
 func ParseRate(text string) (Rate, error) {
 	if len(text) > maxTextLen {
 		return Rate{}, fmt.Errorf("rate of %d characters: %w: at most %d", len(text), ErrSyntax, maxTextLen)
@@ -136,7 +139,7 @@ func ParseRate(text string) (Rate, error) {
 	return Rate{d}, nil
 }
 
-// RateFromFloat reads a rate that had to travel as a double.
+// RateFromFloat reads a rate that came as a double.
 func RateFromFloat(f float64) (Rate, error) {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return Rate{}, fmt.Errorf("rate %g: %w", f, ErrRange)
@@ -144,10 +147,10 @@ func RateFromFloat(f float64) (Rate, error) {
 	return ParseRate(strconv.FormatFloat(f, 'g', -1, 64))
 }
 
-// IsZero tells that there is no rate.
+// IsZero says whether there is no rate.
 func (r Rate) IsZero() bool { return r.d == nil }
 
-// String is the plain decimal, without trailing zeros; empty when there is no rate.
+// String returns the plain decimal without trailing zeros. It is empty when there is no rate.
 func (r Rate) String() string {
 	if r.d == nil {
 		return ""
@@ -155,20 +158,21 @@ func (r Rate) String() string {
 	return r.d.Text('f')
 }
 
-// Float gives the rate for a contract that asks for a double.
+// Float returns the rate for a contract that requires a double.
 func (r Rate) Float() float64 {
 	f, _ := strconv.ParseFloat(r.String(), 64)
 	return f
 }
 
-// exact has room for any product of an amount and a rate, so that the only rounding is Convert's last
-// step. Precision: 16 digits of MaxMinor and 18 of a rate, with slack.
+// exact has room for any product of an amount and a rate, so the only rounding is the last step of
+// Convert. The product has at most 16 digits of MaxMinor and 18 of the rate; the precision is
+// larger than that.
 var exact = apd.Context{
 	Precision: 60, MaxExponent: apd.MaxExponent, MinExponent: apd.MinExponent,
 	Rounding: apd.RoundHalfEven, Traps: apd.DefaultTraps,
 }
 
-// Convert prices an amount in another currency, rounding half to even, once.
+// Convert converts an amount to another currency. It rounds once, half to even.
 func Convert(a Amount, r Rate, to Currency) (Amount, error) {
 	if r.IsZero() {
 		return Amount{}, fmt.Errorf("rate from %s to %s: %w", a.Currency, to, ErrRange)
@@ -183,8 +187,8 @@ func Convert(a Amount, r Rate, to Currency) (Amount, error) {
 	return amountOf(product, to)
 }
 
-// Cross gives the rate base→quote from the two rates base→pivot and quote→pivot, to 12 significant digits,
-// rounding half to even.
+// Cross calculates the rate base→quote from the rates base→pivot and quote→pivot. The result has 12
+// significant digits and is rounded half to even.
 func Cross(base, quote Rate) (Rate, error) {
 	if base.IsZero() || quote.IsZero() {
 		return Rate{}, fmt.Errorf("cross rate: %w", ErrRange)
@@ -198,8 +202,8 @@ func Cross(base, quote Rate) (Rate, error) {
 	return ParseRate(q.Text('f'))
 }
 
-// parseDecimal refuses what apd would accept beyond numbers: NaN, Infinity, and exponents that make
-// small texts into huge numbers.
+// parseDecimal accepts only finite numbers. apd would also accept NaN, Infinity, and exponents that
+// make a huge number of a short text.
 func parseDecimal(text string) (*apd.Decimal, error) {
 	if text == "" || strings.Trim(text, "+-.0123456789eE") != "" {
 		return nil, ErrSyntax

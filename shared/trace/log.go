@@ -9,7 +9,8 @@ import (
 
 type keyOfPayment struct{}
 
-// WithKey says which payment ctx is about: its lines of log have the key.
+// WithKey adds the idempotency key of a payment to ctx. Log lines with this context then have the
+// key.
 func WithKey(ctx context.Context, idempotencyKey string) context.Context {
 	if idempotencyKey == "" {
 		return ctx
@@ -17,7 +18,8 @@ func WithKey(ctx context.Context, idempotencyKey string) context.Context {
 	return context.WithValue(ctx, keyOfPayment{}, idempotencyKey)
 }
 
-// Handler adds to each line what its context knows: the payment's idempotency key, and the trace.
+// Handler adds the payment's idempotency key and the trace to each log line, when the line's
+// context has them.
 func Handler(h slog.Handler) slog.Handler { return handler{h} }
 
 type handler struct{ slog.Handler }

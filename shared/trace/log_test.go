@@ -10,7 +10,7 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// A line has the payment's key, and the trace when there is one, whatever logger it comes by.
+// A line has the payment's key, and the trace if there is one, with any logger.
 func TestALineKnowsItsPaymentAndTrace(t *testing.T) {
 	line := func(ctx context.Context) map[string]any {
 		t.Helper()
@@ -40,11 +40,11 @@ func TestALineKnowsItsPaymentAndTrace(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	if got := line(t.Context()); got["trace_id"] != nil {
-		t.Errorf("a line of no trace: %v", got)
+		t.Errorf("a line without a trace: %v", got)
 	}
 }
 
-// Off, following a payment allocates nothing.
+// When traces are off, following a payment allocates nothing.
 func TestOffCostsNothing(t *testing.T) {
 	ctx := t.Context()
 	if n := testing.AllocsPerRun(100, func() {
@@ -52,7 +52,7 @@ func TestOffCostsNothing(t *testing.T) {
 		End(span, nil)
 		Inject(ctx, nil)
 		if Exemplar(ctx) != nil {
-			t.Error("an exemplar of nothing")
+			t.Error("an exemplar without a trace")
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

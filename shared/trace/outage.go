@@ -9,37 +9,40 @@ import (
 )
 
 const (
-	// tellEvery is how often an outage that goes on is told of again.
-	tellEvery = time.Minute
-	// calmAfter is how long nothing must have failed before a success ends an outage: one that comes and goes is one outage.
+	// repeatEvery is the time between two log lines about an outage that continues.
+	repeatEvery = time.Minute
+	// calmAfter is the time without a failure after which a success ends an outage. So failures
+	// with short gaps between them are one outage.
 	calmAfter = 10 * time.Second
 )
 
-// Outage logs one thing that can fail at every request, such as a function that can't be asked. The first failure is a line at
-// once. The others are counted, and told once a minute. When it works again, one line says so, and how many failures there
-// were. At level debug every failure is a line.
+// Outage logs a failure that can occur at every request, such as a function that cannot be reached.
+// The first failure is logged at once. Later ones are counted, and the count is logged once a
+// minute. When it works again, one line says so and gives the number of failures. At level debug
+// every failure is logged.
 type Outage struct {
 	log     *slog.Logger
 	now     func() time.Time
 	message string
 	args    []any
 
-	failing atomic.Bool // an outage is known; tells it without the lock, since most of what is noted is a success
+	failing atomic.Bool // whether there is an outage; read without the lock, because most attempts succeed
 
-	mu     sync.Mutex
-	since  time.Time // of the first failure; zero when there is no outage
-	latest time.Time // of the latest failure
-	told   time.Time // when the latest line was written
-	failed int       // since the first failure
-	untold int       // of these, since the latest line
+	mu       sync.Mutex
+	since    time.Time // the first failure; zero when there is no outage
+	latest   time.Time // the latest failure
+	logged   time.Time // the latest line
+	failed   int       // since the first failure
+	unlogged int       // since the latest line
 }
 
-// NewOutage makes one. message says what fails, and args belong to each of its lines.
+// NewOutage makes an Outage. message says what fails, and args are added to each of its log lines.
 func NewOutage(log *slog.Logger, now func() time.Time, message string, args ...any) *Outage {
 	return &Outage{log: log, now: now, message: message, args: args}
 }
 
-// Note takes how one attempt ended: nil says that it worked. args belong to this attempt's line alone.
+// Note records the result of one attempt. A nil err means success. args are added only to this
+// attempt's line.
 func (o *Outage) Note(ctx context.Context, err error, args ...any) {
 	if err == nil {
 		o.worked(ctx)
@@ -58,7 +61,7 @@ func (o *Outage) worked(ctx context.Context) {
 		return
 	}
 	failed, lasted := o.failed, o.latest.Sub(o.since)
-	o.since, o.failed, o.untold = time.Time{}, 0, 0
+	o.since, o.failed, o.unlogged = time.Time{}, 0, 0
 	o.failing.Store(false)
 	o.mu.Unlock()
 	o.log.InfoContext(ctx, "over: "+o.message, append(o.args[:len(o.args):len(o.args)], "failures", failed, "lasted", lasted)...)
@@ -74,11 +77,11 @@ func (o *Outage) fail(ctx context.Context, err error, args []any) {
 	}
 	o.latest = now
 	o.failed++
-	o.untold++
-	tell := first || now.Sub(o.told) >= tellEvery
-	untold, since := o.untold, o.since
-	if tell {
-		o.told, o.untold = now, 0
+	o.unlogged++
+	repeat := !first && now.Sub(o.logged) >= repeatEvery
+	unlogged, since := o.unlogged, o.since
+	if first || repeat {
+		o.logged, o.unlogged = now, 0
 	}
 	o.mu.Unlock()
 
@@ -86,8 +89,8 @@ func (o *Outage) fail(ctx context.Context, err error, args []any) {
 	switch {
 	case first:
 		o.log.WarnContext(ctx, o.message, all...)
-	case tell:
-		o.log.WarnContext(ctx, "still: "+o.message, append(all, "failures", untold, "since", since)...)
+	case repeat:
+		o.log.WarnContext(ctx, "still: "+o.message, append(all, "failures", unlogged, "since", since)...)
 	default:
 		o.log.DebugContext(ctx, o.message, all...)
 	}

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// An outage of thousands of requests is a line at once, one a minute, and one when it is over.
+// An outage of thousands of requests is logged at once, then once a minute, and once when it is
+// over.
 func TestAnOutageIsToldOnceAndCounted(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -38,7 +39,7 @@ func TestAnOutageIsToldOnceAndCounted(t *testing.T) {
 	for range 1000 {
 		at = at.Add(59 * time.Millisecond)
 		o.Note(ctx, gone)
-		o.Note(ctx, nil) // some get through: it is the same outage
+		o.Note(ctx, nil) // some succeed: it is the same outage
 	}
 	lines("a thousand within a minute", "")
 	at = at.Add(time.Second)
@@ -54,7 +55,7 @@ func TestAnOutageIsToldOnceAndCounted(t *testing.T) {
 	lines("the next outage", `level=WARN msg="a function could not be asked" function=fx error=gone`)
 }
 
-// Where everything is to be seen, it is.
+// At level debug every failure is logged.
 func TestEachFailureIsALineForWhoDebugs(t *testing.T) {
 	var text bytes.Buffer
 	o := NewOutage(slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})), time.Now, "event put off")

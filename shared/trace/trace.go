@@ -1,5 +1,6 @@
-// Package trace follows a payment through functions, Kafka and the ledger: by OpenTelemetry's spans, where the environment
-// sets them up, and by what each line of a log says of its payment (log.go). Off, it costs a look at one variable.
+// Package trace follows a payment through functions, Kafka and the ledger. It uses OpenTelemetry's
+// spans when the environment turns them on, and the payment's key in each log line (log.go). When
+// it is off, it costs the read of one variable.
 package trace
 
 import (
@@ -33,7 +34,7 @@ const (
 	Consumer = trace.SpanKindConsumer
 )
 
-// flushWithin bounds how long the last spans may take to be sent.
+// flushWithin is the time limit for sending the last spans.
 const flushWithin = 5 * time.Second
 
 var (
@@ -41,12 +42,13 @@ var (
 	w3c    propagation.TraceContext
 )
 
-// On tells whether spans are made.
+// On says whether spans are made.
 func On() bool { return tracer.Load() != nil }
 
-// Setup turns spans on when OpenTelemetry's variables ask for them: OTEL_TRACES_EXPORTER=otlp, or an
-// OTEL_EXPORTER_OTLP_ENDPOINT. What else they say of the exporter, the sampler, the batches and the resource holds as their
-// specification has it. stop sends what is left.
+// Setup turns spans on when OpenTelemetry's variables ask for them: OTEL_TRACES_EXPORTER=otlp, or
+// an OTEL_EXPORTER_OTLP_ENDPOINT. The other variables for the exporter, the sampler, the batches
+// and the resource work as OpenTelemetry specifies. stop sends the remaining spans. The error names
+// the variable with the wrong value.
 func Setup(ctx context.Context, service string, log *slog.Logger) (stop func(), err error) {
 	wanted, err := wanted()
 	if err != nil || !wanted {
@@ -56,7 +58,7 @@ func Setup(ctx context.Context, service string, log *slog.Logger) (stop func(), 
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
-	// What the environment says comes last, and wins.
+	// The environment comes last, so its attributes win.
 	about, err := resource.New(ctx, resource.WithTelemetrySDK(),
 		resource.WithAttributes(attribute.String("service.name", service), attribute.String("service.namespace", "pgw")), resource.WithFromEnv())
 	if err != nil {
@@ -87,13 +89,14 @@ func wanted() (bool, error) {
 	}
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
 		if protocol := os.Getenv(name); protocol != "" && !strings.HasPrefix(protocol, "http/") {
-			return false, fmt.Errorf("%s: %q is not spoken: http/protobuf, which collectors take at port 4318", name, protocol)
+			return false, fmt.Errorf("%s: %q is not supported: use http/protobuf, which collectors accept on port 4318", name, protocol)
 		}
 	}
 	return true, nil
 }
 
-// Use has spans made by a provider; nil turns them off. Connections and handlers that are made before know nothing of it.
+// Use makes provider the source of spans; nil turns spans off. Connections and handlers made before
+// this call do not use it.
 func Use(provider trace.TracerProvider) {
 	if provider == nil {
 		tracer.Store(nil)
@@ -105,7 +108,7 @@ func Use(provider trace.TracerProvider) {
 	tracer.Store(&t)
 }
 
-// Start begins a span; off, it gives back ctx.
+// Start begins a span. When spans are off, it returns ctx unchanged.
 func Start(ctx context.Context, name string, kind trace.SpanKind) (context.Context, trace.Span) {
 	t := tracer.Load()
 	if t == nil {
@@ -114,7 +117,7 @@ func Start(ctx context.Context, name string, kind trace.SpanKind) (context.Conte
 	return (*t).Start(ctx, name, trace.WithSpanKind(kind))
 }
 
-// End ends a span, which err, when there is one, has made a failure.
+// End ends a span. An err other than context.Canceled marks the span as failed.
 func End(span trace.Span, err error) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		span.SetStatus(codes.Error, err.Error())
@@ -122,7 +125,7 @@ func End(span trace.Span, err error) {
 	span.End()
 }
 
-// EndHTTP ends a span that has answered with a status.
+// EndHTTP ends the span of a request that was answered with a status code.
 func EndHTTP(span trace.Span, code int) {
 	span.SetAttributes(attribute.Int("http.response.status_code", code))
 	if code >= http.StatusInternalServerError {
@@ -131,8 +134,8 @@ func EndHTTP(span trace.Span, code int) {
 	span.End()
 }
 
-// StartShared begins the span of what is done once for several callers. It is a trace of its own, linked with each caller's
-// span, and theirs with it.
+// StartShared begins the span of work that is done once for several callers. The span is a separate
+// trace. It is linked to each caller's span, and each caller's span to it.
 func StartShared(ctx context.Context, name string, callers []context.Context) (context.Context, trace.Span) {
 	t := tracer.Load()
 	if t == nil {
@@ -149,22 +152,22 @@ func StartShared(ctx context.Context, name string, callers []context.Context) (c
 	return ctx, span
 }
 
-// Carrier is what a trace is carried by from one process to another.
+// Carrier carries a trace from one process to another.
 type Carrier = propagation.TextMapCarrier
 
-// Inject writes ctx's span where the next process finds it.
+// Inject writes the span of ctx into a carrier, for the next process.
 func Inject(ctx context.Context, into Carrier) {
 	if On() {
 		w3c.Inject(ctx, into)
 	}
 }
 
-// InjectHeader is Inject for HTTP.
+// InjectHeader writes the span of ctx into HTTP headers.
 func InjectHeader(ctx context.Context, into http.Header) {
 	Inject(ctx, propagation.HeaderCarrier(into))
 }
 
-// Extract gives ctx with the span that the first of the carriers to carry one carries.
+// Extract returns ctx with the span of the first carrier that has one.
 func Extract(ctx context.Context, from ...Carrier) context.Context {
 	for _, carrier := range from {
 		if carrier.Get("traceparent") == "" {
@@ -177,10 +180,11 @@ func Extract(ctx context.Context, from ...Carrier) context.Context {
 	return ctx
 }
 
-// Header is a carrier.
+// Header makes a carrier of HTTP headers.
 func Header(h http.Header) Carrier { return propagation.HeaderCarrier(h) }
 
-// Exemplar names the trace that a measurement was made in; nil when there is none, or nobody keeps it.
+// Exemplar returns the label with ctx's trace for a measurement. It is nil when there is no trace,
+// or the trace is not sampled.
 func Exemplar(ctx context.Context) prometheus.Labels {
 	if !On() {
 		return nil
@@ -192,7 +196,7 @@ func Exemplar(ctx context.Context) prometheus.Labels {
 	return prometheus.Labels{"trace_id": span.TraceID().String()}
 }
 
-// Observe measures, and names the trace as its example.
+// Observe records a measurement, with ctx's trace as its exemplar.
 func Observe(ctx context.Context, by prometheus.Observer, value float64) {
 	if exemplar := Exemplar(ctx); exemplar != nil {
 		by.(prometheus.ExemplarObserver).ObserveWithExemplar(value, exemplar)

@@ -1,4 +1,4 @@
-// Package embeddedtest gives tests a real Postgres and a broker that speaks Kafka's protocol.
+// Package embeddedtest gives tests a real Postgres and a broker that uses Kafka's protocol.
 package embeddedtest
 
 import (
@@ -27,7 +27,7 @@ var (
 	startNow = sync.OnceValues(start)
 )
 
-// Main runs a package's tests and then ends the server that they shared. Call it from TestMain.
+// Main runs a package's tests and then stops the server that they shared. Call it from TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
 	if server != nil {
@@ -55,8 +55,8 @@ func start() (string, error) {
 	return server.URL(), nil
 }
 
-// Postgres gives the URL of a new, empty database, which is dropped when the test ends. The server is shared
-// by the package's tests; PGW_TEST_DATABASE_URL names another one to use.
+// Postgres returns the URL of a new, empty database. The database is dropped when the test ends.
+// The package's tests share one server; PGW_TEST_DATABASE_URL names another server.
 func Postgres(tb testing.TB) string {
 	tb.Helper()
 	admin, err := startNow()
@@ -85,13 +85,13 @@ func Postgres(tb testing.TB) string {
 	return u.String()
 }
 
-// Broker is a Kafka for one test.
+// Broker is the Kafka of one test.
 type Broker struct {
 	kafka.Config        // every topic's name begins with Prefix
-	Prefix       string // empty where the test has a broker of its own
+	Prefix       string // empty when the test has its own broker
 }
 
-// Client gives the settings of a client of the test's own.
+// Client returns the settings for a client of the test.
 func (b Broker) Client(tb testing.TB) *sarama.Config {
 	tb.Helper()
 	settings, err := b.Settings("test")
@@ -101,8 +101,8 @@ func (b Broker) Client(tb testing.TB) *sarama.Config {
 	return settings
 }
 
-// Kafka gives a new broker with the topics, or, where PGW_TEST_KAFKA_BROKERS names one, that one, with the
-// topics under a prefix that no other test has.
+// Kafka returns a new broker with the topics. If PGW_TEST_KAFKA_BROKERS names a broker, Kafka uses
+// that one, and gives the topics a prefix that no other test has.
 func Kafka(tb testing.TB, topics ...kafka.Topic) Broker {
 	tb.Helper()
 	given := os.Getenv("PGW_TEST_KAFKA_BROKERS")

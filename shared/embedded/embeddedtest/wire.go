@@ -8,24 +8,24 @@ import (
 	"testing"
 )
 
-// Wire is a TCP connection's way to a server, which can fall silent without a word: no end is ever closed, as when a host
-// loses its power or a firewall forgets its connections.
+// Wire passes TCP connections on to a server, and can make them silent. A silent connection is
+// never closed at either end, as when a host loses its power or a firewall forgets its connections.
 type Wire struct {
 	tb       testing.TB
 	listener net.Listener
 	upstream string
 
 	mu    sync.Mutex
-	deaf  bool
+	deaf  bool // accepts new connections and never answers them
 	conns []*wireConn
 }
 
 type wireConn struct {
 	in, out net.Conn
-	silent  chan struct{} // closed once nothing passes any more
+	silent  chan struct{} // closed when the connection becomes silent
 }
 
-// NewWire listens for connections to a server.
+// NewWire makes a wire to the server at upstream, and listens.
 func NewWire(tb testing.TB, upstream string) *Wire {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -48,10 +48,11 @@ func NewWire(tb testing.TB, upstream string) *Wire {
 	return w
 }
 
-// Addr is where the wire begins.
+// Addr is the address where the wire listens.
 func (w *Wire) Addr() string { return w.listener.Addr().String() }
 
-// NewWireTo gives a wire to the server of a URL, and the URL by which the server is reached through it.
+// NewWireTo makes a wire to the server of a URL. It also returns the URL that reaches the server
+// through the wire.
 func NewWireTo(tb testing.TB, serverURL string) (*Wire, string) {
 	tb.Helper()
 	u, err := url.Parse(serverURL)
@@ -63,7 +64,7 @@ func NewWireTo(tb testing.TB, serverURL string) (*Wire, string) {
 	return w, u.String()
 }
 
-// Silence has the connections of this moment stay silent for ever. New ones work.
+// Silence makes the present connections silent for ever. New connections work.
 func (w *Wire) Silence() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -76,7 +77,7 @@ func (w *Wire) Silence() {
 	}
 }
 
-// Deafen says whether new connections are accepted and never answered.
+// Deafen says whether the wire accepts new connections without ever answering them.
 func (w *Wire) Deafen(deaf bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -110,14 +111,14 @@ func (w *Wire) accept() {
 	}
 }
 
-// copy passes bytes on, and an end too, until the wire is silent.
+// copy passes on bytes and the end of the stream, until the connection is silent.
 func (c *wireConn) copy(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		select {
 		case <-c.silent:
-			io.Copy(io.Discard, from) // it is received, and goes nowhere
+			io.Copy(io.Discard, from) // the bytes are received and dropped
 			return
 		default:
 		}
