@@ -1,4 +1,4 @@
-// Package kafka publishes CloudEvents, and holds the client settings that producing and consuming share.
+// Package kafka publishes CloudEvents, and holds the client settings for producing and consuming.
 package kafka
 
 import (
@@ -23,7 +23,7 @@ import (
 	"pgw/shared/trace"
 )
 
-// Config says where Kafka is, how to get in, and what the flow's topics are called.
+// Config holds Kafka's address, the access to it, and the names of the flow's topics.
 type Config struct {
 	Brokers         []string `envconfig:"KAFKA_BROKERS" required:"true" desc:"host:port of brokers, separated by commas"`
 	RequestTopic    string   `envconfig:"KAFKA_REQ_TOPIC" default:"payments.request"`
@@ -33,11 +33,11 @@ type Config struct {
 	AccountsTopic   string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	Security
 
-	// Dial reaches the one broker there is, where that is in this process; nil goes over the network.
+	// Dial reaches a broker in this process; nil uses the network.
 	Dial func() (net.Conn, error) `ignored:"true"`
 }
 
-// Renamed maps the topics' names in the manifests to those that this configuration gives them.
+// Renamed maps the topics' names in the manifests to the names in this configuration.
 func (c Config) Renamed() map[string]string {
 	return map[string]string{
 		"payments.request": c.RequestTopic, "payments.result": c.ResultTopic, "payments.deadletter": c.DeadLetterTopic,
@@ -45,48 +45,51 @@ func (c Config) Renamed() map[string]string {
 	}
 }
 
-// MaxMessageBytes bounds one message: its key, value and headers, with what Kafka adds to them.
+// MaxMessageBytes is the largest message: its key, value and headers, and what Kafka adds to them.
 const MaxMessageBytes = 1 << 20
 
-// The bounds of one publish.
+// The limits of one publish.
 const (
-	ackTimeout = 3 * time.Second // within which a broker acknowledges or says why not
-	netTimeout = 5 * time.Second // after which a broker that does not answer is taken as gone
+	ackTimeout = 3 * time.Second // for a broker to acknowledge a message or refuse it
+	netTimeout = 5 * time.Second // after it, a broker that does not answer counts as gone
 
-	// A batch is tried again for 12.5 s in all, so that it outlasts the election of a new leader: 50 ms, 100 ms and so
-	// on, up to a second.
+	// A batch is retried for 12.5 s in all, longer than the election of a new leader. The delays
+	// are 50 ms, 100 ms and so on, up to a second.
 	publishRetries  = 16
 	publishDelay    = 50 * time.Millisecond
 	publishDelayMax = time.Second
 
-	// Who leads a partition is asked again for 2.2 s. That is shorter, because a client that asks holds up the partition.
+	// The client asks for a partition's leader for 2.2 s. This is shorter, because the partition
+	// waits meanwhile.
 	metadataRetries  = 6
 	metadataDelay    = 100 * time.Millisecond
 	metadataDelayMax = 500 * time.Millisecond
 	metadataTimeout  = 5 * time.Second
 
-	connectWithin = 3 * time.Second // how long one publish waits for a connection
-	handIns       = 3               // how many connections one message is handed to, when the earlier ones never wrote it
-	maxLinks      = 16              // connections at once: one is used, the others end
+	connectWithin = 3 * time.Second // the longest wait of one publish for a connection
+	handIns       = 3               // the most connections that one message is given to, when the earlier ones never wrote it
+	maxLinks      = 16              // the most connections at once: one is in use, the others are ending
 
 	maxInFlight = 8192    // places for messages that are not settled yet
-	placeBytes  = 1 << 14 // a message takes a place for each of these: 128 MiB at most wait in memory
+	placeBytes  = 1 << 14 // the bytes of one place: at most 128 MiB of messages wait in memory
 )
 
 var (
-	// ErrNotSent means that nothing of the message has reached a broker, and that nothing will. Every other error leaves
-	// open whether the message is or will be in the topic.
+	// ErrNotSent means that nothing of the message has reached a broker, and that nothing will.
+	// With any other error the message may be in the topic, or may get there later.
 	ErrNotSent = errors.New("nothing was sent")
 	// ErrClosed means that the producer has been closed. It comes with ErrNotSent.
 	ErrClosed = errors.New("producer is closed")
-	// ErrCannotResume means that the place to go on from, of a reader, is not in the topic.
-	ErrCannotResume = errors.New("can't go on")
-	// ErrTooLarge means that a message is larger than the producer, or the topic, allows. Larger than the producer
-	// allows comes with ErrNotSent.
+	// ErrCannotResume means that the position at which a reader should continue is not in the
+	// topic.
+	ErrCannotResume = errors.New("cannot resume")
+	// ErrTooLarge means that a message is larger than the producer or the topic allows. If it is
+	// the producer's limit, it comes with ErrNotSent.
 	ErrTooLarge = errors.New("the message is too large")
 )
 
-// Settings are the client settings that every part of pgw uses. An error names the variable that is wrong.
+// Settings returns the client settings that every part of pgw uses. An error names the variable
+// that is wrong.
 func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	settings := baseSettings(clientID)
 	if c.Dial != nil {
@@ -98,7 +101,7 @@ func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	return settings, nil
 }
 
-// dialer is a Config's Dial as sarama wants it: whatever the address, it is the one broker's.
+// dialer adapts Config.Dial to sarama. It ignores the address, because there is only one broker.
 type dialer func() (net.Conn, error)
 
 func (d dialer) Dial(_, _ string) (net.Conn, error) { return d() }
@@ -117,7 +120,8 @@ func baseSettings(clientID string) *sarama.Config {
 	c.Metadata.Retry.Backoff = 100 * time.Millisecond
 	c.Metadata.AllowAutoTopicCreation = false
 
-	// A result is published only once: idempotent, and acknowledged by all replicas in sync.
+	// A result is published only once: the producer is idempotent, and all replicas in sync
+	// acknowledge.
 	c.Producer.Idempotent = true
 	c.Producer.RequiredAcks = sarama.WaitForAll
 	c.Net.MaxOpenRequests = 1
@@ -125,62 +129,63 @@ func baseSettings(clientID string) *sarama.Config {
 	c.Producer.Retry.Max = publishRetries
 	c.Producer.Retry.BackoffFunc = func(retries, _ int) time.Duration { return delay(retries, publishDelay, publishDelayMax) }
 	c.Producer.MaxMessageBytes = MaxMessageBytes
-	// Where Java's producer would put the key, so that all producers of a topic agree.
+	// The same partitioner as in Kafka's Java client, so that all producers of a topic agree.
 	c.Producer.Partitioner = sarama.NewMurmur2Partitioner
 	c.Producer.Return.Successes = true
-	// No linger: a batch forms while the previous one is on its way.
+	// No linger: a batch forms while the batch before it is sent.
 	c.Producer.Flush.Frequency = 0
 
-	// An event is wanted as soon as it is there.
+	// A consumer gets an event as soon as it is there.
 	c.Consumer.Fetch.Min = 1
 	c.Consumer.MaxWaitTime = 250 * time.Millisecond
 	return c
 }
 
-// delay before a retry: the first waits for first, and each waits twice as long as the one before it, up to most.
+// delay returns the wait before a retry. The first wait is first, and each later one is twice as
+// long, up to most.
 func delay(retries int, first, most time.Duration) time.Duration {
 	return min(first<<min(max(retries-1, 0), 16), most)
 }
 
-// Producer publishes CloudEvents in binary mode. It connects when first used, in a client of its own: a
-// client shared with a consumer would have acknowledgements wait behind long polls. A connection that fails is
-// replaced by a new one.
+// Producer publishes CloudEvents in binary mode. It connects when it is first used. It has its own
+// client: in a client that is shared with a consumer, acknowledgements would wait behind long
+// polls. A connection that fails is replaced by a new one.
 type Producer struct {
 	brokers  []string
 	settings *sarama.Config
 	inFlight *semaphore.Weighted // places of messages that are not settled
 	links    *semaphore.Weighted // links that have not ended
 
-	connecting singleflight.Group // all who need a link wait for the same attempt
+	connecting singleflight.Group // all callers that need a link wait for the same attempt
 	closing    chan struct{}      // closed by Close
-	ending     sync.WaitGroup     // links that end
+	ending     sync.WaitGroup     // links that are ending
 
 	mu     sync.RWMutex
 	link   *link // nil: not connected
 	closed bool
 }
 
-// NewProducer makes a producer; clientID is the function's name.
+// NewProducer makes a producer. clientID is the function's name.
 func NewProducer(cfg Config, clientID string) (*Producer, error) {
 	settings, err := cfg.Settings(clientID)
 	if err != nil {
 		return nil, err
 	}
-	// A producer has no long polls: a broker that does not answer is gone sooner.
+	// A producer has no long polls, so a broker that does not answer counts as gone sooner.
 	settings.Net.ReadTimeout, settings.Net.WriteTimeout = netTimeout, netTimeout
 	settings.Metadata.Retry.Max = metadataRetries
 	settings.Metadata.Retry.BackoffFunc = func(retries, _ int) time.Duration {
 		return delay(retries+1, metadataDelay, metadataDelayMax)
 	}
 	settings.Metadata.Timeout = metadataTimeout
-	settings.Producer.Transaction.Retry.Max = metadataRetries // of asking for a producer's id
+	settings.Producer.Transaction.Retry.Max = metadataRetries // for requests for a producer id
 	return &Producer{
 		brokers: cfg.Brokers, settings: settings, inFlight: semaphore.NewWeighted(maxInFlight),
 		links: semaphore.NewWeighted(maxLinks), closing: make(chan struct{}),
 	}, nil
 }
 
-// Connect connects unless that is done, trying until ctx ends.
+// Connect connects, unless the producer is connected. It tries until ctx ends.
 func (p *Producer) Connect(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		_, err := p.connected(ctx)
@@ -201,7 +206,8 @@ func (p *Producer) current() (*link, error) {
 	return p.link, nil
 }
 
-// connected waits for a link no longer than ctx and connectWithin. The attempt goes on for those who come later.
+// connected waits for a link until ctx ends or connectWithin has passed. The attempt goes on for
+// later callers.
 func (p *Producer) connected(ctx context.Context) (*link, error) {
 	if l, err := p.current(); l != nil || err != nil {
 		return l, err
@@ -219,7 +225,7 @@ func (p *Producer) connected(ctx context.Context) (*link, error) {
 	}
 }
 
-// connect is one attempt; never two at once.
+// connect makes one attempt. Two attempts never run at the same time.
 func (p *Producer) connect() (any, error) {
 	if l, err := p.current(); l != nil || err != nil {
 		return l, err
@@ -242,7 +248,7 @@ func (p *Producer) connect() (any, error) {
 	closed := p.closed
 	if !closed {
 		p.link = l
-		l.hear(p.settle)
+		l.forward(p.settle)
 	}
 	p.mu.Unlock()
 	if closed {
@@ -253,7 +259,7 @@ func (p *Producer) connect() (any, error) {
 	return l, nil
 }
 
-// settle ends a message that the client is done with.
+// settle ends a message that the client has finished.
 func (p *Producer) settle(m *message, err error) {
 	if broken(err) {
 		p.retire(m.link)
@@ -269,7 +275,8 @@ func (p *Producer) settle(m *message, err error) {
 	p.inFlight.Release(m.places)
 }
 
-// retire lets a link end once all that it was handed is settled. The next message connects anew.
+// retire lets a link end when all its messages are settled. The next message makes a new
+// connection.
 func (p *Producer) retire(l *link) {
 	p.mu.Lock()
 	if p.link == l {
@@ -279,9 +286,9 @@ func (p *Producer) retire(l *link) {
 	l.retire()
 }
 
-// Publish returns nil once all replicas in sync have the event. With ErrNotSent, the event is not in the topic and will
-// not be. With any other error, and when ctx ends after the client has begun to write, it may be there or come there
-// later. key chooses the partition.
+// Publish returns nil when all replicas in sync have the event. With ErrNotSent the event is not in
+// the topic and will not be. With any other error, also when ctx ends after the client has begun to
+// write, the event may be there or get there later. key chooses the partition.
 func (p *Producer) Publish(ctx context.Context, topic, key string, e cloudevents.Event) (err error) {
 	if trace.On() {
 		traced, span := trace.Start(ctx, "publish "+topic, trace.Producer)
@@ -307,14 +314,14 @@ func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 	}
 	size := m.ByteSize(2)
 	if size > MaxMessageBytes {
-		return fmt.Errorf("publish to %s: %w: %w: %d bytes, and at most %d are sent", m.Topic, ErrNotSent, ErrTooLarge, size, MaxMessageBytes)
+		return fmt.Errorf("publish to %s: %w: %w: %d bytes, and at most %d are allowed", m.Topic, ErrNotSent, ErrTooLarge, size, MaxMessageBytes)
 	}
 	for n := 1; ; n++ {
 		handed, err := p.send(ctx, m, value, 1+int64(size/placeBytes))
 		if err == nil {
 			return nil
 		}
-		// The link broke before it wrote the message: another one may do better.
+		// The link broke before it wrote the message, so another link may succeed.
 		if handed && n < handIns && ctx.Err() == nil && broken(err) && errors.Is(err, ErrNotSent) {
 			continue
 		}
@@ -322,7 +329,8 @@ func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 	}
 }
 
-// send hands a message to the client once, and waits for what becomes of it. handed tells that it came so far.
+// send gives a message to the client once, and waits for the result. handed says whether the client
+// got the message.
 func (p *Producer) send(ctx context.Context, m *sarama.ProducerMessage, value []byte, places int64) (handed bool, err error) {
 	if _, err := p.current(); err != nil {
 		return false, fmt.Errorf("%w: %w", ErrNotSent, err)
@@ -355,11 +363,11 @@ func (p *Producer) send(ctx context.Context, m *sarama.ProducerMessage, value []
 	case err := <-own.done:
 		return true, err
 	default:
-		return true, fmt.Errorf("whether it was sent is not known: %w", ctx.Err())
+		return true, fmt.Errorf("it is unknown whether it was sent: %w", ctx.Err())
 	}
 }
 
-// enter announces a message to a link, which then does not end before the message is settled.
+// enter announces a message to a link. The link then does not end before the message is settled.
 func (p *Producer) enter(ctx context.Context) (*link, error) {
 	for range handIns {
 		l, err := p.connected(ctx)
@@ -370,11 +378,11 @@ func (p *Producer) enter(ctx context.Context) (*link, error) {
 			return l, nil
 		}
 	}
-	return nil, fmt.Errorf("connect to Kafka at %v: each of %d connections ended at once", p.brokers, handIns)
+	return nil, fmt.Errorf("connect to Kafka at %v: each of %d connections ended immediately", p.brokers, handIns)
 }
 
-// Close waits for what is in flight, until ctx ends. A closed producer refuses to publish. What is in flight when ctx
-// ends goes on to its own end, and the connections with it.
+// Close waits for messages in flight until ctx ends. A closed producer refuses to publish. Messages
+// that are in flight when ctx ends continue to their own end, and so do their connections.
 func (p *Producer) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.closed {
@@ -386,7 +394,7 @@ func (p *Producer) Close(ctx context.Context) error {
 	go func() {
 		defer close(drained)
 		if err := p.inFlight.Acquire(context.Background(), maxInFlight); err != nil {
-			return // no context, no error
+			return // impossible: this context never ends
 		}
 		p.mu.RLock()
 		l := p.link
@@ -395,7 +403,7 @@ func (p *Producer) Close(ctx context.Context) error {
 			p.retire(l)
 		}
 		p.ending.Wait()
-		p.inFlight.Release(maxInFlight) // who waits for a place hears ErrClosed
+		p.inFlight.Release(maxInFlight) // callers that wait for a place get ErrClosed
 	}()
 	select {
 	case <-drained:
@@ -405,8 +413,9 @@ func (p *Producer) Close(ctx context.Context) error {
 	}
 }
 
-// ReadRecord gives a consumed record as the event that it holds: in binary or structured mode, or, for a
-// record that is no CloudEvent, the event that wrap makes of it.
+// ReadRecord returns the event in a consumed record, in binary or structured mode. For a record
+// that is not a CloudEvent, it returns the event that wrap makes of it. Its errors are
+// event.ErrMalformed.
 func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*sarama.ConsumerMessage) cloudevents.Event) (cloudevents.Event, error) {
 	e, err := event.Foreign(func() (*cloudevents.Event, error) {
 		message := kafka_sarama.NewMessageFromConsumerMessage(m)
@@ -416,7 +425,7 @@ func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*saram
 		}
 		for name := range message.Headers {
 			if attribute, ok := strings.CutPrefix(name, "ce_"); ok && !event.AttributeName(attribute) {
-				return nil, fmt.Errorf("%q is no name of an attribute", attribute)
+				return nil, fmt.Errorf("%q is not the name of an attribute", attribute)
 			}
 		}
 		return binding.ToEvent(ctx, message)
@@ -427,14 +436,15 @@ func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*saram
 	return *e, nil
 }
 
-// Topic is one that EnsureTopics makes.
+// Topic is a topic for EnsureTopics.
 type Topic struct {
 	Name       string
 	Partitions int32
 	Config     map[string]string // such as retention.ms
 }
 
-// EnsureTopics makes the topics that are missing, with as many replicas as the cluster makes by default.
+// EnsureTopics makes the topics that are missing. They get the cluster's default number of
+// replicas.
 func EnsureTopics(cfg Config, topics []Topic) error {
 	settings, err := cfg.Settings("admin")
 	if err != nil {

@@ -34,7 +34,7 @@ func made(t *testing.T, key string) cloudevents.Event {
 	return e
 }
 
-// An event comes out as it went in, in the partition where Java's producer would have put its key.
+// An event comes out unchanged, in the partition that Kafka's Java client would choose for its key.
 func TestPublishAndRead(t *testing.T) {
 	at := embeddedtest.Kafka(t, kafka.Topic{Name: "t", Partitions: 8})
 	topic := at.Prefix + "t"
@@ -48,7 +48,7 @@ func TestPublishAndRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer consumer.Close()
-	// Partitions of 8 by Java's DefaultPartitioner (murmur2, sign bit off).
+	// The partitions out of 8 by Java's DefaultPartitioner (murmur2, sign bit off).
 	for key, partition := range map[string]int32{"test-001": murmur2("test-001") % 8, "ACC001": murmur2("ACC001") % 8} {
 		want := made(t, key)
 		if err := p.Publish(t.Context(), topic, key, want); err != nil {
@@ -68,7 +68,7 @@ func TestPublishAndRead(t *testing.T) {
 	}
 }
 
-// murmur2 is the hash of Kafka's Java client, written down from its definition: seed 0x9747b28c, m
+// murmur2 is the hash of Kafka's Java client, written from its definition: seed 0x9747b28c, m
 // 0x5bd1e995, r 24.
 func murmur2(key string) int32 {
 	const m uint32 = 0x5bd1e995
@@ -117,10 +117,10 @@ func TestABrokerThatIsAwayIsAnError(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := p.Publish(ctx, "t", "k", made(t, "k")); err == nil {
-		t.Error("published to nobody")
+		t.Error("published without a broker")
 	}
 	if err := p.Connect(ctx); err == nil {
-		t.Error("connected to nobody")
+		t.Error("connected without a broker")
 	}
 }
 

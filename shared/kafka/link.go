@@ -11,16 +11,16 @@ import (
 	"github.com/eapache/go-resiliency/breaker"
 )
 
-// link is one client's connections to the brokers. What it is handed it settles itself, also once it is retired, so
-// no message is ever in two links.
+// link is one client with its connections to the brokers. It settles all messages that it was
+// given, also after it is retired. So no message is ever in two links.
 type link struct {
 	client   sarama.Client
 	producer sarama.AsyncProducer
-	writes   *atomic.Int64 // to any broker, of anything; each counted before it is made
-	end      func()        // called once, when the link is retired and all is settled
+	writes   *atomic.Int64 // all writes to all brokers; each is counted before it is made
+	end      func()        // called once, when the link is retired and all its messages are settled
 
 	mu      sync.Mutex
-	open    int // messages that are announced and not settled
+	open    int // messages that have entered and are not settled
 	retired bool
 }
 
@@ -39,8 +39,8 @@ func openLink(brokers []string, settings *sarama.Config) (*link, error) {
 	return l, nil
 }
 
-// hear passes on what becomes of the messages, until the link is closed.
-func (l *link) hear(settle func(*message, error)) {
+// forward passes on the results of the messages, until the link is closed.
+func (l *link) forward(settle func(*message, error)) {
 	go func() {
 		for m := range l.producer.Successes() {
 			settle(m.Metadata.(*message), nil)
@@ -53,7 +53,7 @@ func (l *link) hear(settle func(*message, error)) {
 	}()
 }
 
-// enter announces a message. A retired link takes none.
+// enter announces a message. It returns false when the link is retired.
 func (l *link) enter() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -83,15 +83,16 @@ func (l *link) retire() {
 	}
 }
 
-// close waits until the client has ended. Its messages are settled by then, so there is no error to tell.
+// close waits until the client has ended. Its messages are settled by then, so its errors do not
+// matter.
 func (l *link) close() {
 	_ = l.producer.Close()
 	_ = l.client.Close()
 }
 
-// broken tells that an error is about the link and not about the message. Sarama's circuit breaker, once open, would
-// refuse a partition for 10 s whatever becomes of the broker; a producer whose ids the broker has forgotten would fail
-// again and again.
+// broken says whether an error is about the link and not about the message. An open circuit breaker
+// of sarama would refuse a partition for 10 s, even when the broker is back. A producer whose ids
+// the broker has forgotten would fail again and again.
 func broken(err error) bool {
 	if err == nil {
 		return false
@@ -109,12 +110,13 @@ func broken(err error) bool {
 	return errors.As(err, &network)
 }
 
-// message is one that a link was handed. It stands in for the message's value, so that it is known when the client
-// takes the value to write it: before that, nothing of the message can have been written.
+// message is one message that was given to a link. It takes the place of the message's value, so it
+// knows when the client takes the value to write it. Before that, nothing of the message can have
+// been written.
 type message struct {
 	link   *link
-	places int64      // that it takes of the producer's
-	done   chan error // hears once what became of it
+	places int64      // the places that it takes of the producer's
+	done   chan error // gets the result, once
 	value  []byte
 	state  atomic.Int32
 	before int64 // the link's writes when the value was taken
@@ -122,9 +124,9 @@ type message struct {
 
 // The states of a message.
 const (
-	waiting   = iota // the client has not taken its value
-	taken            // the client may have written it since
-	withdrawn        // the client will not get its value any more
+	waiting   = iota // the client has not taken the value
+	taken            // the client has taken the value and may have written it
+	withdrawn        // the client can no longer take the value
 )
 
 var errWithdrawn = errors.New("withdrawn before it was written")
@@ -133,14 +135,15 @@ func newMessage(l *link, places int64, value []byte) *message {
 	return &message{link: l, places: places, done: make(chan error, 1), value: value}
 }
 
-// wrap gives the message to hand in.
+// wrap returns the message for sarama.
 func (m *message) wrap(sent *sarama.ProducerMessage) *sarama.ProducerMessage {
 	wrapped := &sarama.ProducerMessage{
 		Topic: sent.Topic, Key: sent.Key, Headers: sent.Headers, Partition: sent.Partition, Timestamp: sent.Timestamp,
 		Metadata: m, Value: m,
 	}
 	if sent.Value == nil {
-		// No value must stay none, so nobody tells when the message is taken: count from here.
+		// A message without a value must stay without one, so nothing shows when the client takes
+		// it. Count from here.
 		m.before = m.link.writes.Load()
 		m.state.Store(taken)
 		wrapped.Value = nil
@@ -148,7 +151,7 @@ func (m *message) wrap(sent *sarama.ProducerMessage) *sarama.ProducerMessage {
 	return wrapped
 }
 
-// Encode implements sarama.Encoder: the client takes the value, perhaps again for a retry.
+// Encode implements sarama.Encoder. The client takes the value here, perhaps again for a retry.
 func (m *message) Encode() ([]byte, error) {
 	if m.state.Load() == waiting {
 		m.before = m.link.writes.Load()
@@ -162,16 +165,17 @@ func (m *message) Encode() ([]byte, error) {
 // Length implements sarama.Encoder.
 func (m *message) Length() int { return len(m.value) }
 
-// withdraw takes a message back that the client has not begun to write. It returns false when it is too late for that.
+// withdraw takes back a message that the client has not begun to write. It returns false when it is
+// too late.
 func (m *message) withdraw() bool {
 	return m.state.CompareAndSwap(waiting, withdrawn) || m.state.Load() == withdrawn
 }
 
-// unsent tells, of a message that the client has given up, that nothing of it was written: its value was never taken,
-// or nothing at all was written since.
+// unsent says whether nothing was written of a message that the client has given up: its value was
+// never taken, or the link has written nothing since.
 func (m *message) unsent() bool { return m.withdraw() || m.link.writes.Load() == m.before }
 
-// plainDialer is a proxy.Dialer, as sarama's settings have it.
+// plainDialer is the proxy.Dialer of sarama's settings.
 type plainDialer interface {
 	Dial(network, addr string) (net.Conn, error)
 }
@@ -183,8 +187,8 @@ func dialerOf(settings *sarama.Config) plainDialer {
 	return &net.Dialer{Timeout: settings.Net.DialTimeout, KeepAlive: settings.Net.KeepAlive, LocalAddr: settings.Net.LocalAddr}
 }
 
-// countingDialer counts the writes to all connections that it makes. What is written is not looked at: by TLS nothing
-// can be told from it.
+// countingDialer counts the writes on all its connections. It does not look at the bytes, because
+// TLS hides them.
 type countingDialer struct {
 	to     plainDialer
 	writes *atomic.Int64

@@ -20,7 +20,7 @@ import (
 	"pgw/shared/kafka"
 )
 
-// patience bounds what a test waits for, on a machine with much else to do.
+// patience is the limit for a step of a test, also on a busy machine.
 const patience = 2 * time.Minute
 
 // wire stands between a broker and its clients.
@@ -28,12 +28,12 @@ type wire struct {
 	arrived chan net.Conn
 	closed  chan struct{}
 	once    sync.Once
-	muted   atomic.Bool // what the broker answers is lost
+	muted   atomic.Bool // the broker's answers are lost
 
-	mu    sync.Mutex
-	addr  net.Addr
-	door  net.Listener // nil: the broker is away
-	conns map[net.Conn]bool
+	mu       sync.Mutex
+	addr     net.Addr
+	listener net.Listener // nil: the broker is away
+	conns    map[net.Conn]bool
 }
 
 // broker starts a broker behind a wire.
@@ -48,12 +48,12 @@ func brokers(t testing.TB, n int, opts ...kfake.Opt) (*kfake.Cluster, []*wire, k
 	t.Helper()
 	var wires []*wire
 	listen := func(network, _ string) (net.Listener, error) {
-		door, err := net.Listen(network, "127.0.0.1:0")
+		listener, err := net.Listen(network, "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		w := &wire{arrived: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]bool{}, addr: door.Addr()}
-		w.open(door)
+		w := &wire{arrived: make(chan net.Conn), closed: make(chan struct{}), conns: map[net.Conn]bool{}, addr: listener.Addr()}
+		w.open(listener)
 		wires = append(wires, w)
 		return w, nil
 	}
@@ -65,18 +65,18 @@ func brokers(t testing.TB, n int, opts ...kfake.Opt) (*kfake.Cluster, []*wire, k
 	return cluster, wires, kafka.Config{Brokers: cluster.ListenAddrs()}
 }
 
-func (w *wire) open(door net.Listener) {
+func (w *wire) open(listener net.Listener) {
 	w.mu.Lock()
-	w.door = door
+	w.listener = listener
 	w.mu.Unlock()
 	go func() {
 		for {
-			conn, err := door.Accept()
+			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
 			w.mu.Lock()
-			here := w.door == door
+			here := w.listener == listener
 			w.conns[conn] = here
 			w.mu.Unlock()
 			if !here {
@@ -92,13 +92,13 @@ func (w *wire) open(door net.Listener) {
 	}()
 }
 
-// away takes the broker from the network: connections break, and new ones are refused.
+// away takes the broker off the network: connections break, and new ones are refused.
 func (w *wire) away() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.door != nil {
-		w.door.Close()
-		w.door = nil
+	if w.listener != nil {
+		w.listener.Close()
+		w.listener = nil
 	}
 	for conn := range w.conns {
 		conn.Close()
@@ -108,11 +108,11 @@ func (w *wire) away() {
 
 func (w *wire) back(t testing.TB) {
 	t.Helper()
-	door, err := net.Listen("tcp", w.addr.String())
+	listener, err := net.Listen("tcp", w.addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.open(door)
+	w.open(listener)
 }
 
 func (w *wire) Accept() (net.Conn, error) {
@@ -144,14 +144,14 @@ func (c wired) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// within bounds one publish as a caller does.
+// within makes one publish with a time limit, as a caller does.
 func within(t testing.TB, d time.Duration, p *kafka.Producer, key string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
 	return p.Send(ctx, &sarama.ProducerMessage{Topic: "t", Key: sarama.StringEncoder(key), Value: sarama.StringEncoder("v-" + key)})
 }
 
-// until publishes until it is told what is wanted.
+// until publishes until the result is the wanted one.
 func until(t testing.TB, p *kafka.Producer, key string, wanted func(error) bool) {
 	t.Helper()
 	var err error
@@ -161,13 +161,13 @@ func until(t testing.TB, p *kafka.Producer, key string, wanted func(error) bool)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatalf("still told: %v", err)
+	t.Fatalf("the wanted result never came: %v", err)
 }
 
 func succeeded(err error) bool { return err == nil }
 func notSent(err error) bool   { return errors.Is(err, kafka.ErrNotSent) }
 
-// stored counts what the topic holds of each key.
+// stored counts the records of each key in the topic.
 func stored(t testing.TB, cfg kafka.Config) map[string]int {
 	t.Helper()
 	reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: "t"})
@@ -195,7 +195,8 @@ func ended(t testing.TB, p *kafka.Producer) {
 	}
 }
 
-// The broker has the event, and its acknowledgement is lost: that nothing was sent must not be said.
+// The broker has the event, but its acknowledgement is lost. The producer must not report
+// ErrNotSent.
 func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	cluster, w, cfg := broker(t)
 	p := producer(t, cfg)
@@ -209,14 +210,14 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 		}
 		return n
 	}
-	// send returns once the broker has the event, and before anybody can know that.
-	told := make(chan error)
+	// send returns when the broker has the event, before the producer can know that.
+	result := make(chan error)
 	send := func(ctx context.Context, key string) {
 		t.Helper()
 		w.muted.Store(true)
 		n := records()
 		go func() {
-			told <- p.Send(ctx, &sarama.ProducerMessage{Topic: "t", Key: sarama.StringEncoder(key), Value: sarama.StringEncoder("v")})
+			result <- p.Send(ctx, &sarama.ProducerMessage{Topic: "t", Key: sarama.StringEncoder(key), Value: sarama.StringEncoder("v")})
 		}()
 		for begun := time.Now(); records() == n; time.Sleep(time.Millisecond) {
 			if time.Since(begun) > patience {
@@ -228,7 +229,7 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	defer cancel()
 	send(ctx, "awaited")
 	cancel()
-	if err := <-told; err == nil || notSent(err) || !errors.Is(err, context.Canceled) {
+	if err := <-result; err == nil || notSent(err) || !errors.Is(err, context.Canceled) {
 		t.Errorf("an acknowledgement that is awaited: %v", err)
 	}
 	w.away()
@@ -236,17 +237,17 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	w.back(t)
 	until(t, p, "between", succeeded)
 
-	// The connection breaks, and the client asks again, or never reaches the broker again.
+	// The connection breaks. The client asks again, or never reaches the broker again.
 	send(t.Context(), "broken")
 	w.away()
 	w.muted.Store(false)
 	w.back(t)
-	if err := <-told; err != nil {
+	if err := <-result; err != nil {
 		t.Errorf("after the broker's return: %v", err)
 	}
 	send(t.Context(), "broken for good")
 	w.away()
-	if err := <-told; err == nil || notSent(err) {
+	if err := <-result; err == nil || notSent(err) {
 		t.Errorf("a connection that broke before the acknowledgement: %v", err)
 	}
 	w.muted.Store(false)
@@ -260,7 +261,8 @@ func TestALostAcknowledgementIsNotNotSent(t *testing.T) {
 	}
 }
 
-// A broker that is away when the publish begins has got nothing, whether or not it was there before.
+// A broker that is away when the publish begins has received nothing, whether or not it was there
+// before.
 func TestABrokerThatIsAwayGotNothing(t *testing.T) {
 	_, w, cfg := broker(t)
 	fresh := producer(t, cfg)
@@ -277,7 +279,8 @@ func TestABrokerThatIsAwayGotNothing(t *testing.T) {
 	if err := within(t, time.Nanosecond, fresh, "fresh"); !notSent(err) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("no time: %v", err)
 	}
-	// The first one may go into a connection whose other end is gone, which nobody can tell from one that is slow.
+	// The first message may go into a connection whose other end is gone. Nobody can distinguish
+	// that from a slow one.
 	until(t, known, "known", notSent)
 	if err := within(t, patience, known, "known"); !notSent(err) {
 		t.Errorf("connected before: %v", err)
@@ -288,7 +291,7 @@ func TestABrokerThatIsAwayGotNothing(t *testing.T) {
 	}
 }
 
-// What can't be sent at all says so, and says why.
+// A message that cannot be sent at all returns ErrNotSent and the cause.
 func TestWhatIsNeverSent(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	seen := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Observe: true})
@@ -333,26 +336,27 @@ type unencodable struct{}
 func (unencodable) Encode() ([]byte, error) { return nil, errUnencodable }
 func (unencodable) Length() int             { return 1 }
 
-// The client waits for something else when the caller gives up: the message is taken back, and never comes.
+// The client waits for something else when the caller gives up. The message is withdrawn, and never
+// arrives.
 func TestAMessageIsTakenBack(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	p := producer(t, cfg)
 	if err := p.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// There is no such topic as long as the caller waits.
+	// The topic does not exist while the caller waits.
 	asked := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "late", Count: -1, Observe: true})
 	ctx, cancel := context.WithCancel(t.Context())
-	told := make(chan error)
+	result := make(chan error)
 	go func() {
-		told <- p.Send(ctx, &sarama.ProducerMessage{Topic: "late", Key: sarama.StringEncoder("back"), Value: sarama.StringEncoder("v")})
+		result <- p.Send(ctx, &sarama.ProducerMessage{Topic: "late", Key: sarama.StringEncoder("back"), Value: sarama.StringEncoder("v")})
 	}()
 	if err := asked.Wait(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	if err := <-told; !notSent(err) || !errors.Is(err, context.Canceled) {
-		t.Errorf("told %v", err)
+	if err := <-result; !notSent(err) || !errors.Is(err, context.Canceled) {
+		t.Errorf("Send returned %v", err)
 	}
 	if err := cluster.CreateTopic("late", 1, nil); err != nil {
 		t.Fatal(err)
@@ -368,7 +372,8 @@ func TestAMessageIsTakenBack(t *testing.T) {
 	}
 }
 
-// A new leader is elected: the old one refuses more often than the client tried before, and then nobody leads.
+// A new leader is elected. The old leader refuses more often than the client tried before, and then
+// there is no leader.
 func TestALeaderElectionIsOutlasted(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	p := producer(t, cfg)
@@ -395,7 +400,7 @@ func TestALeaderElectionIsOutlasted(t *testing.T) {
 	}
 }
 
-// The broker that leads is gone for good, and until another one is elected the others still name it.
+// The leader is gone for good. Until another one is elected, the other brokers still name it.
 func TestTheEndOfALeaderIsOutlasted(t *testing.T) {
 	cluster, wires, cfg := brokers(t, 3)
 	lead := func(node int32) {
@@ -413,16 +418,16 @@ func TestTheEndOfALeaderIsOutlasted(t *testing.T) {
 	}
 	asked := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "t", Count: -1, Observe: true})
 	wires[1].away()
-	told := make(chan error)
+	result := make(chan error)
 	for i := range 3 {
-		go func() { told <- within(t, patience, p, fmt.Sprint("k", i)) }()
+		go func() { result <- within(t, patience, p, fmt.Sprint("k", i)) }()
 	}
-	if err := asked.Wait(t.Context(), 6); err != nil { // as often as was tried before
+	if err := asked.Wait(t.Context(), 6); err != nil { // as often as earlier versions tried
 		t.Fatal(err)
 	}
 	lead(2)
 	for range 3 {
-		if err := <-told; err != nil {
+		if err := <-result; err != nil {
 			t.Error(err)
 		}
 	}
@@ -431,7 +436,8 @@ func TestTheEndOfALeaderIsOutlasted(t *testing.T) {
 	}
 }
 
-// A broker that returns is used at once, not when a circuit breaker closes; those who wait connect together.
+// A broker that returns is used at once, and not only when a circuit breaker closes. Waiting
+// callers connect together.
 func TestABrokerThatReturnsIsUsed(t *testing.T) {
 	_, w, cfg := broker(t)
 	p := producer(t, cfg)
@@ -442,17 +448,17 @@ func TestABrokerThatReturnsIsUsed(t *testing.T) {
 	for round := range 3 {
 		w.away()
 		var publishing sync.WaitGroup
-		var told atomic.Int64
+		var publishes atomic.Int64
 		gone, stop := context.WithCancel(t.Context())
 		for i := range 20 {
 			publishing.Go(func() {
 				for n := 0; gone.Err() == nil; n++ {
 					within(t, time.Second, p, fmt.Sprintf("away-%d-%d-%d", round, i, n))
-					told.Add(1)
+					publishes.Add(1)
 				}
 			})
 		}
-		for begun := time.Now(); told.Load() < 200 && time.Since(begun) < patience; {
+		for begun := time.Now(); publishes.Load() < 200 && time.Since(begun) < patience; {
 			time.Sleep(10 * time.Millisecond)
 		}
 		stop()
@@ -469,7 +475,8 @@ func TestABrokerThatReturnsIsUsed(t *testing.T) {
 	}
 }
 
-// A broker that goes silent keeps its connections: they are given up, and nobody waits for ever.
+// A broker that becomes silent keeps its connections open. They are given up, and no caller waits
+// for ever.
 func TestASilentBrokerIsGivenUp(t *testing.T) {
 	_, w, cfg := broker(t)
 	p := producer(t, cfg)
@@ -478,30 +485,31 @@ func TestASilentBrokerIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.muted.Store(true)
-	told := make(chan error, 2)
-	go func() { told <- within(t, patience, p, "silent") }()
+	result := make(chan error, 2)
+	go func() { result <- within(t, patience, p, "silent") }()
 	go func() {
 		fresh := producer(t, cfg)
 		defer ended(t, fresh)
-		told <- within(t, patience, fresh, "fresh")
+		result <- within(t, patience, fresh, "fresh")
 	}()
 	if err := within(t, 100*time.Millisecond, p, "short"); err == nil {
-		t.Error("a broker that is silent has acknowledged")
+		t.Error("a silent broker has acknowledged")
 	}
-	if err := <-told; err == nil { // the fresh one does not wait for what never connects
-		t.Error("a broker that is silent was connected to")
+	if err := <-result; err == nil { // the fresh producer does not wait for a connection that never comes
+		t.Error("the producer connected to a silent broker")
 	}
 	w.muted.Store(false)
-	if err := <-told; err != nil {
-		t.Errorf("a broker that speaks again, on new connections: %v", err)
+	if err := <-result; err != nil {
+		t.Errorf("a broker that answers again, on new connections: %v", err)
 	}
 	if n := stored(t, cfg)["silent"]; n != 1 {
 		t.Errorf("the topic holds it %d times, want once", n)
 	}
 }
 
-// Whatever becomes of the broker, and however impatient the callers are: what was told as sent is there once, what
-// was told as not sent is not there, and everybody is told.
+// With any faults of the broker and any impatience of the callers: a message that was reported as
+// sent is in the topic once, one that was reported as not sent is not there, and every caller gets
+// a result.
 func TestWhatPublishersAreToldIsTrue(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -509,7 +517,7 @@ func TestWhatPublishersAreToldIsTrue(t *testing.T) {
 	cluster, w, cfg := broker(t)
 	p := producer(t, cfg)
 	var mu sync.Mutex
-	told := map[string]error{}
+	outcomes := map[string]error{}
 	var publishing sync.WaitGroup
 	stop := make(chan struct{})
 	for i := range 16 {
@@ -524,7 +532,7 @@ func TestWhatPublishersAreToldIsTrue(t *testing.T) {
 				key := fmt.Sprintf("%d-%d", i, n)
 				err := within(t, time.Duration(own.ExpFloat64()*float64(300*time.Millisecond)), p, key)
 				mu.Lock()
-				told[key] = err
+				outcomes[key] = err
 				mu.Unlock()
 			}
 		})
@@ -553,29 +561,30 @@ func TestWhatPublishersAreToldIsTrue(t *testing.T) {
 	ended(t, p)
 	there := stored(t, cfg)
 	var sent, unsent, unknown int
-	for key, err := range told {
+	for key, err := range outcomes {
 		switch n := there[key]; {
 		case err == nil:
 			if sent++; n != 1 {
-				t.Errorf("%s was told as sent, and is there %d times", key, n)
+				t.Errorf("%s was reported as sent, and is in the topic %d times", key, n)
 			}
 		case notSent(err):
 			if unsent++; n != 0 {
-				t.Errorf("%s is there %d times, and was told: %v", key, n, err)
+				t.Errorf("%s is in the topic %d times, and its error was: %v", key, n, err)
 			}
 		default:
 			if unknown++; n > 1 {
-				t.Errorf("%s is there %d times", key, n)
+				t.Errorf("%s is in the topic %d times", key, n)
 			}
 		}
 	}
-	t.Logf("%d sent, %d not sent, %d not known", sent, unsent, unknown)
+	t.Logf("%d sent, %d not sent, %d unknown", sent, unsent, unknown)
 	if sent == 0 || unsent == 0 {
-		t.Errorf("%d were sent and %d not: nothing is shown", sent, unsent)
+		t.Errorf("%d were sent and %d not: the test needs both", sent, unsent)
 	}
 }
 
-// A closed producer drains first, and what waits for a connection does not keep it.
+// Close finishes what is in flight first. A message that waits for a connection does not hold it
+// up.
 func TestCloseDrains(t *testing.T) {
 	cluster, w, cfg := broker(t)
 	p := producer(t, cfg)
@@ -584,8 +593,8 @@ func TestCloseDrains(t *testing.T) {
 	}
 	seen := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Observe: true})
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 6})
-	told := make(chan error)
-	go func() { told <- within(t, patience, p, "under way") }()
+	result := make(chan error)
+	go func() { result <- within(t, patience, p, "under way") }()
 	if err := seen.Wait(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -595,17 +604,17 @@ func TestCloseDrains(t *testing.T) {
 		t.Errorf("nobody waits for the end: %v", err)
 	}
 	ended(t, p)
-	if err := <-told; err != nil {
+	if err := <-result; err != nil {
 		t.Errorf("under way: %v", err)
 	}
 
 	w.away()
 	p = producer(t, cfg)
-	go func() { told <- within(t, patience, p, "waits") }()
-	go func() { told <- within(t, patience, p, "waits") }()
+	go func() { result <- within(t, patience, p, "waits") }()
+	go func() { result <- within(t, patience, p, "waits") }()
 	ended(t, p)
 	for range 2 {
-		if err := <-told; !notSent(err) {
+		if err := <-result; !notSent(err) {
 			t.Errorf("waits for a connection: %v", err)
 		}
 	}

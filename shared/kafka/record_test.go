@@ -10,7 +10,8 @@ import (
 	"pgw/shared/kafka"
 )
 
-// Names are looked at before the SDK sees them, and what panics in it is malformed.
+// Attribute names are checked before the SDK sees them, and a panic of the SDK means a malformed
+// event.
 func TestARecordThatIsNoEventIsAnError(t *testing.T) {
 	for name, h := range map[string]*sarama.RecordHeader{"no name": {Key: []byte("ce_")}, "hyphen": {Key: []byte("ce_a-b")}, "no header": nil} {
 		m := &sarama.ConsumerMessage{Headers: []*sarama.RecordHeader{h}, Value: []byte("{}")}

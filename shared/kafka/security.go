@@ -11,10 +11,11 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// Security is how to get into a Kafka that does not let everyone in. Files are read when a client is made.
+// Security is the access to a Kafka that requires TLS or a login. Its files are read when a client
+// is made.
 type Security struct {
-	TLS           bool   `envconfig:"KAFKA_TLS" default:"false" desc:"connect by TLS"`
-	CAFile        string `envconfig:"KAFKA_CA_FILE" desc:"PEM of who signs the brokers' certificates; the system's when empty"`
+	TLS           bool   `envconfig:"KAFKA_TLS" default:"false" desc:"connect with TLS"`
+	CAFile        string `envconfig:"KAFKA_CA_FILE" desc:"PEM of the authorities that sign the brokers' certificates; empty: the system's"`
 	CertFile      string `envconfig:"KAFKA_CERT_FILE" desc:"PEM of the client's own certificate, with KAFKA_KEY_FILE"`
 	KeyFile       string `envconfig:"KAFKA_KEY_FILE" desc:"PEM of the client's own key"`
 	SASLMechanism string `envconfig:"KAFKA_SASL_MECHANISM" desc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty means none"`
@@ -41,7 +42,7 @@ func (c Security) secure(settings *sarama.Config) error {
 	switch sasl.Mechanism {
 	case sarama.SASLTypePlaintext:
 		if !c.TLS {
-			return errors.New("KAFKA_SASL_MECHANISM PLAIN sends the password as it is: it needs KAFKA_TLS")
+			return errors.New("KAFKA_SASL_MECHANISM PLAIN sends the password in plain text: it needs KAFKA_TLS")
 		}
 	case sarama.SASLTypeSCRAMSHA256:
 		sasl.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient { return &scramClient{hash: scram.SHA256} }
@@ -86,7 +87,7 @@ func (c Security) secureTLS(settings *sarama.Config) error {
 	return nil
 }
 
-// scramClient is one conversation, as sarama wants it.
+// scramClient is one SCRAM conversation, with the methods that sarama needs.
 type scramClient struct {
 	hash scram.HashGeneratorFcn
 	talk *scram.ClientConversation

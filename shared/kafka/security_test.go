@@ -10,7 +10,8 @@ import (
 	"pgw/shared/kafka"
 )
 
-// What would be ignored in silence, or fail only at the first payment, is refused at the start, by name.
+// A setting that would be ignored silently, or would fail only at the first payment, is refused at
+// the start, by its name.
 func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 	notPEM := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(notPEM, []byte("no certificate"), 0o600); err != nil {
@@ -35,7 +36,7 @@ func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "password=") {
-			t.Errorf("%s: the password is told: %v", name, err)
+			t.Errorf("%s: the error contains the password: %v", name, err)
 		}
 	}
 	for _, mechanism := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
@@ -46,7 +47,8 @@ func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 	}
 }
 
-// A Kafka that lets in by TLS and SASL alone, as in production. Only the real one does: make test-kafka.
+// A Kafka that requires TLS and SASL, as in production. Only the real one supports this: make
+// test-kafka.
 func TestSecureKafka(t *testing.T) {
 	addr := os.Getenv("PGW_TEST_KAFKA_SECURE")
 	if addr == "" {
@@ -67,12 +69,12 @@ func TestSecureKafka(t *testing.T) {
 		secure.SASLPassword = "another"
 		p = producer(t, kafka.Config{Brokers: []string{addr}, Security: secure})
 		if err := p.Publish(t.Context(), at.Prefix+"t", "k", made(t, "k")); err == nil {
-			t.Errorf("%s: a wrong password is let in", mechanism)
+			t.Errorf("%s: a wrong password is accepted", mechanism)
 		}
 		p.Close(t.Context())
 	}
 	unknown := producer(t, kafka.Config{Brokers: []string{addr}, Security: kafka.Security{TLS: true, SASLMechanism: "PLAIN", SASLUser: "pgw", SASLPassword: "pgw-secret"}})
 	if err := unknown.Publish(t.Context(), at.Prefix+"t", "k", made(t, "k")); err == nil {
-		t.Error("a certificate that nobody known has signed is trusted")
+		t.Error("a certificate of an unknown authority is trusted")
 	}
 }

@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// Bounds of a connection. Each is a part of the next: a server that is alive ends a statement before its silence is taken for
-// its end, and a silent server is left well within 10 s.
+// The time limits of a connection. A server that is alive ends a slow statement before the client
+// takes its silence for death. A client gives up a silent server well within 10 s.
 const (
-	connectTimeout   = 2 * time.Second // to dial, to agree on TLS and to log in
-	pingTimeout      = time.Second     // of an idle connection, before it is used
-	acquireTimeout   = 5 * time.Second // to wait for one that others use
-	statementTimeout = 3 * time.Second // by the server
-	silenceTimeout   = 4 * time.Second // without a byte from a server that is awaited
+	connectTimeout   = 2 * time.Second // to dial, agree on TLS and log in
+	pingTimeout      = time.Second     // to check an idle connection before it is used
+	acquireTimeout   = 5 * time.Second // to wait for a connection while others use them all
+	statementTimeout = 3 * time.Second // of a statement, enforced by the server
+	silenceTimeout   = 4 * time.Second // without a byte from a server that has to answer
 	closeTimeout     = time.Second
 )
 
-// dialer makes connections that notice by themselves when the other end is gone.
+// dialer makes connections that notice when the other end is gone.
 type dialer struct {
 	net.Dialer
-	silence func() // called when a server that was asked said nothing; it must not block
+	silence func() // called when the server did not answer a request; it must not block
 }
 
 func newDialer(silence func()) *dialer {
@@ -46,23 +46,24 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return &watched{Conn: conn, silence: d.silence}, nil
 }
 
-// watched is a connection that no read and no write waits on for ever, whatever context its user has. One that was silent for
-// too long is dead: what pgx still does to close it fails at once, so that its place in the pool is free for the next.
+// watched is a connection whose reads and writes always end, with any context. After too long a
+// silence it is dead. Then pgx's attempts to close it fail at once, so its place in the pool is
+// free for the next connection.
 type watched struct {
 	net.Conn
 	silence func()
 
 	mu       sync.Mutex
-	deadline time.Time // of reads, as pgx has set it; zero: none
-	own      time.Time // of the read under way; zero: none
-	asked    bool      // something was written since the last byte came
+	deadline time.Time // the read deadline that pgx has set; zero means none
+	own      time.Time // the deadline of the read under way; zero means none
+	asked    bool      // something was written since the last byte arrived
 	dead     bool
 }
 
-// errSilent is what a dead connection says. It is a timeout, as pgx knows them.
+// errSilent is the error of a dead connection. pgx sees it as a timeout.
 type errSilent struct{}
 
-func (errSilent) Error() string   { return fmt.Sprintf("the server said nothing for %s", silenceTimeout) }
+func (errSilent) Error() string   { return fmt.Sprintf("the server sent nothing for %s", silenceTimeout) }
 func (errSilent) Timeout() bool   { return true }
 func (errSilent) Temporary() bool { return false }
 
@@ -94,9 +95,9 @@ func (c *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// written is how much is written at a time. Thousands of statements may be sent at once, and a server that takes them one by
-// one is not silent.
-const written = 64 << 10
+// writeChunk is the number of bytes in one write. Thousands of statements may be sent at once, and
+// a server that reads them slowly is not silent.
+const writeChunk = 64 << 10
 
 // Write implements net.Conn.
 func (c *watched) Write(p []byte) (n int, err error) {
@@ -109,7 +110,7 @@ func (c *watched) Write(p []byte) (n int, err error) {
 		c.asked = true
 		c.Conn.SetWriteDeadline(earlier(c.deadline, time.Now().Add(silenceTimeout)))
 		c.mu.Unlock()
-		now, err := c.Conn.Write(p[n:min(len(p), n+written)])
+		now, err := c.Conn.Write(p[n:min(len(p), n+writeChunk)])
 		if n += now; err != nil || n == len(p) {
 			return n, err
 		}
@@ -132,7 +133,7 @@ func (c *watched) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(earlier(t, c.own))
 }
 
-// earlier of two deadlines, of which zero means none.
+// earlier returns the earlier of two deadlines. Zero means no deadline.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
 		return b

@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUserTimeout has the kernel give up a connection whose bytes nobody has acknowledged for as long.
+// setUserTimeout makes the kernel close a connection when the other end does not acknowledge bytes
+// for silenceTimeout.
 func setUserTimeout(network, _ string, conn syscall.RawConn) error {
 	if !strings.HasPrefix(network, "tcp") {
 		return nil

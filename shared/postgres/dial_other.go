@@ -4,5 +4,6 @@ package postgres
 
 import "syscall"
 
-// setUserTimeout does nothing: other systems have no such option, and keepalive has to do.
+// setUserTimeout does nothing. Other systems have no such option, so only keepalive notices a dead
+// connection.
 func setUserTimeout(string, string, syscall.RawConn) error { return nil }

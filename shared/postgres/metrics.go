@@ -5,7 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// measure tells of a pool: how full it is, and what waiting for a connection cost.
+// measure registers a pool's metrics: its size, its use, and the wait for connections.
 func measure(r prometheus.Registerer, name string, pool *pgxpool.Pool) {
 	r = prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, r)
 	gauge := func(name, help string, read func(*pgxpool.Stat) float64) {
@@ -14,14 +14,14 @@ func measure(r prometheus.Registerer, name string, pool *pgxpool.Pool) {
 	counter := func(name, help string, read func(*pgxpool.Stat) float64) {
 		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
 	}
-	gauge("pgw_postgres_connections", "Connections to Postgres, idle ones too.",
+	gauge("pgw_postgres_connections", "Connections to Postgres, including idle ones.",
 		func(s *pgxpool.Stat) float64 { return float64(s.TotalConns()) })
-	gauge("pgw_postgres_connections_in_use", "Connections to Postgres that work now.",
+	gauge("pgw_postgres_connections_in_use", "Connections to Postgres that are in use now.",
 		func(s *pgxpool.Stat) float64 { return float64(s.AcquiredConns()) })
-	gauge("pgw_postgres_connections_limit", "Connections to Postgres that there may be.",
+	gauge("pgw_postgres_connections_limit", "The most connections to Postgres that the pool opens.",
 		func(s *pgxpool.Stat) float64 { return float64(s.MaxConns()) })
 	counter("pgw_postgres_acquires_total", "Connections taken from the pool.",
 		func(s *pgxpool.Stat) float64 { return float64(s.AcquireCount()) })
-	counter("pgw_postgres_acquire_wait_seconds_total", "How long was waited for connections from the pool.",
+	counter("pgw_postgres_acquire_wait_seconds_total", "Total time that calls waited for connections from the pool.",
 		func(s *pgxpool.Stat) float64 { return s.AcquireDuration().Seconds() })
 }

@@ -1,5 +1,5 @@
-// Package postgres opens pools, says what an error from the database means, and holds the queries that
-// two functions share.
+// Package postgres opens connection pools and classifies the database's errors. It also holds the
+// queries that two functions share.
 package postgres
 
 import (
@@ -18,37 +18,40 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config of a pool.
+// Config is the configuration of a pool.
 type Config struct {
 	URL      string
-	Name     string // application_name: who is asking, for pg_stat_activity
-	Pool     string // tells a function's pools apart in its metrics; "main" when empty
+	Name     string // the function, for application_name in pg_stat_activity
+	Pool     string // separates a function's pools in its metrics; "main" when empty
 	MaxConns int32
-	// ReadOnly says that every transaction of this pool is read-only. A statement that nobody waits for any more is cancelled
-	// at the server, and its connection is used again.
+	// ReadOnly makes every transaction of this pool read-only. A statement whose caller has gone is
+	// cancelled at the server, and its connection is used again.
 	ReadOnly bool
-	// Lookups says that every statement of this pool finds its rows by index. A statement prepared while
-	// the tables were small would otherwise keep a plan that reads them whole, and slow down with each row
-	// until the tables are next analyzed. And since the plan is the same whatever the parameters are, it is made
-	// once: making it took longer than a small batch takes to run.
+	// Lookups says that every statement of this pool finds its rows by index. Otherwise a statement
+	// that was prepared while the tables were small keeps a plan that reads whole tables, and gets
+	// slower with each row until the tables are analyzed again. The plan does not depend on the
+	// parameters, so it is made once: making it takes longer than running a small batch.
 	Lookups bool
-	// LockTimeout bounds how long a statement waits for a lock; 0: as long as a statement may take. See LockTimeout.
+	// LockTimeout is the longest wait of a statement for a lock; 0 means as long as the statement
+	// may take. See the function LockTimeout.
 	LockTimeout time.Duration
-	Now         func() time.Time // the clock that is held against the database's; nil means time.Now
+	Now         func() time.Time // the clock that is compared with the database's; nil means time.Now
 
-	Registerer prometheus.Registerer // nil: nothing is measured
+	Registerer prometheus.Registerer // nil: there are no metrics
 }
 
-// cancelWithin is how long a statement that was cancelled may take to end, before its connection is given up.
+// cancelWithin is the time limit for a cancelled statement to end. After it, the connection is
+// closed.
 const cancelWithin = time.Second
 
-// Open makes a pool. It connects when it is first used: a function must be able to start while the database
-// is away. Whatever context its user has, nothing waits for ever: a dial, an acquire, a statement and a server's silence
-// have bounds. When a server that was asked says nothing, all connections are made anew.
+// Open makes a pool. The pool connects when it is first used, because a function must be able to
+// start while the database is away. Dials, acquires, statements and the server's silence have time
+// limits, with any context, so nothing waits for ever. When the server does not answer a request,
+// the pool replaces all its connections. An error names DATABASE_URL.
 func Open(cfg Config) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
-		// pgx's error repeats the URL, with its password taken out.
+		// pgx's error repeats the URL, without its password.
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	c.MaxConns = cfg.MaxConns
@@ -62,14 +65,14 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		}
 	}).dial
 	c.ConnConfig.Tracer = bounds{}
-	// A process has one clock, however many pools it has.
+	// A process has one clock, even with several pools, so only the main pool measures it.
 	if cfg.Registerer != nil && cfg.Pool == "" {
 		c.PrepareConn = newClock(cfg.Now, cfg.Registerer).measure
 	}
 	params := c.ConnConfig.RuntimeParams
 	params["application_name"] = "pgw-" + cfg.Name
 	params["timezone"] = "UTC"
-	// A connection whose client has died must not hold account locks for longer than this.
+	// A connection whose client has died must not hold account locks longer than this.
 	params["idle_in_transaction_session_timeout"] = "5000"
 	params["statement_timeout"] = milliseconds(statementTimeout)
 	if cfg.LockTimeout > 0 {
@@ -99,7 +102,8 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// bounds gives each acquire an end of its own. It is a tracer because a pool asks its tracer for the context.
+// bounds gives each acquire a time limit. It is a tracer because a pool takes the context from its
+// tracer.
 type bounds struct{}
 
 type cancelKey struct{}
@@ -115,7 +119,7 @@ func (bounds) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.Tr
 	ctx.Value(cancelKey{}).(context.CancelFunc)()
 }
 
-// TraceQueryStart implements pgx.QueryTracer, as a tracer must.
+// TraceQueryStart implements pgx.QueryTracer, which every tracer must implement.
 func (bounds) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	return ctx
 }
@@ -123,7 +127,8 @@ func (bounds) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuery
 // TraceQueryEnd implements pgx.QueryTracer.
 func (bounds) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
-// RollBack ends a connection's transaction, whatever ended it. A connection that does not answer soon is closed.
+// RollBack ends a connection's open transaction. A connection that does not answer within
+// closeTimeout is closed.
 func RollBack(ctx context.Context, conn *pgxpool.Conn) {
 	if conn.Conn().IsClosed() {
 		return
@@ -133,19 +138,20 @@ func RollBack(ctx context.Context, conn *pgxpool.Conn) {
 	conn.Exec(ctx, "ROLLBACK")
 }
 
-// SQLSTATE codes that the callers tell apart.
+// The SQLSTATE codes that callers distinguish.
 const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
-	notNullViolation     = "23502" // how db's statements say that what they had found has changed under them
+	notNullViolation     = "23502" // db's statements raise it when rows that they had found have changed meanwhile
 	lockNotAvailable     = "55P03"
 	queryCanceled        = "57014"
 	internalError        = "XX000"
 	undefinedTable       = "42P01"
 )
 
-// Transient tells that the same transaction, run again, may well succeed: it lost against another one.
+// Transient says whether the same transaction may succeed when it is run again, because it lost
+// against another one.
 func Transient(err error) bool {
 	switch sqlState(err) {
 	case serializationFailure, deadlockDetected, uniqueViolation, notNullViolation:
@@ -154,20 +160,21 @@ func Transient(err error) bool {
 	return false
 }
 
-// LockTimeout tells that a statement waited for another transaction's lock for as long as it may. It took no effect.
+// LockTimeout says whether a statement reached the time limit for a lock. The statement had no
+// effect.
 func LockTimeout(err error) bool { return sqlState(err) == lockNotAvailable }
 
-// NoSuchTable tells that a statement names a table that is not there.
+// NoSuchTable says whether a statement names a table that does not exist.
 func NoSuchTable(err error) bool { return sqlState(err) == undefinedTable }
 
-// TookTooLong tells that the server ended a statement that took too long.
+// TookTooLong says whether the server ended a statement because it took too long.
 func TookTooLong(err error) bool { return sqlState(err) == queryCanceled }
 
-// againTimes bounds Again.
+// againTimes is the most attempts of Again.
 const againTimes = 20
 
-// Again runs what changes the server's own catalogues until no other does so at the same time, which Postgres tells by
-// an internal error.
+// Again runs a change of the server's catalogues. If another change runs at the same time, Postgres
+// reports an internal error, and Again tries again.
 func Again(ctx context.Context, run func() error) (err error) {
 	for n := range againTimes {
 		if err = run(); sqlState(err) != internalError {
@@ -182,8 +189,8 @@ func Again(ctx context.Context, run func() error) (err error) {
 	return err
 }
 
-// BadData tells that the statement's own values are at fault (class 22, data exception; class 23,
-// constraint violation), so that running it again, unchanged, can't succeed.
+// BadData says whether the statement's own values are wrong (class 22, data exception; class 23,
+// constraint violation). Running it again unchanged cannot succeed.
 func BadData(err error) bool {
 	code := sqlState(err)
 	return len(code) == 5 && (code[:2] == "22" || code[:2] == "23")
@@ -203,7 +210,8 @@ type Querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// NewestRules reads the rules in force, which risk judges by and the ledger enforces; nil when none were ever put.
+// NewestRules reads the current rules: risk applies them, and the ledger enforces them. rules is
+// nil when there are none.
 func NewestRules(ctx context.Context, q Querier) (id string, rules []byte, err error) {
 	err = q.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &rules)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -215,8 +223,8 @@ func NewestRules(ctx context.Context, q Querier) (id string, rules []byte, err e
 	return id, rules, nil
 }
 
-// The sample reads about 50 pages of a large table and all of a small one: ORDER BY random() over ten
-// million accounts would take seconds.
+// The sample reads about 50 pages of a large table, and all of a small one. ORDER BY random() over
+// ten million accounts would take seconds.
 const randomAccountsSQL = `
 SELECT account_id
 FROM wallet_accounts TABLESAMPLE SYSTEM (

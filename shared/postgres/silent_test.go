@@ -15,11 +15,11 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// patience is for what takes seconds on an idle machine.
+// patience is the limit for steps that take seconds on an idle machine.
 const patience = 60 * time.Second
 
-// Every connection of a pool falls silent, idle ones and those that are being asked, and none is ever closed. The pool's
-// users go on by new connections, although their own contexts have no end.
+// All connections of a pool become silent, both idle and busy ones, and none is ever closed. The
+// pool's users continue on new connections, although their own contexts have no end.
 func TestASilentServerIsLeft(t *testing.T) {
 	wire, url := embeddedtest.NewWireTo(t, embeddedtest.Postgres(t))
 	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", MaxConns: 4})
@@ -31,7 +31,8 @@ func TestASilentServerIsLeft(t *testing.T) {
 		var one int
 		return pool.QueryRow(context.Background(), sql).Scan(&one)
 	}
-	// All four are open: two are idle when the silence begins, two wait for their answers.
+	// All four connections are open. When the silence begins, two are idle and two wait for their
+	// answers.
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
@@ -67,16 +68,16 @@ func TestASilentServerIsLeft(t *testing.T) {
 		select {
 		case err := <-again:
 			if err != nil {
-				t.Errorf("by a new connection: %v", err)
+				t.Errorf("on a new connection: %v", err)
 			}
 		case <-time.After(patience):
-			t.Fatal("nobody asks by a new connection")
+			t.Fatal("no call uses a new connection")
 		}
 	}
 }
 
-// A server that accepts connections and says nothing: who asks hears so, whatever context it has, and the next one is served
-// once the server answers again.
+// A server accepts connections and never answers. Callers get an error, with any context. When the
+// server answers again, the next caller is served.
 func TestADialIsBounded(t *testing.T) {
 	wire, url := embeddedtest.NewWireTo(t, embeddedtest.Postgres(t))
 	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", MaxConns: 1})
@@ -86,14 +87,14 @@ func TestADialIsBounded(t *testing.T) {
 	defer pool.Close()
 	wire.Deafen(true)
 	pinged := make(chan error, 3)
-	for range 3 { // two of them wait for the one connection that there may be
+	for range 3 { // two of them wait for the only connection
 		go func() { pinged <- pool.Ping(context.Background()) }()
 	}
 	for range 3 {
 		select {
 		case err := <-pinged:
 			if err == nil {
-				t.Error("a deaf server was found to be alive")
+				t.Error("a server that never answers counts as alive")
 			}
 		case <-time.After(patience):
 			t.Fatal("a dial or an acquire has no end")
@@ -105,7 +106,7 @@ func TestADialIsBounded(t *testing.T) {
 	}
 }
 
-// A statement that the server is slow with is told from a silent server: it is the server that ends it.
+// A slow statement is not a silent server: the server itself ends the statement.
 func TestASlowStatementIsEndedByTheServer(t *testing.T) {
 	pool, err := postgres.Open(postgres.Config{URL: embeddedtest.Postgres(t), Name: "test", MaxConns: 1})
 	if err != nil {
@@ -117,11 +118,11 @@ func TestASlowStatementIsEndedByTheServer(t *testing.T) {
 		t.Fatalf("a statement of a minute: %v", err)
 	}
 	if pool.Stat().TotalConns() != 1 || pool.Stat().NewConnsCount() != 1 {
-		t.Error("its connection was given up")
+		t.Error("its connection was closed")
 	}
 }
 
-// The clock of a process is held against the database's.
+// A process's clock is compared with the database's.
 func TestSkewIsMeasured(t *testing.T) {
 	r := prometheus.NewRegistry()
 	ahead := func() time.Time { return time.Now().Add(90 * time.Second) }

@@ -11,9 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// inProcess is both ends of gRPC in one process: services are registered with it, and clients call through
-// it. A call is a function call; messages are copied, never shared and never encoded. Only unary RPCs:
-// pgw has no others.
+// inProcess is both ends of gRPC in one process. Services are registered with it, and clients call
+// through it. A call is a function call. Messages are copied; they are never shared or encoded. It
+// supports only unary RPCs, because pgw has no others.
 type inProcess struct {
 	methods     map[string]method
 	interceptor grpc.UnaryServerInterceptor
@@ -49,7 +49,7 @@ func (p *inProcess) Invoke(ctx context.Context, name string, request, reply any,
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			return status.FromContextError(err).Err()
 		}
-		// A plain error becomes Unknown, as it would over a network.
+		// A plain error becomes Unknown, as over a network.
 		return status.Convert(err).Err()
 	}
 	return copyMessage(reply, answer)

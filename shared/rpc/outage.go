@@ -11,7 +11,8 @@ import (
 	"pgw/shared/trace"
 )
 
-// Watched has an outage told of when calls over a connection fail, and when they work again.
+// Watched returns conn with its failures noted in an outage: calls that fail, and calls that work
+// again.
 func Watched(conn grpc.ClientConnInterface, outage *trace.Outage) grpc.ClientConnInterface {
 	return watched{conn, outage}
 }
@@ -25,13 +26,13 @@ type watched struct {
 func (w watched) Invoke(ctx context.Context, method string, in, out any, options ...grpc.CallOption) error {
 	err := w.ClientConnInterface.Invoke(ctx, method, in, out, options...)
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return err // nobody waits for the answer any more, so it tells nothing
+		return err // nobody waits for the answer any more, so the error means nothing
 	}
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange:
-		w.outage.Note(ctx, nil) // an answer, whatever it says
+		w.outage.Note(ctx, nil) // any answer shows that the function works
 	case codes.Canceled, codes.ResourceExhausted:
-		// The function is there, and says no more than that.
+		// The function is there; the error shows no more than that.
 	default:
 		w.outage.Note(ctx, err, "rpc", method)
 	}

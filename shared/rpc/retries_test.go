@@ -22,7 +22,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Each RPC says whether it may be repeated. What sets or adds says nothing, and is sent once.
+// Each RPC says whether it may be repeated. An RPC that sets or adds a value does not say so, and
+// is sent once.
 var notRepeatable = map[protoreflect.FullName]bool{
 	"db.v1.Admin.SeedAccounts": true, "db.v1.Admin.PutRates": true, "db.v1.Admin.PutRules": true, "db.v1.Admin.RecordDeadLetterAction": true,
 	"fx.v1.FxService.UpdateRates": true, "fx.v1.FxAdminService.RefreshRandomRates": true,
@@ -49,11 +50,11 @@ func TestEveryRPCSaysWhetherItMayBeRepeated(t *testing.T) {
 		}
 	}
 	if seen < 25 {
-		t.Errorf("only %d RPCs were looked at", seen)
+		t.Errorf("only %d RPCs were checked", seen)
 	}
 }
 
-// forgetful does what it is asked and loses each first answer.
+// forgetful does each request, and loses the first answer of each kind.
 type forgetful struct {
 	walletv1.UnimplementedWalletServiceServer
 	walletv1.UnimplementedAdminServer
@@ -79,8 +80,9 @@ func (*forgetful) lose(calls *atomic.Int32) error {
 	return nil
 }
 
-// SeedAccounts that is repeated would undo a payment in between. An RPC that settles is repeated where the payment
-// began, so that the layers' repeats don't multiply. A read is repeated here.
+// Repeating SeedAccounts would undo a payment that was made meanwhile. An RPC that settles is
+// repeated only where the payment began, so that the repeats of the layers do not multiply. A read
+// is repeated here.
 func TestWhatSetsIsNotRepeatedBlindly(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package rpc is how functions call each other by gRPC: over a network, or within one process.
+// Package rpc lets functions call each other by gRPC, over a network or within one process.
 package rpc
 
 import (
@@ -20,12 +20,13 @@ import (
 	"pgw/shared/trace"
 )
 
-// MaxMessage bounds a message in bytes: 10,000 account seeds fit.
+// MaxMessage is the largest message in bytes. 10,000 account seeds fit.
 const MaxMessage = 4 << 20
 
-// retries makes a client try an RPC again when a replica went away, if the RPC has no side effects: the option
-// idempotency_level of its proto says so. All others are tried again where the payment or the command begins, and
-// nowhere between. An RPC that sets a value must not be repeated blindly: it would undo what came in between.
+// retries makes a client repeat an RPC when a replica went away, if the RPC has no side effects.
+// The option idempotency_level in its proto says so. All other RPCs are repeated only where the
+// payment or the command begins, and nowhere between. An RPC that sets a value must not be repeated
+// blindly: it would undo changes that were made meanwhile.
 var retries = sync.OnceValue(func() string {
 	var repeatable []map[string]string
 	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
@@ -51,28 +52,30 @@ var retries = sync.OnceValue(func() string {
 		},
 	}}})
 	if err != nil {
-		panic(err) // maps of strings and numbers can be encoded
+		panic(err) // maps of strings and numbers can always be encoded
 	}
 	return string(config)
 })
 
-// Keepalive: a peer that says nothing for as long as Unseen is asked whether it is there, and left when it does not answer
-// within Unanswered. Nobody is asked more often than PingsApart allows; gRPC's clients ask every 10 s at most.
+// Keepalive settings. A peer that sends nothing for Unseen gets a ping. If it does not answer
+// within Unanswered, the connection is closed. A server allows pings at least PingsApart apart;
+// gRPC's clients send one every 10 s at most.
 const (
 	Unseen     = 10 * time.Second
 	Unanswered = 5 * time.Second
 	PingsApart = time.Second
 )
 
-// Dial names a function's gRPC address. It connects when first used.
+// Dial makes a client for a function's gRPC address. It connects when it is first used.
 func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr) }
 
-// Dial is the same, showing who calls.
+// Dial is like the function Dial, and shows the caller's token or certificate.
 func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(retries()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
-		// Only while a call waits: a connection without calls wakes nobody, and a call that finds it gone is made by another.
+		// Pings are sent only while a call waits, so a connection without calls wakes no function.
+		// A call that finds its connection gone is made on another one.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: Unseen, Timeout: Unanswered}),
 	}
 	if c.identity == nil {
@@ -81,7 +84,7 @@ func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 		options = append(options, grpc.WithTransportCredentials(currentTLS{credentials.NewTLS(nil), c}))
 	}
 	if c.own != nil || c.required {
-		options = append(options, grpc.WithPerRPCCredentials(shown{c}))
+		options = append(options, grpc.WithPerRPCCredentials(callToken{c}))
 	}
 	if trace.On() {
 		options = append(options, grpc.WithStatsHandler(otelgrpc.NewClientHandler()))
@@ -93,7 +96,7 @@ func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// Timestamp gives a time as proto has it; nil for the zero time.
+// Timestamp converts a time to its proto message. The zero time becomes nil.
 func Timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

@@ -26,20 +26,21 @@ import (
 	"pgw/shared/secret"
 )
 
-// Security is how functions know who calls. Between functions a shared token does, or a client's certificate. Admin
-// RPCs need an operator's token: functions know its hash alone, and so can't make such calls of their own accord.
-// fx, wallet and risk hand the token that they were called with on to db.
+// Security configures how functions identify their callers. Between functions they use a shared
+// token or a client certificate. Admin RPCs need an operator's token. Functions know only its hash,
+// so they cannot make such calls themselves. When fx, wallet and risk are called with an operator's
+// token, they pass it on to db.
 type Security struct {
-	Mode       string `envconfig:"RPC_AUTH" default:"off" desc:"required: calls need a token or a client's certificate; off: they are shown, and not asked for"`
-	Tokens     string `envconfig:"RPC_TOKENS" desc:"tokens between functions, separated by commas: the first is shown, each is taken"`
+	Mode       string `envconfig:"RPC_AUTH" default:"off" desc:"required: calls need a token or a client certificate; off: they are sent, but not required"`
+	Tokens     string `envconfig:"RPC_TOKENS" desc:"tokens between functions, separated by commas; the first is sent, each one is accepted"`
 	TokensFile string `envconfig:"RPC_TOKENS_FILE" desc:"the same in a file, read again when it changes"`
-	Admins     string `envconfig:"RPC_ADMIN_HASHES" desc:"SHA-256, in hex, of the tokens that admin RPCs take, separated by commas"`
+	Admins     string `envconfig:"RPC_ADMIN_HASHES" desc:"SHA-256, in hex, of the tokens that admin RPCs accept, separated by commas"`
 	AdminsFile string `envconfig:"RPC_ADMIN_HASHES_FILE" desc:"the same in a file, read again when it changes"`
 	AdminToken string `envconfig:"RPC_ADMIN_TOKEN" desc:"an operator's own token, for commands that make admin calls"`
-	CertFile   string `envconfig:"RPC_TLS_CERT_FILE" desc:"PEM of the certificate that this process shows as server and as client; read again when it changes"`
+	CertFile   string `envconfig:"RPC_TLS_CERT_FILE" desc:"PEM of this process's certificate, as server and as client; read again when it changes"`
 	KeyFile    string `envconfig:"RPC_TLS_KEY_FILE" desc:"PEM of its key"`
-	CAFile     string `envconfig:"RPC_TLS_CA_FILE" desc:"PEM of who signs the certificates of all of them"`
-	Reflection bool   `envconfig:"GRPC_REFLECTION" default:"true" desc:"tell callers which RPCs there are"`
+	CAFile     string `envconfig:"RPC_TLS_CA_FILE" desc:"PEM of the authorities that sign the functions' certificates"`
+	Reflection bool   `envconfig:"GRPC_REFLECTION" default:"true" desc:"list the RPCs to callers"`
 }
 
 const (
@@ -48,13 +49,13 @@ const (
 	separators = ", \t\r\n"
 )
 
-// Callers is an open Security.
+// Callers is a Security with its secrets read.
 type Callers struct {
 	required   bool
 	Reflection bool
 	tokens     func() []string
 	admins     func() [][sha256.Size]byte
-	own        func() string          // what is shown; nil: nothing
+	own        func() string          // returns the token that this process sends; nil: it sends none
 	identity   *secret.File[identity] // nil: no TLS
 }
 
@@ -63,7 +64,7 @@ type identity struct {
 	authorities *x509.CertPool
 }
 
-// Open reads the configuration.
+// Open reads the secrets. Its errors name the variable that is wrong.
 func (s Security) Open(log *slog.Logger) (*Callers, error) {
 	c := &Callers{Reflection: s.Reflection}
 	var err error
@@ -79,14 +80,15 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 			return nil, errors.New("RPC_ADMIN_TOKEN: is one token, without spaces")
 		}
 		c.own = func() string { return s.AdminToken }
-	case len(c.tokens()) > 0: // and then there is always one: a file that has none is not read again
+	case len(c.tokens()) > 0: // from then on there is always one: a file without entries is refused
 		c.own = func() string { return c.tokens()[0] }
 	}
 	if s.CertFile != "" || s.KeyFile != "" || s.CAFile != "" {
 		if s.CertFile == "" || s.KeyFile == "" || s.CAFile == "" {
 			return nil, errors.New("RPC_TLS_CERT_FILE, RPC_TLS_KEY_FILE and RPC_TLS_CA_FILE go together")
 		}
-		// A certificate is changed together with its key.
+		// A certificate and its key change together, so both are read when the certificate's file
+		// changes.
 		c.identity, err = secret.Open(s.CertFile, func(cert []byte) (identity, error) { return s.readIdentity(cert) }, log)
 		if err != nil {
 			return nil, fmt.Errorf("RPC_TLS_CERT_FILE: %w", err)
@@ -153,7 +155,7 @@ func readToken(text string) (string, error) {
 func readHash(text string) (hash [sha256.Size]byte, err error) {
 	raw, err := hex.DecodeString(text)
 	if err != nil || len(raw) != len(hash) {
-		return hash, errors.New("is no SHA-256 in hex")
+		return hash, errors.New("is not a SHA-256 in hex")
 	}
 	return [sha256.Size]byte(raw), nil
 }
@@ -178,8 +180,9 @@ func (s Security) readIdentity(cert []byte) (identity, error) {
 	return identity{pair, pool}, nil
 }
 
-// ServerTLS is for the function's port; nil without certificates. One port serves gRPC, which wants the client's
-// certificate, and HTTP, which does not: a probe has none, and an event is signed.
+// ServerTLS returns the TLS configuration for the function's port; nil without certificates. One
+// port serves gRPC, which needs a client certificate, and HTTP, which does not: a probe has no
+// certificate, and an event is signed.
 func (c *Callers) ServerTLS() *tls.Config {
 	if c == nil || c.identity == nil {
 		return nil
@@ -201,8 +204,8 @@ func (c *Callers) clientTLS(server, protocol string) *tls.Config {
 	}
 }
 
-// Transport lets a client of other functions' HTTP reach those at https URLs. It speaks HTTP/1.1: HTTP/2 may be for
-// gRPC alone.
+// Transport lets an HTTP client reach other functions at https URLs. It uses HTTP/1.1, because
+// HTTP/2 may be reserved for gRPC.
 func (c *Callers) Transport(t *http.Transport) *http.Transport {
 	if c == nil || c.identity == nil {
 		return t
@@ -217,7 +220,7 @@ func (c *Callers) Transport(t *http.Transport) *http.Transport {
 	return t
 }
 
-// currentTLS shakes hands with the certificates of the moment.
+// currentTLS uses the current certificates in each handshake.
 type currentTLS struct {
 	credentials.TransportCredentials
 	callers *Callers
@@ -231,10 +234,11 @@ func (t currentTLS) Clone() credentials.TransportCredentials {
 	return currentTLS{t.TransportCredentials.Clone(), t.callers}
 }
 
-// shown is the token of each call: the operator's that this call is made for, or the process's own.
-type shown struct{ callers *Callers }
+// callToken is the token that a call sends. It is the token of the operator who ordered the call,
+// or else the process's own.
+type callToken struct{ callers *Callers }
 
-func (s shown) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+func (s callToken) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	token, _ := ctx.Value(adminKey{}).(string)
 	if token == "" && s.callers.own != nil {
 		token = s.callers.own()
@@ -245,34 +249,37 @@ func (s shown) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]
 	return map[string]string{"authorization": bearer + token}, nil
 }
 
-// RequireTransportSecurity implements credentials.PerRPCCredentials. On Knative TLS begins and ends at its proxies: the
-// functions speak h2c to them.
-func (shown) RequireTransportSecurity() bool { return false }
+// RequireTransportSecurity implements credentials.PerRPCCredentials. On Knative the proxies begin
+// and end TLS, and functions use h2c with them.
+func (callToken) RequireTransportSecurity() bool { return false }
 
 const bearer = "Bearer "
 
 type adminKey struct{}
 
-// openTo are the RPCs that anyone may call.
+// openTo is the prefix of the RPCs that anyone may call.
 const openTo = "/grpc.health.v1.Health/"
 
-// isAdmin tells that an RPC is an operator's. UpdateRates is one too, though the contract has it in FxService.
+// isAdmin says whether an RPC is for operators. UpdateRates is one, although the contract has it in
+// FxService.
 func isAdmin(method string) bool {
 	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
 	return strings.HasSuffix(service, ".Admin") || strings.HasSuffix(service, "AdminService") || method == "/fx.v1.FxService/UpdateRates"
 }
 
-// MaxOrdinary bounds a message of an RPC that is not an operator's, in bytes: the largest have a few thousand.
+// MaxOrdinary is the largest message, in bytes, of an RPC that is not for operators. The largest
+// real ones have a few thousand.
 const MaxOrdinary = 64 << 10
 
-// Large tells that an RPC is an operator's, whose message may have up to MaxMessage bytes.
+// Large says whether an RPC's message may have up to MaxMessage bytes: those for operators may.
 func Large(method string) bool { return isAdmin(method) }
 
-// admitted marks a context whose call has been let in.
+// admitted marks the context of a call that Admit has accepted.
 type admitted struct{}
 
-// Admit lets a call in by its metadata and its connection. The context that it gives carries an operator's token. It is asked
-// when a call's header is there, and again by the interceptors, where nothing has asked it before.
+// Admit accepts or refuses a call by its metadata and its connection. The returned context carries
+// an operator's token. Admit runs when a call's header has arrived. The interceptors run it for
+// calls that it has not checked yet. Errors are Unauthenticated and PermissionDenied.
 func (c *Callers) Admit(ctx context.Context, method string) (context.Context, error) {
 	if c == nil || !c.required || strings.HasPrefix(method, openTo) || ctx.Value(admitted{}) != nil {
 		return ctx, nil
@@ -286,7 +293,7 @@ func (c *Callers) Admit(ctx context.Context, method string) (context.Context, er
 	return c.check(ctx, method, metadata.ValueFromIncomingContext(ctx, "authorization"), tlsState)
 }
 
-// AdmitHTTP is Admit for a call that comes by an HTTP server.
+// AdmitHTTP is Admit for a call that arrives through an HTTP server.
 func (c *Callers) AdmitHTTP(r *http.Request) (context.Context, error) {
 	if c == nil || !c.required || strings.HasPrefix(r.URL.Path, openTo) {
 		return r.Context(), nil
