@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A file of accounts is refused, or reads the same when it is written again.
+// A file of accounts is refused, or it reads the same after it is written again.
 func FuzzReadAccounts(f *testing.F) {
 	f.Add([]byte("account_id,owner,currency,balance_idr,daily_limit_idr,status\nA,\"x, y\",IDR,5,0,ACTIVE\n"))
 	f.Add([]byte("account_id,owner\n"))

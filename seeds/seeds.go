@@ -1,5 +1,5 @@
-// Package seeds is the data that a new system starts with, and a generator of more: the same data for the
-// same seed number, on every machine.
+// Package seeds holds the data of a new system, and generates more. The same seed number gives the
+// same data on every machine.
 package seeds
 
 import (
@@ -22,7 +22,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// The files, for whoever wants them as they are.
+// The embedded seed files.
 var (
 	//go:embed accounts.csv
 	accountsCSV []byte
@@ -32,20 +32,20 @@ var (
 	rulesJSON []byte
 )
 
-// Source of the events that open and fund seeded accounts.
+// Source is the source of the events that open and fund seeded accounts.
 const Source = "/pgw/seeds"
 
-// Oldest is a time for the events that open seeded accounts by which they change no account that there is: whatever has
-// set its profile is newer.
+// Oldest is a time for the events that open seeded accounts. With it they change no existing
+// account, because every profile is newer.
 var Oldest = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Account is one row of accounts.csv.
 type Account struct {
 	ID            string
 	Owner         string
-	Currency      string // what the owner thinks in
+	Currency      string // the owner's own currency
 	BalanceIDR    int64
-	DailyLimitIDR int64  // 0: none
+	DailyLimitIDR int64  // 0: no limit
 	Status        string // ACTIVE or BLOCKED
 }
 
@@ -101,7 +101,7 @@ func Rates() ([]Rate, error) {
 	return rates, nil
 }
 
-// RiskRules reads rules.json: what risk's SeedRules takes.
+// RiskRules reads rules.json: the input of risk's SeedRules.
 func RiskRules() (payment.Rules, error) {
 	d := json.NewDecoder(bytes.NewReader(rulesJSON))
 	d.DisallowUnknownFields()
@@ -147,8 +147,8 @@ func WriteTransactions(w io.Writer, txs []Transaction) error {
 	return c.Error()
 }
 
-// AccountEvents opens an account and funds it. The ids are the account's, so that publishing them again
-// changes nothing.
+// AccountEvents returns the events that open and fund an account. Their ids come from the account,
+// so publishing them again changes nothing.
 func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
 	opened, err := event.New(event.TypeAccountOpened, "open-"+a.ID, Source, a.ID, event.AccountOpened{
 		AccountID: a.ID, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIDR, Status: a.Status,
@@ -162,7 +162,7 @@ func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
 	return []cloudevents.Event{opened, funded}, err
 }
 
-// Event asks for the transaction's payment.
+// Event returns the event that requests the transaction's payment.
 func (t Transaction) Event() (cloudevents.Event, error) {
 	return event.Requested(Source, payment.Request{
 		Key: t.Key, Sender: t.Sender, Receiver: t.Receiver, Sent: t.Amount, AmountIDR: t.AmountIDR, Rate: t.Rate,
@@ -170,7 +170,7 @@ func (t Transaction) Event() (cloudevents.Event, error) {
 	}, "", t.At)
 }
 
-// named are the accounts that examples and tests speak of.
+// named are the accounts that examples and tests use.
 var named = []Account{
 	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: "ACTIVE"},
 	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: "ACTIVE"},
@@ -185,7 +185,7 @@ var (
 	limits      = []int64{0, 25_000_000, 50_000_000, 100_000_000, 500_000_000}
 )
 
-// MakeAccounts makes n accounts, the first four of which are always the same. At most 10 million.
+// MakeAccounts makes n accounts, at most 10 million. The first four are always the same.
 func MakeAccounts(seed uint64, n int) []Account {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	accounts := make([]Account, 0, n)
@@ -195,7 +195,8 @@ func MakeAccounts(seed uint64, n int) []Account {
 			ID:       fmt.Sprintf("ACC%03d", i),
 			Owner:    pick(rng, givenNames) + " " + pick(rng, familyNames),
 			Currency: pick(rng, currencies), DailyLimitIDR: pick(rng, limits), Status: "ACTIVE",
-			// Balances spread over three orders of magnitude, as people's do: 1 to 1,000 million rupiah.
+			// Balances spread over three orders of magnitude, as real balances do: 1 to 1,000
+			// million rupiah.
 			BalanceIDR: int64(math.Exp(rng.Float64()*math.Log(1000))*1000) * 1000,
 		}
 		if rng.IntN(50) == 0 {
@@ -206,10 +207,12 @@ func MakeAccounts(seed uint64, n int) []Account {
 	return accounts
 }
 
-// epoch is when generated transactions begin; the clock would make two runs differ.
+// epoch is the time of the first generated transaction. It is fixed, so that two runs give the same
+// data.
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// MakeTransactions makes n payments between the active of the accounts that the same seed makes.
+// MakeTransactions makes n payments between the active accounts of the list. It fails with fewer
+// than two.
 func MakeTransactions(seed uint64, n int, accounts []Account) ([]Transaction, error) {
 	rates, err := rupiahRates()
 	if err != nil {
@@ -230,7 +233,7 @@ func MakeTransactions(seed uint64, n int, accounts []Account) ([]Transaction, er
 		from := rng.IntN(len(ids))
 		to := (from + 1 + rng.IntN(len(ids)-1)) % len(ids)
 		rate := pick(rng, rates)
-		// Worth 2,000 to 2,000,000 rupiah, whatever the currency.
+		// Each is worth 2,000 to 2,000,000 rupiah, in any currency.
 		target := money.Amount{Minor: int64(2000 * math.Exp(rng.Float64()*math.Log(1000))), Currency: money.IDR}
 		inverse, err := money.Cross(one, rate.rate)
 		if err != nil {

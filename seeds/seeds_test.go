@@ -9,7 +9,8 @@ import (
 	"pgw/shared/money"
 )
 
-// The number of accounts in accounts.csv and of events in payments.jsonl, and the seed they are made with.
+// The number of accounts in accounts.csv and of events in payments.jsonl, and the seed that made
+// them.
 const (
 	seedAccounts = 1004
 	seedPayments = 20
@@ -31,7 +32,7 @@ func TestAccountsFileIsWhatTheGeneratorMakes(t *testing.T) {
 	seen := map[string]bool{}
 	for _, a := range accounts {
 		if seen[a.ID] {
-			t.Errorf("%s stands twice", a.ID)
+			t.Errorf("%s is listed twice", a.ID)
 		}
 		seen[a.ID] = true
 		if _, err := money.ParseCurrency(a.Currency); err != nil {
@@ -96,7 +97,7 @@ func TestRatesAndRules(t *testing.T) {
 	}
 }
 
-// Sample payments are there to be settled, so the rules must let every amount through.
+// Sample payments must be settled, so the rules must accept every amount.
 func TestSamplesAreWithinTheRules(t *testing.T) {
 	rules, err := RiskRules()
 	if err != nil {
@@ -108,7 +109,7 @@ func TestSamplesAreWithinTheRules(t *testing.T) {
 	}
 	for _, p := range payments {
 		if p.AmountIDR < rules.MinAmountIDR || p.AmountIDR > rules.MaxAmountIDR {
-			t.Errorf("%s is worth IDR %d; the rules take %d to %d", p.Key, p.AmountIDR, rules.MinAmountIDR, rules.MaxAmountIDR)
+			t.Errorf("%s is worth IDR %d; the rules accept %d to %d", p.Key, p.AmountIDR, rules.MinAmountIDR, rules.MaxAmountIDR)
 		}
 	}
 }

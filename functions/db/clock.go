@@ -6,15 +6,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// One clock judges, and it is the database's. The clocks of those who accept payments are held against it here: a deadline
-// was made by one of them.
+// The database's clock decides deadlines. But a gateway's clock made each deadline, so the
+// gateways' clocks are compared with the database's here.
 
-// acceptedAge shows clocks that are apart: below 0 a gateway's is ahead; when even the youngest payments are old, it is
-// behind, or deliveries are late.
+// acceptedAge shows clocks that differ. Below 0, a gateway's clock is ahead. When even the youngest
+// payments are old, a gateway's clock is behind, or deliveries are late.
 func acceptedAge(r prometheus.Registerer) prometheus.Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "pgw_db_accepted_age_seconds",
-		Help:    "Age of payments when they are reserved: the database's clock less accepted_at, which is by the clock of who accepted them. Below 0 that clock is ahead.",
+		Help:    "Age of payments when they are reserved: the database's clock minus accepted_at, which is by the gateway's clock. Below 0 the gateway's clock is ahead.",
 		Buckets: []float64{-60, -30, -10, -2.5, -.5, 0, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
 	})
 	r.MustRegister(h)

@@ -13,7 +13,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// What an operator may do about a dead letter.
+// The actions that an operator may take on a dead letter.
 const (
 	Redriven  = "REDRIVEN"
 	Discarded = "DISCARDED"

@@ -19,25 +19,26 @@ import (
 	"pgw/shared/postgres"
 )
 
-// A person may hold an account's row for minutes, and a replica that hangs for seconds. A batch waits for such a lock no
-// longer than LOCK_TIMEOUT. Then it runs once more around what is locked: it takes the locks that are free, and puts off
-// alone the calls that need another one. Their callers hear Unavailable, and come again.
+// A person may hold an account's row for minutes, and a replica that hangs may hold it for seconds.
+// A batch waits for such a lock no longer than LOCK_TIMEOUT. Then it runs once more around the
+// locked rows: it takes the free locks, and puts off only the calls that need a locked row. Their
+// callers get Unavailable and try again.
 
-// errLocked is what a call gets that is put off. It has taken no effect.
+// errLocked is the error of a call that is put off. The call has had no effect.
 var errLocked = errors.New("another transaction has locked the account or the reservation: try again later")
 
 const (
-	// locksLast is how long after a wait in vain batches wait only briefly: the same lock is likely still held, and
-	// must not cost each batch a whole wait.
+	// locksLast is the time after a lock timeout in which batches wait only briefly. The same lock
+	// is probably still held, and must not cost every batch a full wait.
 	locksLast = 2 * time.Second
 
-	// Between lanes a lock is held for milliseconds.
+	// Another lane holds a lock only for milliseconds.
 	briefSQL = `SET LOCAL lock_timeout = 50`
 
-	// Nobody waits here, so the order does not matter; it is kept all the same.
+	// These statements do not wait, so their lock order does not matter. They keep the usual order.
 	lockFreeSendersSQL = lockSendersSQL + ` SKIP LOCKED`
 
-	// As lockSendersSQL finds them.
+	// It has the same conditions as lockSendersSQL.
 	existingSQL = `SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal`
 
 	lockFreeReservationsSQL = `
@@ -48,10 +49,10 @@ WHERE reservation_id = ANY($1::uuid[]) AND status = 'PENDING' ORDER BY reservati
 SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE SKIP LOCKED`
 )
 
-// seenLocks remembers when a lock was waited for in vain.
+// seenLocks remembers the last lock timeout.
 type seenLocks struct {
 	last   atomic.Int64
-	putOff prometheus.Counter // nil: not measured
+	putOff prometheus.Counter // nil: there are no metrics
 }
 
 func (s *seenLocks) measure(r prometheus.Registerer) {
@@ -70,7 +71,8 @@ func (s *seenLocks) count(n int) {
 func (s *seenLocks) see()         { s.last.Store(time.Now().UnixNano()) }
 func (s *seenLocks) recent() bool { return time.Since(time.Unix(0, s.last.Load())) < locksLast }
 
-// servePatiently runs a batch, and once more around what is locked when it waited for a lock in vain.
+// servePatiently runs a batch. If a call runs into the lock timeout, it runs those calls once more
+// around the locked rows.
 func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context.Context, []C) ([]batch.Result[R], error)) batch.Func[C, R] {
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := run(ctx, calls)
@@ -78,7 +80,7 @@ func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context
 			return results
 		}
 		l.locks.see()
-		// Of a batch that was run call by call some may have gone through.
+		// In a batch that ran call by call, some calls may have succeeded.
 		var waiting []C
 		var at []int
 		for i, r := range results {
@@ -98,8 +100,9 @@ func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context
 	}
 }
 
-// around runs calls by what is free. What fails as a whole is run by halves, down to the calls that make it fail: those
-// that wait for a key that an open transaction has claimed, or that the database refuses. The batch's bound ends this.
+// around runs calls without the locked rows. If they fail together, it runs each half, down to the
+// calls that cause the failure: those that wait for a key claimed by an open transaction, or that
+// the database refuses. The batch's time limit ends this.
 func around[C, R any](ctx context.Context, calls []C, free func(context.Context, []C) ([]batch.Result[R], error)) []batch.Result[R] {
 	results, err := runTransaction(ctx, calls, free)
 	if err == nil {
@@ -116,8 +119,8 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 	return results
 }
 
-// reserveFree is reserveAll without a wait for any account: a new claim on a locked sender is put off. A refusal holds
-// nothing, and needs no account.
+// reserveFree is reserveAll without waiting for an account. It puts off a new claim whose sender is
+// locked. A refusal holds no money and needs no account.
 func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
 	limit, err := l.velocityLimit(ctx)
 	if err != nil {
@@ -172,7 +175,7 @@ func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	return results, nil
 }
 
-// idSet reads the ids that a statement finds of those given.
+// idSet returns those of the given ids that the statement finds.
 func idSet(ctx context.Context, q postgres.Querier, sql string, args []string) (map[string]bool, error) {
 	rows, err := q.Query(ctx, sql, distinct(args))
 	if err != nil {
@@ -189,7 +192,7 @@ func idSet(ctx context.Context, q postgres.Querier, sql string, args []string) (
 	return set, nil
 }
 
-// finishBriefly is finishAll while locks were met: it waits only briefly.
+// finishBriefly is finishAll for the time after a lock timeout. It waits only briefly.
 func (l *ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
 		finished, err = finishOn(ctx, conn, calls, false)
@@ -198,7 +201,7 @@ func (l *ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []
 	return finished, err
 }
 
-// transact runs a transaction that waits for locks only briefly.
+// transact runs a transaction that waits only briefly for locks.
 func (l *ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) error {
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
@@ -219,7 +222,8 @@ func (l *ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) er
 	return err
 }
 
-// finishFree is finishAll without a wait: a reservation that is locked, or whose account is, is put off.
+// finishFree is finishAll without waiting. It puts off a reservation that is locked or whose
+// account is locked.
 func (l *ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
 	return l.finishAround(ctx, calls, false)
 }
@@ -268,7 +272,8 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, untol
 	if err != nil {
 		return nil, err
 	}
-	// What is not ours is asked for last: it is locked when it is still PENDING, and otherwise decided or unknown.
+	// The other reservations are read last. One that is still PENDING is locked; any other is
+	// decided or unknown.
 	var kept, rest []Finish
 	var keptAt, restAt []int
 	for i, c := range calls {

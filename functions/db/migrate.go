@@ -23,15 +23,16 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// A migration waits for a lock no longer than migrationLockTimeout: payments queue up behind a migration that waits.
-// It is tried again, at most migrationTries times.
+// A migration waits at most migrationLockTimeout for a lock, because payments queue up behind it.
+// It is tried at most migrationTries times.
 const (
 	migrationLockTimeout = 2 * time.Second
 	migrationTries       = 30
 )
 
-// Migrate brings the schema up to date. Processes that do so at the same time wait for each other. A schema that a newer
-// release has made is left as it is, with an error. UPGRADES.md tells what a migration may do while payments go on.
+// Migrate brings the schema up to date. Processes that migrate at the same time wait for each
+// other. If a newer release has migrated the schema already, Migrate changes nothing and returns an
+// error. UPGRADES.md lists what a migration may do while payments go on.
 func Migrate(ctx context.Context, databaseURL string) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -114,24 +115,25 @@ func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
 //go:embed roles.sql
 var rolesSQL string
 
-// The roles that logins of functions are members of.
+// The roles of the functions' logins.
 const (
 	LedgerRole = "pgw_ledger" // db
 	ReaderRole = "pgw_reader" // fx, wallet, risk
 )
 
-// Login is a user of Postgres, as a URL, with the role that it shall have.
+// Login is a user of Postgres, as a URL, with its role.
 type Login struct{ URL, Role string }
 
-// Roles makes the roles, gives them their rights, and makes the logins that are missing, with the passwords in their
-// URLs. It may be repeated, and must be after a migration: new tables belong to nobody's rights before.
+// Roles makes the roles, grants their rights, and makes the missing logins with the passwords in
+// their URLs. It may be repeated. It must run after each migration, because nobody has rights on a
+// new table before that.
 func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	// Roles are of the whole server: two databases' may be made at the same time.
+	// Roles belong to the whole server, so another database may make them at the same time.
 	run := func(sql string) error {
 		return postgres.Again(ctx, func() error { _, err := conn.Exec(ctx, sql); return err })
 	}
@@ -144,10 +146,10 @@ func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 			return fmt.Errorf("the URL of a login with the role %s: %w", l.Role, err)
 		}
 		if u.User == conn.Config().User {
-			return fmt.Errorf("%s is who makes the tables, and can't be less: name another login for %s", u.User, l.Role)
+			return fmt.Errorf("%s is the user who makes the tables, and cannot have fewer rights: name another login for %s", u.User, l.Role)
 		}
 		var statement string
-		// Names and passwords can't be parameters of CREATE ROLE: the server quotes them.
+		// Names and passwords cannot be parameters of CREATE ROLE, so the server quotes them.
 		if err := conn.QueryRow(ctx, `SELECT format(
 	CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN 'ALTER' ELSE 'CREATE' END ||
 	' ROLE %1$I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD %2$L; GRANT %3$I TO %1$I', $1::text, $2::text, $3::text)`,

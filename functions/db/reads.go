@@ -12,18 +12,19 @@ import (
 )
 
 const (
-	// maxRows and maxLists are how many reads run at once: of one row, and those that look through many.
+	// maxRows and maxLists are the most reads that run at once: reads of one row, and reads that
+	// search many rows.
 	maxRows, maxLists = 3, 3
-	// maxWaitingRows and maxWaitingLists are how many there may be, those that run included.
+	// maxWaitingRows and maxWaitingLists are the most reads that run or wait.
 	maxWaitingRows, maxWaitingLists = 256, 64
-	// readWithin bounds one of them, its wait included.
+	// readWithin is the time limit of a read, including its wait.
 	readWithin = 5 * time.Second
 )
 
-// reads are what clients look at. They have connections of their own, so that however many there are, no payment waits for
-// one of them; and neither kind waits for the other.
+// reads are the clients' reads. They have their own connections, so that no payment waits for them.
+// The two kinds do not wait for each other either.
 type reads struct {
-	pool        *pgxpool.Pool // of maxRows + maxLists
+	pool        *pgxpool.Pool // of maxRows + maxLists connections
 	rows, lists *readers
 }
 
@@ -31,11 +32,11 @@ func newReads(pool *pgxpool.Pool, within time.Duration) *reads {
 	return &reads{pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within)}
 }
 
-// readers are reads of one kind.
+// readers are the reads of one kind.
 type readers struct {
-	running chan struct{} // holds as many as run
+	running chan struct{} // has one element for each read that runs
 	most    int64
-	there   atomic.Int64 // those that run, and those that wait for it
+	there   atomic.Int64 // the reads that run or wait
 	within  time.Duration
 }
 
@@ -43,7 +44,7 @@ func newReaders(running int, most int64, within time.Duration) *readers {
 	return &readers{running: make(chan struct{}, running), most: most, within: within}
 }
 
-// run does one read. It ends with ctx, which is how a client that hangs up has its query cancelled.
+// run does one read. The read ends with ctx, so a client that hangs up cancels its query.
 func (r *readers) run(ctx context.Context, read func(context.Context) error) error {
 	defer r.there.Add(-1)
 	if r.there.Add(1) > r.most {
@@ -59,7 +60,7 @@ func (r *readers) run(ctx context.Context, read func(context.Context) error) err
 	}
 	err := read(ctx)
 	if err != nil && ctx.Err() != nil {
-		return ctx.Err() // rather than the server's word for a statement that was cancelled
+		return ctx.Err() // instead of the server's error for a cancelled statement
 	}
 	return err
 }

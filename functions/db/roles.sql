@@ -1,8 +1,9 @@
--- Who may do what. Run after each migration, and as often as one likes, by a user that may make roles.
+-- Who may do what. A user that may make roles runs this after each migration. It may be repeated.
 --
---   pgw_owner   owns the tables: migrations
---   pgw_ledger  writes: db. Nothing is ever deleted; what was decided, funded or said of rates and rules is only added
---   pgw_reader  reads: fx, wallet, risk, and people
+--   pgw_owner   owns the tables: for migrations
+--   pgw_ledger  writes: for db. It deletes nothing. Outcomes, fundings, rates and rules are only
+--               added
+--   pgw_reader  reads: for fx, wallet, risk, and people
 DO $$
 DECLARE name text;
 BEGIN
@@ -10,15 +11,15 @@ BEGIN
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', name);
-            EXCEPTION WHEN duplicate_object OR unique_violation THEN -- by another database of this server, just now
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN -- another database of this server has just made it
             END;
         END IF;
     END LOOP;
-    -- Whoever migrates acts as the owner.
+    -- The user that migrates acts as the owner.
     IF NOT pg_has_role(current_user, 'pgw_owner', 'MEMBER') THEN
         EXECUTE format('GRANT pgw_owner TO %I', current_user);
     END IF;
-    -- For all that is there, now and after later migrations.
+    -- For all objects, those of now and those of later migrations.
     EXECUTE 'GRANT USAGE, CREATE ON SCHEMA public TO pgw_owner';
     FOR name IN SELECT c.oid::regclass::text FROM pg_class c
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND pg_get_userbyid(c.relowner) <> 'pgw_owner' LOOP
@@ -37,7 +38,7 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pgw_ledger, 
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO pgw_ledger;
 
 GRANT INSERT ON wallet_accounts, fundings, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
--- Everything of an account but its name, and whether it is the house's own.
+-- Everything about an account except its name and whether it belongs to the house.
 GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at,
     profile_event, updated_at)
     ON wallet_accounts TO pgw_ledger;

@@ -15,14 +15,15 @@ import (
 	"pgw/shared/postgres"
 )
 
-// Bounds of one call.
+// The limits of one call.
 const (
 	maxRates      = 500
 	maxRulesBytes = 1 << 20
 )
 
-// The database's clock says which is the newest, and steps over one that is in its future: a clock may have been set
-// back, and what is put last holds.
+// The database's clock decides which row is the newest. A row in the future must not stay the
+// newest, because a clock may have been set back. So a new row gets a time after every existing
+// row.
 const (
 	putRateSQL = `
 INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at)
@@ -34,7 +35,7 @@ INSERT INTO risk_rules (rule_set, rules, created_at)
 SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules`
 )
 
-// PutRates implements db.v1.Admin. Rates are only ever added; fx reads the newest of each pair.
+// PutRates implements db.v1.Admin. Rates are only added; fx reads the newest rate of each pair.
 func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutRatesResponse, error) {
 	if len(in.Rates) == 0 || len(in.Rates) > maxRates {
 		return nil, invalid(&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(in.Rates), maxRates)})
@@ -64,7 +65,7 @@ func checkRate(r *dbv1.Rate) error {
 	if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
 		return err
 	}
-	// It prices in both directions.
+	// A rate is used in both directions.
 	if _, err := money.Cross(one, rate); err != nil {
 		return &payment.FieldError{Field: "rate", Problem: fmt.Sprintf("%s of %s to %s has no inverse that can be used", r.Rate, r.Base, r.Quote)}
 	}
@@ -74,7 +75,8 @@ func checkRate(r *dbv1.Rate) error {
 	return nil
 }
 
-// PutRules implements db.v1.Admin. Rules that risk could not use would stop every payment, so none are kept.
+// PutRules implements db.v1.Admin. It refuses rules that risk could not use, because they would
+// stop every payment.
 func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
 	if len(in.Rules) > maxRulesBytes {
 		return nil, invalid(&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(in.Rules), maxRulesBytes)})
@@ -91,19 +93,20 @@ func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutR
 		return nil, unavailable(fmt.Errorf("put rules: %w", err))
 	}
 	if d.rules != nil {
-		// This replica knows at once; should that fail, the next refresh is a second away.
+		// This replica uses the rules at once. If that fails, the next refresh follows within a
+		// second.
 		_ = d.rules.Refresh(ctx)
 	}
 	return &dbv1.PutRulesResponse{RuleSet: id.String()}, nil
 }
 
-// enforceRules has the ledger enforce what it counts itself: how many payments a sender starts in a minute. It goes by
-// the rules in force, at most two seconds old, as risk does.
+// enforceRules makes the ledger enforce the limit that it counts itself: the payments that a sender
+// starts in a minute. Like risk, it uses rules that are at most two seconds old.
 func (d *DB) enforceRules() {
 	d.rules = postgres.NewCached(func(ctx context.Context) (payment.Rules, error) {
 		id, text, err := postgres.NewestRules(ctx, d.pool)
 		if err != nil || text == nil {
-			return payment.Rules{}, err // none were put: risk's defaults count nothing
+			return payment.Rules{}, err // there are no rules yet: risk's defaults limit no counts
 		}
 		r, err := payment.ParseRules(text)
 		if err != nil {

@@ -10,19 +10,19 @@ import (
 	"pgw/shared/postgres"
 )
 
-// Sum is the ledger's own proof, in rupiah.
+// Sum shows whether the ledger adds up. All amounts are rupiah.
 type Sum struct {
 	Balances int64 // of all accounts
-	Holds    int64 // PENDING
-	Funded   int64 // what came in, less what went out
+	Holds    int64 // of PENDING reservations
+	Funded   int64 // money that came in, minus money that went out
 
 	Pending       int64 // reservations that hold money
-	AccountsOff   int64 // whose balance is not what their funding, payments and holds make
-	OutcomesOff   int64 // reservations whose payment row says otherwise, or is missing, or stands too soon
+	AccountsOff   int64 // accounts whose balance differs from their fundings, payments and holds
+	OutcomesOff   int64 // reservations whose payment row contradicts them, is missing, or came too early
 	KeysUnclaimed int64 // payments without their reservation
 }
 
-// Err says what does not add up; nil when all does.
+// Err says what does not add up. It is nil when everything does.
 func (s Sum) Err() error {
 	if s.Balances+s.Holds == s.Funded && s.AccountsOff == 0 && s.OutcomesOff == 0 && s.KeysUnclaimed == 0 {
 		return nil
@@ -32,7 +32,7 @@ func (s Sum) Err() error {
 }
 
 const (
-	// movedSQL is what each account's fundings, payments and holds make of it.
+	// movedSQL calculates each account's balance from its fundings, payments and holds.
 	movedSQL = `
 moved AS (
 	SELECT account_id, sum(amount) AS amount FROM (
@@ -48,7 +48,7 @@ moved AS (
 p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' WHEN 'ROLLEDBACK' THEN 'FAILED' END
 OR (p.payment_id IS NOT NULL AND (p.sender_id, p.receiver_id, p.amount_idr) IS DISTINCT FROM (r.sender_id, r.receiver_id, r.amount_idr))`
 
-	// One statement is one snapshot, so it can be taken while payments are being made.
+	// One statement is one snapshot, so it can run while payments are made.
 	sumSQL = `WITH ` + movedSQL + `
 SELECT (SELECT coalesce(sum(balance_idr), 0)::bigint FROM wallet_accounts),
 	(SELECT coalesce(sum(amount_idr), 0)::bigint FROM reservations WHERE status = 'PENDING'),
@@ -59,7 +59,8 @@ SELECT (SELECT coalesce(sum(balance_idr), 0)::bigint FROM wallet_accounts),
 	(SELECT count(*) FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id
 	 WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key)`
 
-	// A payment that moved just as much as is missing or too much is where to look first.
+	// It also lists payments of exactly the missing or surplus amount, because these are the first
+	// to check.
 	accountsOffSQL = `WITH ` + movedSQL + `, off AS (
 	SELECT account_id, coalesce(a.balance_idr, 0) AS balance, coalesce(m.amount, 0)::bigint AS should
 	FROM wallet_accounts a FULL JOIN moved m USING (account_id)
@@ -86,7 +87,7 @@ WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key
 LIMIT $1`
 )
 
-// ReadSum adds the ledger up.
+// ReadSum adds up the ledger.
 func ReadSum(ctx context.Context, q postgres.Querier) (Sum, error) {
 	var s Sum
 	err := q.QueryRow(ctx, sumSQL).Scan(&s.Balances, &s.Holds, &s.Funded, &s.Pending, &s.AccountsOff, &s.OutcomesOff, &s.KeysUnclaimed)
@@ -96,14 +97,14 @@ func ReadSum(ctx context.Context, q postgres.Querier) (Sum, error) {
 	return s, nil
 }
 
-// AccountOff is an account whose balance is not what its fundings, payments and holds make.
+// AccountOff is an account whose balance differs from its fundings, payments and holds.
 type AccountOff struct {
 	ID              string
 	Balance, Should int64    // rupiah
-	Payments        []string // up to three keys of payments that moved as much as the difference
+	Payments        []string // up to three keys of payments with the amount of the difference
 }
 
-// ReadAccountsOff lists up to limit of them.
+// ReadAccountsOff lists up to limit of these accounts.
 func ReadAccountsOff(ctx context.Context, q postgres.Querier, limit int) ([]AccountOff, error) {
 	rows, err := q.Query(ctx, accountsOffSQL, limit)
 	if err != nil {
@@ -119,7 +120,7 @@ type OutcomeOff struct {
 	Problem string
 }
 
-// ReadOutcomesOff lists up to limit of them.
+// ReadOutcomesOff lists up to limit of these payments.
 func ReadOutcomesOff(ctx context.Context, q postgres.Querier, limit int) ([]OutcomeOff, error) {
 	rows, err := q.Query(ctx, outcomesOffSQL, limit)
 	if err != nil {

@@ -14,13 +14,13 @@ import (
 	"pgw/shared/payment"
 )
 
-// Defaults hold until the first SeedRules.
+// Defaults are the rules until the first SeedRules.
 var Defaults = payment.Rules{MinAmountIDR: 1_000, MaxAmountIDR: 10_000_000, RandomRejectPPM: 20_000}
 
-// DefaultRuleSet is the Defaults' id.
+// DefaultRuleSet is the id of Defaults.
 const DefaultRuleSet = "default"
 
-// ruleSet is payment.Rules made ready for use.
+// ruleSet is payment.Rules prepared for use.
 type ruleSet struct {
 	payment.Rules
 	id      string
@@ -43,13 +43,13 @@ func parseRules(id string, text []byte) (ruleSet, error) {
 	return newRuleSet(id, r), nil
 }
 
-// request is what the rules judge.
+// request is the payment that the rules judge.
 type request struct {
 	sender, receiver, currency, txDate, key string
 	amountIDR                               int64
 }
 
-// The verdicts, as the contract has them: payment's reasons without "risk_".
+// The verdicts in the contract's words: payment's reasons without "risk_".
 const (
 	badInput       = "bad_input"
 	sameParty      = "same_party"
@@ -60,8 +60,9 @@ const (
 	randomReject   = "random_reject"
 )
 
-// judge gives the first rule that says no, or "". started tells how many payments the sender has started
-// this minute; it is asked only when a rule wants to know.
+// judge returns the first rule that refuses the payment, or "". started returns the number of
+// payments that the sender has started this minute. judge calls it only when the rules limit that
+// number.
 func (s ruleSet) judge(r request, secret []byte, started func() (uint32, error)) (string, error) {
 	switch {
 	case payment.CheckID("sender_id", r.sender, payment.MaxAccountID) != nil,
@@ -94,7 +95,7 @@ func (s ruleSet) judge(r request, secret []byte, started func() (uint32, error))
 
 func validDate(text string) bool {
 	if text == "" {
-		return true // earlier callers need not send one
+		return true // earlier callers need not send a date
 	}
 	_, err := time.Parse(time.RFC3339, text)
 	return err == nil
@@ -105,8 +106,8 @@ func validCurrency(code string) bool {
 	return err == nil
 }
 
-// draw is a number below a million that depends on the payment alone: a retry hears the same answer, and
-// nobody without the secret can choose a key that passes.
+// draw returns a number below a million that depends only on the payment. So a retry gets the same
+// answer, and nobody can choose a key that passes without knowing the secret.
 func draw(r request, secret []byte) uint32 {
 	h := hmac.New(sha256.New, secret)
 	if r.key != "" {
@@ -117,7 +118,8 @@ func draw(r request, secret []byte) uint32 {
 	return uint32(binary.BigEndian.Uint64(h.Sum(nil)) % payment.Million)
 }
 
-// merged applies a change to the rules in force: what it does not mention stays.
+// merged returns the current rules with a change applied. Fields that the change does not set keep
+// their values.
 func merged(r, change payment.Rules, minAmount *int64, rejectPPM *uint32) payment.Rules {
 	change.MinAmountIDR, change.RandomRejectPPM = r.MinAmountIDR, r.RandomRejectPPM
 	if minAmount != nil {
@@ -129,8 +131,8 @@ func merged(r, change payment.Rules, minAmount *int64, rejectPPM *uint32) paymen
 	return change
 }
 
-// MakeSecret makes a secret for a new system out of random bytes, one by which the Defaults do not refuse the payments
-// of these keys at random: those that its pages tell people to try.
+// MakeSecret makes a secret for a new system from random bytes. With this secret the Defaults do
+// not refuse the payments of these keys at random: the keys that pgw's pages tell people to try.
 func MakeSecret(random io.Reader, keys ...string) (string, error) {
 	for {
 		raw := make([]byte, 2*minSecret)

@@ -52,7 +52,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// The limits that hold until SeedRules changes them, as earlier callers know them.
+// The limits that earlier callers know, until SeedRules changes them.
 func TestDefaultsAreTheContracts(t *testing.T) {
 	rules := newRuleSet(DefaultRuleSet, Defaults)
 	judge := func(r request) string {
@@ -63,7 +63,7 @@ func TestDefaultsAreTheContracts(t *testing.T) {
 		return verdict
 	}
 	r := request{sender: "A", receiver: "B", currency: "IDR"}
-	for r.key = "a"; draw(r, secret) < 20_000; r.key += "a" { // a key that chance does not refuse
+	for r.key = "a"; draw(r, secret) < 20_000; r.key += "a" { // a key that is not refused at random
 	}
 	for amount, want := range map[int64]string{
 		1: belowMin, 999: belowMin, 1_000: "", 155_000: "", 10_000_000: "", 10_000_001: aboveMax, 1_000_000_000: aboveMax,
@@ -83,7 +83,8 @@ func TestDefaultsAreTheContracts(t *testing.T) {
 	}
 }
 
-// About as many are refused as the rule says, the same ones always, and other ones under another secret.
+// The rule refuses about its share of the payments. It always refuses the same ones, and other ones
+// with another secret.
 func TestTheDraw(t *testing.T) {
 	const n = 20_000
 	refused, sameElsewhere := 0, 0
@@ -114,7 +115,7 @@ func TestTheDraw(t *testing.T) {
 	}
 }
 
-// A secret is asked for, and is none that could be guessed. One that is made lets the examples pass.
+// A secret is required and must be long enough. A generated secret lets the examples pass.
 func TestSecrets(t *testing.T) {
 	for _, bad := range []string{"", "pgw", "                ", "  fifteen bytes  "} {
 		_, err := New(Config{DatabaseURL: "postgres://localhost/pgw", Secret: bad}, nil, time.Now, slog.New(slog.DiscardHandler))

@@ -1,7 +1,8 @@
 -- +goose Up
 
--- What operators did about dead letters. The letters themselves are in Kafka, which forgets nothing before its
--- retention and can't be marked; a letter is known by where it stands.
+-- The actions of operators on dead letters. The letters themselves are in Kafka, which keeps them
+-- until their retention ends and cannot mark them. So an action names its letter by topic,
+-- partition and offset.
 CREATE TABLE dead_letter_actions (
     action_id     uuid        PRIMARY KEY,
     topic         text        NOT NULL CHECK (topic <> ''),
@@ -10,8 +11,8 @@ CREATE TABLE dead_letter_actions (
     event_id      text        NOT NULL DEFAULT '',
     event_key     text        NOT NULL DEFAULT '',
     action        text        NOT NULL CHECK (action IN ('REDRIVEN', 'DISCARDED')),
-    operator      text        NOT NULL CHECK (operator <> ''), -- who
-    note          text        NOT NULL DEFAULT '',             -- why
+    operator      text        NOT NULL CHECK (operator <> ''), -- who did it
+    note          text        NOT NULL DEFAULT '', -- why
     acted_at      timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX dead_letter_actions_of ON dead_letter_actions (topic, action_id);

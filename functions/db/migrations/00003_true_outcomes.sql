@@ -1,11 +1,12 @@
 -- +goose NO TRANSACTION
 -- +goose Up
 
--- What a client can be told of a payment is checked where it is kept: FAILED never goes with committed, a claim has a
--- whole fingerprint, and an amount as sent is never negative. Each statement is a transaction of its own: adding a
--- constraint NOT VALID locks the table for a moment only, and validating it lets writers go on.
+-- The tables check what clients are told about a payment: FAILED never has the reason committed, a
+-- claim has a whole fingerprint, and the amount as sent is never negative. Each statement is its
+-- own transaction: adding a constraint NOT VALID locks the table only for a moment, and validating
+-- it does not block writers.
 
--- Callers of RollbackReservation could name this reason before.
+-- Before this, callers of RollbackReservation could use this reason.
 UPDATE payments SET reason = 'rolled_back' WHERE status = 'FAILED' AND reason = 'committed';
 
 ALTER TABLE payments DROP CONSTRAINT IF EXISTS payments_status_reason, ADD CONSTRAINT payments_status_reason

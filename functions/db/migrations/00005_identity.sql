@@ -1,11 +1,13 @@
 -- +goose Up
 
--- Of two profiles of the same instant the greater event wins, in whatever order they come.
+-- Of two profiles with the same time, the one with the greater profile_event wins, whatever their order
+-- of arrival.
 ALTER TABLE wallet_accounts ADD COLUMN profile_event text COLLATE "C" NOT NULL DEFAULT '';
--- The source of the event that funded. Rows of before have none: an id of theirs that holds a second # may be of
--- either of two events.
+-- The source of the funding event. Older rows have none: an id of theirs with a second # may belong
+-- to either of two events.
 ALTER TABLE fundings ADD COLUMN source text NOT NULL DEFAULT '';
--- A time that lies ahead is refused now. What one has frozen before goes on.
+-- A time in the future is refused now. Accounts that such a time has frozen before can change
+-- again.
 UPDATE wallet_accounts SET profile_at = now() WHERE profile_at > now() + interval '1 minute';
 
 -- +goose Down
