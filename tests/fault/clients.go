@@ -18,10 +18,10 @@ import (
 	"pgw/tests/processes"
 )
 
-// keyPrefix begins the key of every payment of a run.
+// keyPrefix is the beginning of every key of a run.
 const keyPrefix = "chaos-"
 
-// clients offer payments at a steady rate, whatever happens to them.
+// clients send payments at a steady rate, whatever happens to them.
 type clients struct {
 	o       options
 	gateway string
@@ -33,11 +33,11 @@ type clients struct {
 	mu        sync.Mutex
 	payments  int
 	calls     []history.Call
-	successes []success // in the order in which they were told
+	successes []success // in the order of the answers
 }
 
 // success is a payment that was sent and answered SUCCESS.
-type success struct{ sent, told time.Time }
+type success struct{ sent, answered time.Time }
 
 func newClients(o options, gateway string) *clients {
 	usd, err := money.ParseCurrency("USD")
@@ -45,7 +45,7 @@ func newClients(o options, gateway string) *clients {
 		panic(err)
 	}
 	return &clients{o: o, gateway: gateway, begun: time.Now(), usd: usd, http: &http.Client{
-		Timeout:   8 * time.Second, // longer than the gateway's own
+		Timeout:   8 * time.Second, // longer than the gateway's own limit
 		Transport: &http.Transport{MaxIdleConnsPerHost: o.Connections},
 	}}
 }
@@ -63,8 +63,8 @@ func (c *clients) run(ctx context.Context) {
 	paying.Wait()
 }
 
-// pay makes one payment. Without an answer that decides it, many clients ask again with the same key, and
-// some don't; a few are so impatient that they ask twice at once.
+// pay makes one payment. When an answer does not decide it, many clients ask again with the same
+// key, and some do not. A few clients send the same request twice at the same time.
 func (c *clients) pay(n int64) {
 	rng := rand.New(rand.NewPCG(c.o.Seed, uint64(n)))
 	key := fmt.Sprintf("%s%d-%d", keyPrefix, c.o.Seed, n)
@@ -72,7 +72,7 @@ func (c *clients) pay(n int64) {
 	to := (from + 1 + rng.IntN(accounts-1)) % accounts
 	amount := 1 + rng.IntN(30)
 	if rng.IntN(50) == 0 {
-		amount = 60_000 // nearly all that an account has: it can't be paid twice
+		amount = 60_000 // nearly all that an account has, so it cannot be paid twice
 	}
 	terms := history.Terms{
 		Sender: processes.Account(from), Receiver: processes.Account(to), Sent: money.Amount{Minor: int64(amount) * 100, Currency: c.usd},
@@ -101,26 +101,26 @@ func (c *clients) pay(n int64) {
 
 func (c *clients) ask(key string, terms history.Terms, body []byte) load.Told {
 	sent := time.Now()
-	told := load.Post(context.Background(), c.http, c.gateway, body)
-	heard := time.Now()
+	answer := load.Post(context.Background(), c.http, c.gateway, body)
+	answered := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, history.Call{
-		ID: len(c.calls) + 1, Kind: history.Pay, Key: key, Terms: terms, Begun: sent.Sub(c.begun), Ended: heard.Sub(c.begun), Told: told,
+		ID: len(c.calls) + 1, Kind: history.Pay, Key: key, Terms: terms, Begun: sent.Sub(c.begun), Ended: answered.Sub(c.begun), Told: answer,
 	})
-	if told.Status == payment.Success {
-		c.successes = append(c.successes, success{sent, heard})
+	if answer.Status == payment.Success {
+		c.successes = append(c.successes, success{sent, answered})
 	}
-	return told
+	return answer
 }
 
-// after is how long it took from a moment until a payment that was sent since was told SUCCESS.
+// after returns the time from t until the first SUCCESS of a payment that was sent after t.
 func (c *clients) after(t time.Time) (time.Duration, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.successes {
 		if s.sent.After(t) {
-			return s.told.Sub(t), true
+			return s.answered.Sub(t), true
 		}
 	}
 	return 0, false

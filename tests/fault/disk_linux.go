@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// mount gives a directory a disk of its own, in memory: what matters here is that it can be full.
+// mount gives a folder its own disk, in memory. The tests only need a disk that can be full.
 func mount(dir string, size int) error {
 	return syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0755", size))
 }

@@ -22,26 +22,26 @@ import (
 	"pgw/tests/processes"
 )
 
-// report is what a run found.
+// report is the result of a run.
 type report struct {
 	Seed     uint64        `json:"seed"`
 	Duration time.Duration `json:"duration_ns"`
 	Schedule []fault       `json:"schedule"`
 
 	Faults   map[string]int      `json:"faults"`   // by kind
-	Targets  map[string]int      `json:"targets"`  // by what they hit
-	Restarts map[string]int      `json:"restarts"` // processes that were started again by themselves
-	Recovery map[string]recovery `json:"recovery"` // by kind: until the next payment was sent and told SUCCESS
+	Targets  map[string]int      `json:"targets"`  // by the process that they hit
+	Restarts map[string]int      `json:"restarts"` // processes that ended and were started again
+	Recovery map[string]recovery `json:"recovery"` // by kind: time until the next payment was sent and answered SUCCESS
 
 	Payments int            `json:"payments"`
-	Requests int            `json:"requests"` // with those who asked again
+	Requests int            `json:"requests"` // including repeated requests
 	Answers  map[string]int `json:"answers"`  // by outcome
-	Ledger   map[string]int `json:"ledger"`   // payments by how they ended; never_arrived: the ledger has none
+	Ledger   map[string]int `json:"ledger"`   // payments by their end; never_arrived: the ledger has none
 
-	HealedIn   time.Duration    `json:"healed_in_ns"` // until a payment succeeded, after everything was healed
+	HealedIn   time.Duration    `json:"healed_in_ns"` // time until a payment succeeded, after everything was healed
 	SettledIn  time.Duration    `json:"settled_in_ns"`
 	Reconciled reconcile.Report `json:"reconciled"`
-	Problems   []string         `json:"problems"` // none: nothing was lost, and nothing happened twice
+	Problems   []string         `json:"problems"` // empty: nothing was lost, and nothing happened twice
 	Skipped    []string         `json:"skipped,omitempty"`
 }
 
@@ -51,7 +51,7 @@ type recovery struct {
 	Max    time.Duration `json:"max_ns"`
 }
 
-// judge waits for one deadline and one sweep, and then holds everything that was told against the ledger.
+// judge waits for one deadline and one sweep, and then compares all answers with the ledger.
 func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients, healed time.Time, again time.Duration) error {
 	r := report{
 		Seed: o.Seed, Duration: o.Duration, Schedule: faults, Faults: map[string]int{}, Targets: map[string]int{}, Restarts: w.restarts,
@@ -76,7 +76,7 @@ func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients
 		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Told.Status, a.Told.Reason))]++
 	}
 
-	fmt.Printf("payments succeed again after %.1f s; one deadline and one sweep are waited for\n", again.Seconds())
+	fmt.Printf("payments succeed again after %.1f s; waiting for one deadline and one sweep\n", again.Seconds())
 	sleep(ctx, time.Until(healed.Add(payment.DecideWithin)))
 	conn, err := pgx.Connect(ctx, w.server.direct())
 	if err != nil {
@@ -103,7 +103,8 @@ func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients
 	return r.tell(o)
 }
 
-// settled tells that nothing is pending or untold, and everything that was published has been delivered.
+// settled checks that no payment is PENDING, that the result of every swept payment is published,
+// and that every published event has been delivered.
 func (w *world) settled(ctx context.Context, conn *pgx.Conn) error {
 	var pending, untold int
 	err := conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'PENDING'), count(*) FILTER (WHERE untold) FROM reservations`).Scan(&pending, &untold)
@@ -111,7 +112,7 @@ func (w *world) settled(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	if pending+untold > 0 {
-		return fmt.Errorf("%d reservations are PENDING, %d outcomes are not told", pending, untold)
+		return fmt.Errorf("%d reservations are PENDING, %d results of a sweep are not published", pending, untold)
 	}
 	return processes.Delivered(w.kafka, "")
 }
@@ -129,9 +130,9 @@ func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *client
 	for _, a := range c.calls {
 		decided[a.Key] = decided[a.Key] || !a.Told.Undecided()
 	}
-	// Those who never heard an outcome can ask for it now, and it is final.
+	// Clients that got no outcome can ask for it now, and it is final.
 	asked := 0
-	for key, told := range decided {
+	for key, answered := range decided {
 		end := ""
 		if state, known := kept[key]; known {
 			end = strings.TrimSpace(fmt.Sprintf("%s %s", state.Status, state.Reason))
@@ -139,7 +140,7 @@ func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *client
 		} else {
 			r.Ledger["never arrived"]++
 		}
-		if told || asked >= 500 {
+		if answered || asked >= 500 {
 			continue
 		}
 		asked++
@@ -197,7 +198,7 @@ func (r report) tell(o options) error {
 	for _, kind := range slices.Sorted(maps.Keys(r.Recovery)) {
 		fmt.Printf("  %6.1f s %6.1f s %s\n", r.Recovery[kind].Median.Seconds(), r.Recovery[kind].Max.Seconds(), kind)
 	}
-	counts(fmt.Sprintf("%d payments, asked for %d times; clients were told:", r.Payments, r.Requests), r.Answers)
+	counts(fmt.Sprintf("%d payments, requested %d times; clients got:", r.Payments, r.Requests), r.Answers)
 	counts("the payments ended:", r.Ledger)
 	fmt.Printf("healed in %.1f s, all settled in %.1f s; ledger: balances %d + holds %d, funded %d\n",
 		r.HealedIn.Seconds(), r.SettledIn.Seconds(), r.Reconciled.Balances, r.Reconciled.Holds, r.Reconciled.Funded)

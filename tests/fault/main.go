@@ -1,5 +1,6 @@
-// Command fault runs pgw as separate processes on a real Kafka and a real Postgres, under load, and has
-// everything go wrong that can: then it heals, and judges what clients were told by what the ledger has.
+// Command fault runs pgw as separate processes on a real Kafka and a real Postgres, under load, and
+// makes every kind of fault. Then it heals the system, and compares the clients' answers with the
+// ledger.
 package main
 
 import (
@@ -54,9 +55,10 @@ func (o options) Validate() error {
 const (
 	eventKeys = "chaos:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 	accounts  = 1000
-	// restartAfter is how soon a process that ended is started again, as a cluster does.
+	// restartAfter is the time after which a process that ended is started again, as a cluster
+	// does.
 	restartAfter = 500 * time.Millisecond
-	// healWithin bounds how long the system may take until payments succeed again by themselves.
+	// healWithin is the time limit until payments succeed again without help.
 	healWithin = 2 * time.Minute
 )
 
@@ -79,7 +81,7 @@ type world struct {
 	o        options
 	dir      string
 	sys      *processes.System
-	wires    map[string]*toxiproxy.Proxy // before each function and store
+	wires    map[string]*toxiproxy.Proxy // in front of each function and store
 	broker   *broker
 	server   *server
 	kafka    kafka.Config
@@ -103,7 +105,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	faults := plan(o.Seed, o.Faults, o.Duration)
-	fmt.Printf("seed %d: %d faults in %s, %.0f payments a second are offered\n", o.Seed, len(faults), o.Duration, o.Rate)
+	fmt.Printf("seed %d: %d faults in %s, %.0f payments a second are sent\n", o.Seed, len(faults), o.Duration, o.Rate)
 	clients := newClients(o, "http://"+w.sys.Front("gateway"))
 	begun := time.Now()
 	paying, stopPaying := context.WithCancel(ctx)
@@ -115,7 +117,7 @@ func run(ctx context.Context, o options) (err error) {
 		sleep(ctx, wait)
 	}
 	w.heal()
-	fmt.Println("healed; the load goes on until payments succeed again")
+	fmt.Println("healed; the load continues until payments succeed again")
 	healed := time.Now()
 	again, err := clients.recovered(ctx, healed, healWithin)
 	stopPaying()
@@ -217,7 +219,7 @@ func (w *world) startStores(ctx, keep context.Context) (err error) {
 	return eventually(bounded, func() error { return kafka.EnsureTopics(w.kafka, topics) })
 }
 
-// keep has a process started again whenever it ends, as a cluster would. Nobody else restarts anything.
+// keep starts a process again whenever it ends, as a cluster does. Nothing else restarts a process.
 func (w *world) keep(ctx context.Context, name string, launch func() (<-chan struct{}, error)) {
 	w.keepers.Go(func() {
 		for starts := 0; ctx.Err() == nil; starts++ {
@@ -244,7 +246,7 @@ func (w *world) keep(ctx context.Context, name string, launch func() (<-chan str
 	})
 }
 
-// breakThings has the faults happen at their times, and waits until each is undone.
+// breakThings makes the faults at their times, and waits until each is undone.
 func (w *world) breakThings(ctx context.Context, begun time.Time, faults []fault) {
 	var under sync.WaitGroup
 	for i := range faults {
@@ -296,7 +298,7 @@ func (w *world) inflict(ctx context.Context, i int, f *fault) error {
 		return w.redeliver(ctx, f.Target, uint64(i))
 	case fullDisk:
 		if w.server.disk == "" {
-			return errors.New("no disk of its own")
+			return errors.New("Postgres has no disk of its own")
 		}
 		undo, err := w.server.fill()
 		if err != nil {
@@ -306,7 +308,7 @@ func (w *world) inflict(ctx context.Context, i int, f *fault) error {
 		undo()
 		return nil
 	}
-	return fmt.Errorf("%q is no kind of fault", f.Kind)
+	return fmt.Errorf("%q is not a kind of fault", f.Kind)
 }
 
 func (w *world) signal(target string, sig syscall.Signal) error {
@@ -319,7 +321,7 @@ func (w *world) signal(target string, sig syscall.Signal) error {
 	return w.sys.Signal(target, sig)
 }
 
-// toxic poisons both directions of a wire for a while.
+// toxic disturbs both directions of a wire for a while.
 func (w *world) toxic(ctx context.Context, i int, f *fault, kind, attributes string) error {
 	toxics := w.wires[f.Target].Toxics
 	var added []string
@@ -339,7 +341,7 @@ func (w *world) toxic(ctx context.Context, i int, f *fault, kind, attributes str
 	return nil
 }
 
-// redeliver sends what was delivered in the last half minute once more, twice, in any order.
+// redeliver delivers the events of the last half minute again, twice, in any order.
 func (w *world) redeliver(ctx context.Context, function string, seed uint64) error {
 	topic, path := w.kafka.RequestTopic, "/"
 	if function == "gateway" {
@@ -373,7 +375,7 @@ func (w *world) redeliver(ctx context.Context, function string, seed uint64) err
 	for range 16 {
 		sending.Go(func() {
 			for e := range next {
-				sender.Send(ctx, e) // whoever is away misses a duplicate
+				sender.Send(ctx, e) // a function that is away misses a duplicate
 			}
 		})
 	}
@@ -385,7 +387,7 @@ func (w *world) redeliver(ctx context.Context, function string, seed uint64) err
 	return nil
 }
 
-// heal undoes what may still be undone. No process is started by hand.
+// heal undoes the faults that are still active. It starts no process.
 func (w *world) heal() {
 	for _, wire := range w.wires {
 		healWire(wire)
@@ -398,7 +400,7 @@ func (w *world) heal() {
 	}
 }
 
-// close ends everything that was started, whichever way the run was left.
+// close ends everything that was started, however the run ended.
 func (w *world) close() error {
 	if w.stopKeep != nil {
 		w.heal()

@@ -10,19 +10,21 @@ import (
 	"github.com/Shopify/toxiproxy/v2/toxics"
 )
 
-// Toxiproxy's own silent connections are closed when they are healed, which tells both ends. These never are: nothing passes
-// any more, not even that the other end has gone, as when a host loses its power or a firewall forgets a connection.
+// Toxiproxy closes its own silent connections when they are healed, and both ends notice that. It
+// never closes these connections: nothing passes any more, not even the end of the stream, as when
+// a host loses its power or a firewall forgets a connection.
 
 const muteType = "mute"
 
 func init() { toxics.Register(muteType, new(muteToxic)) }
 
-// muteToxic silences the connections that a wire has when the toxic is added. Those that come later pass.
+// muteToxic silences the connections that a wire has when the toxic is added. Later connections
+// pass.
 type muteToxic struct {
 	added atomic.Bool
 }
 
-// muted is one connection's state, which stays when other toxics come and go.
+// muted is the state of one connection. It stays when other toxics come and go.
 type muted struct{ silent, ended bool }
 
 // NewState implements toxics.StatefulToxic.
@@ -44,12 +46,13 @@ func (t *muteToxic) Pipe(stub *toxics.ToxicStub) {
 		case <-stub.Interrupt:
 			return
 		case chunk := <-input:
-			state.ended = chunk == nil // which nobody hears of
+			state.ended = chunk == nil // the other end does not learn of it
 		}
 	}
 }
 
-// muteNow silences a wire's connections for ever, both ways. i makes the toxics' names unique.
+// muteNow silences a wire's connections for ever, in both directions. i makes the toxics' names
+// unique.
 func muteNow(wire *toxiproxy.Proxy, i int) error {
 	for _, stream := range []string{"downstream", "upstream"} {
 		t, err := wire.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(`{"name":"%s-%s-%d","stream":%q,"type":%q,"attributes":{}}`, muteType, stream, i, stream, muteType)))
@@ -61,7 +64,8 @@ func muteNow(wire *toxiproxy.Proxy, i int) error {
 	return nil
 }
 
-// healWire takes away all toxics but those: what is silent for ever stays so, and the system heals without it.
+// healWire removes all toxics except these: a silent connection stays silent, and the system heals
+// without it.
 func healWire(wire *toxiproxy.Proxy) {
 	for _, toxic := range wire.Toxics.GetToxicArray() {
 		if t, ok := toxic.(*toxics.ToxicWrapper); ok && t.Type != muteType {

@@ -14,8 +14,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// A connection that is silent for ever stays silent when other faults come and go and when all is healed, and neither end
-// hears of it. New connections work.
+// A connection that is silent for ever stays silent when other faults come and go and after
+// healing, and neither end notices it. New connections work.
 func TestSilentForEver(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -91,7 +91,7 @@ func TestSilentForEver(t *testing.T) {
 	silent("when its client has gone", far)
 }
 
-// Every kind of fault comes up in a long schedule.
+// A long schedule has every kind of fault.
 func TestAllFaultsAreDrawn(t *testing.T) {
 	faults := plan(1, 1000, time.Hour)
 	for _, kind := range []string{kill, term, freeze, killInRecovery, shutDown, delay, blackhole, mute, drop, redeliver, fullDisk} {
@@ -100,6 +100,6 @@ func TestAllFaultsAreDrawn(t *testing.T) {
 		}
 	}
 	if again := plan(1, 1000, time.Hour); !slices.Equal(faults, again) {
-		t.Error("the same seed makes another schedule")
+		t.Error("the same seed makes a different schedule")
 	}
 }

@@ -17,29 +17,29 @@ const (
 	killInRecovery = "kill -9, and again in recovery"
 	shutDown       = "fast shutdown"
 	delay          = "delayed connections"
-	blackhole      = "silent connections"          // open, and nothing passes
-	mute           = "connections silent for ever" // those of the moment: open, and never closed; new ones work
+	blackhole      = "silent connections"          // open, but nothing passes
+	mute           = "connections silent for ever" // the present ones stay open and are never closed; new ones work
 	drop           = "dropped connections"
 	redeliver      = "events doubled and reordered"
 	fullDisk       = "full disk"
 )
 
-// The stores, beside the functions and the stand-in.
+// The stores, in addition to the functions and the stand-in.
 const (
 	kafkaStore    = "kafka"
 	postgresStore = "postgres"
 )
 
-// frozen is longer than the longest timeout there is, that of handling one event.
+// frozen is longer than the longest timeout, which is that of handling one event.
 const frozen = 32 * time.Second
 
-// fault is one thing that goes wrong.
+// fault is one fault of the schedule.
 type fault struct {
 	At     time.Duration `json:"at_ns"` // since the beginning
 	Kind   string        `json:"kind"`
 	Target string        `json:"target"`
-	For    time.Duration `json:"for_ns,omitempty"`   // until it is undone; a process that ends is started again by itself
-	Millis int           `json:"delay_ms,omitempty"` // of a delay
+	For    time.Duration `json:"for_ns,omitempty"`   // until it is undone; a process that ends is started again automatically
+	Millis int           `json:"delay_ms,omitempty"` // for a delay
 
 	healed time.Time
 }
@@ -52,7 +52,7 @@ func (f fault) String() string {
 	return s
 }
 
-// plan draws n faults over a time: the same for the same seed.
+// plan draws n faults over a time. The same seed gives the same faults.
 func plan(seed uint64, n int, during time.Duration) []fault {
 	rng := rand.New(rand.NewPCG(seed, 4))
 	wires := append(slices.Clone(processes.Functions), kafkaStore, postgresStore)
@@ -94,7 +94,8 @@ func plan(seed uint64, n int, during time.Duration) []fault {
 				break
 			}
 		}
-		// Evenly spread, give or take: quiet times and pile-ups both happen.
+		// The faults are roughly evenly spread, so both quiet times and several faults at once
+		// occur.
 		gap := float64(during) / float64(n)
 		faults[i].At = time.Duration((float64(i) + rng.Float64()) * gap).Round(time.Millisecond)
 	}

@@ -32,11 +32,11 @@ func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
 const (
 	testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-	// patience is for what must happen, and does so within the retries of a delivery.
+	// patience is the limit for steps that end within the retries of a delivery.
 	patience = 60 * time.Second
 )
 
-// rig is a system of processes with a tap on every wire between them.
+// rig is a system of processes with a tap on every connection between them.
 type rig struct {
 	*processes.System
 	t      *testing.T
@@ -105,7 +105,7 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// prove has the books agree, the youngest payment included.
+// prove checks that the books agree, including the youngest payment.
 func (r *rig) prove() {
 	r.t.Helper()
 	report, err := reconcile.Run(context.Background(), reconcile.Config{
@@ -119,15 +119,15 @@ func (r *rig) prove() {
 	}
 }
 
-// pay asks for a payment and gives what the client hears.
+// pay makes a payment and returns the client's answer.
 func (r *rig) pay(key string) string {
-	told := load.Post(context.Background(), r.client, "http://"+r.Addr("gateway"), fmt.Appendf(nil,
+	answer := load.Post(context.Background(), r.client, "http://"+r.Addr("gateway"), fmt.Appendf(nil,
 		`{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
 		processes.Account(0), processes.Account(1), key))
-	return strings.TrimSpace(fmt.Sprintf("%s %s", told.Status, told.Reason))
+	return strings.TrimSpace(fmt.Sprintf("%s %s", answer.Status, answer.Reason))
 }
 
-// kept is what the ledger has of a key: nothing, PENDING, COMMITTED or ROLLEDBACK.
+// kept is the ledger's state of a key: nothing, PENDING, COMMITTED or ROLLEDBACK.
 func (r *rig) kept(key string) string {
 	r.t.Helper()
 	status := "nothing"
@@ -158,22 +158,22 @@ const (
 	noAnswer  = string(load.NoAnswer)
 )
 
-// step is one step of settling at which a process stops.
+// step is one step of settling at which a process is killed.
 type step struct {
 	name string
 	at   point
-	kill string // who stops there
-	kept string // what the ledger has at that moment
-	// What the client hears who waits meanwhile, and what one hears who asks again after the restart; any of
-	// several.
+	kill string // the process that is killed
+	kept string // the ledger's state at that moment
+	// The possible answers for the client that waits meanwhile, and for a client that asks again
+	// after the restart.
 	hears, again []string
-	ends         string // how the payment ends; COMMITTED when empty
+	ends         string // the final state of the payment; COMMITTED when empty
 	between      func() // is called before the client asks again; may be nil
 }
 
-// A process is stopped at every step of settling a payment, on either side of each commit, publish and
-// acknowledgement: what was persisted is what it should be, the payment goes on after the restart without
-// anyone's help, and no client is told what is not so.
+// A process is killed at every step of settling a payment, before and after each commit, publish
+// and acknowledgement. The ledger has the expected state at that moment, the payment continues
+// after the restart without help, and no client gets a false answer.
 func TestAStopAtEveryStep(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -183,7 +183,8 @@ func TestAStopAtEveryStep(t *testing.T) {
 		commit  = "/db.v1.Db/CommitReservation"
 	)
 	waits := []string{committed}
-	// The stand-in's group waits for its dead member, and so does the client, for longer than 5 s perhaps.
+	// The stand-in's consumer group waits for its dead member, and so does the client, possibly for
+	// longer than 5 s.
 	mayTimeOut := []string{committed, timeout}
 	for _, s := range []step{
 		{"gateway before its request is published", point{client: "pgw-gateway", api: produce}, "gateway", "nothing", []string{noAnswer}, []string{committed}, "", nil},
@@ -210,7 +211,7 @@ func TestAStopAtEveryStep(t *testing.T) {
 	}
 }
 
-// stopAt has one payment meet one stop.
+// stopAt makes one payment and kills a process at one step of it.
 func (r *rig) stopAt(t *testing.T, s step) {
 	defer func(outer *testing.T) { r.t = outer }(r.t)
 	r.t = t
@@ -222,27 +223,27 @@ func (r *rig) stopAt(t *testing.T, s step) {
 		}
 		struck <- r.kept(key)
 	})
-	heard := make(chan string, 1)
-	go func() { heard <- r.pay(key) }()
+	answered := make(chan string, 1)
+	go func() { answered <- r.pay(key) }()
 	select {
 	case kept := <-struck:
 		if kept != s.kept {
 			t.Errorf("when %s stopped, the ledger had %s, want %s", s.kill, kept, s.kept)
 		}
 	case <-time.After(patience):
-		t.Fatalf("the step was never reached; the client heard %s\n%s", <-heard, r.said)
+		t.Fatalf("the step was never reached; the client got %s\n%s", <-answered, r.said)
 	}
 	if _, err := r.Start(context.Background(), s.kill); err != nil {
 		t.Fatalf("%v\n%s", err, r.said)
 	}
-	if got := <-heard; !slices.Contains(s.hears, got) {
-		t.Errorf("the client who waited heard %q, want one of %q", got, s.hears)
+	if got := <-answered; !slices.Contains(s.hears, got) {
+		t.Errorf("the client that waited got %q, want one of %q", got, s.hears)
 	}
 	ends := s.ends
 	if ends == "" {
 		ends = "COMMITTED"
 	}
-	if slices.Contains(s.again, committed) { // nothing goes on by itself: the client has to ask again
+	if slices.Contains(s.again, committed) { // nothing continues by itself: the client has to ask again
 		if got := r.kept(key); got != "nothing" {
 			t.Errorf("the ledger has %s of a request that was never published", got)
 		}
@@ -258,7 +259,7 @@ func (r *rig) stopAt(t *testing.T, s step) {
 		s.between()
 	}
 	if got := r.pay(key); !slices.Contains(s.again, got) {
-		t.Errorf("who asked again heard %q, want one of %q", got, s.again)
+		t.Errorf("the client that asked again got %q, want one of %q", got, s.again)
 	}
 	if got := r.kept(key); got != ends {
 		t.Errorf("in the end the ledger has %s, want %s", got, ends)
@@ -266,18 +267,20 @@ func (r *rig) stopAt(t *testing.T, s step) {
 	r.settled()
 }
 
-// settled waits until what was published has been delivered, so that the next step meets its own payment.
+// settled waits until every published event has been delivered, so that the next step affects only
+// its own payment.
 func (r *rig) settled() {
 	r.t.Helper()
 	r.eventually("all is delivered", func() error { return processes.Delivered(r.kafka, "") })
 }
 
-// The same when the commit is refused, because the receiver was blocked after the hold, and it has to be rolled back.
+// The same when the commit is refused, because the receiver was blocked after the hold, and the
+// payment has to be rolled back.
 func TestAStopAtEveryStepOfRollingBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	block := func(status string) {
-		// Straight into the table: as if an operator's event came just then.
+		// This writes directly to the table, as if an operator's event had just arrived.
 		if _, err := r.conn.Exec(context.Background(), `UPDATE wallet_accounts SET status = $1 WHERE account_id = $2`, status, processes.Account(1)); err != nil {
 			r.t.Fatal(err)
 		}
@@ -293,7 +296,7 @@ func TestAStopAtEveryStepOfRollingBack(t *testing.T) {
 		s.between = func() {
 			r.taps.instead(nil)
 			block("ACTIVE")
-			time.Sleep(2100 * time.Millisecond) // wallet may keep what it knows for as long
+			time.Sleep(2100 * time.Millisecond) // wallet may use its cached data for this long
 		}
 		t.Run(s.name, func(t *testing.T) {
 			r.taps.instead(func(path string) int {
@@ -307,7 +310,8 @@ func TestAStopAtEveryStepOfRollingBack(t *testing.T) {
 	}
 }
 
-// A hold past its deadline is swept; db is stopped at every step of that, and the next sweep goes on.
+// A hold past its deadline is swept. db is killed at every step of the sweep, and the next sweep
+// continues.
 func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -325,10 +329,10 @@ func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 	for _, s := range []step{
 		{"before it has rolled back", point{sql: "SET status = 'ROLLEDBACK'"}, "db", "PENDING", nil, nil, "", nil},
 		{"after it has rolled back", point{sql: "SET status = 'ROLLEDBACK'", after: true}, "db", "ROLLEDBACK", nil, nil, "", nil},
-		{"before it has told", point{client: "pgw-db", api: produce}, "db", "ROLLEDBACK", nil, nil, "", nil},
-		{"before it has noted that it told", point{sql: "SET untold = false"}, "db", "ROLLEDBACK", nil, nil, "", nil},
-		{"after it has noted that it told", point{sql: "SET untold = false", after: true}, "db", "ROLLEDBACK", nil, nil, "", nil},
-		{"before the mark is moved", point{sql: "UPDATE sweep_state"}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before it has published", point{client: "pgw-db", api: produce}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before it has recorded the publish", point{sql: "SET untold = false"}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"after it has recorded the publish", point{sql: "SET untold = false", after: true}, "db", "ROLLEDBACK", nil, nil, "", nil},
+		{"before swept_to moves", point{sql: "UPDATE sweep_state"}, "db", "ROLLEDBACK", nil, nil, "", nil},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			key := "swept-" + strings.ReplaceAll(s.name, " ", "-")
@@ -347,7 +351,7 @@ func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 				struck <- r.kept(key)
 			})
 			if err := sweep(); err == nil {
-				t.Error("a sweep that was stopped says that all is well")
+				t.Error("a sweep that was killed reports success")
 			}
 			if kept := <-struck; kept != s.kept {
 				t.Errorf("when db stopped, the ledger had %s, want %s", kept, s.kept)
@@ -359,15 +363,15 @@ func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 			if got := r.kept(key); got != "ROLLEDBACK" {
 				t.Errorf("in the end the ledger has %s", got)
 			}
-			if n := r.told(key); n < 1 || n > 2 {
-				t.Errorf("the end was told %d times, want once, or twice with the same id", n)
+			if n := r.results(key); n < 1 || n > 2 {
+				t.Errorf("the result was published %d times, want once, or twice with the same id", n)
 			}
 		})
 	}
 }
 
-// told counts the result events of a key, which must have one id.
-func (r *rig) told(key string) int {
+// results counts the result events of a key. They must all have one id.
+func (r *rig) results(key string) int {
 	r.t.Helper()
 	ids, n := map[string]bool{}, 0
 	reader, err := kafka.OpenReader(r.kafka, "test", kafka.Range{Topic: r.kafka.ResultTopic})
@@ -392,14 +396,14 @@ func (r *rig) told(key string) int {
 	return n
 }
 
-// A request that the worker can never have settled is closed out from the dead letters; whoever has a part in
-// that is stopped at every step.
+// A request that the worker can never have settled is closed out from the dead letters. Each
+// process that takes part is killed at every step.
 func TestAStopAtEveryStepOfClosingOut(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.taps.instead(func(path string) int {
 		if strings.HasSuffix(path, "/LogAndSettle") {
-			return 9 // FAILED_PRECONDITION: never
+			return 9 // FAILED_PRECONDITION: never retried
 		}
 		return 0
 	})

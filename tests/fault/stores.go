@@ -20,10 +20,10 @@ import (
 	"pgw/shared/embedded"
 )
 
-// diskSize is the room that Postgres has where its disk can be filled.
+// diskSize is the size of Postgres's disk when it can be filled.
 const diskSize = 1500 << 20
 
-// broker is Apache Kafka, one node, reached through a wire of ours.
+// broker is one node of Apache Kafka, reached through a wire of the test.
 type broker struct {
 	classpath  string
 	properties string
@@ -36,13 +36,13 @@ type broker struct {
 
 var advertised = regexp.MustCompile(`(?m)^advertised\.listeners=PLAINTEXT://[^,]*`)
 
-// takeOver ends the broker that was started for us and prepares to run it again, with the wire's address as
-// the one that clients are told.
+// takeOver ends the broker that was started for this command and prepares to run it again, with the
+// wire's address as the one that clients get.
 func takeOver(dir, wire string) (*broker, error) {
 	given := os.Getenv("PGW_TEST_KAFKA_PROPERTIES")
 	pid, err := strconv.Atoi(os.Getenv("PGW_TEST_KAFKA_PID"))
 	if given == "" || err != nil {
-		return nil, errors.New("run this by make chaos, without KAFKA_BROKERS: Kafka has to be one that may be killed")
+		return nil, errors.New("run this with make chaos and without KAFKA_BROKERS: it needs a Kafka that may be killed")
 	}
 	text, err := os.ReadFile(given)
 	if err != nil {
@@ -58,7 +58,7 @@ func takeOver(dir, wire string) (*broker, error) {
 	syscall.Kill(pid, syscall.SIGTERM)
 	for deadline := time.Now().Add(30 * time.Second); syscall.Kill(pid, 0) == nil && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(state), ") Z ") {
-			break // ended; its parent will notice
+			break // it has ended; its parent will notice
 		}
 	}
 	return b, nil
@@ -78,7 +78,7 @@ func (b *broker) launch() (<-chan struct{}, error) {
 	return gone, nil
 }
 
-// close ends it, and waits.
+// close ends the broker, and waits.
 func (b *broker) close() {
 	if b.signal(syscall.SIGTERM) != nil {
 		return
@@ -100,18 +100,19 @@ func (b *broker) signal(sig syscall.Signal) error {
 	return b.cmd.Process.Signal(sig)
 }
 
-// server is Postgres, reached through a wire of ours, because it listens elsewhere after each start.
+// server is Postgres. It is reached through a wire of the test, because it has another port after
+// each start.
 type server struct {
 	dir  string
 	wire *toxiproxy.Proxy
 	log  *slog.Logger
-	disk string // where its disk is mounted; empty where it can't be filled
+	disk string // where its disk is mounted; empty when the disk cannot be filled
 
 	mu      sync.Mutex
 	current *embedded.Postgres
 }
 
-// newServer gives Postgres a small disk of its own where that is allowed.
+// newServer gives Postgres a small disk of its own where mounting is allowed.
 func newServer(dir string, wire *toxiproxy.Proxy, log *slog.Logger) (*server, error) {
 	s := &server{dir: filepath.Join(dir, "disk", "postgres"), wire: wire, log: log}
 	disk := filepath.Join(dir, "disk")
@@ -141,7 +142,7 @@ func (s *server) launch() (<-chan struct{}, error) {
 	return p.Exited(), s.wire.Update(&toxiproxy.Proxy{Listen: s.wire.Listen, Upstream: upstream, Enabled: true})
 }
 
-// url is where clients find it, whichever process it is.
+// url is the clients' URL. It stays the same for every process.
 func (s *server) url() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,14 +151,14 @@ func (s *server) url() string {
 	return head + "@" + s.wire.Listen + "/" + tail
 }
 
-// direct is the way to it past the wire.
+// direct is the URL without the wire.
 func (s *server) direct() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.current.URL()
 }
 
-// pid of the server that runs, or is starting; 0 when there is none.
+// pid is that of the server that runs or starts; 0 when there is none.
 func (s *server) pid() int {
 	dir, err := filepath.EvalSymlinks(s.dir)
 	if err != nil {
@@ -180,7 +181,7 @@ func (s *server) signal(sig syscall.Signal) error {
 	return syscall.Kill(pid, sig)
 }
 
-// killInRecovery kills it, and kills the next one while it recovers.
+// killInRecovery kills the server, and kills the next one while it recovers.
 func (s *server) killInRecovery() error {
 	first := s.pid()
 	if err := s.signal(syscall.SIGKILL); err != nil {
@@ -195,7 +196,7 @@ func (s *server) killInRecovery() error {
 	return errors.New("it did not come back within 10 s")
 }
 
-// fill takes all room that is left on the disk, and gives it back.
+// fill uses all free space of the disk. undo frees it.
 func (s *server) fill() (undo func(), err error) {
 	ballast := filepath.Join(s.disk, "ballast")
 	f, err := os.Create(ballast)

@@ -16,31 +16,33 @@ import (
 	"testing"
 )
 
-// A point is a place in the flow of one payment, seen from outside: on the wire between a function and
-// whoever it talks to. Nothing in the functions knows of it.
+// A point is a place in the flow of one payment, seen from outside: on the connection between a
+// function and the process that it talks to. The functions do not know about it.
 type point struct {
-	// One of these: a request to a function, by its path; a statement to Postgres, by a part of it; a
-	// request to Kafka, by the client's id and the request's kind.
+	// One of these is set: a request to a function, by its path; a statement to Postgres, by a part
+	// of it; or a request to Kafka, by the client's id and the request's kind.
 	function, path string
 	sql            string
 	client         string
 	api            int16
-	// after: when the answer is on its way back, which the asker will not get.
+	// after: at the answer, which the caller then does not get
 	after bool
 }
 
-// Kinds of requests to Kafka.
+// The kinds of requests to Kafka.
 const (
 	produce      = 0
 	offsetCommit = 8
 )
 
-// taps stand on all wires. At the point that they are armed for they strike once, and cut the wire.
+// taps watch all connections. At the point for which they are armed, they run the action once and
+// cut the connection.
 type taps struct {
 	mu     sync.Mutex
 	at     *point
 	strike func()
-	// rpc, when set, may take an RPC's place: it gives the gRPC status code of the answer, 0 to let it pass.
+	// rpc, when set, may answer an RPC itself. It returns the gRPC status code of the answer, or 0
+	// to let the RPC pass.
 	rpc func(path string) int
 }
 
@@ -56,7 +58,7 @@ func (t *taps) instead(rpc func(path string) int) {
 	t.rpc = rpc
 }
 
-// pass tells that the wire is to be cut here, and has struck by then.
+// pass says whether the connection must be cut here. If so, it has run the action.
 func (t *taps) pass(matches func(point) bool) (cut bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,7 +70,7 @@ func (t *taps) pass(matches func(point) bool) (cut bool) {
 	return true
 }
 
-// front stands before a function: events, gRPC and HTTP.
+// front is a proxy in front of a function, for events, gRPC and HTTP.
 func (t *taps) front(tb testing.TB, function, addr string) string {
 	var cleartext http.Protocols
 	cleartext.SetUnencryptedHTTP2(true)
@@ -119,7 +121,8 @@ func (t *taps) front(tb testing.TB, function, addr string) string {
 
 var errCut = errors.New("the wire is cut")
 
-// postgres stands before a server. It follows the protocol just far enough to know which statement is run.
+// postgres is a proxy in front of a server. It follows the protocol only as far as needed to know
+// which statement runs.
 func (t *taps) postgres(tb testing.TB, addr string) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -154,15 +157,15 @@ func (t *taps) postgresConn(in net.Conn, addr string) {
 	c.copy(out, in, true, c.fromClient)
 }
 
-// postgresConn is one connection's state.
+// postgresConn is the state of one connection.
 type postgresConn struct {
 	taps       *taps
 	mu         sync.Mutex
-	statements map[string]string // prepared, by name
-	running    string            // the statements since the last time that the server was ready
+	statements map[string]string // prepared statements, by name
+	running    string            // the statements since the server was last ready
 }
 
-// copy takes messages one by one; a startup message has no type.
+// copy passes on one message at a time. A startup message has no type.
 func (c *postgresConn) copy(to io.Writer, from io.Reader, startup bool, look func(kind byte, body []byte) (cut bool)) {
 	r := bufio.NewReader(from)
 	for {
@@ -215,7 +218,7 @@ func (c *postgresConn) fromClient(kind byte, body []byte) bool {
 }
 
 func (c *postgresConn) fromServer(kind byte, _ []byte) bool {
-	if kind != 'Z' { // ReadyForQuery: what ran is committed, or was left open by BEGIN
+	if kind != 'Z' { // ReadyForQuery: the statements are committed, or BEGIN left the transaction open
 		return false
 	}
 	c.mu.Lock()
@@ -225,7 +228,7 @@ func (c *postgresConn) fromServer(kind byte, _ []byte) bool {
 	return c.taps.pass(func(p point) bool { return p.sql != "" && p.after && strings.Contains(ran, p.sql) })
 }
 
-// listenKafka is the broker's listener: the taps are at its end of the wire.
+// listenKafka is the broker's listener. The taps are at the broker's end of the connection.
 func (t *taps) listenKafka(network, addr string) (net.Listener, error) {
 	l, err := net.Listen(network, addr)
 	return kafkaListener{l, t}, err
@@ -244,7 +247,7 @@ func (l kafkaListener) Accept() (net.Conn, error) {
 	return &kafkaConn{Conn: conn, taps: l.taps}, nil
 }
 
-// kafkaConn hands the broker one request after the other.
+// kafkaConn gives the broker one request after the other.
 type kafkaConn struct {
 	net.Conn
 	taps *taps
@@ -261,7 +264,7 @@ func (c *kafkaConn) Read(p []byte) (int, error) {
 		if _, err := io.ReadFull(c.Conn, request); err != nil {
 			return 0, err
 		}
-		// Its head: kind, version, correlation id, client id.
+		// The request's header: kind, version, correlation id, client id.
 		api := int16(binary.BigEndian.Uint16(request))
 		client := string(request[10 : 10+binary.BigEndian.Uint16(request[8:])])
 		if c.taps.pass(func(p point) bool { return p.client != "" && p.client == client && p.api == api }) {

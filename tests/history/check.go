@@ -13,52 +13,57 @@ import (
 	"pgw/shared/payment"
 )
 
-// Rule is one thing that holds whatever goes wrong.
+// Rule is a rule that holds in every history, whatever goes wrong.
 type Rule string
 
 // The rules.
 const (
-	// Contract: every answer to a payment is one of the contract's: its HTTP status, status and reason belong together.
+	// Contract: every answer to a payment is in the contract: its HTTP status, status and reason
+	// belong together.
 	Contract Rule = "contract"
-	// Settled: who is told success has paid: the ledger has committed just that payment, under the ref that was told.
+	// Settled: a client that got SUCCESS has paid. The ledger has committed exactly that payment,
+	// under the ref of the answer.
 	Settled Rule = "settled"
-	// Once: at most one call of a key is told SUCCESS; the others hear that it is a replay.
+	// Once: at most one call of a key gets SUCCESS; the others get SUCCESS_REPLAY.
 	Once Rule = "once"
-	// Refused: who is told no is told so for ever: the ledger has the key as rolled back, for that very reason.
+	// Refused: a refusal is final. The ledger has the key as rolled back, for the reason of the
+	// answer.
 	Refused Rule = "refused"
-	// Recorded: who is told no can read it afterwards: the ledger has the key.
+	// Recorded: a client that was refused can read that afterwards. The ledger has the key.
 	Recorded Rule = "recorded"
-	// Mismatch: 422 is told only where the key belongs to another request.
+	// Mismatch: a call gets 422 only if the key belongs to another request.
 	Mismatch Rule = "mismatch"
-	// NoPayment: 400 is told for what is no payment, and for nothing else.
+	// NoPayment: a call gets 400 if it is not a payment, and never otherwise.
 	NoPayment Rule = "no_payment"
-	// NotSent: where the words are that something was not sent, it was not.
+	// NotSent: if an answer says that something was not sent, it was not sent.
 	NotSent Rule = "not_sent"
-	// Invented: nothing is known of a payment before somebody asked for it, nor of one that nobody asked for.
+	// Invented: nothing is known of a payment before it was requested, nor of a payment that nobody
+	// requested.
 	Invented Rule = "invented"
-	// Stands: what GET and the list tell is what the ledger has in the end; an outcome that was read is for ever.
+	// Stands: what GET and the list return is what the ledger has in the end. An outcome that was
+	// read is final.
 	Stands Rule = "stands"
-	// Order: what one client knew before another one asked, the other one is not told the contrary of.
+	// Order: a client never gets the opposite of what another client knew before the call began.
 	Order Rule = "order"
 	// Decided: in the end every payment that was sent is decided.
 	Decided Rule = "decided"
-	// Conserved: an account has what it was given, plus what came in, less what went out.
+	// Conserved: an account has what it was given, plus what came in, minus what went out.
 	Conserved Rule = "conserved"
 )
 
-// rules are all of them.
+// rules lists all rules.
 var rules = []Rule{Contract, Settled, Once, Refused, Recorded, Mismatch, NoPayment, NotSent, Invented, Stands, Order, Decided, Conserved}
 
-// Contradiction is one thing that can't be true.
+// Contradiction is one violation of a rule.
 type Contradiction struct {
 	Rule    Rule
-	Key     string // or the account's id, where the rule is Conserved
+	Key     string // or the account's id, for the rule Conserved
 	Problem string
 }
 
 func (c Contradiction) String() string { return fmt.Sprintf("%s: %s: %s", c.Rule, c.Key, c.Problem) }
 
-// Check finds what can't be true of a history. Everything in it must be over: each call, and each event on its way.
+// Check finds the contradictions in a history. Every call and every event of it must have ended.
 func Check(h History) []Contradiction {
 	c := &checker{History: h, pays: map[string][]Call{}, published: map[int][]Publish{}, sights: map[string][]sight{}}
 	for _, call := range h.Calls {
@@ -100,7 +105,7 @@ func (c *checker) wrong(rule Rule, key, format string, args ...any) {
 	c.found = append(c.found, Contradiction{rule, key, fmt.Sprintf(format, args...)})
 }
 
-// codes of the answers that are no outcome of a payment.
+// codes are the HTTP statuses of answers that are not the outcome of a payment.
 var codes = map[payment.Reason]int{
 	payment.BadJSON: 400, payment.InvalidInput: 400, payment.UnsupportedCurrency: 400, payment.IdempotencyMismatch: 422,
 	payment.FXUnavailable: 502, payment.WalletUnavailable: 502, payment.RiskUnavailable: 502, payment.LedgerUnavailable: 502,
@@ -108,16 +113,16 @@ var codes = map[payment.Reason]int{
 }
 
 func (c *checker) checkPay(call Call) {
-	told := call.Told
-	if told.Reason == load.NoAnswer {
+	answer := call.Told
+	if answer.Reason == load.NoAnswer {
 		return
 	}
-	code, refused := codes[told.Reason]
+	code, refused := codes[answer.Reason]
 	if !refused {
 		code = 200
 	}
-	if !told.Reason.Known() || told.HTTP != code || told.Status != told.Reason.Status() || (told.Status != payment.Failed && told.Ref == "") {
-		c.wrong(Contract, call.Key, "call %d is told %s", call.ID, said(told))
+	if !answer.Reason.Known() || answer.HTTP != code || answer.Status != answer.Reason.Status() || (answer.Status != payment.Failed && answer.Ref == "") {
+		c.wrong(Contract, call.Key, "call %d got %s", call.ID, describe(answer))
 		return
 	}
 	c.checkWords(call)
@@ -127,44 +132,44 @@ func (c *checker) checkPay(call Call) {
 		switch {
 		case call.Malformed:
 		case known && kept.Terms == call.Terms:
-			c.wrong(NoPayment, call.Key, "call %d is told %s of a payment that the ledger has: %s", call.ID, said(told), kept)
+			c.wrong(NoPayment, call.Key, "call %d got %s for a payment that the ledger has: %s", call.ID, describe(answer), kept)
 		default:
-			c.wrong(NoPayment, call.Key, "call %d is told %s of a payment", call.ID, said(told))
+			c.wrong(NoPayment, call.Key, "call %d got %s for a payment", call.ID, describe(answer))
 		}
 	case code == 422:
-		c.see(call, call.Key, sight{rank: claimed, least: true, what: said(told)})
+		c.see(call, call.Key, sight{rank: claimed, least: true, what: describe(answer)})
 		switch {
 		case call.Malformed:
-			c.wrong(Contract, call.Key, "call %d is no payment, and is told %s", call.ID, said(told))
+			c.wrong(Contract, call.Key, "call %d is not a payment, but got %s", call.ID, describe(answer))
 		case !known:
-			c.wrong(Mismatch, call.Key, "call %d is told %s, and the ledger has nothing of that key", call.ID, said(told))
+			c.wrong(Mismatch, call.Key, "call %d got %s, but the ledger has nothing of that key", call.ID, describe(answer))
 		case kept.Terms == call.Terms:
-			c.wrong(Mismatch, call.Key, "call %d is told %s, and the key is that very request's: %s", call.ID, said(told), kept)
+			c.wrong(Mismatch, call.Key, "call %d got %s, but the key belongs to the same request: %s", call.ID, describe(answer), kept)
 		case !c.askedFor(kept, call.Ended):
-			c.wrong(Invented, call.Key, "call %d is told %s before the other request was made: %s", call.ID, said(told), kept)
+			c.wrong(Invented, call.Key, "call %d got %s before the other request was made: %s", call.ID, describe(answer), kept)
 		}
 	case code == 200:
 		rule := Refused
 		switch {
-		case told.Status != payment.Failed:
+		case answer.Status != payment.Failed:
 			rule = Settled
 		case !known:
 			rule = Recorded
 		}
-		c.see(call, call.Key, sight{rank: decided, first: told.Status == payment.Success, what: said(told)})
+		c.see(call, call.Key, sight{rank: decided, first: answer.Status == payment.Success, what: describe(answer)})
 		if call.Malformed {
-			c.wrong(Contract, call.Key, "call %d is no payment, and is told %s", call.ID, said(told))
+			c.wrong(Contract, call.Key, "call %d is not a payment, but got %s", call.ID, describe(answer))
 			return
 		}
-		if problem := told.Contradiction(kept.kept(), known); problem != "" {
-			c.wrong(rule, call.Key, "call %d is told %s: %s", call.ID, said(told), problem)
+		if problem := answer.Contradiction(kept.kept(), known); problem != "" {
+			c.wrong(rule, call.Key, "call %d got %s: %s", call.ID, describe(answer), problem)
 		} else if kept.Terms != call.Terms {
-			c.wrong(rule, call.Key, "call %d is told %s, and the ledger has that of another request: %s instead of %s", call.ID, said(told), kept, call.Terms)
+			c.wrong(rule, call.Key, "call %d got %s, but the ledger has another request: %s instead of %s", call.ID, describe(answer), kept, call.Terms)
 		}
-		if told.Status == payment.Success {
+		if answer.Status == payment.Success {
 			for _, other := range c.pays[call.Key] {
 				if other.ID < call.ID && other.Told.Status == payment.Success {
-					c.wrong(Once, call.Key, "calls %d and %d are both told SUCCESS", other.ID, call.ID)
+					c.wrong(Once, call.Key, "calls %d and %d both got SUCCESS", other.ID, call.ID)
 				}
 			}
 		}
@@ -177,41 +182,43 @@ var (
 	saysOfThis      = regexp.MustCompile(`(?i)\bthis (attempt|request|try|time)\b`)
 )
 
-// SaysNothingSent tells that words for a client claim that nothing of a payment was sent, whoever asked for it: they do not
-// speak of the client's own request alone.
+// SaysNothingSent says whether a message claims that nothing of the payment was sent, by any call.
+// Messages about the client's own request only do not claim that.
 func SaysNothingSent(message string) bool {
 	return saysNothingSent.MatchString(message) && !saysOfThis.MatchString(message)
 }
 
-// checkWords holds what an answer says of sending against what was published. queue_publish_error says it by itself.
-// Without more words, "nothing was sent" speaks of the payment, whoever asked for it; the rest speaks of the one call.
+// checkWords compares an answer's claims about sending with the published events. The reason
+// queue_publish_error is such a claim. "nothing was sent" without other words is about the payment,
+// by any call. Other messages are about this call only.
 func (c *checker) checkWords(call Call) {
-	told := call.Told
-	if c.Publishes == nil || (told.Reason != payment.QueuePublishError && !saysNotSent.MatchString(told.Message)) {
+	answer := call.Told
+	if c.Publishes == nil || (answer.Reason != payment.QueuePublishError && !saysNotSent.MatchString(answer.Message)) {
 		return
 	}
 	for _, p := range c.published[call.ID] {
 		if p.Sent {
-			c.wrong(NotSent, call.Key, "call %d is told %s, and its request was sent at %s", call.ID, said(told), at(p.At))
+			c.wrong(NotSent, call.Key, "call %d got %s, but its request was published at %s", call.ID, describe(answer), at(p.At))
 			return
 		}
 	}
-	if SaysNothingSent(told.Message) {
+	if SaysNothingSent(answer.Message) {
 		for _, other := range c.twins(call) {
 			for _, p := range c.published[other.ID] {
 				if p.Sent && p.At < call.Ended {
-					c.wrong(NotSent, call.Key, "call %d is told %s, and call %d of the same payment was sent at %s", call.ID, said(told), other.ID, at(p.At))
+					c.wrong(NotSent, call.Key, "call %d got %s, but call %d of the same payment was published at %s", call.ID, describe(answer), other.ID, at(p.At))
 					return
 				}
 			}
 		}
 	}
-	if told.Reason != payment.QueuePublishError || len(c.published[call.ID]) > 0 {
+	if answer.Reason != payment.QueuePublishError || len(c.published[call.ID]) > 0 {
 		return
 	}
-	// It waited with another call of the same payment, and hears what became of that one's request.
+	// The call waited with another call of the same payment, and got the result of that call's
+	// request.
 	for _, other := range c.twins(call) {
-		// A call that was cut off may go on at the gateway.
+		// A call that was cut off may continue at the gateway.
 		overlaps := other.Begun < call.Ended && (call.Begun < other.Ended || other.Told.Reason == load.NoAnswer)
 		for _, p := range c.published[other.ID] {
 			if overlaps && !p.Sent && p.At < call.Ended {
@@ -219,17 +226,17 @@ func (c *checker) checkWords(call Call) {
 			}
 		}
 	}
-	c.wrong(NotSent, call.Key, "call %d is told %s, and no request that it waited for failed to be sent", call.ID, said(told))
+	c.wrong(NotSent, call.Key, "call %d got %s, but no request that it waited for failed to be published", call.ID, describe(answer))
 }
 
-// twins are the other calls of the same payment.
+// twins returns the other calls of the same payment.
 func (c *checker) twins(call Call) []Call {
 	return slices.DeleteFunc(slices.Clone(c.pays[call.Key]), func(o Call) bool {
 		return o.ID == call.ID || o.Malformed || o.Terms != call.Terms
 	})
 }
 
-// askedFor tells that somebody had begun to ask for a payment before a time.
+// askedFor says whether any call had begun to request a payment before a time.
 func (c *checker) askedFor(s State, before time.Duration) bool {
 	return slices.ContainsFunc(c.pays[s.Key], func(p Call) bool { return !p.Malformed && p.Terms == s.Terms && p.Begun < before })
 }
@@ -238,47 +245,47 @@ func (c *checker) checkRead(call Call) {
 	if !call.Read {
 		return
 	}
-	told := map[string]bool{}
+	found := map[string]bool{}
 	for _, s := range call.Found {
-		told[s.Key] = true
+		found[s.Key] = true
 		if !c.askedFor(s, call.Ended) {
-			c.wrong(Invented, s.Key, "%s of call %d tells %s, and nobody had asked for that by then", call.Kind, call.ID, s)
+			c.wrong(Invented, s.Key, "%s of call %d returned %s, but nobody had requested that payment by then", call.Kind, call.ID, s)
 		}
 		kept, ok := c.Ledger.Payments[s.Key]
 		rank := decided
 		if s.Status == payment.Pending {
 			rank = claimed
-			kept.Status, kept.Reason = s.Status, s.Reason // how it ends was not known yet
+			kept.Status, kept.Reason = s.Status, s.Reason // the outcome was not known yet
 		}
 		c.see(call, s.Key, sight{rank: rank, what: s.String()})
 		switch {
 		case !ok:
-			c.wrong(Stands, s.Key, "%s of call %d tells %s, and the ledger has nothing", call.Kind, call.ID, s)
+			c.wrong(Stands, s.Key, "%s of call %d returned %s, but the ledger has nothing", call.Kind, call.ID, s)
 		case kept.kept() != s.kept() || kept.Terms != s.Terms || kept.IDR != s.IDR:
-			c.wrong(Stands, s.Key, "%s of call %d tells %s, and the ledger has %s", call.Kind, call.ID, s, c.Ledger.Payments[s.Key])
+			c.wrong(Stands, s.Key, "%s of call %d returned %s, but the ledger has %s", call.Kind, call.ID, s, c.Ledger.Payments[s.Key])
 		}
 	}
-	if call.Kind == Get && !told[call.Key] {
+	if call.Kind == Get && !found[call.Key] {
 		c.see(call, call.Key, sight{rank: absent, what: "404"})
 	}
 	if call.Whole {
 		for key := range c.pays {
-			if !told[key] {
-				c.see(call, key, sight{rank: absent, what: "it is not there"})
+			if !found[key] {
+				c.see(call, key, sight{rank: absent, what: "not in the list"})
 			}
 		}
 	}
 }
 
-// checkKept looks at one row of the ledger by itself.
+// checkKept checks one row of the ledger on its own.
 func (c *checker) checkKept(s State) {
 	if !c.askedFor(s, c.Ledger.At) {
-		c.wrong(Invented, s.Key, "the ledger has %s, and nobody asked for that", s)
+		c.wrong(Invented, s.Key, "the ledger has %s, but nobody requested that payment", s)
 	}
 	rank := decided
 	if s.Status == payment.Pending {
 		rank = claimed
-		c.wrong(Decided, s.Key, "the ledger has %s in the end", s)
+		c.wrong(Decided, s.Key, "in the end the ledger has %s", s)
 	}
 	c.sights[s.Key] = append(c.sights[s.Key], sight{begun: c.Ledger.At, ended: c.Ledger.At, rank: rank, what: "the ledger: " + s.String()})
 	if s.Rate.IsZero() {
@@ -289,18 +296,18 @@ func (c *checker) checkKept(s State) {
 	}
 }
 
-// What is known of a payment only grows.
+// What is known of a payment only increases.
 const (
-	absent  = iota // the ledger has nothing of its key
-	claimed        // it has the key
-	decided        // and how it ended
+	absent  = iota // the ledger has nothing of the key
+	claimed        // the ledger has the key
+	decided        // the ledger has the outcome
 )
 
-// sight is what somebody knew of a payment at some moment between begun and ended.
+// sight is what a client knew of a payment at a moment between begun and ended.
 type sight struct {
 	begun, ended time.Duration
 	rank         int
-	least        bool // more than rank may be so
+	least        bool // the client may have known more than rank
 	first        bool // it claims to be the first to know
 	what         string
 }
@@ -310,7 +317,7 @@ func (c *checker) see(call Call, key string, s sight) {
 	c.sights[key] = append(c.sights[key], s)
 }
 
-// checkOrder compares each sight with those that were over before it began.
+// checkOrder compares each sight with the sights that ended before it began.
 func (c *checker) checkOrder(key string) {
 	byBegin := c.sights[key]
 	byEnd := slices.Clone(byBegin)
@@ -326,27 +333,27 @@ func (c *checker) checkOrder(key string) {
 		}
 		switch {
 		case s.rank < best.rank && !s.least:
-			c.wrong(Order, key, "%s at %s, and afterwards, from %s, %s", best.what, at(best.ended), at(s.begun), s.what)
+			c.wrong(Order, key, "%s at %s, but later, from %s, %s", best.what, at(best.ended), at(s.begun), s.what)
 		case s.first && best.rank == decided:
-			c.wrong(Order, key, "%s at %s, and one who asked at %s is told as the first: %s", best.what, at(best.ended), at(s.begun), s.what)
+			c.wrong(Order, key, "%s at %s, but a call that began at %s is answered as the first: %s", best.what, at(best.ended), at(s.begun), s.what)
 		}
 	}
 }
 
-// checkSent wants an end for each request that the broker has.
+// checkSent checks that each request that the broker has is in the ledger.
 func (c *checker) checkSent() {
 	keys := map[int]string{}
 	for _, call := range c.Calls {
 		keys[call.ID] = call.Key
 	}
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, p := range c.Publishes {
 		key := keys[p.Call]
-		if _, known := c.Ledger.Payments[key]; known || !p.Sent || told[key] {
+		if _, known := c.Ledger.Payments[key]; known || !p.Sent || reported[key] {
 			continue
 		}
-		told[key] = true
-		c.wrong(Decided, key, "call %d was sent at %s, and the ledger has nothing in the end", p.Call, at(p.At))
+		reported[key] = true
+		c.wrong(Decided, key, "call %d was published at %s, but in the end the ledger has nothing", p.Call, at(p.At))
 	}
 }
 

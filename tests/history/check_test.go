@@ -26,7 +26,7 @@ func mustCurrency(code string) money.Currency {
 	return c
 }
 
-// settled and refused are payments as the ledger has them and as they are read.
+// settled and refused are payments as the ledger has them and as clients read them.
 func settled(key string) State {
 	return State{Key: key, Terms: ten, Status: payment.Committed, Reason: payment.ReasonCommitted, Ref: "ref-" + key, IDR: 155_000, Rate: rate}
 }
@@ -43,7 +43,7 @@ func pending(key string) State {
 	return s
 }
 
-func told(code int, reason payment.Reason, ref string) load.Told {
+func answer(code int, reason payment.Reason, ref string) load.Told {
 	return load.Told{HTTP: code, Status: reason.Status(), Reason: reason, Ref: ref}
 }
 
@@ -52,7 +52,7 @@ func with(t load.Told, message string) load.Told {
 	return t
 }
 
-// story makes a history, one thing after another: a second passes with each.
+// story builds a history step by step. Each step takes a second.
 type story struct {
 	History
 	second int
@@ -67,14 +67,14 @@ func (s *story) next() time.Duration {
 	return time.Duration(s.second) * time.Second
 }
 
-// pay is one call, begun and over before the next thing.
-func (s *story) pay(key string, t Terms, heard load.Told) *story {
-	s.Calls = append(s.Calls, Call{ID: len(s.Calls) + 1, Kind: Pay, Key: key, Terms: t, Begun: s.next(), Ended: s.next(), Told: heard})
+// pay adds one call, which ends before the next step.
+func (s *story) pay(key string, t Terms, got load.Told) *story {
+	s.Calls = append(s.Calls, Call{ID: len(s.Calls) + 1, Kind: Pay, Key: key, Terms: t, Begun: s.next(), Ended: s.next(), Told: got})
 	return s
 }
 
-// beside has the last call begin when the one before it did.
-func (s *story) beside() *story {
+// sameTime makes the last call begin at the same time as the one before it.
+func (s *story) sameTime() *story {
 	n := len(s.Calls)
 	s.Calls[n-1].Begun = s.Calls[n-2].Begun
 	return s
@@ -85,7 +85,7 @@ func (s *story) malformed() *story {
 	return s
 }
 
-// sent has the last call's request be published, or fail to be.
+// sent adds the publish of the last call's request, which reached the broker or not.
 func (s *story) sent(reached bool) *story {
 	last := s.Calls[len(s.Calls)-1]
 	s.Publishes = append(s.Publishes, Publish{Call: last.ID, At: last.Begun + time.Millisecond, Sent: reached})
@@ -111,18 +111,18 @@ func (s *story) ledger(all ...State) *story {
 }
 
 var (
-	success  = told(200, payment.ReasonCommitted, "ref-k")
-	replay   = told(200, payment.DuplicateIdempo, "ref-k")
-	poorly   = told(200, payment.InsufficientFunds, "")
-	timeout  = told(504, payment.QueueTimeout, "")
+	success  = answer(200, payment.ReasonCommitted, "ref-k")
+	replay   = answer(200, payment.DuplicateIdempo, "ref-k")
+	poorly   = answer(200, payment.InsufficientFunds, "")
+	timeout  = answer(504, payment.QueueTimeout, "")
 	nobody   = load.Told{Reason: load.NoAnswer}
-	mismatch = told(422, payment.IdempotencyMismatch, "")
-	invalid  = told(400, payment.InvalidInput, "")
-	notSent  = with(told(502, payment.QueuePublishError, ""), "the payment was not sent; try again with the same key")
-	noFX     = with(told(502, payment.FXUnavailable, ""), "nothing was sent; try again with the same key")
+	mismatch = answer(422, payment.IdempotencyMismatch, "")
+	invalid  = answer(400, payment.InvalidInput, "")
+	notSent  = with(answer(502, payment.QueuePublishError, ""), "the payment was not sent; try again with the same key")
+	noFX     = with(answer(502, payment.FXUnavailable, ""), "nothing was sent; try again with the same key")
 )
 
-// What can be true is found to be so.
+// Check finds no contradiction in true histories.
 func TestTrueHistories(t *testing.T) {
 	for name, s := range map[string]*story{
 		"nothing":                       newStory().ledger(),
@@ -134,16 +134,16 @@ func TestTrueHistories(t *testing.T) {
 		"a no after a timeout":          newStory().pay("k", ten, timeout).sent(true).pay("k", ten, poorly).ledger(refused("k", payment.InsufficientFunds)),
 		"an unknown after an outcome":   newStory().pay("k", ten, success).sent(true).pay("k", ten, timeout).sent(true).pay("k", ten, noFXOfThis()).ledger(settled("k")),
 		"the key of another":            newStory().pay("k", ten, success).sent(true).pay("k", eleven, mismatch).ledger(settled("k")),
-		"another one beside it wins":    newStory().pay("k", eleven, mismatch).sent(true).pay("k", ten, success).beside().sent(true).ledger(settled("k")),
+		"another one beside it wins":    newStory().pay("k", eleven, mismatch).sent(true).pay("k", ten, success).sameTime().sent(true).ledger(settled("k")),
 		"no payment":                    newStory().pay("k", ten, invalid).malformed().ledger(),
 		"no payment, of a known key":    newStory().pay("k", ten, success).pay("k", ten, invalid).malformed().ledger(settled("k")),
 		"not sent":                      newStory().pay("k", ten, notSent).sent(false).ledger(),
 		"not sent, and then it was":     newStory().pay("k", ten, notSent).sent(false).pay("k", ten, success).sent(true).ledger(settled("k")),
-		"two wait, and it was not sent": newStory().pay("k", ten, notSent).sent(false).pay("k", ten, notSent).beside().ledger(),
+		"two wait, and it was not sent": newStory().pay("k", ten, notSent).sent(false).pay("k", ten, notSent).sameTime().ledger(),
 		"the other was cut off":         newStory().pay("k", ten, nobody).sent(false).pay("k", ten, notSent).ledger(),
 		"nothing was sent":              newStory().pay("k", ten, noFX).pay("k", ten, success).sent(true).ledger(settled("k")),
 		"lists":                         newStory().list(false).pay("k", ten, success).list(false).list(true, settled("k")).ledger(settled("k")),
-		"a replay before the first":     newStory().pay("k", ten, replay).pay("k", ten, success).beside().ledger(settled("k")),
+		"a replay before the first":     newStory().pay("k", ten, replay).pay("k", ten, success).sameTime().ledger(settled("k")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, wrong := range Check(s.History) {
@@ -157,7 +157,7 @@ func noFXOfThis() load.Told {
 	return with(noFX, "nothing was sent for this request; try again with the same key")
 }
 
-// What can't be true is found, by the rule that it breaks.
+// Check finds each history that breaks a rule, by that rule.
 func TestForgedHistories(t *testing.T) {
 	unpriced, others := settled("k"), settled("k")
 	unpriced.IDR++
@@ -176,10 +176,10 @@ func TestForgedHistories(t *testing.T) {
 		rule  Rule
 		story *story
 	}{
-		{"a code that is not the reason's", Contract, newStory().pay("k", ten, told(504, payment.InsufficientFunds, "")).ledger()},
+		{"a code that is not the reason's", Contract, newStory().pay("k", ten, answer(504, payment.InsufficientFunds, "")).ledger()},
 		{"a status that is not the reason's", Contract, newStory().pay("k", ten, load.Told{HTTP: 200, Status: payment.Success, Reason: payment.InsufficientFunds, Ref: "r"}).ledger()},
-		{"a reason of nobody", Contract, newStory().pay("k", ten, told(200, "because", "")).ledger()},
-		{"success without a ref", Contract, newStory().pay("k", ten, told(200, payment.ReasonCommitted, "")).ledger(settled("k"))},
+		{"a reason of nobody", Contract, newStory().pay("k", ten, answer(200, "because", "")).ledger()},
+		{"success without a ref", Contract, newStory().pay("k", ten, answer(200, payment.ReasonCommitted, "")).ledger(settled("k"))},
 		{"an outcome of what is no payment", Contract, newStory().pay("k", ten, success).malformed().ledger()},
 		{"422 of what is no payment", Contract, newStory().pay("k", ten, success).pay("k", eleven, mismatch).malformed().ledger(settled("k"))},
 
@@ -190,12 +190,12 @@ func TestForgedHistories(t *testing.T) {
 		{"a replay that never was", Settled, newStory().pay("k", ten, replay).ledger()},
 		{"a wrong price", Settled, newStory().pay("k", ten, success).ledger(unpriced)},
 
-		{"success twice", Once, newStory().pay("k", ten, success).pay("k", ten, success).beside().ledger(settled("k"))},
+		{"success twice", Once, newStory().pay("k", ten, success).pay("k", ten, success).sameTime().ledger(settled("k"))},
 
 		{"no, and then the money moves", Refused, newStory().pay("k", ten, timeout).sent(true).pay("k", ten, poorly).ledger(settled("k"))},
 		{"no, and the money is held", Refused, newStory().pay("k", ten, poorly).ledger(pending("k"))},
 		{"no, and nobody wrote it down", Recorded, newStory().pay("k", ten, poorly).ledger()},
-		{"no for two reasons", Refused, newStory().pay("k", ten, poorly).pay("k", ten, told(200, payment.RiskAboveMax, "")).ledger(refused("k", payment.InsufficientFunds))},
+		{"no for two reasons", Refused, newStory().pay("k", ten, poorly).pay("k", ten, answer(200, payment.RiskAboveMax, "")).ledger(refused("k", payment.InsufficientFunds))},
 		{"no to another payment", Refused, newStory().pay("k", ten, timeout).pay("k", eleven, poorly).ledger(refused("k", payment.InsufficientFunds))},
 
 		{"422 for the key's own request", Mismatch, newStory().pay("k", ten, mismatch).ledger(settled("k"))},
@@ -205,7 +205,7 @@ func TestForgedHistories(t *testing.T) {
 		{"400 of a payment that settles", NoPayment, newStory().pay("k", ten, timeout).sent(true).pay("k", ten, invalid).ledger(settled("k"))},
 
 		{"not sent, and it was", NotSent, newStory().pay("k", ten, notSent).sent(true).ledger(settled("k"))},
-		{"not sent, to one who waited with it", NotSent, newStory().pay("k", ten, notSent).sent(true).pay("k", ten, notSent).beside().ledger(settled("k"))},
+		{"not sent, to one who waited with it", NotSent, newStory().pay("k", ten, notSent).sent(true).pay("k", ten, notSent).sameTime().ledger(settled("k"))},
 		{"not sent, and nobody tried", NotSent, newStory().pay("k", ten, notSent).ledger()},
 		{"nothing sent, and an earlier one was", NotSent, newStory().pay("k", ten, timeout).sent(true).pay("k", ten, noFX).ledger(settled("k"))},
 		{"nothing sent of this, and it was", NotSent, newStory().pay("k", ten, noFXOfThis()).sent(true).ledger(settled("k"))},
@@ -241,7 +241,7 @@ func TestForgedHistories(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			found := Check(tc.story.History)
 			if !slices.ContainsFunc(found, func(c Contradiction) bool { return c.Rule == tc.rule && c.Key != "" && c.Problem != "" }) {
-				t.Errorf("%s finds nothing; all that is found: %v\n%s", tc.rule, found, tc.story.Timeline("k"))
+				t.Errorf("%s finds nothing; all findings: %v\n%s", tc.rule, found, tc.story.Timeline("k"))
 			}
 		})
 	}
@@ -251,11 +251,11 @@ func TestForgedHistories(t *testing.T) {
 		}
 	}
 	if found := Check(accounts(45_000, 155_001).History); len(found) > 0 {
-		t.Errorf("accounts that are right: %v", found)
+		t.Errorf("accounts that add up: %v", found)
 	}
 }
 
-// A seed gives the same again, and another one something else.
+// The same seed gives the same steps, and another seed gives others.
 func TestDrawsFollowFromTheSeed(t *testing.T) {
 	script := func(seed uint64) (all []string) {
 		d := Draw{Seed: seed, Clients: 3}
@@ -273,7 +273,7 @@ func TestDrawsFollowFromTheSeed(t *testing.T) {
 	}
 }
 
-// Whoever asks for a key asks for the same, but for those who are meant not to.
+// All calls with a key request the same, except those that are meant to differ.
 func TestEveryKindOfStepIsDrawn(t *testing.T) {
 	d := Draw{Seed: 1, Clients: 2}
 	client, operator := d.Client(0), d.Operator()
@@ -303,7 +303,7 @@ func TestEveryKindOfStepIsDrawn(t *testing.T) {
 	}
 }
 
-// A call's id comes back from its tx_date.
+// A call's id can be read from its tx_date.
 func TestACallIsKnownByItsDate(t *testing.T) {
 	for _, id := range []int{0, 7, 123_456_789} {
 		date := txDateOf(id)
@@ -315,6 +315,6 @@ func TestACallIsKnownByItsDate(t *testing.T) {
 		}
 	}
 	if _, ok := CallOf("2026-01-31T09:30:00Z"); ok {
-		t.Error("a date without an id has one")
+		t.Error("a date without an id gives an id")
 	}
 }

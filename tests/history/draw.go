@@ -9,10 +9,10 @@ import (
 	"pgw/shared/money"
 )
 
-// Flaw is what makes a request no payment.
+// Flaw is the mistake that makes a request not a payment.
 type Flaw string
 
-// The flaws; empty for none.
+// The flaws; empty means none.
 const (
 	NotJSON    Flaw = "not JSON"
 	Negative   Flaw = "a negative amount"
@@ -28,18 +28,18 @@ type Manner string
 // The manners.
 const (
 	Waits  Manner = "waits"
-	Leaves Manner = "leaves"      // it gives up after Patience
+	Leaves Manner = "leaves"      // gives up after Patience
 	Cut    Manner = "cut"         // its connection is closed after Patience
 	Deaf   Manner = "answer lost" // its connection is closed when the answer begins to arrive
 )
 
-// Step is what a client does next: one call, or two at the same time.
+// Step is a client's next action: one call, or two at the same time.
 type Step struct {
-	Pause time.Duration // before it
+	Pause time.Duration // before the step
 	Asks  []Ask
 }
 
-// Ask is one call that is still to be made.
+// Ask is one call to make.
 type Ask struct {
 	Kind     Kind
 	Key      string
@@ -49,21 +49,23 @@ type Ask struct {
 	Patience time.Duration
 }
 
-// Draw makes up what clients and operators do. All of it follows from the seed; what is heard changes nothing.
+// Draw draws the actions of clients and operators. They depend only on the seed, and not on the
+// answers.
 type Draw struct {
 	Seed    uint64
 	Clients int
 }
 
-// Accounts that payments are between, with what they open with.
+// The numbers of accounts for payments, by their opening balance.
 const (
 	rich    = 12 // accounts that can always pay
-	poor    = 6  // that often can't
-	limited = 2  // that have a daily limit
+	poor    = 6  // accounts that often cannot
+	limited = 2  // accounts with a daily limit
 	Limit   = 3_000_000
 )
 
-// Opening gives every account and its opening balance in rupiah; limited tells that its daily limit is Limit.
+// Opening returns every account with its opening balance in rupiah. limited means that its daily
+// limit is Limit.
 func Opening() (all []Opened) {
 	for i := range rich {
 		all = append(all, Opened{ID: fmt.Sprintf("RICH%d", i), IDR: 1_000_000_000})
@@ -77,16 +79,16 @@ func Opening() (all []Opened) {
 	return all
 }
 
-// Opened is an account to be opened.
+// Opened is an account to open.
 type Opened struct {
 	ID         string
 	IDR, Limit int64
 }
 
-// Currencies are those that payments are in, with their rates in the beginning.
+// Currencies are the currencies of the payments, with their first rates.
 var Currencies = map[string]float64{"IDR": 1, "JPY": 103.25, "KWD": 50450, "SGD": 11600, "USD": 15500}
 
-var currencies = []string{"IDR", "JPY", "KWD", "SGD", "USD"} // in an order
+var currencies = []string{"IDR", "JPY", "KWD", "SGD", "USD"} // in a fixed order
 
 func (d Draw) rng(stream string) *rand.Rand {
 	h := fnv.New64a()
@@ -94,16 +96,17 @@ func (d Draw) rng(stream string) *rand.Rand {
 	return rand.New(rand.NewPCG(d.Seed, h.Sum64()))
 }
 
-// Prefix of all keys.
+// Prefix is the prefix of all keys.
 func (d Draw) Prefix() string { return fmt.Sprintf("history-%d-", d.Seed) }
 
 func (d Draw) key(client, n int) string { return fmt.Sprintf("%s%d-%d", d.Prefix(), client, n) }
 
-// Terms of a key: whoever asks for it asks for the same.
+// Terms returns the terms of a key. Every call with the key requests the same, unless it is meant
+// to differ.
 func (d Draw) Terms(key string) Terms {
 	rng := d.rng("terms " + key)
 	t := Terms{Sender: sender(rng), Receiver: receiver(rng)}
-	for t.Receiver == t.Sender && rng.IntN(20) > 0 { // some do pay themselves
+	for t.Receiver == t.Sender && rng.IntN(20) > 0 { // some pay themselves
 		t.Receiver = receiver(rng)
 	}
 	code := currencies[rng.IntN(len(currencies))]
@@ -111,7 +114,7 @@ func (d Draw) Terms(key string) Terms {
 	if err != nil {
 		panic(err)
 	}
-	// Between 10,000 and 800,000 rupiah, about.
+	// Between about 10,000 and 800,000 rupiah.
 	idr := 10_000 + rng.Float64()*790_000
 	minor := idr / Currencies[code]
 	for range currency.Digits() {
@@ -145,7 +148,7 @@ func receiver(rng *rand.Rand) string {
 	}
 }
 
-// another is like the terms, and not the same.
+// another returns similar terms that differ from t.
 func another(t Terms, rng *rand.Rand) Terms {
 	if rng.IntN(3) == 0 {
 		t.Sender, t.Receiver = t.Receiver, t.Sender
@@ -157,21 +160,21 @@ func another(t Terms, rng *rand.Rand) Terms {
 	return t
 }
 
-// Client makes up what one client does.
+// Client draws the actions of one client.
 type Client struct {
 	draw  Draw
 	n     int
 	rng   *rand.Rand
-	keys  int    // it has paid with so many
-	again string // a key that it asks for again at once
+	keys  int    // the number of keys that it has paid with
+	again string // a key with which it asks again at once
 }
 
-// Client gives the n-th.
+// Client returns the n-th client.
 func (d Draw) Client(n int) *Client {
 	return &Client{draw: d, n: n, rng: d.rng(fmt.Sprint("client ", n))}
 }
 
-// Next is what it does next.
+// Next returns the client's next step.
 func (c *Client) Next() Step {
 	if key := c.again; key != "" {
 		c.again = ""
@@ -185,15 +188,15 @@ func (c *Client) Next() Step {
 		return c.fresh()
 	case n < 58:
 		return Step{Asks: []Ask{c.pay(c.recent())}}
-	case n < 64: // another client's, perhaps before that one has used it
+	case n < 64: // another client's key, perhaps before that client has used it
 		return Step{Asks: []Ask{c.pay(c.others())}}
-	case n < 70: // two at once
+	case n < 70: // two calls at the same time
 		key := c.recent()
 		if c.rng.IntN(2) == 0 {
 			key = c.newKey()
 		}
 		return Step{Asks: []Ask{c.pay(key), c.pay(key)}}
-	case n < 75: // the key of another request, after it or beside it
+	case n < 75: // the key of another request, after it or at the same time
 		key := c.recent()
 		if c.rng.IntN(2) == 0 {
 			key = c.newKey()
@@ -222,7 +225,7 @@ func (c *Client) Next() Step {
 	}
 }
 
-// fresh pays with a new key, and asks again about half of the time, whatever it hears.
+// fresh pays with a new key. About half of the time it asks again, whatever the answer.
 func (c *Client) fresh() Step {
 	key := c.newKey()
 	if c.rng.IntN(2) == 0 {
@@ -236,7 +239,7 @@ func (c *Client) newKey() string {
 	return c.draw.key(c.n, c.keys-1)
 }
 
-// recent is a key that it has used, the last ones more often.
+// recent returns a key that the client has used, later ones more often.
 func (c *Client) recent() string {
 	if c.keys == 0 {
 		return c.newKey()
@@ -245,7 +248,7 @@ func (c *Client) recent() string {
 	return c.draw.key(c.n, c.keys-back)
 }
 
-// others is a key that another client has used lately, if that one is about as fast.
+// others returns a key that another client may have used lately, if that client is about as fast.
 func (c *Client) others() string {
 	return c.draw.key(c.rng.IntN(c.draw.Clients), max(0, c.keys-c.rng.IntN(6)))
 }
@@ -263,20 +266,20 @@ func (c *Client) pay(key string) Ask {
 	return ask
 }
 
-// Deed is what an operator does. Of the fields only those of its kind are set.
+// Deed is an action of an operator. Only the fields of its kind are set.
 type Deed struct {
 	Kind     DeedKind
 	Account  string
-	IDR      int64 // of Fund
-	Twice    bool  // of Fund: its event comes twice
+	IDR      int64 // for Fund
+	Twice    bool  // for Fund: its event is published twice
 	Currency string
 	Rate     float64
-	MaxIDR   uint32   // of Rules
-	Blocked  []string // of Rules
-	PPM      uint32   // of Rules: refused at random
+	MaxIDR   uint32   // for Rules
+	Blocked  []string // for Rules
+	PPM      uint32   // for Rules: the share refused at random
 }
 
-// DeedKind is a kind of deed.
+// DeedKind is the kind of a deed.
 type DeedKind string
 
 // The kinds.
@@ -288,16 +291,16 @@ const (
 	Rules   DeedKind = "rules"
 )
 
-// Operator makes up what operators do.
+// Operator draws the actions of operators.
 type Operator struct {
 	rng     *rand.Rand
 	blocked []string
 }
 
-// Operator gives the one there is.
+// Operator returns the only operator.
 func (d Draw) Operator() *Operator { return &Operator{rng: d.rng("operator")} }
 
-// Next is what is done next.
+// Next returns the next action.
 func (o *Operator) Next() Deed {
 	switch n := o.rng.IntN(10); {
 	case n < 3:
@@ -312,7 +315,7 @@ func (o *Operator) Next() Deed {
 		o.blocked = append(o.blocked, account)
 		return Deed{Kind: Block, Account: account}
 	case n < 8:
-		code := currencies[1+o.rng.IntN(len(currencies)-1)] // not rupiah
+		code := currencies[1+o.rng.IntN(len(currencies)-1)] // never rupiah
 		return Deed{Kind: Rates, Currency: code, Rate: Currencies[code] * (0.95 + o.rng.Float64()/10)}
 	default:
 		d := Deed{Kind: Rules, MaxIDR: 1_000_000_000, Blocked: []string{"VILLAIN"}, PPM: 20_000}

@@ -1,5 +1,6 @@
-// Package history records what many clients asked of pgw and what each of them was told, with the times, and finds
-// what of it can't be true: against the ledger, against what reached the broker, and against itself.
+// Package history records what many clients requested of pgw and which answers they got, with the
+// times. It finds contradictions: with the ledger, with what reached the broker, and within the
+// history.
 package history
 
 import (
@@ -16,7 +17,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// Terms are what a payment asks for, which its key stands for once it is claimed.
+// Terms are the terms of a payment. A claimed key stands for its terms.
 type Terms struct {
 	Sender, Receiver string
 	Sent             money.Amount
@@ -26,7 +27,7 @@ func (t Terms) String() string {
 	return fmt.Sprintf("%s pays %s %s %s", t.Sender, t.Receiver, t.Sent, t.Sent.Currency)
 }
 
-// Kind of a call.
+// Kind is the kind of a call.
 type Kind string
 
 // The kinds.
@@ -36,23 +37,23 @@ const (
 	List Kind = "list"
 )
 
-// Call is one request of one client, and what that client heard. Times are since the beginning of the history, by
-// one monotonic clock.
+// Call is one request of one client, and its answer. Times are since the beginning of the history,
+// by one monotonic clock.
 type Call struct {
 	ID           int
 	Kind         Kind
-	Key          string // of Pay and Get
-	Terms        Terms  // of Pay
-	Malformed    bool   // of Pay: it is no payment by the contract, whatever pgw's state
+	Key          string // for Pay and Get
+	Terms        Terms  // for Pay
+	Malformed    bool   // for Pay: by the contract it is not a payment, whatever pgw's state
 	Begun, Ended time.Duration
 
-	Told  load.Told // what Pay heard
-	Read  bool      // Get and List were answered, by 404 too
-	Found []State   // what that answer has
-	Whole bool      // of List: the answer is of all pages, so that what is not in it is not there
+	Told  load.Told // the answer to Pay
+	Read  bool      // Get or List was answered, also by 404
+	Found []State   // the payments in that answer
+	Whole bool      // for List: the answer has all pages, so a payment that is missing does not exist
 }
 
-// State is what is known of one payment: what the ledger keeps, or what Get and List tell.
+// State is what is known of one payment: in the ledger, or in the answer of Get or List.
 type State struct {
 	Key    string
 	Terms  Terms
@@ -60,7 +61,7 @@ type State struct {
 	Reason payment.Reason // empty while PENDING
 	Ref    string
 	IDR    int64      // the amount in rupiah
-	Rate   money.Rate // zero where the caller did the pricing
+	Rate   money.Rate // zero when the caller converted the amount
 }
 
 func (s State) String() string {
@@ -69,47 +70,47 @@ func (s State) String() string {
 
 func (s State) kept() load.Kept { return load.Kept{Ref: s.Ref, Status: s.Status, Reason: s.Reason} }
 
-// Publish is one try to hand a payment's request to the broker.
+// Publish is one attempt to publish a payment's request.
 type Publish struct {
-	Call int // whose request it was
+	Call int // the call whose request it was
 	At   time.Duration
 	Sent bool // the broker has it
 }
 
-// Ledger is what stands when everything is settled.
+// Ledger is the ledger's content after everything is settled.
 type Ledger struct {
 	At       time.Duration // when it was read
 	Payments map[string]State
-	Accounts map[string]Account // nil where others add the ledger up
+	Accounts map[string]Account // nil when the ledger is added up elsewhere
 }
 
 // Account is one account's money, in rupiah.
 type Account struct {
-	Given   int64 // what it opened with, and what was funded since
-	Balance int64 // what it has in the end
+	Given   int64 // the opening balance and later funding
+	Balance int64 // the balance in the end
 }
 
-// History is all of it. Calls may stand in any order.
+// History is a whole history. Its calls may be in any order.
 type History struct {
 	Calls     []Call
-	Publishes []Publish // nil where nobody watched them
+	Publishes []Publish // nil when nobody recorded them
 	Ledger    Ledger
 }
 
-// txDateOf and callOf let a call's id travel with its request: a payment's tx_date is kept and sent on as it came, and
-// is not part of what its key stands for.
+// txDateOf and CallOf put a call's id into its request. A payment's tx_date is stored and passed on
+// unchanged, and is not part of the terms that its key stands for.
 const txDate = "2026-01-31T09:30:00"
 
 func txDateOf(id int) string { return fmt.Sprintf("%s.%09dZ", txDate, id) }
 
-// CallOf gives the id of the call whose request has this tx_date.
+// CallOf returns the id of the call whose request has this tx_date.
 func CallOf(date string) (int, bool) {
 	digits, ok := strings.CutPrefix(strings.TrimSuffix(date, "Z"), txDate+".")
 	id, err := strconv.Atoi(digits)
 	return id, ok && err == nil
 }
 
-// Body is a payment's request. flaw makes it one that is no payment.
+// Body returns a payment's request. flaw makes it one that is not a payment.
 func Body(id int, key string, t Terms, flaw Flaw) []byte {
 	fields := map[string]any{
 		"idempotency_key": key, "sender_id": t.Sender, "receiver_id": t.Receiver,
@@ -127,12 +128,12 @@ func Body(id int, key string, t Terms, flaw Flaw) []byte {
 	}
 	text, err := json.Marshal(fields)
 	if err != nil {
-		panic(err) // of strings alone
+		panic(err) // strings can always be encoded
 	}
 	return text
 }
 
-// Timeline tells all that happened to a key, in the order of time.
+// Timeline lists everything that happened to a key, in the order of time.
 func (h History) Timeline(key string) string {
 	type line struct {
 		at   time.Duration
@@ -143,20 +144,20 @@ func (h History) Timeline(key string) string {
 		lines = append(lines, line{at, fmt.Sprintf(format, args...)})
 	}
 	own := map[int]bool{}
-	listed := "" // what a list told last
+	listed := "" // the latest answer of a list
 	for _, c := range h.Calls {
 		switch {
 		case c.Kind == Pay && c.Key == key:
 			own[c.ID] = true
 			say(c.Begun, "call %d: %s", c.ID, c.Terms)
-			say(c.Ended, "call %d is told %s", c.ID, said(c.Told))
+			say(c.Ended, "call %d got %s", c.ID, describe(c.Told))
 		case c.Kind == Get && c.Key == key && c.Read:
-			say(c.Ended, "GET from %s tells %v", at(c.Begun), c.Found)
+			say(c.Ended, "GET from %s returns %v", at(c.Begun), c.Found)
 		case c.Kind == List:
 			for _, s := range c.Found {
 				if s.Key == key && s.String() != listed {
 					listed = s.String()
-					say(c.Ended, "the list from %s tells %s", at(c.Begun), s)
+					say(c.Ended, "the list from %s returns %s", at(c.Begun), s)
 				}
 			}
 		}
@@ -181,6 +182,6 @@ func (h History) Timeline(key string) string {
 
 func at(t time.Duration) string { return fmt.Sprintf("%.3fs", t.Seconds()) }
 
-func said(t load.Told) string {
+func describe(t load.Told) string {
 	return strings.TrimSpace(strings.Join([]string{strconv.Itoa(t.HTTP), string(t.Status), string(t.Reason), t.Ref, t.Message}, " "))
 }

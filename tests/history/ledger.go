@@ -10,7 +10,7 @@ import (
 	"pgw/shared/postgres"
 )
 
-// ReadPayments reads what the ledger has of all keys that begin with prefix.
+// ReadPayments reads the ledger's payments of all keys that begin with prefix.
 func ReadPayments(ctx context.Context, q postgres.Querier, prefix string) (map[string]State, error) {
 	rows, err := q.Query(ctx, `
 SELECT r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr, coalesce(r.rate::text, ''),

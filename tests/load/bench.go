@@ -29,14 +29,14 @@ type benchCommand struct {
 	Past     int           `default:"10000000" help:"Past payments in the tables of ten-million."`
 }
 
-// bench is a run of the table.
+// bench is one run of the table.
 type bench struct {
 	benchCommand
 	m       *machine
 	figures []figure
 }
 
-// scenario is measured on its own: nothing of another runs meanwhile.
+// scenario is measured on its own; no other scenario runs at the same time.
 type scenario struct {
 	name    string
 	measure func(*bench) error
@@ -95,7 +95,8 @@ func (b *bench) report(g goal, samples []sample) {
 
 const pgbenchFloor = "pgbench's transfers, 32 clients"
 
-// beside measures pgbench's floor before and after each run, and holds the run against the mean of the two.
+// beside measures pgbench's floor before and after each run, and compares the run with the mean of
+// the two.
 func (b *bench) beside(g goal, run func() (float64, error)) error {
 	before, err := b.m.floor(b.Floor)
 	if err != nil {
@@ -119,7 +120,7 @@ func (b *bench) beside(g goal, run func() (float64, error)) error {
 	return nil
 }
 
-// warmed is a system that has connections, statements, and a heap of the size that it wants.
+// warmed returns a system with open connections, prepared statements and a heap of its usual size.
 func warmed(s *system, err error) (*system, error) {
 	if err != nil {
 		return nil, err
@@ -145,8 +146,8 @@ func (b *bench) flowOneProcess() error {
 	return errors.Join(b.flow(goal{name: "flow-one-process", ratio: 1.5}, s), s.stop())
 }
 
-// longWarm is for what Kafka has a part in: a broker that has just been started spends as much on compiling itself as on
-// its work.
+// longWarm is for scenarios with Kafka: a broker that has just been started spends as much time on
+// compiling its code as on its work.
 var longWarm = spec{20_000, 64}
 
 func (b *bench) flowProcesses() error {
@@ -172,11 +173,12 @@ func (b *bench) settleRPC() error {
 
 const accounts = 10_000
 
-// pastImages is how many payments it takes until nearly every page of the full key index has been changed since the last
-// checkpoint: the first change of each puts the whole page into the WAL, and a checkpoint comes each quarter of an hour.
+// pastImages is the number of payments after which nearly every page of the full key index has
+// changed since the last checkpoint. The first change of a page writes the whole page to the WAL,
+// and a checkpoint comes every quarter of an hour.
 const pastImages = 250_000
 
-// fullLedger has past payments, none where n is 0, and has been warmed.
+// fullLedger returns a warmed ledger with past payments; n = 0 means none.
 func (b *bench) fullLedger(name string, past int) (*ledger, error) {
 	l, err := b.m.ledger(name, accounts)
 	if err != nil {
@@ -251,7 +253,7 @@ func (b *bench) tenMillion() error {
 	return errors.Join(err, full.close(), empty.close())
 }
 
-// inTurn runs the baseline before and after.
+// inTurn runs the baseline before and after the measurement.
 func inTurn(value, floor func() (float64, error)) (sample, error) {
 	before, err := floor()
 	if err != nil {
@@ -291,7 +293,7 @@ func (b *bench) lone() error {
 	return s.stop()
 }
 
-// open is at a fifth of the floor's rate; the system and pgbench have it in turn.
+// open sends payments at a fifth of the floor's rate. The system and pgbench run in turn.
 func (b *bench) open(name string, times float64, s *system) error {
 	floor, err := b.m.floor(b.Floor)
 	if err != nil {
@@ -340,7 +342,7 @@ func (b *bench) openProcesses() error {
 	return errors.Join(err, s.stop())
 }
 
-// start takes the slowest function's start, and the largest function's memory once it is idle.
+// start measures the slowest function's start, and the largest idle function's memory.
 func (b *bench) start() error {
 	s, err := b.m.separate("start")
 	if err != nil {
@@ -349,7 +351,7 @@ func (b *bench) start() error {
 	defer s.stop()
 	bare := filepath.Join(b.m.dir, "bare")
 	build := exec.CommandContext(b.m.ctx, "go", "build", "-o", bare, "./tests/load/bare")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as bin/pgw is
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as for bin/pgw
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the bare program: %w: %s", err, out)
 	}
@@ -411,10 +413,11 @@ func startBare(ctx context.Context, path string) (time.Duration, error) {
 	return 0, errors.New("the bare program is not ready")
 }
 
-// staticBase is how much a minimal static base image (certificates, a passwd file, time zones) adds, compressed.
+// staticBase is the compressed size in MiB of a minimal static base image: certificates, a passwd
+// file, time zones.
 const staticBase = 0.8
 
-// image is the program as an image's layer holds it: static, stripped as ko does, and compressed.
+// image measures the program as a layer of an image: static, stripped as ko does, and compressed.
 func (b *bench) image() error {
 	path := filepath.Join(b.m.dir, "pgw")
 	build := exec.CommandContext(b.m.ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./functions/pgw")
@@ -446,8 +449,8 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// cold is the first request to its answer with worker, payments and db at zero: each is started when somebody knocks.
-// It is held against twice the slowest one's start and a lone payment.
+// cold measures the first request with worker, payments and db at zero. The first connection to
+// each of them starts it. The floor is twice the slowest start plus a single payment.
 func (b *bench) cold() error {
 	s, err := b.m.separate("cold")
 	if err != nil {
@@ -464,9 +467,9 @@ func (b *bench) cold() error {
 		body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"cold-%d"}`,
 			payers[0], payers[1], serial)
 		begun := time.Now()
-		told := load.Post(b.m.ctx, http.DefaultClient, "http://"+s.Addr("gateway"), body)
-		if told.HTTP != http.StatusOK || !strings.HasPrefix(string(told.Status), "SUCCESS") {
-			return 0, fmt.Errorf("the payment was told %d %s %s", told.HTTP, told.Status, told.Reason)
+		answer := load.Post(b.m.ctx, http.DefaultClient, "http://"+s.Addr("gateway"), body)
+		if answer.HTTP != http.StatusOK || !strings.HasPrefix(string(answer.Status), "SUCCESS") {
+			return 0, fmt.Errorf("the payment was answered %d %s %s", answer.HTTP, answer.Status, answer.Reason)
 		}
 		return time.Since(begun), nil
 	}
@@ -483,7 +486,7 @@ func (b *bench) cold() error {
 		}
 		one, asleep, err := b.firstPayment(s, atZero, pay, median(lone))
 		for _, z := range asleep {
-			defer z.Close() // what runs goes on to reach the three through them
+			defer z.Close() // the other functions reach the three through them until the run ends
 		}
 		if err != nil {
 			return err
@@ -494,8 +497,9 @@ func (b *bench) cold() error {
 	return b.m.sum(s.Database)
 }
 
-// sourceAtRest is past the first fetches of a source that has just been started: it asks for some of its partitions, waits
-// a quarter of a second for them, and only then asks for all. A KafkaSource does not start with the functions.
+// sourceAtRest is longer than the first fetches of a source that has just been started. It fetches
+// some of its partitions, waits a quarter of a second for them, and only then fetches all. A
+// KafkaSource does not start together with the functions.
 const sourceAtRest = time.Second
 
 func (b *bench) firstPayment(s *separate, atZero []string, pay func() (time.Duration, error), lone float64) (_ sample, asleep []*processes.Sleeper, err error) {

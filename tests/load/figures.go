@@ -8,8 +8,8 @@ import (
 	"text/tabwriter"
 )
 
-// figure is one line of bench.json: what was measured, what it is held against, and how the two stand. Of several runs
-// it has the medians; low and high are the ratio's lowest and highest.
+// figure is one line of bench.json: the measured value, its floor, and their ratio. With several
+// runs it has the medians; low and high are the lowest and highest ratio.
 type figure struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
@@ -22,19 +22,19 @@ type figure struct {
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
 	Runs   int     `json:"runs"`
-	AtMost bool    `json:"at_most"` // the goal is not to exceed it
+	AtMost bool    `json:"at_most"` // the goal is an upper limit
 	Floors string  `json:"floor_is"`
-	Failed int     `json:"failed"` // payments without an outcome; a goal is met only where there are none
+	Failed int     `json:"failed"` // payments without an outcome; the goal is met only when there are none
 }
 
-// goal says what a scenario's ratio should be, and to what.
+// goal is the goal for a scenario's ratio, and what the floor is.
 type goal struct {
 	name, unit, floor string
 	ratio             float64
 	atMost            bool
 }
 
-// sample is one run's value beside its floor.
+// sample is one run's value and its floor.
 type sample struct{ value, floor float64 }
 
 func (g goal) figure(samples []sample) figure {

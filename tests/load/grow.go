@@ -15,7 +15,7 @@ import (
 	"pgw/tests/processes"
 )
 
-// growCommand measures what one more of something costs.
+// growCommand measures the cost of more connections, accounts, past payments and replicas.
 type growCommand struct {
 	Runs     int `default:"3" help:"Runs of each; medians are reported."`
 	Payments int `default:"20000" help:"In one run of the flow; ledger scenarios make three times as many."`
@@ -58,7 +58,7 @@ type growth struct {
 	steps []step
 }
 
-// several gives the medians of several runs.
+// several adds the medians of several runs.
 func (g *growth) several(of string, n int, run func() (loaded, error)) error {
 	var rates, p50s, p99s []float64
 	for range g.Runs {
@@ -131,7 +131,7 @@ func (g *growth) past() error {
 	return nil
 }
 
-// replicas are processes of db on one Postgres, called in turn over gRPC.
+// replicas measures several processes of db on one Postgres, called in turn over gRPC.
 func (g *growth) replicas() error {
 	for n := 1; n <= g.Replicas; n *= 2 {
 		if err := g.replicated(n); err != nil {
@@ -149,7 +149,7 @@ func (g *growth) replicated(n int) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := l.close(); err != nil { // only its database is wanted
+	if err := l.close(); err != nil { // only its database is needed
 		return err
 	}
 	l.conns = nil

@@ -25,11 +25,12 @@ import (
 	"pgw/tests/processes"
 )
 
-// callers is how many calls are under way at a time where RPCs are measured: enough to fill batches.
+// callers is the number of concurrent calls in the measurements of RPCs. It is enough to fill
+// batches.
 const callers = 512
 
-// rich is what each account opens with, in rupiah: more than any run can spend, and ten million times that is still a sum
-// that the ledger can tell.
+// rich is each account's opening balance in rupiah. It is more than any run can spend, and the sum
+// over ten million accounts still fits the ledger's integers.
 const rich = 100_000_000_000
 
 // ledger is db in this process, called as payments calls it.
@@ -37,11 +38,11 @@ type ledger struct {
 	m        *machine
 	database string
 	accounts int
-	conns    []grpc.ClientConnInterface // more than one: replicas, called in turn
+	conns    []grpc.ClientConnInterface // more than one for replicas, which are called in turn
 	close    func() error
 }
 
-// ledger makes a database with so many accounts and db in front of it.
+// ledger makes a database with the given number of accounts, and db in front of it.
 func (m *machine) ledger(kind string, accounts int) (*ledger, error) {
 	database, err := m.database(kind)
 	if err != nil {
@@ -76,7 +77,8 @@ func (l *ledger) open(kind string) error {
 	return nil
 }
 
-// openAccounts opens and funds accounts by SQL, which is the same as by RPC and takes a fraction of the time.
+// openAccounts opens and funds accounts by SQL. The result is the same as by RPC, in a fraction of
+// the time.
 func (m *machine) openAccounts(database string, n int) error {
 	return m.exec(database,
 		fmt.Sprintf(`INSERT INTO wallet_accounts (account_id, balance_idr) SELECT 'A' || i, %d FROM generate_series(0, %d) i`, rich, n-1),
@@ -84,8 +86,8 @@ func (m *machine) openAccounts(database string, n int) error {
 		`VACUUM ANALYZE wallet_accounts`, `VACUUM ANALYZE fundings`)
 }
 
-// pastPayments fills the tables with payments that are over: each is given back by the next, so that the ledger still
-// adds up. Keys are spread over the index as clients' are.
+// pastPayments fills the tables with finished payments. Each is paid back by the next, so the
+// ledger still adds up. Their keys are spread over the index like clients' keys.
 func (l *ledger) pastPayments(n int) error {
 	return l.m.exec(l.database,
 		`ALTER TABLE reservations DROP CONSTRAINT reservations_idempotency_key_key`,
@@ -103,7 +105,7 @@ SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, 
 		`VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
 }
 
-// way chooses who pays whom.
+// way chooses the sender and the receiver.
 type way func(rng *rand.Rand, accounts int) (from, to int)
 
 func evenly(rng *rand.Rand, accounts int) (from, to int) {
@@ -115,13 +117,14 @@ func toOne(rng *rand.Rand, accounts int) (from, to int) { return 1 + rng.IntN(ac
 
 func fromOne(rng *rand.Rand, accounts int) (from, to int) { return 0, 1 + rng.IntN(accounts-1) }
 
-// pay reserves and commits so many payments, and gives the rate a second. Each is in the ledger, once, or it fails.
+// pay reserves and commits n payments, and returns the payments per second. It fails if any payment
+// is not in the ledger exactly once.
 func (l *ledger) pay(n int, choose way) (float64, error) {
 	run := fmt.Sprintf("run-%d", time.Now().UnixNano())
 	perSecond, err := closedLoop(l.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
 		conn := dbv1.NewDbClient(l.conns[worker%len(l.conns)])
 		from, to := choose(rng, l.accounts)
-		key := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()) // all over the index
+		key := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()) // spread over the whole index
 		reserved, err := conn.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
 			IdempotencyKey: key, SenderId: processes.Account(from), ReceiverId: processes.Account(to), AmountIdr: 15500,
 			CurrencyInput: "USD", AmountMinor: 100, Rate: "15500", RateId: "rate", RateTime: timestamppb.Now(), RuleSet: "rules",
@@ -157,7 +160,8 @@ func (l *ledger) pay(n int, choose way) (float64, error) {
 	return perSecond, nil
 }
 
-// closedLoop has so many workers call n times in all, and gives the calls a second. The first error ends it.
+// closedLoop runs n calls with the given number of workers, and returns the calls per second. The
+// first error ends it.
 func closedLoop(ctx context.Context, workers, n int, call func(ctx context.Context, worker int, rng *rand.Rand) error) (float64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -178,8 +182,8 @@ func closedLoop(ctx context.Context, workers, n int, call func(ctx context.Conte
 	return float64(n) / time.Since(begun).Seconds(), context.Cause(ctx)
 }
 
-// settle calls LogAndSettle over gRPC, over so many connections as a worker's replicas would, and holds what it is told
-// against the ledger.
+// settle calls LogAndSettle over gRPC, over as many connections as a worker's replicas would use,
+// and compares the answers with the ledger.
 func (s *system) settle(n int) (float64, error) {
 	payers, err := load.Payers()
 	if err != nil {
@@ -224,7 +228,8 @@ func (s *system) settle(n int) (float64, error) {
 	return perSecond, errors.Join(err, s.m.sum(s.Database))
 }
 
-// judge holds answers against a ledger, and tells how many claim nothing: refusals, and answers that did not come.
+// judge compares answers with a ledger. It returns the number of answers without an outcome:
+// refusals, and missing answers.
 func (m *machine) judge(database, prefix string, answers []load.Answer) (undecided int, err error) {
 	conn, err := pgx.Connect(m.ctx, database)
 	if err != nil {

@@ -24,31 +24,33 @@ import (
 	"pgw/shared/function"
 )
 
-// machine is what all scenarios of a run share: one Postgres above all, which is pgbench's and pgw's alike.
+// machine is shared by all scenarios of a run. Above all it is one Postgres, for pgbench and for
+// pgw.
 type machine struct {
 	ctx      context.Context
 	dir      string
 	postgres *embedded.Postgres
 	pgbench  string
-	brokers  []string // of a real Kafka; none where there is none
-	profiles string   // directory; empty: keep none
-	prepared bool     // pgbench's tables are there
-	given    int      // names given
-	made     []string // databases, since the last rest
+	brokers  []string // of a real Kafka; empty without one
+	profiles string   // folder of the profiles; empty: keep none
+	prepared bool     // pgbench's tables exist
+	given    int      // number of names that were used
+	made     []string // databases made since the last rest
 }
 
-// serverSettings are what a ledger's Postgres would be given, and for the rest its defaults: fsync, full_page_writes
-// and synchronous_commit are on.
+// serverSettings are the settings that a ledger's Postgres would have. The others are the defaults:
+// fsync, full_page_writes and synchronous_commit are on.
 var serverSettings = map[string]string{
 	"shared_buffers": "2GB", "min_wal_size": "4GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min", "max_connections": "200",
 }
 
-// walSegments of 16 MiB are there before anything is measured. A server that has run for a while uses its old ones again;
-// a new one fills each with zeros first, and everybody waits for that.
+// walSegments of 16 MiB are made before anything is measured. A server that has run for a while
+// reuses its old segments. A new server first fills each segment with zeros, and every commit waits
+// for that.
 const walSegments = 200
 
 func newMachine(ctx context.Context) (*machine, error) {
-	function.CollectLess() // as the functions do, since db runs in this process
+	function.CollectLess() // as the functions do, because db runs in this process
 	m := &machine{ctx: ctx}
 	if given := os.Getenv("PGW_TEST_KAFKA_BROKERS"); given != "" {
 		m.brokers = strings.Split(given, ",")
@@ -73,7 +75,7 @@ func newMachine(ctx context.Context) (*machine, error) {
 	return m, nil
 }
 
-// age gives the server the WAL files of one that has run for a while.
+// age gives the server the WAL files of a server that has run for a while.
 func (m *machine) age() error {
 	conn, err := pgx.Connect(m.ctx, m.postgres.URL())
 	if err != nil {
@@ -89,8 +91,8 @@ func (m *machine) age() error {
 	return err
 }
 
-// rest has nothing of what went before weigh on what comes: its tables are not vacuumed meanwhile, dirty pages are
-// written, WAL files free for use.
+// rest ends the effects of earlier scenarios. It drops their databases, so that no vacuum runs on
+// them, and makes a checkpoint: then dirty pages are written, and WAL files are free for use.
 func (m *machine) rest() error {
 	var statements []string
 	for _, name := range m.made {
@@ -108,7 +110,7 @@ func (m *machine) close() {
 	os.RemoveAll(m.dir)
 }
 
-// name gives each thing of a run its own.
+// name returns a new name for each thing of a run.
 func (m *machine) name(kind string) string {
 	m.given++
 	return fmt.Sprintf("%s%d", strings.ReplaceAll(kind, "-", "_"), m.given)
@@ -123,7 +125,7 @@ func (m *machine) databaseURL(name string) (string, error) {
 	return u.String(), nil
 }
 
-// database makes one, with the ledger's schema.
+// database makes a database with the ledger's schema.
 func (m *machine) database(kind string) (string, error) {
 	name := m.name(kind)
 	if err := m.exec(m.postgres.URL(), "CREATE DATABASE "+name); err != nil {
@@ -151,10 +153,10 @@ func (m *machine) exec(database string, statements ...string) error {
 	return nil
 }
 
-// settled bounds how long payments that nobody waits for any more may be under way.
+// settled is the longest time that abandoned payments may still be under way.
 const settled = 2 * time.Minute
 
-// sum waits until nothing is pending, and proves that the ledger adds up.
+// sum waits until nothing is pending, and checks that the ledger adds up.
 func (m *machine) sum(database string) error {
 	conn, err := pgx.Connect(m.ctx, database)
 	if err != nil {
@@ -174,7 +176,8 @@ func (m *machine) sum(database string) error {
 	}
 }
 
-// transferScript is one transaction that moves money between two accounts: what a ledger does at the least.
+// transferScript is one transaction that moves money between two accounts, the least work of a
+// ledger.
 const transferScript = `\set a random(1, 50000)
 \set b random(50001, 100000)
 \set m random(1, 1000)
@@ -184,19 +187,20 @@ UPDATE pgbench_accounts SET abalance = abalance + :m WHERE aid = :b;
 END;
 `
 
-// floor is pgbench's transfers a second: 32 clients, prepared statements.
+// floor returns pgbench's transfers per second: 32 clients, prepared statements.
 func (m *machine) floor(during time.Duration) (float64, error) {
 	perSecond, _, err := m.transfers("-c", "32", "-j", "2", "-T", seconds(during))
 	return perSecond, err
 }
 
-// loneTransfers are one after another.
+// loneTransfers measures transfers one after another.
 func (m *machine) loneTransfers(n int) (*hdrhistogram.Histogram, error) {
 	_, h, err := m.transfers("-c", "1", "-t", strconv.Itoa(n))
 	return h, err
 }
 
-// pacedTransfers begin at a rate, at random times; their latencies are counted from when they were due.
+// pacedTransfers starts transfers at a rate, at random times. It measures each latency from the
+// planned start.
 func (m *machine) pacedTransfers(perSecond float64, during time.Duration) (*hdrhistogram.Histogram, error) {
 	_, h, err := m.transfers("-c", "32", "-j", "2", "-R", strconv.FormatFloat(perSecond, 'f', 0, 64), "-T", seconds(during))
 	return h, err
@@ -206,7 +210,7 @@ func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d.Seconds(
 
 var tpsLine = regexp.MustCompile(`tps = ([\d.]+)`)
 
-// transfers runs pgbench in a database of its own, away from the ledgers. The histogram is in microseconds.
+// transfers runs pgbench in a database of its own. The histogram is in microseconds.
 func (m *machine) transfers(args ...string) (perSecond float64, latencies *hdrhistogram.Histogram, err error) {
 	target, err := m.databaseURL("postgres")
 	if err != nil {
@@ -239,8 +243,8 @@ func (m *machine) transfers(args ...string) (perSecond float64, latencies *hdrhi
 	return perSecond, latencies, err
 }
 
-// readTransferLogs reads pgbench's log of each transaction, whose third field is microseconds since it was due, and
-// deletes it.
+// readTransferLogs reads pgbench's log of each transaction and deletes it. The third field is the
+// microseconds since the planned start.
 func readTransferLogs(prefix string) (*hdrhistogram.Histogram, error) {
 	paths, err := filepath.Glob(prefix + ".*")
 	if err != nil {
@@ -274,7 +278,7 @@ func readTransferLogs(prefix string) (*hdrhistogram.Histogram, error) {
 	return h, nil
 }
 
-// newHistogram of microseconds, up to a minute.
+// newHistogram makes a histogram of microseconds, up to a minute.
 func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, 60_000_000, 3) }
 
 func millis(h *hdrhistogram.Histogram, percent float64) float64 {

@@ -1,6 +1,6 @@
-// Command load measures pgw beside pgbench on the same Postgres in the same run, keeps profiles of what it measures, and
-// shows what happens when more work comes than can be done. It refuses to report a run whose ledger does not add up, or
-// whose answers are not all the ledger's.
+// Command load measures pgw and pgbench on the same Postgres in the same run. It keeps profiles of
+// its measurements, and shows what happens at more load than the system can serve. It does not
+// report a run whose ledger does not add up, or whose answers differ from the ledger.
 package main
 
 import (
@@ -46,4 +46,4 @@ func write(name string, value any) error {
 	return os.WriteFile(filepath.Join(outDir, name), append(text, '\n'), 0o644)
 }
 
-var errNoKafka = errors.New("no real Kafka: run this by tests/kafka/with-kafka, or with KAFKA_BROKERS")
+var errNoKafka = errors.New("no real Kafka: run this with tests/kafka/with-kafka, or set KAFKA_BROKERS")

@@ -15,8 +15,8 @@ import (
 	"pgw/functions/pgw/load"
 )
 
-// schedule is when each payment of an open loop is due: at random, as those of many strangers are, and as pgbench does
-// it. It implements vegeta.Pacer.
+// schedule holds the planned start of each payment of an open loop. The starts are random, as those
+// of many independent clients, and as pgbench does it. It implements vegeta.Pacer.
 type schedule []time.Duration
 
 func newSchedule(perSecond float64, during time.Duration) schedule {
@@ -42,9 +42,9 @@ func (s schedule) Pace(elapsed time.Duration, hits uint64) (wait time.Duration, 
 // Rate implements vegeta.Pacer.
 func (s schedule) Rate(time.Duration) float64 { return float64(len(s)) / s[len(s)-1].Seconds() }
 
-// openLoop pays at a rate, whether or not there are answers. Latencies, in microseconds, are counted from when a payment
-// was due and not from when it was sent: a system that stalls does not choose what is measured of it. Outcomes must be the
-// ledger's; failed counts the payments that had none.
+// openLoop pays at a rate, whether or not answers come. Latencies, in microseconds, are measured
+// from the planned start and not from the sending, so a system that stalls cannot hide its delays.
+// All outcomes must match the ledger; failed counts the payments without one.
 func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *hdrhistogram.Histogram, failed int, err error) {
 	due := newSchedule(perSecond, during)
 	prefix := fmt.Sprintf("open-%d-", time.Now().UnixNano())
@@ -67,7 +67,8 @@ func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *h
 	return latencies, failed, err
 }
 
-// payments are targets with a key each, which stands in the URL too: a result does not have its request.
+// payments are targets with one key each. The key is in the URL too, because a result does not have
+// its request.
 func payments(gateway, prefix string) (vegeta.Targeter, error) {
 	payers, err := load.Payers()
 	if err != nil {
@@ -86,12 +87,12 @@ func payments(gateway, prefix string) (vegeta.Targeter, error) {
 	}, nil
 }
 
-// answered reads what a payment was told.
+// answered reads the answer to a payment.
 func answered(r *vegeta.Result) load.Answer {
 	_, key, _ := strings.Cut(r.URL, "?")
-	told := load.Told{Reason: load.NoAnswer}
-	if json.Unmarshal(r.Body, &told) == nil {
-		told.HTTP, told.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
+	answer := load.Told{Reason: load.NoAnswer}
+	if json.Unmarshal(r.Body, &answer) == nil {
+		answer.HTTP, answer.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
 	}
-	return load.Answer{Key: key, Told: told}
+	return load.Answer{Key: key, Told: answer}
 }

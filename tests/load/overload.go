@@ -19,32 +19,32 @@ import (
 	"pgw/functions/pgw/load"
 )
 
-// promise is what a payment that is let in is answered within.
+// promise is the time limit for the answer to an admitted payment.
 const promise = 5 * time.Second
 
-// generated is the least part of the wanted load that the generator has to offer.
+// generated is the smallest share of the wanted load that the generator has to send.
 const generated = 0.95
 
-// phase is what one offered load came to. Times are in milliseconds.
+// phase is the result of one load. Times are in milliseconds.
 type phase struct {
 	Name     string         `json:"name"`
 	Wanted   float64        `json:"wanted_per_second"`
-	Offered  float64        `json:"offered_per_second"` // what the generator got done
+	Offered  float64        `json:"offered_per_second"` // what the generator really sent
 	Settled  float64        `json:"settled_per_second"` // payments with an outcome
 	Answers  map[string]int `json:"answers"`
 	P50      float64        `json:"settled_p50_ms"`
 	P99      float64        `json:"settled_p99_ms"`
 	Longest  float64        `json:"settled_max_ms"`
-	Refusals float64        `json:"refused_p99_ms"` // until a client heard that there was no room
+	Refusals float64        `json:"refused_p99_ms"` // time until a client got the refusal
 	Resident int64          `json:"resident_max_mib"`
 
 	late, noRetryAfter int
 }
 
-// overloadCommand offers several times what the system can do for a while, and then half of it. It fails when a
-// payment that was let in was answered too late, a refusal came without Retry-After, or an answer
-// contradicts the ledger; and when the load generator does not get as much done as is wanted of it, since then it is the
-// generator that was measured.
+// overloadCommand sends several times the load that the system can serve, and then half of its
+// capacity. It fails when an admitted payment was answered too late, when a refusal had no
+// Retry-After, or when an answer contradicts the ledger. It also fails when the load generator
+// sends less than it should, because then it measures the generator.
 type overloadCommand struct {
 	Payments int           `default:"20000" help:"To measure the capacity by."`
 	During   time.Duration `default:"1m" help:"How long there is too much."`
@@ -63,7 +63,7 @@ func (c overloadCommand) Run(ctx context.Context) error {
 	}
 	defer s.stop()
 	var capacity float64
-	for range 2 { // the first warms up
+	for range 2 { // the first run warms up
 		done, err := s.load(spec{c.Payments, 64})
 		if err != nil {
 			return err
@@ -91,11 +91,11 @@ func (c overloadCommand) Run(ctx context.Context) error {
 	var errs []error
 	for _, p := range phases {
 		if p.Offered < generated*p.Wanted {
-			errs = append(errs, fmt.Errorf("%s: the load generator offered %.0f/s of %.0f/s: this machine has too few processors for it beside the system; ask for less, such as --times %.1f",
+			errs = append(errs, fmt.Errorf("%s: the load generator offered %.0f/s of %.0f/s: this machine has too few processors for both the generator and the system; use less load, such as --times %.1f",
 				p.Name, p.Offered, p.Wanted, c.Times/2))
 		}
 		if p.late > 0 || p.noRetryAfter > 0 {
-			errs = append(errs, fmt.Errorf("%s: %d payments that were let in were not answered within %s, %d refusals said no Retry-After", p.Name, p.late, promise, p.noRetryAfter))
+			errs = append(errs, fmt.Errorf("%s: %d admitted payments were not answered within %s, %d refusals had no Retry-After", p.Name, p.late, promise, p.noRetryAfter))
 		}
 	}
 	if n := len(phases); phases[n-1].Answers["503 overloaded"] > 0 {
@@ -104,7 +104,7 @@ func (c overloadCommand) Run(ctx context.Context) error {
 	return errors.Join(append(errs, a.judge())...)
 }
 
-// attack offers payments at a rate, whether or not they are answered.
+// attack sends payments at a rate, whether or not they are answered.
 type attack struct {
 	*system
 	prefix  string
@@ -122,12 +122,12 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 	var settled, refused []time.Duration
 	begun, sampled := time.Now(), time.Time{}
 	for r := range attacker.Attack(targets, vegeta.Rate{Freq: int(perSecond), Per: time.Second}, during, name) {
-		told := answered(r)
-		p.Answers[fmt.Sprintf("%d %s", told.HTTP, told.Reason)]++
+		answer := answered(r)
+		p.Answers[fmt.Sprintf("%d %s", answer.HTTP, answer.Reason)]++
 		switch {
 		case r.Code == http.StatusServiceUnavailable, r.Code == http.StatusTooManyRequests:
 			refused = append(refused, r.Latency)
-			if told.RetryAfter == "" {
+			if answer.RetryAfter == "" {
 				p.noRetryAfter++
 			}
 		case r.Code == http.StatusOK:
@@ -138,7 +138,7 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 		default:
 			p.late++
 		}
-		a.answers = append(a.answers, told)
+		a.answers = append(a.answers, answer)
 		if time.Since(sampled) > 100*time.Millisecond {
 			sampled = time.Now()
 			p.Resident = max(p.Resident, resident(a.pid))
@@ -159,7 +159,7 @@ func at(all []time.Duration, q float64) float64 {
 	return float64(all[int(q*float64(len(all)-1))].Microseconds()) / 1000
 }
 
-// resident is a process's memory in MiB; 0 where that can't be told.
+// resident is a process's memory in MiB; 0 when the system does not report it.
 func resident(pid int) int64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	fields := strings.Fields(string(text))
@@ -178,7 +178,7 @@ func (p phase) print() {
 	}
 }
 
-// judge holds every answer against the ledger.
+// judge compares every answer with the ledger.
 func (a *attack) judge() error {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, a.Database)

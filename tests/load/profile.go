@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// profileCommand keeps profiles in tests/load/out/profiles, a folder for each scenario, a file for each process and kind.
+// profileCommand writes profiles to tests/load/out/profiles: a folder for each scenario, a file for
+// each process and kind.
 type profileCommand struct {
 	Only     []string      `help:"These scenarios; all when not given."`
 	Payments int           `default:"30000" help:"In each scenario."`

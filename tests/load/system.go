@@ -26,11 +26,11 @@ const (
 
 var eventKeys = "bench:" + base64.StdEncoding.EncodeToString([]byte("a secret that only benchmarks use"))
 
-// system is a pgw that pgw load can find: by the run.json in its data directory.
+// system is a pgw that pgw load can find by the run.json in its data folder.
 type system struct {
 	m        *machine
 	data     string
-	pid      int // of the one process; 0 when there are several
+	pid      int // of the only process; 0 when there are several
 	stop     func() error
 	Gateway  string `json:"gateway_url"`
 	Database string `json:"database_url"`
@@ -38,7 +38,8 @@ type system struct {
 	Risk     string `json:"risk_addr"`
 }
 
-// noChance takes the seeds' rejects at random out of the rules: each payment is to go all the way.
+// noChance removes the random refusals from the seeds' rules, because each payment must go the
+// whole way.
 func (s *system) noChance() error {
 	conn, err := rpc.Dial(s.Risk)
 	if err != nil {
@@ -84,7 +85,7 @@ func (m *machine) oneProcess(scenario string) (*system, error) {
 	return nil, fmt.Errorf("pgw run is not ready within %s", patient)
 }
 
-// separate are all functions as processes of their own, with a schema and topics, and the seeds in them.
+// separate is all functions as separate processes, with a schema, topics and seeds.
 type separate struct {
 	*system
 	*processes.System
@@ -132,7 +133,7 @@ func (m *machine) separate(scenario string) (*separate, error) {
 }
 
 func (s *separate) start(cfg kafka.Config, prefix string) error {
-	// The gateway is ready once there are rates and accounts.
+	// The gateway is ready only when there are rates and accounts.
 	if err := s.StartAll(s.m.ctx, "gateway"); err != nil {
 		return err
 	}
@@ -171,16 +172,17 @@ func (s *system) pgw(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// spec of a closed loop: so many connections, each asking again when it has its answer.
+// spec describes a closed loop: each of the connections sends its next payment when it has its
+// answer.
 type spec struct{ payments, connections int }
 
-// loaded is what a closed loop came to. Times are in milliseconds.
+// loaded is the result of a closed loop. Times are in milliseconds.
 type loaded struct{ perSecond, p50, p95, p99 float64 }
 
 var loadLine = regexp.MustCompile(`: ([\d.]+)/s; p50 ([\d.]+) ms, p95 ([\d.]+) ms, p99 ([\d.]+) ms`)
 
-// load has pgw load pay, each payment another one, between accounts chosen evenly. It holds every answer against the
-// ledger and adds the ledger up, or fails.
+// load lets pgw load make payments, each with its own key, between accounts that are chosen evenly.
+// It compares every answer with the ledger and adds the ledger up, or fails.
 func (s *system) load(l spec) (loaded, error) {
 	out, err := s.pgw("load", "--payments", strconv.Itoa(l.payments), "--connections", strconv.Itoa(l.connections),
 		"--duplicates", "0", "--hot", "0", "--settle").Output()

@@ -1,4 +1,4 @@
-// Command bare is the least that an HTTP program can be: the baseline of start to ready.
+// Command bare is the smallest HTTP program: the baseline of the time from start to ready.
 package main
 
 import (
