@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // The database's clock decides deadlines. But a gateway's clock made each deadline, so the
@@ -12,13 +13,11 @@ import (
 // acceptedAge shows clocks that differ. Below 0, a gateway's clock is ahead. When even the youngest
 // payments are old, a gateway's clock is behind, or deliveries are late.
 func acceptedAge(r prometheus.Registerer) prometheus.Histogram {
-	h := prometheus.NewHistogram(prometheus.HistogramOpts{
+	return promauto.With(r).NewHistogram(prometheus.HistogramOpts{
 		Name:    "pgw_db_accepted_age_seconds",
 		Help:    "Age of payments when they are reserved: the database's clock minus accepted_at, which is by the gateway's clock. Below 0 the gateway's clock is ahead.",
 		Buckets: []float64{-60, -30, -10, -2.5, -.5, 0, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
 	})
-	r.MustRegister(h)
-	return h
 }
 
 func (l *ledger) observeAccepted(calls []reserve, fresh []int, now time.Time) {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"pgw/shared/batch"
 	"pgw/shared/payment"
@@ -56,10 +57,9 @@ type seenLocks struct {
 }
 
 func (s *seenLocks) measure(r prometheus.Registerer) {
-	s.putOff = prometheus.NewCounter(prometheus.CounterOpts{
+	s.putOff = promauto.With(r).NewCounter(prometheus.CounterOpts{
 		Name: "pgw_db_put_off_total", Help: "Calls that were put off because another transaction had locked what they need.",
 	})
-	r.MustRegister(s.putOff)
 }
 
 func (s *seenLocks) count(n int) {

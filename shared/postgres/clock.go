@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // skewEvery is the time between two measurements of a process's clock. A measurement costs one
@@ -28,10 +29,10 @@ func newClock(now func() time.Time, r prometheus.Registerer) *clock {
 		now = time.Now
 	}
 	c := &clock{now: now, began: time.Now()}
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_postgres_clock_skew_seconds",
 		Help: "How far this process's clock is ahead of the database's, which decides deadlines; below 0, behind. A difference within the round trip counts as 0.",
-	}, func() float64 { return math.Float64frombits(c.skew.Load()) }))
+	}, func() float64 { return math.Float64frombits(c.skew.Load()) })
 	return c
 }
 

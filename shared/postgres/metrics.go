@@ -3,16 +3,17 @@ package postgres
 import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // measure registers a pool's metrics: its size, its use, and the wait for connections.
 func measure(r prometheus.Registerer, name string, pool *pgxpool.Pool) {
-	r = prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, r)
+	auto := promauto.With(prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, r))
 	gauge := func(name, help string, read func(*pgxpool.Stat) float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
+		auto.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) })
 	}
 	counter := func(name, help string, read func(*pgxpool.Stat) float64) {
-		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) }))
+		auto.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return read(pool.Stat()) })
 	}
 	gauge("pgw_postgres_connections", "Connections to Postgres, including idle ones.",
 		func(s *pgxpool.Stat) float64 { return float64(s.TotalConns()) })
