@@ -74,7 +74,7 @@ test-broken: ## Break manifests, and check that test-manifests finds each mistak
 	tests/manifests/broken
 
 test-kafka: ## Test the flows, the stand-in and its soak on a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
-	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./compose/kafkasource ./tests/flow
+	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./functions/kafkasource ./tests/flow
 
 test-queueproxy: ## Test payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
@@ -156,7 +156,7 @@ bench: build ## Measure the table of goals, as ratios to pgbench's transfer on t
 	tests/kafka/with-kafka go run ./tests/load bench $(BENCH)
 
 bench-go: ## Run the Go benchmarks of the hot code, with output for benchstat.
-	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) ./shared/... ./functions/... ./compose/kafkasource
+	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) ./shared/... ./functions/...
 
 profile: build ## Write CPU, allocation, mutex and block profiles of each scenario to tests/load/out/profiles.
 	tests/kafka/with-kafka go run ./tests/load profile

@@ -6,13 +6,13 @@ package db
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -70,24 +70,15 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	// Each value of a label is there from the start: what has never happened is 0, and not absent.
+	auto := promauto.With(r)
 	counters := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		r.MustRegister(c)
-		for _, v := range values {
-			c.WithLabelValues(v)
-		}
-		return c
+		return function.NewCounters(r, name, help, label, values...)
 	}
 	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		r.MustRegister(c)
-		return c
+		return auto.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-		r.MustRegister(g)
-		return g
+		return auto.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
 	var statuses []string
 	for status, name := range dbv1.TxStatus_name {
@@ -110,41 +101,30 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	producer, err := kafka.NewProducer(cfg.Kafka, "db")
-	if err != nil {
-		return nil, err
-	}
-	f, err := New(cfg, producer, time.Now, log)
-	if err != nil {
-		return nil, err
-	}
-	closeLedger := f.Close
-	f.Close = func(ctx context.Context) error { return errors.Join(closeLedger(ctx), producer.Close(ctx)) }
-	return f, nil
-}
+// Function describes db.
+var Function = function.Describe(function.Function{
+	Name: "db", About: "is the ledger: the only writer of the database",
+	Port: "19095", Publishes: function.Rarely, Events: "/",
+}, build)
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	registry := function.NewRegistry()
-	pool, err := openPool(cfg, now, registry)
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	pool, err := openPool(cfg, on.Now, on.Registry)
 	if err != nil {
 		return nil, err
 	}
 	reading, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "db", Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: registry,
+		URL: cfg.DatabaseURL, Name: "db", Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: on.Registry,
 	})
 	if err != nil {
 		pool.Close()
 		return nil, err
 	}
 	d := &DB{
-		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, registry), reads: newReads(reading, cmp.Or(cfg.readWithin, readWithin)), publish: publish, now: now, log: log, metrics: newMetrics(registry),
+		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, on.Registry), reads: newReads(reading, cmp.Or(cfg.readWithin, readWithin)),
+		publish: on.Publisher, now: on.Now, log: on.Log, metrics: newMetrics(on.Registry),
 	}
 	d.enforceRules()
-	return &function.Function{
-		Name: "db", Log: log, Registry: registry,
+	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			dbv1.RegisterDbServer(r, d)
 			dbv1.RegisterAdminServer(r, d)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/function"
 )
 
 const patience = time.Minute
@@ -28,7 +28,7 @@ func wholeDB(t *testing.T) (dbv1.DbClient, string) {
 	if err := cfg.Keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
-	f, err := New(cfg, &published{}, time.Now, slog.New(slog.DiscardHandler))
+	f, err := Function.Make(cfg, function.Dependencies{Publisher: &published{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package db
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/function"
 )
 
 // Postgres goes silent: the connections that there are never answer again, and none is closed. Payments under way hear that
@@ -24,7 +24,7 @@ func TestASilentPostgresIsLeft(t *testing.T) {
 	wire, url := embeddedtest.NewWireTo(t, w.cfg.DatabaseURL)
 	cfg := w.cfg
 	cfg.DatabaseURL = url
-	f, err := New(cfg, w.published, time.Now, slog.New(slog.DiscardHandler))
+	f, err := Function.Make(cfg, function.Dependencies{Publisher: w.published})
 	if err != nil {
 		t.Fatal(err)
 	}

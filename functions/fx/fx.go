@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -24,14 +22,11 @@ import (
 	"pgw/shared/function"
 	"pgw/shared/money"
 	"pgw/shared/postgres"
-	"pgw/shared/rpc"
 )
 
 // Config of the function.
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
-	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rates"`
-	RPC         rpc.Security
 }
 
 // FX is the function.
@@ -55,36 +50,20 @@ type quote struct {
 	at   time.Time
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := callers.Dial(cfg.DBAddr)
-	if err != nil {
-		return nil, fmt.Errorf("DB_ADDR: %w", err)
-	}
-	f, err := New(cfg, conn, rand.Float64, log)
-	if err != nil {
-		return nil, err
-	}
-	closePool := f.Close
-	f.Close = func(ctx context.Context) error { return errors.Join(closePool(ctx), conn.Close()) }
-	return f, nil
-}
+// Function describes fx.
+var Function = function.Describe(function.Function{
+	Name: "fx", About: "prices amounts at the newest rates",
+	Port: "19102", Calls: map[string]string{"db": "keeps new rates"},
+}, build)
 
-// New makes the function with its dependencies passed in. draw is used for random rates alone.
-func New(cfg Config, db grpc.ClientConnInterface, draw func() float64, log *slog.Logger) (*function.Function, error) {
-	registry := function.NewRegistry()
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true, Registerer: registry})
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true, Registerer: on.Registry})
 	if err != nil {
 		return nil, err
 	}
-	f := &FX{admin: dbv1.NewAdminClient(db), draw: draw}
-	f.rates = postgres.NewCached(func(ctx context.Context) (rates, error) { return load(ctx, pool) }, log)
-	return &function.Function{
-		Name: "fx", Log: log, Registry: registry,
+	f := &FX{admin: dbv1.NewAdminClient(on.Conns["db"]), draw: on.Random}
+	f.rates = postgres.NewCached(func(ctx context.Context) (rates, error) { return load(ctx, pool) }, on.Log)
+	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			fxv1.RegisterFxServiceServer(r, f)
 			fxv1.RegisterFxAdminServiceServer(r, f)

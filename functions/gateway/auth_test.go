@@ -2,13 +2,13 @@ package gateway
 
 import (
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
 	"pgw/functions/gateway/access"
+	"pgw/shared/function"
 )
 
 type unread struct{ t *testing.T }
@@ -25,7 +25,7 @@ func TestStrangersBodiesAreNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := Config{AnswerIn: time.Second, MinWaiting: 1, MaxWaiting: 1, Access: access.Config{Mode: access.Required, Keys: line}}
-	f, err := New(cfg, Clients{}, nil, time.Now, slog.New(slog.DiscardHandler))
+	f, err := Function.Make(cfg, function.Dependencies{})
 	if err != nil {
 		t.Fatal(err)
 	}

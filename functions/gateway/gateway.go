@@ -18,6 +18,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
 
 	"pgw/functions/gateway/access"
@@ -30,16 +31,11 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
-	"pgw/shared/rpc"
 	"pgw/shared/trace"
 )
 
 // Config of the function.
 type Config struct {
-	FXAddr     string        `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx"`
-	WalletAddr string        `envconfig:"WALLET_ADDR" default:"localhost:19093" desc:"gRPC address of wallet"`
-	RiskAddr   string        `envconfig:"RISK_ADDR" default:"localhost:19094" desc:"gRPC address of risk"`
-	DBAddr     string        `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which knows what became of a payment"`
 	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one. $NAMES stand for the environment's values, such as $HOSTNAME"`
 	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment comes after a pause, so that functions at zero start side by side"`
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
@@ -50,7 +46,6 @@ type Config struct {
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; none when empty"`
 	Access     access.Config
-	RPC        rpc.Security
 	Kafka      kafka.Config
 }
 
@@ -97,15 +92,10 @@ type metrics struct {
 	results                         *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
-	// Each value of a label is there from the start: what has never happened is 0, and not absent.
+func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
+	auto := promauto.With(r)
 	counter := func(name, help, label string, values ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		r.MustRegister(c)
-		for _, v := range values {
-			c.WithLabelValues(v)
-		}
-		return c
+		return function.NewCounters(r, name, help, label, values...)
 	}
 	m := &metrics{
 		fx: counter("pgw_fx_calls_total", "Conversions asked of fx, by result.", "result", "ok", "no_rate", "invalid", "error"),
@@ -115,15 +105,15 @@ func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 		risk:    counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result", append(verdicts(), "allow", "error")...),
 		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result: error was not sent, unknown may have been.", "result", "ok", "error", "unknown"),
 		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout", "left"),
-		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
+		payments: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_total", Help: "Payments answered.",
 		}, []string{"status", "reason"}),
-		left: prometheus.NewCounter(prometheus.CounterOpts{
+		left: auto.NewCounter(prometheus.CounterOpts{
 			Name: "pgw_payments_left_total", Help: "Payments that were not answered, since the client had left.",
 		}),
 		results: counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome",
 			"answered", "relayed", "relay_failed", "nobody_waits", "refused"),
-		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		stages: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_stage_seconds", Help: "How long each stage of a payment took.", Buckets: function.Latency,
 		}, []string{"stage"}),
 	}
@@ -133,11 +123,10 @@ func newMetrics(r prometheus.Registerer, doors *admission) *metrics {
 	for _, stage := range stageNames {
 		m.stages.WithLabelValues(stage)
 	}
-	r.MustRegister(m.payments, m.left, m.stages, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "pgw_gateway_waiting", Help: "Payments under way now.",
-	}, doors.waiting), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_gateway_waiting", Help: "Payments under way now."}, admitted.waiting)
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pgw_gateway_waiting_limit", Help: "Payments that may be under way now: what the flow gets done in half of a client's wait.",
-	}, doors.limit))
+	}, admitted.limit)
 	return m
 }
 
@@ -151,49 +140,15 @@ func verdicts() (all []string) {
 	return all
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	var conns []*grpc.ClientConn
-	dial := func(name, addr string) (grpc.ClientConnInterface, error) {
-		conn, err := callers.Dial(addr)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		conns = append(conns, conn)
-		return conn, nil
-	}
-	to := Clients{HTTP: callers.Transport(http.DefaultTransport.(*http.Transport).Clone())}
-	var errs [5]error
-	to.FX, errs[0] = dial("FX_ADDR", cfg.FXAddr)
-	to.Wallet, errs[1] = dial("WALLET_ADDR", cfg.WalletAddr)
-	to.Risk, errs[2] = dial("RISK_ADDR", cfg.RiskAddr)
-	to.DB, errs[3] = dial("DB_ADDR", cfg.DBAddr)
-	cfg.ReplicaURL, errs[4] = expand(cfg.ReplicaURL)
-	if err := errors.Join(errs[:]...); err != nil {
-		return nil, err
-	}
-	producer, err := kafka.NewProducer(cfg.Kafka, "gateway")
-	if err != nil {
-		return nil, err
-	}
-	f, err := New(cfg, to, producer, time.Now, log)
-	if err != nil {
-		return nil, err
-	}
-	f.Background = producer.Connect
-	f.Close = func(ctx context.Context) error {
-		err := producer.Close(ctx)
-		for _, c := range conns {
-			err = errors.Join(err, c.Close())
-		}
-		return err
-	}
-	return f, nil
-}
+// Function describes the gateway.
+var Function = function.Describe(function.Function{
+	Name: "gateway", About: "takes payments over HTTP and answers them",
+	Port: "18080", Calls: map[string]string{
+		"fx": "prices payments", "wallet": "checks accounts", "risk": "judges payments", "db": "knows what became of a payment",
+	},
+	Publishes: function.Always, Events: "/events",
+	HTTP: func() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() },
+}, build)
 
 // expand puts the environment's values into a replica's URL: replicas that are made from one description, as
 // Compose does, differ in their HOSTNAME alone.
@@ -212,33 +167,34 @@ func expand(url string) (string, error) {
 	return expanded, nil
 }
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, to Clients, publish Publisher, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	registry := function.NewRegistry()
-	allowed, err := access.Open(cfg.Access, registry, now, log)
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	var err error
+	if cfg.ReplicaURL, err = expand(cfg.ReplicaURL); err != nil {
+		return nil, err
+	}
+	allowed, err := access.Open(cfg.Access, on.Registry, on.Now, on.Log)
 	if err != nil {
 		return nil, err
 	}
-	to, publish = to.watch(now, log), watchPublisher(publish, now, log)
+	to := Clients{FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], HTTP: on.HTTP}.watch(on.Now, on.Log)
+	publish := watchPublisher(on.Publisher, on.Now, on.Log)
 	g := &Gateway{
-		cfg: cfg, reads: newReads(registry), senseless: trace.NewOutage(log, now, "a function answered what can't be used"),
-		relaying: trace.NewOutage(log, now, "a result could not be relayed"),
+		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function answered what can't be used"),
+		relaying: trace.NewOutage(on.Log, on.Now, "a result could not be relayed"),
 		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
 		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
-		waker: newWaker(cfg.WakeURLs, to.HTTP), now: now, log: log,
+		waker: newWaker(cfg.WakeURLs, to.HTTP), now: on.Now, log: on.Log,
 		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}
 	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
-	g.metrics = newMetrics(registry, g.doors)
+	g.metrics = newMetrics(on.Registry, g.doors)
 	guard, err := g.guard()
 	if err != nil {
 		return nil, err
 	}
-	return &function.Function{
-		Name: "gateway", Log: log, Registry: registry,
-		Events: g.takeResult, EventsPath: "/events",
-		Routes: g.routes, Guard: guard, Ready: g.checkSeeds,
+	return &function.Service{
+		Events: g.takeResult, Routes: g.routes, Guard: guard, Ready: g.checkSeeds,
 		// Results arrive over new connections: the port stays open until no client waits for one.
 		BeforeDrain: g.doors.close,
 	}, nil

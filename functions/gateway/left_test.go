@@ -19,6 +19,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/event"
+	"pgw/shared/function"
 )
 
 // silent functions answer nothing: a call ends when its caller leaves.
@@ -59,14 +60,16 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	yes := agreeable{}
-	for name, to := range map[string]Clients{
-		"while fx is asked":           {FX: silent{}, Wallet: yes, Risk: yes, DB: yes},
-		"while wallet is asked":       {FX: yes, Wallet: silent{}, Risk: yes, DB: yes},
-		"while risk is asked":         {FX: yes, Wallet: yes, Risk: silent{}, DB: yes},
-		"while the result is awaited": {FX: yes, Wallet: yes, Risk: yes, DB: yes},
+	for name, to := range map[string]map[string]grpc.ClientConnInterface{
+		"while fx is asked":           {"fx": silent{}, "wallet": yes, "risk": yes, "db": yes},
+		"while wallet is asked":       {"fx": yes, "wallet": silent{}, "risk": yes, "db": yes},
+		"while risk is asked":         {"fx": yes, "wallet": yes, "risk": silent{}, "db": yes},
+		"while the result is awaited": {"fx": yes, "wallet": yes, "risk": yes, "db": yes},
 	} {
 		var log bytes.Buffer
-		f, err := New(Config{AnswerIn: time.Minute, MinWaiting: 1, MaxWaiting: 1, Keys: keys}, to, toNobody{}, time.Now, slog.New(slog.NewTextHandler(&log, nil)))
+		f, err := Function.Make(Config{AnswerIn: time.Minute, MinWaiting: 1, MaxWaiting: 1, Keys: keys}, function.Dependencies{
+			Conns: to, Publisher: toNobody{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,8 +15,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kelseyhightower/envconfig"
-
+	"pgw/shared/function"
 	"pgw/shared/payment"
 )
 
@@ -176,7 +175,7 @@ func TestGrafanaURLIsChecked(t *testing.T) {
 		}
 		t.Setenv("GRAFANA_URL", address)
 		t.Setenv("EVENT_KEYS", "k:Zm9yIGRldmVsb3BtZW50IG9ubHksIG5ldmVyIGVsc2V3aGVyZQ==")
-		if err := envconfig.Process("", &Config{}); err == nil || !strings.Contains(err.Error(), "GRAFANA_URL") || !strings.Contains(err.Error(), want) {
+		if err := function.ReadEnvironment(&Config{}); err == nil || !strings.Contains(err.Error(), "GRAFANA_URL") || !strings.Contains(err.Error(), want) {
 			t.Errorf("the configuration %q: %v", address, err)
 		}
 	}

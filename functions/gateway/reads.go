@@ -5,8 +5,10 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"pgw/functions/gateway/access"
+	"pgw/shared/function"
 )
 
 // What a request costs, of the rate of its key or address. A list looks through hundreds of payments.
@@ -44,18 +46,13 @@ type reads struct {
 }
 
 func newReads(r prometheus.Registerer) *reads {
-	rs := &reads{of: map[string]int{}, refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pgw_gateway_reads_refused_total", Help: "Reads that were not begun since as many were under way as may be: in all, or of one client.",
-	}, []string{"bound"})}
-	rs.refused.WithLabelValues("all")
-	rs.refused.WithLabelValues("client")
-	r.MustRegister(rs.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "pgw_gateway_reads", Help: "Reads under way now.",
-	}, func() float64 {
+	rs := &reads{of: map[string]int{}, refused: function.NewCounters(r, "pgw_gateway_reads_refused_total",
+		"Reads that were not begun since as many were under way as may be: in all, or of one client.", "bound", "all", "client")}
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_gateway_reads", Help: "Reads under way now."}, func() float64 {
 		rs.mu.Lock()
 		defer rs.mu.Unlock()
 		return float64(rs.all)
-	}))
+	})
 	return rs
 }
 

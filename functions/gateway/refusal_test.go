@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -61,20 +60,22 @@ type publishes func() error
 
 func (p publishes) Publish(context.Context, string, string, cloudevents.Event) error { return p() }
 
-func gatewayBeside(t *testing.T, n *neighbours, publish publishes) *function.Function {
+func gatewayBeside(t *testing.T, n *neighbours, publish publishes) *function.Port {
 	t.Helper()
 	cfg := Config{AnswerIn: 300 * time.Millisecond, MinWaiting: 8, MaxWaiting: 8}
 	if err := cfg.Keys.Decode("k:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="); err != nil {
 		t.Fatal(err)
 	}
-	f, err := New(cfg, Clients{FX: n, Wallet: n, Risk: n, DB: n}, publish, time.Now, slog.New(slog.DiscardHandler))
+	f, err := Function.Make(cfg, function.Dependencies{
+		Conns: map[string]grpc.ClientConnInterface{"fx": n, "wallet": n, "risk": n, "db": n}, Publisher: publish,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
 }
 
-func payAt(f *function.Function) *httptest.ResponseRecorder {
+func payAt(f *function.Port) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/api/payments", strings.NewReader(
 		`{"sender_id":"A","receiver_id":"B","currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"k"}`))
 	r.Header.Set("Content-Type", "application/json")

@@ -4,13 +4,12 @@ package payments
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -30,12 +29,9 @@ import (
 
 // Config of the function.
 type Config struct {
-	DBAddr string        `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db"`
-	FXAddr string        `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx, for CreatePayment"`
-	Keys   event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Keys event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	// AllowUnsigned must be what worker's is: a dead letter is a request that worker could not settle.
 	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
-	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 
@@ -59,47 +55,27 @@ type Payments struct {
 	letters *prometheus.CounterVec
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	db, err := callers.Dial(cfg.DBAddr)
-	if err != nil {
-		return nil, fmt.Errorf("DB_ADDR: %w", err)
-	}
-	fx, err := callers.Dial(cfg.FXAddr)
-	if err != nil {
-		return nil, fmt.Errorf("FX_ADDR: %w", err)
-	}
-	producer, err := kafka.NewProducer(cfg.Kafka, "payments")
-	if err != nil {
-		return nil, err
-	}
-	f := New(cfg, db, fx, NewLetters(cfg.Kafka), producer, time.Now, log)
-	f.Close = func(ctx context.Context) error {
-		return errors.Join(producer.Close(ctx), db.Close(), fx.Close())
-	}
-	return f, nil
-}
+// Function describes payments.
+var Function = function.Describe(function.Function{
+	Name: "payments", About: "settles payments in the ledger, and closes out those whose delivery gave up",
+	Port: "19096", Calls: map[string]string{"db": "holds and moves the money", "fx": "prices what CreatePayment is asked for"},
+	Publishes: function.Rarely, Events: "/",
+}, build)
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, db, fx grpc.ClientConnInterface, dead Letters, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	auto := promauto.With(on.Registry)
 	p := &Payments{
-		cfg: cfg, db: dbv1.NewDbClient(db), fx: fxv1.NewFxServiceClient(fx), dead: dead, publish: publish, now: now,
-		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
+		cfg: cfg, db: dbv1.NewDbClient(on.Conns["db"]), fx: fxv1.NewFxServiceClient(on.Conns["fx"]),
+		dead: NewLetters(cfg.Kafka), publish: on.Publisher, now: on.Now,
+		settled: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
 		}, []string{"status", "reason"}),
-		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+		closed: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
 		}, []string{"status", "reason"}),
-		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_payments_dead_letters_total", Help: "Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
-		}, []string{"outcome"}),
-	}
-	for _, outcome := range []string{"closed_out", "put_off", "refused"} {
-		p.letters.WithLabelValues(outcome)
+		letters: function.NewCounters(on.Registry, "pgw_payments_dead_letters_total",
+			"Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
+			"outcome", "closed_out", "put_off", "refused"),
 	}
 	for _, reason := range payment.Reasons {
 		if reason.Recorded() {
@@ -107,13 +83,10 @@ func New(cfg Config, db, fx grpc.ClientConnInterface, dead Letters, publish Publ
 			p.closed.WithLabelValues(string(reason.Status()), string(reason))
 		}
 	}
-	registry := function.NewRegistry()
-	registry.MustRegister(p.settled, p.closed, p.letters)
-	return &function.Function{
-		Name: "payments", Log: log, Registry: registry,
+	return &function.Service{
 		GRPC:   func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, p) },
 		Events: p.takeDeadLetter,
-	}
+	}, nil
 }
 
 // timings of the two ledger calls.

@@ -2,7 +2,6 @@ package payments
 
 import (
 	"context"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/function"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
@@ -39,7 +39,12 @@ func TestTheLedgerSaysWhatIsLate(t *testing.T) {
 		for name, skew := range map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second} {
 			now := time.Now()
 			db := rpc.InProcess(func(r grpc.ServiceRegistrar) { dbv1.RegisterDbServer(r, refusing{reason: reason}) }, nil)
-			f := New(Config{}, db, nil, nil, nil, func() time.Time { return now.Add(skew) }, slog.New(slog.DiscardHandler))
+			f, err := Function.Make(Config{}, function.Dependencies{
+				Conns: map[string]grpc.ClientConnInterface{"db": db}, Now: func() time.Time { return now.Add(skew) },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 			got, err := paymentsv1.NewPaymentsServiceClient(f.InProcess()).LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
 				IdempotencyKey: "k", Deadline: timestamppb.New(now),
 			})

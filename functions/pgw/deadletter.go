@@ -11,8 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"pgw/functions/pgw/allinone"
 	"pgw/functions/pgw/deadletter"
 	"pgw/shared/kafka"
@@ -46,7 +44,7 @@ func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []d
 		}
 		filter.Places = append(filter.Places, place)
 	}
-	cfg, err := f.config()
+	cfg, at, err := f.config()
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -58,16 +56,16 @@ func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []d
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	var conn *grpc.ClientConn
-	if conn, err = callers.Dial(cfg.DBAddr); err != nil {
-		return nil, nil, nil, fmt.Errorf("DB_ADDR: %w", err)
-	}
-	box = &deadletter.Box{Kafka: cfg.Kafka, Group: f.GroupPrefix, DB: conn, Manifests: manifests}
-	if letters, err = box.Read(ctx, filter); err != nil {
-		conn.Close()
+	conns, err := dial(at, callers, "db")
+	if err != nil {
 		return nil, nil, nil, err
 	}
-	return box, letters, func() { conn.Close() }, nil
+	box = &deadletter.Box{Kafka: cfg.Kafka, Group: f.GroupPrefix, DB: conns["db"], Manifests: manifests}
+	if letters, err = box.Read(ctx, filter); err != nil {
+		conns["db"].Close()
+		return nil, nil, nil, err
+	}
+	return box, letters, func() { conns["db"].Close() }, nil
 }
 
 type listLetters struct {

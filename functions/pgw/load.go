@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -28,10 +25,10 @@ type loadCommand struct {
 	Duplicates  float64 `default:"0.1" help:"Share of requests that repeat an earlier one, key and all."`
 	Hot         float64 `default:"0.1" help:"Share of payments that go to one account."`
 	Seed        uint64  `default:"1" help:"Seed number of the choices."`
-	DataDir     string  `env:"PGW_DATA_DIR" default:".pgw" help:"Where run.json names the system, unless the next two do."`
-	Gateway     string  `name:"gateway-url" env:"GATEWAY_URL" help:"The gateway; with DATABASE_URL, its ledger."`
-	Database    string  `name:"database-url" env:"DATABASE_URL"`
-	Settle      bool    `help:"Wait until nothing is pending before judging."`
+	operatorFlags
+	Gateway  string `name:"gateway-url" help:"The gateway, in place of GATEWAY_URL."`
+	Database string `name:"database-url" help:"Its ledger, in place of DATABASE_URL: every answer is held against it."`
+	Settle   bool   `help:"Wait until nothing is pending before judging."`
 }
 
 func (c loadCommand) Validate() error {
@@ -41,35 +38,28 @@ func (c loadCommand) Validate() error {
 	if c.Duplicates < 0 || c.Duplicates > 0.9 || c.Hot < 0 || c.Hot > 1 {
 		return fmt.Errorf("--duplicates must be between 0 and 0.9, --hot between 0 and 1")
 	}
-	if c.Gateway != "" && c.Database == "" {
-		return fmt.Errorf("--gateway-url needs --database-url: every answer is held against the ledger")
-	}
 	return nil
 }
 
 // askAgainFor bounds how long a request without an answer is sent again.
 const askAgainFor = time.Minute
 
-// findSystem reads run.json.
-func findSystem(dataDir string) (addresses, error) {
-	var a addresses
-	text, err := os.ReadFile(filepath.Join(dataDir, "run.json"))
-	if err != nil {
-		return a, fmt.Errorf("pgw run does not seem to run here: %w", err)
-	}
-	return a, json.Unmarshal(text, &a)
+// underLoad is what the command needs of the system.
+type underLoad struct {
+	Gateway  string `envconfig:"GATEWAY_URL" required:"true"`
+	Database string `envconfig:"DATABASE_URL" required:"true"`
 }
 
-// find names the system: half of it is never taken from elsewhere.
-func (c loadCommand) find() (addresses, error) {
-	if c.Gateway == "" {
-		return findSystem(c.DataDir)
+func (c loadCommand) system() (at underLoad, err error) {
+	settings, err := c.find(map[string]string{"GATEWAY_URL": c.Gateway, "DATABASE_URL": c.Database})
+	if err == nil {
+		err = settings.Read(&at)
 	}
-	return addresses{Gateway: c.Gateway, Database: c.Database}, nil
+	return at, err
 }
 
 func (c loadCommand) Run(ctx context.Context) error {
-	at, err := c.find()
+	at, err := c.system()
 	if err != nil {
 		return err
 	}
@@ -86,7 +76,7 @@ func (c loadCommand) Run(ctx context.Context) error {
 	// moment before it says where it is.
 	bounded, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if err := poll(bounded, func() (err error) { at, err = c.find(); return err }); err != nil {
+	if err := poll(bounded, func() (err error) { at, err = c.system(); return err }); err != nil {
 		return err
 	}
 	return c.judge(ctx, at.Database, prefix, requests, answers)

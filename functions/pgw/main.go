@@ -13,13 +13,8 @@ import (
 	"github.com/alecthomas/kong"
 
 	"pgw/functions/db"
-	"pgw/functions/fx"
-	"pgw/functions/gateway"
-	"pgw/functions/payments"
 	"pgw/functions/pgw/reconcile"
-	"pgw/functions/risk"
-	"pgw/functions/wallet"
-	"pgw/functions/worker"
+	"pgw/functions/pgw/table"
 	"pgw/shared/function"
 )
 
@@ -35,34 +30,34 @@ type commands struct {
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"See, send again or put aside the events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Ask a function whether it is ready. Exit code 0: it is."`
-
-	Gateway  functionCommand `cmd:"" help:"Run the gateway function."`
-	Worker   functionCommand `cmd:"" help:"Run the worker function."`
-	Payments functionCommand `cmd:"" help:"Run the payments function."`
-	DB       functionCommand `cmd:"" name:"db" help:"Run the db function."`
-	FX       functionCommand `cmd:"" name:"fx" help:"Run the fx function."`
-	Wallet   functionCommand `cmd:"" help:"Run the wallet function."`
-	Risk     functionCommand `cmd:"" help:"Run the risk function."`
-
-	KafkaSource sourcesCommand `cmd:"" name:"kafkasource" help:"Run the stand-in for Knative's KafkaSource, KafkaSink and PingSource."`
 }
 
-// functions by name. Each is configured by its environment alone.
-var functions = map[string]func(context.Context) error{
-	"gateway":  func(ctx context.Context) error { return function.Main(ctx, "gateway", gateway.Build) },
-	"worker":   func(ctx context.Context) error { return function.Main(ctx, "worker", worker.Build) },
-	"payments": func(ctx context.Context) error { return function.Main(ctx, "payments", payments.Build) },
-	"db":       func(ctx context.Context) error { return function.Main(ctx, "db", db.Build) },
-	"fx":       func(ctx context.Context) error { return function.Main(ctx, "fx", fx.Build) },
-	"wallet":   func(ctx context.Context) error { return function.Main(ctx, "wallet", wallet.Build) },
-	"risk":     func(ctx context.Context) error { return function.Main(ctx, "risk", risk.Build) },
-}
-
-// functionCommand runs one of them.
+// functionCommand runs a function, which is configured by its environment.
 type functionCommand struct{}
 
 func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
-	return functions[k.Selected().Name](ctx)
+	f, _ := table.Functions.Find(k.Selected().Name)
+	return table.Functions.Run(ctx, f)
+}
+
+// sourcesCommand also takes the flags that the stand-in had before it was configured by its environment alone.
+type sourcesCommand struct {
+	functionCommand
+	Manifests string `hidden:"" help:"MANIFESTS_DIR"`
+	Sinks     string `hidden:"" help:"SINKS"`
+	Group     string `hidden:"" name:"group-prefix" help:"KAFKA_GROUP_PREFIX"`
+	Parity    string `hidden:"" help:"PARITY"`
+}
+
+func (c sourcesCommand) Run(ctx context.Context, k *kong.Context) error {
+	for name, value := range map[string]string{
+		"MANIFESTS_DIR": c.Manifests, "SINKS": c.Sinks, "KAFKA_GROUP_PREFIX": c.Group, "PARITY": c.Parity,
+	} {
+		if value != "" {
+			os.Setenv(name, value)
+		}
+	}
+	return c.functionCommand.Run(ctx, k)
 }
 
 type migrateCommand struct {
@@ -102,23 +97,50 @@ func main() {
 	}
 }
 
-// command is what the arguments ask for. A function is started by its name alone, and soon: building the grammar of all
-// commands takes 3 ms, of 20 until it is ready.
+// command is what the arguments ask for. A function is started by its name and nothing else, and soon: building the
+// grammar of all commands takes 3 ms, of 20 until it is ready.
 func command(ctx context.Context) (name string, run func() error) {
 	if len(os.Args) == 2 {
-		if run, ok := functions[os.Args[1]]; ok {
-			return os.Args[1], func() error { return run(ctx) }
+		if f, ok := table.Functions.Find(os.Args[1]); ok {
+			return f.Name, func() error { return table.Functions.Run(ctx, f) }
 		}
 	}
-	k := kong.Parse(&commands{}, append(grammar, kong.BindTo(ctx, (*context.Context)(nil)))...)
+	k := kong.Parse(newCommands(), append(grammar(), kong.BindTo(ctx, (*context.Context)(nil)))...)
 	return k.Selected().Name, func() error { return k.Run() }
 }
 
-var grammar = []kong.Option{
-	kong.Name("pgw"),
-	kong.Description("A real-time multi-currency payment gateway."),
-	kong.UsageOnError(),
-	kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
+func newCommands() *commands { return &commands{Run: runCommand{Ports: portFlags()}} }
+
+// grammar is how arguments are read. Each function of the table is a command.
+func grammar() []kong.Option {
+	options := []kong.Option{
+		kong.Name("pgw"),
+		kong.Description("A real-time multi-currency payment gateway."),
+		kong.UsageOnError(),
+		kong.Help(printHelp),
+		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
+	}
+	for _, f := range table.Functions {
+		options = append(options, kong.DynamicCommand(f.Name, "Run the function "+f.Name+", which "+f.About+".", "", &functionCommand{}))
+	}
+	return options
+}
+
+// printHelp adds to a function's help what it reads from its environment.
+func printHelp(options kong.HelpOptions, k *kong.Context) error {
+	if err := kong.DefaultHelpPrinter(options, k); err != nil {
+		return err
+	}
+	selected := k.Selected()
+	if selected == nil {
+		return nil
+	}
+	f, ok := table.Functions.Find(selected.Name)
+	if !ok {
+		return nil
+	}
+	fmt.Fprintln(k.Stdout)
+	return table.Functions.Help(k.Stdout, f)
 }
 
 // profiled runs a command. Profiles are kept where PROFILE_DIR names a directory.

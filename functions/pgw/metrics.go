@@ -2,31 +2,18 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"google.golang.org/grpc"
 
-	"pgw/compose/kafkasource"
-	"pgw/functions/db"
-	"pgw/functions/fx"
-	"pgw/functions/gateway"
-	"pgw/functions/payments"
-	"pgw/functions/pgw/allinone"
-	"pgw/functions/risk"
-	"pgw/functions/wallet"
-	"pgw/functions/worker"
+	"pgw/functions/pgw/table"
 	"pgw/shared/function"
-	"pgw/shared/kafka"
 )
 
 // metricsCommand prints what stands in compose/prometheus/METRICS.md.
@@ -44,37 +31,18 @@ func (metricsCommand) Run() error {
 	return writeCatalogue(os.Stdout, metrics, len(registries))
 }
 
-// registries of all processes, built and not run: they tell the same names and labels as when they run.
+// registries of all processes, built and not run: they show the same names and labels as when they run.
 func registries() (map[string]*prometheus.Registry, error) {
-	log := slog.New(slog.DiscardHandler)
-	const nowhere = "postgres://nowhere.invalid/"
-	var none grpc.ClientConnInterface
-	ledger, err1 := db.New(db.Config{DatabaseURL: nowhere, BatchMax: 1, BatchLanes: 1, QueueMax: 1}, nil, time.Now, log)
-	rates, err2 := fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
-	accounts, err3 := wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
-	rules, err4 := risk.New(risk.Config{DatabaseURL: nowhere, Secret: "of no use to anybody"}, none, time.Now, log)
-	door, err5 := gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
-	manifests, err6 := allinone.Manifests()
-	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+	ports, err := table.Unconnected()
+	if err != nil {
 		return nil, err
 	}
-	sources := &function.Function{Name: "kafkasource", Log: log, Registry: function.NewRegistry()}
-	if _, err := kafkasource.New(manifests, kafkasource.Config{
-		Kafka: kafka.Config{ParkedTopic: "payments.parked"}, Log: log, Registerer: sources.Registry, SinkURL: func(service string) (string, error) { return "http://" + service, nil },
-	}); err != nil {
-		return nil, err
-	}
-	books := &function.Function{Name: "reconcile", Log: log, Registry: function.NewRegistry()}
-	newWatch(books.Registry)
-
+	ports["reconcile"] = &function.Port{Name: "reconcile", Registry: function.NewRegistry()}
+	newWatch(ports["reconcile"].Registry)
 	all := map[string]*prometheus.Registry{}
-	for _, f := range []*function.Function{
-		worker.New(worker.Config{}, none, nil, time.Now, log),
-		payments.New(payments.Config{}, none, none, nil, nil, time.Now, log),
-		door, ledger, rates, accounts, rules, sources, books,
-	} {
-		f.Handler() // registers what serving is measured by
-		all[f.Name] = f.Registry
+	for name, port := range ports {
+		port.Handler() // registers what serving is measured by
+		all[name] = port.Registry
 	}
 	return all, nil
 }
@@ -86,8 +54,8 @@ type metric struct {
 	by               []string
 }
 
-// readMetrics gathers what the registries tell. A metric that is described and not told is an error: what has never
-// happened should be 0, so that a query for it has an answer.
+// readMetrics gathers what the registries show. A metric that is described and has no series is an error: what has
+// never happened should be 0, so that a query for it has an answer.
 func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) {
 	all := map[string]*metric{}
 	for _, process := range slices.Sorted(maps.Keys(registries)) {
@@ -95,7 +63,7 @@ func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) 
 		if err != nil {
 			return nil, fmt.Errorf("metrics of %s: %w", process, err)
 		}
-		told := map[string]bool{}
+		shown := map[string]bool{}
 		for _, family := range families {
 			m := all[family.GetName()]
 			if m == nil {
@@ -104,11 +72,11 @@ func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) 
 			}
 			m.by = append(m.by, process)
 			m.addLabels(family)
-			told[m.name] = true
+			shown[m.name] = true
 		}
 		for _, name := range described(registries[process]) {
-			if !told[name] {
-				return nil, fmt.Errorf("%s describes %s, and does not tell it from the start", process, name)
+			if !shown[name] {
+				return nil, fmt.Errorf("%s describes %s, and does not show it from the start", process, name)
 			}
 		}
 	}
@@ -154,7 +122,7 @@ func (m *metric) values(label string) string {
 	return "`" + label + "` (" + strings.Join(values, ", ") + ")"
 }
 
-// ofRuntime tells a metric of the Go runtime, the process or the endpoint itself: those are client_golang's.
+// ofRuntime says whether a metric is of the Go runtime, the process or the endpoint itself: those are client_golang's.
 func (m *metric) ofRuntime() bool {
 	for _, prefix := range []string{"go_", "process_", "promhttp_"} {
 		if strings.HasPrefix(m.name, prefix) {

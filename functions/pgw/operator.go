@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,63 +9,104 @@ import (
 	"path/filepath"
 	"strings"
 
+	"google.golang.org/grpc"
+
+	"pgw/functions/pgw/table"
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 )
 
-// operatorFlags find the system that an operator's command works on: the environment describes it, with the
-// variables of the functions; where it says nothing of a broker or a database, it is the pgw run of the data
-// directory. Never half of each.
+// operatorFlags find the system that an operator's command works on. All of these commands find it in one way:
+//
+//   - An environment that names a system, by KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL, describes all of it. It is
+//     never mixed with another, so that no command is sent to a system that its operator did not mean.
+//   - Otherwise it is the pgw run of the data directory, as its run.json says. The environment fills what is missing
+//     there, such as keys and tokens.
 type operatorFlags struct {
-	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Where the run.json of pgw run is, which is used when neither KAFKA_BROKERS nor DATABASE_URL is set."`
+	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Where the run.json of pgw run is. It says where the system is, and the environment fills what is missing there; unless KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL is set: then the environment says all of it."`
 }
 
-// operatorConfig is what the operators' commands read from the environment.
+// naming are the variables by which an environment names a system.
+var naming = []string{"KAFKA_BROKERS", "DATABASE_URL", "GATEWAY_URL"}
+
+// operatorConfig is what most of the operators' commands read of the system.
 type operatorConfig struct {
 	DatabaseURL   string        `envconfig:"DATABASE_URL"`
-	DBAddr        string        `envconfig:"DB_ADDR" default:"localhost:19095"`
 	Keys          event.Keyring `envconfig:"EVENT_KEYS"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS"`
 	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 
-func (f operatorFlags) config() (operatorConfig, error) {
-	var cfg operatorConfig
-	_, brokers := os.LookupEnv("KAFKA_BROKERS")
-	_, database := os.LookupEnv("DATABASE_URL")
-	if !brokers && !database {
-		if err := f.fromRun(); err != nil {
-			return cfg, err
-		}
+func (f operatorFlags) config() (cfg operatorConfig, at function.Settings, err error) {
+	if at, err = f.find(nil); err == nil {
+		err = at.Read(&cfg)
 	}
-	if err := function.ReadEnvironment(&cfg); err != nil {
-		return cfg, err
-	}
-	return cfg, nil
+	return cfg, at, err
 }
 
-// fromRun puts what run.json says into the environment of this process.
-func (f operatorFlags) fromRun() error {
-	at, err := findSystem(f.DataDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("set KAFKA_BROKERS, DATABASE_URL and EVENT_KEYS, or start pgw run here: there is no run.json in %s", f.DataDir)
+// find says where the system is. What the command's own flags say counts as if it stood in the environment.
+func (f operatorFlags) find(flags map[string]string) (function.Settings, error) {
+	environment := func(name string) (string, bool) {
+		if value := flags[name]; value != "" {
+			return value, true
+		}
+		return os.LookupEnv(name)
 	}
-	if err != nil {
-		return err
-	}
-	found := map[string]string{
-		"KAFKA_BROKERS": strings.Join(at.Brokers, ","), "DATABASE_URL": at.Database, "DB_ADDR": at.DB, "ALLOW_UNSIGNED_REQUESTS": "true",
-	}
-	if keys, err := os.ReadFile(filepath.Join(f.DataDir, "event-keys")); err == nil {
-		found["EVENT_KEYS"] = string(keys)
-	}
-	for name, value := range found {
-		if _, set := os.LookupEnv(name); !set {
-			os.Setenv(name, value)
+	for _, name := range naming {
+		if _, set := environment(name); set {
+			return function.Settings{Lookup: environment}, nil
 		}
 	}
-	return nil
+	found, err := f.readRunFile()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("set %s, or start pgw run here: there is no run.json in %s", strings.Join(naming, ", "), f.DataDir)
+	}
+	return function.Settings{Lookup: func(name string) (string, bool) {
+		if value, set := found[name]; set {
+			return value, true
+		}
+		if value, set := environment(name); set || name != "EVENT_KEYS" {
+			return value, set
+		}
+		keys, err := os.ReadFile(filepath.Join(f.DataDir, "event-keys"))
+		return string(keys), err == nil
+	}}, err
+}
+
+// readRunFile gives what run.json says, by the names of the variables that would say so.
+func (f operatorFlags) readRunFile() (map[string]string, error) {
+	text, err := os.ReadFile(filepath.Join(f.DataDir, "run.json"))
+	if err != nil {
+		return nil, err
+	}
+	var says struct {
+		Brokers []string `json:"kafka_brokers"`
+	}
+	var all map[string]any
+	if err := errors.Join(json.Unmarshal(text, &says), json.Unmarshal(text, &all)); err != nil {
+		return nil, fmt.Errorf("run.json: %w", err)
+	}
+	// What pgw run lets in.
+	found := map[string]string{"KAFKA_BROKERS": strings.Join(says.Brokers, ","), "ALLOW_UNSIGNED_REQUESTS": "true"}
+	for name, value := range all {
+		if text, ok := value.(string); ok {
+			found[strings.ToUpper(name)] = text
+		}
+	}
+	return found, nil
+}
+
+// dial calls functions of the system, each by its name.
+func dial(at function.Settings, callers *rpc.Callers, names ...string) (conns map[string]*grpc.ClientConn, err error) {
+	conns = map[string]*grpc.ClientConn{}
+	for _, name := range names {
+		address := table.Functions.Address(name)
+		if conns[name], err = callers.Dial(address.From(at.Lookup)); err != nil {
+			return nil, fmt.Errorf("%s: %w", address.Name, err)
+		}
+	}
+	return conns, nil
 }

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"pgw/functions/pgw/reconcile"
+	"pgw/functions/pgw/table"
 	"pgw/shared/function"
 	"pgw/shared/payment"
 )
@@ -44,7 +46,7 @@ func (unknown) ExitCode() int   { return 2 }
 func (u unknown) Unwrap() error { return u.error }
 
 func (c reconcileCommand) Run(ctx context.Context) error {
-	system, err := c.config()
+	system, _, err := c.config()
 	if err == nil && system.DatabaseURL == "" {
 		err = errors.New("DATABASE_URL is not set")
 	}
@@ -107,15 +109,14 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	if !c.Since.IsZero() {
 		age = time.Since(c.Since.Time)
 	}
-	return function.Main(ctx, "reconcile", func(_ struct{}, log *slog.Logger) (*function.Function, error) {
-		registry := function.NewRegistry()
-		w := newWatch(registry)
-		return &function.Function{Name: "reconcile", Log: log, Registry: registry, Background: func(ctx context.Context) error {
+	return table.Functions.Run(ctx, function.Describe(function.Function{Name: "reconcile"}, func(_ struct{}, on function.Dependencies) (*function.Service, error) {
+		w := newWatch(on.Registry)
+		return &function.Service{Background: func(ctx context.Context) error {
 			for {
 				if age > 0 {
-					cfg.Since = time.Now().Add(-age)
+					cfg.Since = on.Now().Add(-age)
 				}
-				w.once(ctx, cfg, log)
+				w.once(ctx, cfg, on.Log)
 				select {
 				case <-ctx.Done():
 					return nil
@@ -123,7 +124,7 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 				}
 			}
 		}}, nil
-	})
+	}))
 }
 
 // watch is what /metrics tells of reconciliations.
@@ -137,18 +138,16 @@ type watch struct {
 }
 
 func newWatch(r prometheus.Registerer) *watch {
+	auto := promauto.With(r)
 	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-		r.MustRegister(g)
-		return g
+		return auto.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
 	w := &watch{
-		breaches: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		breaches: auto.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgw_reconcile_breaches", Help: "What was not as it must be, at the last reconciliation.",
 		}, []string{"check"}),
-		runs: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_reconcile_runs_total", Help: "Reconciliations by result: clean, breach, or unknown.",
-		}, []string{"result"}),
+		runs: function.NewCounters(r, "pgw_reconcile_runs_total", "Reconciliations by result: clean, breach, or unknown.",
+			"result", "clean", "breach", "unknown"),
 		at:       gauge("pgw_reconcile_last_told_timestamp_seconds", "When a reconciliation last told whether all is well."),
 		took:     gauge("pgw_reconcile_last_duration_seconds", "How long the last reconciliation took."),
 		accounts: gauge("pgw_reconcile_accounts", "Accounts there were at the last reconciliation."),
@@ -160,10 +159,6 @@ func newWatch(r prometheus.Registerer) *watch {
 	for _, check := range reconcile.Checks {
 		w.breaches.WithLabelValues(string(check))
 	}
-	for _, result := range []string{"clean", "breach", "unknown"} {
-		w.runs.WithLabelValues(result)
-	}
-	r.MustRegister(w.breaches, w.runs)
 	return w
 }
 

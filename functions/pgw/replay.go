@@ -87,7 +87,7 @@ func (c replayCommand) Run(ctx context.Context) error {
 		Stdin: os.Stdin, Stdout: os.Stdout,
 	}
 	if c.Sign || strings.HasPrefix(c.From, "topic:") || strings.HasPrefix(c.To, "topic:") {
-		system, err := c.config()
+		system, _, err := c.config()
 		if err != nil {
 			return err
 		}

@@ -14,16 +14,19 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/gofrs/flock"
 
 	"pgw/functions/db"
 	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
+	"pgw/functions/pgw/table"
 	"pgw/functions/risk"
 	"pgw/shared/embedded"
 	"pgw/shared/event"
@@ -59,28 +62,20 @@ type runCommand struct {
 
 	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"Where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it."`
 
-	GatewayPort  int `env:"PGW_GATEWAY_PORT" default:"18080" help:"Ports are on loopback; 0 takes any."`
-	WorkerPort   int `env:"PGW_WORKER_PORT" default:"19091"`
-	KafkaPort    int `env:"PGW_KAFKA_PORT" default:"19092"`
-	WalletPort   int `env:"PGW_WALLET_PORT" default:"19093"`
-	RiskPort     int `env:"PGW_RISK_PORT" default:"19094"`
-	DBPort       int `name:"db-port" env:"PGW_DB_PORT" default:"19095"`
-	PaymentsPort int `env:"PGW_PAYMENTS_PORT" default:"19096"`
-	FXPort       int `name:"fx-port" env:"PGW_FX_PORT" default:"19102"`
+	KafkaPort int          `env:"PGW_KAFKA_PORT" default:"19092" help:"Port of the broker on loopback; 0 takes any."`
+	Ports     kong.Plugins `embed:""` // one for each of allinone.Listening
 }
 
-// addresses is what run.json holds while the system runs; the operators' commands find it by that.
-type addresses struct {
-	PID      int      `json:"pid"`
-	Gateway  string   `json:"gateway_url"`
-	Worker   string   `json:"worker_url"`
-	Database string   `json:"database_url"`
-	Brokers  []string `json:"kafka_brokers"`
-	FX       string   `json:"fx_addr"`
-	Wallet   string   `json:"wallet_addr"`
-	Risk     string   `json:"risk_addr"`
-	DB       string   `json:"db_addr"`
-	Payments string   `json:"payments_addr"`
+// portFlags are the flags for the functions' ports.
+func portFlags() (flags kong.Plugins) {
+	for _, name := range allinone.Listening() {
+		f, _ := table.Functions.Find(name)
+		flags = append(flags, reflect.New(reflect.StructOf([]reflect.StructField{{
+			Name: "Port", Type: reflect.TypeFor[int](), Tag: reflect.StructTag(fmt.Sprintf(
+				`name:"%s-port" env:"PGW_%s_PORT" default:"%s" help:"Port of %s on loopback; 0 takes any."`, name, strings.ToUpper(name), f.Port, name)),
+		}})).Interface())
+	}
+	return flags
 }
 
 // Run starts everything, waits until ctx ends, and drains.
@@ -150,14 +145,11 @@ func (c runCommand) lockDataDir() (unlock func(), err error) {
 func (c runCommand) postgresDir() string { return filepath.Join(c.DataDir, "postgres") }
 func (c runCommand) kafkaDir() string    { return filepath.Join(c.DataDir, "kafka") }
 
-// listen takes all ports first: a busy one should be told before anything is started.
+// listen takes all ports first, so that a busy one is reported before anything is started.
 func (c runCommand) listen() (map[string]net.Listener, error) {
-	ports := map[string]int{
-		"gateway": c.GatewayPort, "worker": c.WorkerPort, "wallet": c.WalletPort, "risk": c.RiskPort,
-		"db": c.DBPort, "payments": c.PaymentsPort, "fx": c.FXPort,
-	}
 	listeners := map[string]net.Listener{}
-	for name, port := range ports {
+	for i, name := range allinone.Listening() {
+		port := int(reflect.ValueOf(c.Ports[i]).Elem().Field(0).Int())
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			for _, other := range listeners {
@@ -400,12 +392,17 @@ func (s *system) runFile() string { return filepath.Join(s.dataDir, "run.json") 
 
 func (s *system) addr(name string) string { return s.listeners[name].Addr().String() }
 
+// writeRunFile says where the system is. Its names are those of the variables that say so, in lower case.
 func (s *system) writeRunFile() error {
-	text, err := json.MarshalIndent(addresses{
-		PID: os.Getpid(), Gateway: "http://" + s.addr("gateway"), Worker: "http://" + s.addr("worker"),
-		Database: s.database, Brokers: s.kafka.Brokers,
-		FX: s.addr("fx"), Wallet: s.addr("wallet"), Risk: s.addr("risk"), DB: s.addr("db"), Payments: s.addr("payments"),
-	}, "", "  ")
+	found := map[string]any{"pid": os.Getpid(), "database_url": s.database, "kafka_brokers": s.kafka.Brokers}
+	for name := range s.listeners {
+		if s.all.Conn(name) != nil {
+			found[name+"_addr"] = s.addr(name)
+		} else {
+			found[name+"_url"] = "http://" + s.addr(name)
+		}
+	}
+	text, err := json.MarshalIndent(found, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -424,10 +421,13 @@ func writeWhole(path string, text []byte) error {
 func (s *system) printBanner() {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\npgw runs.\n\n  gateway     http://%s\n", s.addr("gateway"))
-	for _, name := range []string{"fx", "wallet", "risk", "db", "payments"} {
-		fmt.Fprintf(&b, "  %-11s %s (gRPC, /metrics)\n", name, s.addr(name))
+	for _, name := range allinone.Listening()[1:] {
+		takes := "events"
+		if s.all.Conn(name) != nil {
+			takes = "gRPC"
+		}
+		fmt.Fprintf(&b, "  %-11s %s (%s, /metrics)\n", name, s.addr(name), takes)
 	}
-	fmt.Fprintf(&b, "  %-11s %s (events, /metrics)\n", "worker", s.addr("worker"))
 	for _, store := range s.stores {
 		fmt.Fprintf(&b, "  %s\n", store)
 	}

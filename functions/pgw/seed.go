@@ -22,7 +22,6 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/seeds"
 	"pgw/shared/event"
-	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 )
@@ -31,7 +30,7 @@ import (
 const maxSeeded = 10_000_000
 
 type seedCommand struct {
-	Apply        applySeeds       `cmd:"" help:"Give a system the rates, rules and accounts of seeds/ that it has not (KAFKA_BROKERS, EVENT_KEYS, FX_ADDR, RISK_ADDR, WALLET_ADDR). May be repeated."`
+	Apply        applySeeds       `cmd:"" help:"Give a system the rates, rules and accounts of seeds/ that it has not. May be repeated."`
 	Accounts     seedAccounts     `cmd:"" help:"Accounts with owners, currencies, limits and funds."`
 	Transactions seedTransactions `cmd:"" help:"Payments between the accounts of the same seed number."`
 }
@@ -327,8 +326,8 @@ func seedRules(ctx context.Context, conn grpc.ClientConnInterface) error {
 	return err
 }
 
-// applySeeds is configured by its environment, like a function.
 type applySeeds struct {
+	operatorFlags
 	Reset   bool `xor:"how" help:"Put back what operators have changed since: the seeds' rates, rules, and profiles of accounts, blocked ones too."`
 	Missing bool `xor:"how" help:"Only rates, rules or accounts of which the ledger of DATABASE_URL has none, and wait until its accounts are funded."`
 }
@@ -336,14 +335,15 @@ type applySeeds struct {
 func (c applySeeds) Run(ctx context.Context) error {
 	var cfg struct {
 		Database string        `envconfig:"DATABASE_URL"`
-		FXAddr   string        `envconfig:"FX_ADDR" default:"localhost:19102"`
-		RiskAddr string        `envconfig:"RISK_ADDR" default:"localhost:19094"`
-		Wallet   string        `envconfig:"WALLET_ADDR" default:"localhost:19093"`
 		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
 		RPC      rpc.Security
 		Kafka    kafka.Config
 	}
-	if err := function.ReadEnvironment(&cfg); err != nil {
+	at, err := c.find(nil)
+	if err == nil {
+		err = at.Read(&cfg)
+	}
+	if err != nil {
 		return err
 	}
 	if c.Missing && cfg.Database == "" {
@@ -355,26 +355,18 @@ func (c applySeeds) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
-	fx, err := callers.Dial(cfg.FXAddr)
+	conns, err := dial(at, callers, "fx", "risk", "wallet")
 	if err != nil {
-		return fmt.Errorf("FX_ADDR: %w", err)
+		return err
 	}
-	defer fx.Close()
-	rules, err := callers.Dial(cfg.RiskAddr)
-	if err != nil {
-		return fmt.Errorf("RISK_ADDR: %w", err)
+	for _, conn := range conns {
+		defer conn.Close()
 	}
-	defer rules.Close()
-	wallet, err := callers.Dial(cfg.Wallet)
-	if err != nil {
-		return fmt.Errorf("WALLET_ADDR: %w", err)
-	}
-	defer wallet.Close()
 	producer, err := kafka.NewProducer(cfg.Kafka, "seed")
 	if err != nil {
 		return err
 	}
-	s := newSystem{fx: fx, risk: rules, wallet: wallet, producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
+	s := newSystem{fx: conns["fx"], risk: conns["risk"], wallet: conns["wallet"], producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
 	if c.Missing {
 		err = s.applyMissing(ctx, cfg.Database)
 	} else {

@@ -6,17 +6,15 @@ import (
 	"os"
 	"text/tabwriter"
 
-	"pgw/compose/kafkasource"
+	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/allinone"
-	"pgw/shared/function"
 	"pgw/shared/kafka"
 )
 
 // partitions of each topic of the flow, which is also the most consumers that a source can use.
 const partitions = 8
 
-// topicsCommand makes the flow's topics, configured by its environment like a function, or shows them as an
-// operator's command.
+// topicsCommand makes the flow's topics, or shows them.
 type topicsCommand struct {
 	operatorFlags
 	Partitions int32  `default:"${partitions}" help:"Partitions of a topic that is made; one that exists is left as it is."`
@@ -36,12 +34,16 @@ func (c topicsCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Lag {
-		return c.showLag(manifests)
-	}
 	var cfg kafka.Config
-	if err := function.ReadEnvironment(&cfg); err != nil {
+	at, err := c.find(nil)
+	if err == nil {
+		err = at.Read(&cfg)
+	}
+	if err != nil {
 		return err
+	}
+	if c.Lag {
+		return c.showLag(cfg, manifests)
 	}
 	topics := flowTopics(cfg, manifests, c.Partitions)
 	if err := kafka.EnsureTopics(cfg, topics); err != nil {
@@ -53,16 +55,12 @@ func (c topicsCommand) Run(ctx context.Context) error {
 	return nil
 }
 
-func (c topicsCommand) showLag(manifests kafkasource.Manifests) error {
-	system, err := c.config()
-	if err != nil {
-		return err
-	}
+func (c topicsCommand) showLag(cfg kafka.Config, manifests kafkasource.Manifests) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "topic\trecords\tgroup\tlag")
 	for _, name := range manifests.Topics() {
-		topic := system.Kafka.Renamed()[name]
-		r, err := kafka.OpenReader(system.Kafka, "topics", kafka.Range{Topic: topic})
+		topic := cfg.Renamed()[name]
+		r, err := kafka.OpenReader(cfg, "topics", kafka.Range{Topic: topic})
 		if err != nil {
 			return err
 		}
@@ -72,7 +70,7 @@ func (c topicsCommand) showLag(manifests kafkasource.Manifests) error {
 			fmt.Fprintf(w, "%s\t%d\t\t\n", topic, r.Total())
 		}
 		for _, group := range groups {
-			taken, err := kafka.Committed(system.Kafka, c.Group+group, topic)
+			taken, err := kafka.Committed(cfg, c.Group+group, topic)
 			if err != nil {
 				return err
 			}

@@ -5,9 +5,7 @@ package risk
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -23,15 +21,12 @@ import (
 	"pgw/shared/function"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
-	"pgw/shared/rpc"
 )
 
 // Config of the function.
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
-	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which keeps new rules"`
 	Secret      string `envconfig:"RISK_SECRET" required:"true" desc:"keys the random draw: at least 16 bytes that nobody else knows, the same for all replicas, for ever"`
-	RPC         rpc.Security
 }
 
 // minSecret is the least a secret may have, in bytes: who could guess it could choose keys that pass.
@@ -56,42 +51,26 @@ type Risk struct {
 	now    func() time.Time
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := callers.Dial(cfg.DBAddr)
-	if err != nil {
-		return nil, fmt.Errorf("DB_ADDR: %w", err)
-	}
-	f, err := New(cfg, conn, time.Now, log)
-	if err != nil {
-		return nil, err
-	}
-	closeRest := f.Close
-	f.Close = func(ctx context.Context) error { return errors.Join(closeRest(ctx), conn.Close()) }
-	return f, nil
-}
+// Function describes risk.
+var Function = function.Describe(function.Function{
+	Name: "risk", About: "judges payments by rules",
+	Port: "19094", Calls: map[string]string{"db": "keeps new rules"},
+}, build)
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, db grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if err := checkSecret(cfg.Secret); err != nil {
 		return nil, err
 	}
-	registry := function.NewRegistry()
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: registry})
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: on.Registry})
 	if err != nil {
 		return nil, err
 	}
-	r := &Risk{admin: dbv1.NewAdminClient(db), secret: []byte(cfg.Secret), now: now}
-	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, log)
-	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: registry}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
-		return started(ctx, pool, ids, now())
+	r := &Risk{admin: dbv1.NewAdminClient(on.Conns["db"]), secret: []byte(cfg.Secret), now: on.Now}
+	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, on.Log)
+	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: on.Registry}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
+		return started(ctx, pool, ids, on.Now())
 	})
-	return &function.Function{
-		Name: "risk", Log: log, Registry: registry,
+	return &function.Service{
 		GRPC: func(s grpc.ServiceRegistrar) {
 			riskv1.RegisterRiskServiceServer(s, r)
 			riskv1.RegisterAdminServer(s, r)

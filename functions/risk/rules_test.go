@@ -4,11 +4,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"pgw/shared/function"
 	"pgw/shared/payment"
@@ -118,7 +116,7 @@ func TestTheDraw(t *testing.T) {
 // A secret is required and must be long enough. A generated secret lets the examples pass.
 func TestSecrets(t *testing.T) {
 	for _, bad := range []string{"", "pgw", "                ", "  fifteen bytes  "} {
-		_, err := New(Config{DatabaseURL: "postgres://localhost/pgw", Secret: bad}, nil, time.Now, slog.New(slog.DiscardHandler))
+		_, err := Function.Make(Config{DatabaseURL: "postgres://localhost/pgw", Secret: bad}, function.Dependencies{})
 		if err == nil || !strings.Contains(err.Error(), "RISK_SECRET") || (bad != "" && strings.Contains(err.Error(), bad)) {
 			t.Errorf("%q: %v", bad, err)
 		}

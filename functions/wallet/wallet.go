@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -22,16 +21,12 @@ import (
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
-	"pgw/shared/rpc"
 )
 
 // Config of the function.
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
-	DBAddr      string `envconfig:"DB_ADDR" default:"localhost:19095" desc:"gRPC address of db, which changes accounts"`
-	FXAddr      string `envconfig:"FX_ADDR" default:"localhost:19102" desc:"gRPC address of fx, which prices holds"`
 	QueueMax    int    `envconfig:"QUEUE_MAX" default:"4096" desc:"reads that may wait for a batch; more are refused"`
-	RPC         rpc.Security
 }
 
 const (
@@ -65,50 +60,32 @@ type account struct {
 	spent      int64
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	db, err := callers.Dial(cfg.DBAddr)
-	if err != nil {
-		return nil, fmt.Errorf("DB_ADDR: %w", err)
-	}
-	fx, err := callers.Dial(cfg.FXAddr)
-	if err != nil {
-		return nil, fmt.Errorf("FX_ADDR: %w", err)
-	}
-	f, err := New(cfg, db, fx, time.Now, log)
-	if err != nil {
-		return nil, err
-	}
-	closePool := f.Close
-	f.Close = func(ctx context.Context) error { return errors.Join(closePool(ctx), db.Close(), fx.Close()) }
-	return f, nil
-}
+// Function describes wallet.
+var Function = function.Describe(function.Function{
+	Name: "wallet", About: "looks up accounts and holds funds",
+	Port: "19093", Calls: map[string]string{"db": "changes accounts", "fx": "prices holds"},
+}, build)
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, db, fx grpc.ClientConnInterface, now func() time.Time, log *slog.Logger) (*function.Function, error) {
-	registry := function.NewRegistry()
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: registry})
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: on.Registry})
 	if err != nil {
 		return nil, err
 	}
 	picks, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, ReadOnly: true, Registerer: registry,
+		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, ReadOnly: true, Registerer: on.Registry,
 	})
 	if err != nil {
 		pool.Close()
 		return nil, err
 	}
+	db := on.Conns["db"]
 	w := &Wallet{
-		pool: pool, picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db), fx: fxv1.NewFxServiceClient(fx), now: now,
+		pool: pool, picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db),
+		fx: fxv1.NewFxServiceClient(on.Conns["fx"]), now: on.Now,
 	}
 	// One lane: reads are short, and one query for many accounts costs hardly more than for one.
-	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: registry}, w.readAll)
-	return &function.Function{
-		Name: "wallet", Log: log, Registry: registry,
+	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: on.Registry}, w.readAll)
+	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			walletv1.RegisterWalletServiceServer(r, w)
 			walletv1.RegisterAdminServer(r, w)

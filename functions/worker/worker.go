@@ -4,14 +4,12 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -26,10 +24,8 @@ import (
 
 // Config of the function.
 type Config struct {
-	PaymentsAddr  string        `envconfig:"PAYMENTS_ADDR" default:"localhost:19096" desc:"gRPC address of payments"`
 	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
-	RPC           rpc.Security
 	Kafka         kafka.Config
 }
 
@@ -48,47 +44,25 @@ type Worker struct {
 	stages   *prometheus.HistogramVec
 }
 
-// Build makes the function from its configuration.
-func Build(cfg Config, log *slog.Logger) (*function.Function, error) {
-	callers, err := cfg.RPC.Open(log)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := callers.Dial(cfg.PaymentsAddr)
-	if err != nil {
-		return nil, fmt.Errorf("PAYMENTS_ADDR: %w", err)
-	}
-	producer, err := kafka.NewProducer(cfg.Kafka, "worker")
-	if err != nil {
-		return nil, err
-	}
-	f := New(cfg, conn, producer, time.Now, log)
-	// The broker is met while the first payment is still being settled.
-	f.Background = producer.Connect
-	f.Close = func(ctx context.Context) error { return errors.Join(producer.Close(ctx), conn.Close()) }
-	return f, nil
-}
+// Function describes worker.
+var Function = function.Describe(function.Function{
+	Name: "worker", About: "takes payment requests from Kafka, has them settled and publishes their results",
+	Port: "19091", Calls: map[string]string{"payments": "settles"}, Publishes: function.Always, Events: "/",
+}, build)
 
-// New makes the function with its dependencies passed in.
-func New(cfg Config, payments grpc.ClientConnInterface, publish Publisher, now func() time.Time, log *slog.Logger) *function.Function {
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	w := &Worker{
-		cfg: cfg, payments: paymentsv1.NewPaymentsServiceClient(payments), publish: publish, now: now,
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_worker_requests_total", Help: "Payment requests by what became of them.",
-		}, []string{"outcome"}),
-		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		cfg: cfg, payments: paymentsv1.NewPaymentsServiceClient(on.Conns["payments"]), publish: on.Publisher, now: on.Now,
+		events: function.NewCounters(on.Registry, "pgw_worker_requests_total", "Payment requests by what became of them.",
+			"outcome", "settled", "refused", "put_off"),
+		stages: promauto.With(on.Registry).NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_worker_stage_seconds", Help: "How long settling and publishing took.", Buckets: function.Latency,
 		}, []string{"stage"}),
-	}
-	registry := function.NewRegistry()
-	registry.MustRegister(w.events, w.stages)
-	for _, outcome := range []string{"settled", "refused", "put_off"} {
-		w.events.WithLabelValues(outcome)
 	}
 	for _, stage := range []string{"settle", "publish"} {
 		w.stages.WithLabelValues(stage)
 	}
-	return &function.Function{Name: "worker", Log: log, Registry: registry, Events: w.handle}
+	return &function.Service{Events: w.handle}, nil
 }
 
 func (w *Worker) handle(ctx context.Context, e cloudevents.Event) error {

@@ -48,8 +48,7 @@ type signingKey struct {
 	onlyV2 bool
 }
 
-// Decode reads "ID:BASE64:v2,ID:BASE64": the form of the EVENT_KEYS variable. It makes Keyring an
-// envconfig.Decoder.
+// Decode reads "ID:BASE64:v2,ID:BASE64": the form of the EVENT_KEYS variable.
 func (k *Keyring) Decode(text string) error {
 	*k = Keyring{keys: map[string]signingKey{}}
 	for entry := range strings.SplitSeq(text, ",") {

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // Bounds of what has been received of bodies that have not ended, in bytes. Without them the streams of one connection times the
@@ -30,11 +31,9 @@ type arriving struct {
 }
 
 func newArriving(r prometheus.Registerer) *arriving {
-	a := &arriving{bodies: map[*receiving]struct{}{}, givenUp: prometheus.NewCounter(prometheus.CounterOpts{
+	return &arriving{bodies: map[*receiving]struct{}{}, givenUp: promauto.With(r).NewCounter(prometheus.CounterOpts{
 		Name: "pgw_bodies_given_up_total", Help: "Requests whose bodies were given up, since too much of bodies that had not ended was held.",
 	})}
-	r.MustRegister(a.givenUp)
-	return a
 }
 
 // more counts what came of a body that goes on.

@@ -125,7 +125,7 @@ func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
 		wait := usualTimeouts
 		wait.request = 300 * time.Millisecond
-		addr, stop := serve(t, &Function{Transport: over, timeouts: wait}, service{evaluate: allow})
+		addr, stop := serve(t, &Port{Transport: over, timeouts: wait}, service{evaluate: allow})
 		end := make(chan struct{})
 		defer close(end)
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -157,14 +157,14 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 		"gRPC":   {"/risk.v1.Admin/SeedRules", "application/grpc", beginning(1<<20, each)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &Function{
-				Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(),
-				GRPC: func(r grpc.ServiceRegistrar) {
-					riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
-					riskv1.RegisterAdminServer(r, riskv1.UnimplementedAdminServer{})
+			f := &Port{
+				Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), timeouts: timeouts{header: time.Hour, request: time.Hour, answer: time.Hour, idle: time.Hour}, Service: Service{
+					GRPC: func(r grpc.ServiceRegistrar) {
+						riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
+						riskv1.RegisterAdminServer(r, riskv1.UnimplementedAdminServer{})
+					},
+					Events: func(context.Context, cloudevents.Event) error { return nil },
 				},
-				Events:   func(context.Context, cloudevents.Event) error { return nil },
-				timeouts: timeouts{header: time.Hour, request: time.Hour, answer: time.Hour, idle: time.Hour},
 			}
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {

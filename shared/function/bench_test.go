@@ -11,9 +11,9 @@ import (
 
 // A call within the process as a function serves it: measured, and not traced.
 func BenchmarkInProcess(b *testing.B) {
-	f := &Function{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) {
+	f := &Port{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) {
 		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})
-	}}
+	}}}
 	client := riskv1.NewRiskServiceClient(f.InProcess())
 	b.ReportAllocs()
 	for b.Loop() {

@@ -65,7 +65,7 @@ func (ledger) PutRules(context.Context, *dbv1.PutRulesRequest) (*dbv1.PutRulesRe
 
 func serveAll(t *testing.T, over Transport, c *rpc.Callers, register func(grpc.ServiceRegistrar)) (addr string) {
 	t.Helper()
-	f := &Function{Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: register, Callers: c, Transport: over}
+	f := &Port{Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), Callers: c, Transport: over, Service: Service{GRPC: register}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -290,7 +290,7 @@ func certificates(t *testing.T, over Transport) {
 	for _, protocol := range []string{"h2", "http/1.1"} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, NextProtos: []string{protocol}}, ForceAttemptHTTP2: protocol == "h2"}}
 		want := http.StatusOK
-		if over == Alone && protocol == "h2" {
+		if over == GRPCOnly && protocol == "h2" {
 			want = http.StatusUnsupportedMediaType
 		}
 		resp, err := client.Get("https://" + at + "/healthz")

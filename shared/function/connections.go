@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // defaultConnections is twice the payments that a gateway lets in at most.
@@ -37,13 +38,13 @@ type connections struct {
 // connection is one of them.
 type connection struct {
 	net.Conn
-	of    *connections
-	from  netip.Prefix
-	busy  atomic.Int32 // requests that have been received and not been answered
-	since atomic.Int64 // when it had none, in nanoseconds
-	alone atomic.Bool  // gRPC's own server has it: busy is not known, since is when something arrived last
-	body  receiving    // of the one request that HTTP/1 has at a time
-	held  int64        // of bodies that go on; guarded by arriving.mu
+	of     *connections
+	from   netip.Prefix
+	busy   atomic.Int32 // requests that have been received and not been answered
+	since  atomic.Int64 // when it had none, in nanoseconds
+	byGRPC atomic.Bool  // gRPC's own server has it: busy is not known, since is when something arrived last
+	body   receiving    // of the one request that HTTP/1 has at a time
+	held   int64        // of bodies that go on; guarded by arriving.mu
 }
 
 func newConnections(max int, r prometheus.Registerer) *connections {
@@ -54,16 +55,14 @@ func newConnections(max int, r prometheus.Registerer) *connections {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) == nil {
 		max = min(max, int(min(files.Cur, 1<<20))/2)
 	}
-	c := &connections{max: max, arriving: newArriving(r), all: map[*connection]struct{}{}, closed: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pgw_connections_closed_total", Help: "Connections closed because there were too many: waiting made room, refused found all others busy.",
-	}, []string{"reason"})}
-	c.closed.WithLabelValues("waiting")
-	c.closed.WithLabelValues("refused")
-	r.MustRegister(c.closed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_connections", Help: "Connections open now."}, func() float64 {
+	c := &connections{max: max, arriving: newArriving(r), all: map[*connection]struct{}{}}
+	c.closed = NewCounters(r, "pgw_connections_closed_total",
+		"Connections closed because there were too many: waiting made room, refused found all others busy.", "reason", "waiting", "refused")
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_connections", Help: "Connections open now."}, func() float64 {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return float64(len(c.all))
-	}))
+	})
 	return c
 }
 
@@ -141,7 +140,7 @@ func (cs *connections) makeRoom() {
 const slowAfter = time.Second
 
 // giveUpSlow closes, until ctx ends, connections that a drain would wait for in vain: whose clients are long in sending a
-// request. Those that are idle are told to go by http.Server.
+// request. http.Server itself closes those that are idle.
 func (cs *connections) giveUpSlow(ctx context.Context) {
 	tick := time.NewTicker(slowAfter / 4)
 	defer tick.Stop()
@@ -154,7 +153,7 @@ func (cs *connections) giveUpSlow(ctx context.Context) {
 		before := time.Now().Add(-slowAfter).UnixNano()
 		cs.mu.Lock()
 		for c := range cs.all {
-			if c.busy.Load() == 0 && !c.alone.Load() && c.since.Load() < before {
+			if c.busy.Load() == 0 && !c.byGRPC.Load() && c.since.Load() < before {
 				delete(cs.all, c)
 				c.Conn.Close()
 			}
@@ -180,11 +179,11 @@ type connectionKey struct{}
 
 // remember is for http.Server's ConnContext.
 func remember(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connectionKey{}, underneath(c))
+	return context.WithValue(ctx, connectionKey{}, accepted(c))
 }
 
-// underneath is what the port accepted, also where TLS is spoken over it.
-func underneath(c net.Conn) *connection {
+// underneath is what the port accepted, also where TLS is handedConn over it.
+func accepted(c net.Conn) *connection {
 	if over, ok := c.(*tls.Conn); ok {
 		c = over.NetConn()
 	}

@@ -52,14 +52,14 @@ func TestSlowConnectionsKeepNobodyOut(t *testing.T) { overEach(t, slowConnection
 func slowConnectionsKeepNobodyOut(t *testing.T, over Transport) {
 	const most = 32
 	begun, release := make(chan struct{}), make(chan struct{})
-	f := &Function{MaxConnections: most, Transport: over, Routes: func(mux *Mux) {
+	f := &Port{MaxConnections: most, Transport: over, Service: Service{Routes: func(mux *Mux) {
 		mux.HandleFunc("POST /busy", func(w http.ResponseWriter, r *http.Request) {
 			io.ReadAll(r.Body)
 			begun <- struct{}{}
 			<-release
 		})
 		mux.HandleFunc("POST /read", func(_ http.ResponseWriter, r *http.Request) { io.ReadAll(r.Body) })
-	}}
+	}}}
 	addr, stop := serve(t, f, service{evaluate: allow})
 	busy := raw(t, addr, "POST /busy HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
 	<-begun
@@ -111,14 +111,14 @@ func slowConnectionsKeepNobodyOut(t *testing.T, over Transport) {
 // A client that is slow to send does not hold a drain up; one that is being answered is waited for.
 func TestSlowClientsDoNotHoldADrain(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
-	addr, stop := serve(t, &Function{Routes: func(mux *Mux) {
+	addr, stop := serve(t, &Port{Service: Service{Routes: func(mux *Mux) {
 		mux.HandleFunc("POST /busy", func(w http.ResponseWriter, r *http.Request) {
 			if text, _ := io.ReadAll(r.Body); len(text) == 2 {
 				close(begun)
 				<-release
 			}
 		})
-	}}, service{evaluate: allow})
+	}}}, service{evaluate: allow})
 	head := "POST /busy HTTP/1.1\r\nHost: x\r\nContent-Length: "
 	busy, slow := raw(t, addr, head+"2\r\n\r\n{}"), raw(t, addr, head+"100\r\n\r\n{")
 	<-begun
@@ -143,9 +143,9 @@ func TestSlowClientsDoNotHoldADrain(t *testing.T) {
 func TestNobodyIsCutOffForAnother(t *testing.T) {
 	const most = 8
 	begun, release := make(chan struct{}), make(chan struct{})
-	addr, stop := serve(t, &Function{MaxConnections: most, Routes: func(mux *Mux) {
+	addr, stop := serve(t, &Port{MaxConnections: most, Service: Service{Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /busy", func(http.ResponseWriter, *http.Request) { begun <- struct{}{}; <-release })
-	}}, service{evaluate: allow})
+	}}}, service{evaluate: allow})
 	var busy []net.Conn
 	for range most {
 		busy = append(busy, raw(t, addr, "GET /busy HTTP/1.1\r\nHost: x\r\n\r\n"))
@@ -180,13 +180,13 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 		"body":            {timeouts{header: short, request: 2 * short, answer: wait, idle: wait}, "POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", http.StatusRequestTimeout},
 		"idle after none": {timeouts{header: short, request: wait, answer: wait, idle: short}, "", 0},
 	} {
-		addr, stop := serve(t, &Function{timeouts: tc.timeouts, Routes: func(mux *Mux) {
+		addr, stop := serve(t, &Port{timeouts: tc.timeouts, Service: Service{Routes: func(mux *Mux) {
 			mux.HandleFunc("POST /read", func(w http.ResponseWriter, r *http.Request) {
 				if _, err := io.ReadAll(r.Body); err != nil {
 					w.WriteHeader(http.StatusRequestTimeout)
 				}
 			})
-		}}, service{evaluate: allow})
+		}}}, service{evaluate: allow})
 		if got := answerOf(t, raw(t, addr, tc.text)); got != tc.want {
 			t.Errorf("%s: %d; want %d", name, got, tc.want)
 		}
@@ -195,9 +195,9 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 		}
 	}
 	// One who sends requests and never reads the answers.
-	addr, stop := serve(t, &Function{timeouts: timeouts{header: wait, request: wait, answer: short, idle: wait}, Routes: func(mux *Mux) {
+	addr, stop := serve(t, &Port{timeouts: timeouts{header: wait, request: wait, answer: short, idle: wait}, Service: Service{Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /much", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 64<<20)) })
-	}}, service{evaluate: allow})
+	}}}, service{evaluate: allow})
 	conn := raw(t, addr, "GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
 	if err := stop(); err != nil { // which waits for what is being served
 		t.Errorf("an answer that nobody reads holds the function: %v", err)
@@ -208,7 +208,7 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 }
 
 func TestHeadersAreBounded(t *testing.T) {
-	addr, stop := serve(t, &Function{}, service{evaluate: allow})
+	addr, stop := serve(t, &Port{}, service{evaluate: allow})
 	request := func(size int) string {
 		head := "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: "
 		return fmt.Sprintf("%s%s\r\n\r\n", head, strings.Repeat("x", size-len(head)-len("\r\n\r\n")))

@@ -31,7 +31,7 @@ func (s service) Evaluate(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1
 	return s.evaluate(ctx, in)
 }
 
-func serve(t *testing.T, f *Function, s service) (addr string, stop func() error) {
+func serve(t *testing.T, f *Port, s service) (addr string, stop func() error) {
 	t.Helper()
 	f.Name, f.Log, f.Registry = "test", slog.New(slog.DiscardHandler), NewRegistry()
 	f.GRPC = func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, s) }
@@ -47,7 +47,7 @@ func serve(t *testing.T, f *Function, s service) (addr string, stop func() error
 
 // overEach runs a test over each transport.
 func overEach(t *testing.T, test func(*testing.T, Transport)) {
-	for _, over := range []Transport{Mixed, Alone} {
+	for _, over := range []Transport{Mixed, GRPCOnly} {
 		t.Run(string(over), func(t *testing.T) { test(t, over) })
 	}
 }
@@ -59,7 +59,7 @@ func allow(context.Context, *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, err
 // gRPC, events and plain HTTP share one port, and, as behind Knative's proxies, one connection.
 func TestOnePortForAll(t *testing.T) {
 	var taken atomic.Int32
-	addr, stop := serve(t, &Function{Events: func(context.Context, cloudevents.Event) error { taken.Add(1); return nil }}, service{evaluate: allow})
+	addr, stop := serve(t, &Port{Service: Service{Events: func(context.Context, cloudevents.Event) error { taken.Add(1); return nil }}}, service{evaluate: allow})
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	dials := 0
@@ -113,7 +113,7 @@ func TestOnePortForAll(t *testing.T) {
 func TestAPanicIsOneAnswer(t *testing.T) { overEach(t, aPanicIsOneAnswer) }
 
 func aPanicIsOneAnswer(t *testing.T, over Transport) {
-	addr, stop := serve(t, &Function{Transport: over}, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+	addr, stop := serve(t, &Port{Transport: over}, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 		if in.SenderId == "" {
 			panic("oh")
 		}
@@ -140,7 +140,7 @@ func aPanicIsOneAnswer(t *testing.T, over Transport) {
 func TestDrain(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	closed := false
-	f := &Function{
+	f := &Port{Service: Service{
 		Routes: func(mux *Mux) {
 			mux.HandleFunc("GET /slow", func(w http.ResponseWriter, _ *http.Request) {
 				close(begun)
@@ -149,7 +149,7 @@ func TestDrain(t *testing.T) {
 			})
 		},
 		Close: func(context.Context) error { closed = true; return nil },
-	}
+	}}
 	addr, stop := serve(t, f, service{evaluate: allow})
 	answer := make(chan string)
 	go func() {
@@ -191,7 +191,7 @@ func drainOfCalls(t *testing.T, over Transport) {
 		answer bool
 	}{"one that ends": {wait, true}, "one that does not": {50 * time.Millisecond, false}} {
 		begun, release := make(chan struct{}), make(chan struct{})
-		f := &Function{Transport: over, Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry()}
+		f := &Port{Transport: over, Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry()}
 		f.GRPC = func(r grpc.ServiceRegistrar) {
 			riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 				close(begun)
@@ -245,13 +245,13 @@ func drainOfCalls(t *testing.T, over Transport) {
 func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 	var times atomic.Int32
 	began, connect := make(chan struct{}), make(chan struct{})
-	addr, stop := serve(t, &Function{Ready: func(ctx context.Context) error {
+	addr, stop := serve(t, &Port{Service: Service{Ready: func(ctx context.Context) error {
 		if times.Add(1) == 1 {
 			close(began)
 			<-connect
 		}
 		return nil
-	}}, service{evaluate: allow})
+	}}}, service{evaluate: allow})
 	<-began
 	probed := make(chan int)
 	go func() {
@@ -282,7 +282,7 @@ func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 }
 
 func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
-	f := &Function{Background: func(context.Context) error { return errors.New("lost") }}
+	f := &Port{Service: Service{Background: func(context.Context) error { return errors.New("lost") }}}
 	_, stop := serve(t, f, service{evaluate: allow})
 	for f.ready(t.Context()) == nil {
 		time.Sleep(time.Millisecond)
@@ -295,7 +295,7 @@ func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
 // In one process a call behaves as over a network: messages are not shared, errors have codes.
 func TestInProcess(t *testing.T) {
 	var kept *riskv1.ScoreRequest
-	f := &Function{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) {
+	f := &Port{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) {
 		riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 			kept = in
 			switch in.SenderId {
@@ -308,7 +308,7 @@ func TestInProcess(t *testing.T) {
 			}
 			return &riskv1.EvaluateResponse{Allow: true, Reason: in.SenderId}, nil
 		}})
-	}}
+	}}}
 	client := riskv1.NewRiskServiceClient(f.InProcess())
 	in := &riskv1.ScoreRequest{SenderId: "A"}
 	if got, err := client.Evaluate(t.Context(), in); err != nil || got.Reason != "A" || kept == in {
@@ -321,20 +321,5 @@ func TestInProcess(t *testing.T) {
 	}
 	if _, err := riskv1.NewAdminClient(f.InProcess()).SeedRules(t.Context(), &riskv1.SeedRulesRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a service that is not there: %v", err)
-	}
-}
-
-// A function that runs by itself is where callers look for it by default; PORT says otherwise in a container.
-func TestFunctionsListenWhereCallersLook(t *testing.T) {
-	for name, want := range map[string]string{
-		"gateway": ":18080", "fx": ":19102", "wallet": ":19093", "risk": ":19094", "db": ":19095", "payments": ":19096", "worker": ":19091",
-		"kafkasource": ":8080",
-	} {
-		if got := (Config{}).addr(name); got != want {
-			t.Errorf("%s listens on %s, want %s", name, got, want)
-		}
-		if got := (Config{Host: "127.0.0.1", Port: "8080"}).addr(name); got != "127.0.0.1:8080" {
-			t.Errorf("%s listens on %s, and PORT says 8080", name, got)
-		}
 	}
 }

@@ -24,7 +24,7 @@ func TestASilentPeerIsLeft(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
 		t.Parallel()
 		begun, release := make(chan struct{}, 8), make(chan struct{})
-		f := &Function{Transport: over, Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry()}
+		f := &Port{Transport: over, Name: "test", Log: slog.New(slog.DiscardHandler), Registry: NewRegistry()}
 		f.GRPC = func(r grpc.ServiceRegistrar) {
 			riskv1.RegisterRiskServiceServer(r, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
 				begun <- struct{}{}
@@ -91,7 +91,7 @@ func TestKeepaliveIsPermitted(t *testing.T) {
 	t.Parallel()
 	overEach(t, func(t *testing.T, over Transport) {
 		t.Parallel()
-		addr, stop := serve(t, &Function{Transport: over}, service{evaluate: allow})
+		addr, stop := serve(t, &Port{Transport: over}, service{evaluate: allow})
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)

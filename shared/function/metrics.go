@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/common/version"
 	"google.golang.org/grpc"
 
@@ -29,7 +30,7 @@ func NewRegistry() *prometheus.Registry {
 	return r
 }
 
-// The version that pgw_build_info tells is the module's, unless the linker has set another.
+// The version that pgw_build_info shows is the module's, unless the linker has set another.
 func init() {
 	if info, ok := debug.ReadBuildInfo(); ok && version.Version == "" {
 		version.Version = info.Main.Version
@@ -46,46 +47,48 @@ type served struct {
 	seconds  *prometheus.HistogramVec
 }
 
-// classes of HTTP statuses: which one it was within a class is told by the metrics of what was asked for.
+// classes of HTTP statuses. The metrics of what was asked for say which status it was.
 var classes = [...]string{"2xx", "3xx", "4xx", "5xx"}
 
 // noRoute stands for requests that no route takes.
 const noRoute = "none"
 
-func newServed(r prometheus.Registerer) *served {
-	s := &served{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_http_requests_total", Help: "HTTP requests by route and class of status; route none: no route took it.",
-		}, []string{"route", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "pgw_http_request_duration_seconds", Help: "How long answering an HTTP request took, by route.", Buckets: Latency,
-		}, []string{"route"}),
-	}
-	r.MustRegister(s.requests)
-	s.requests.WithLabelValues(noRoute, "4xx")
-	return s
-}
-
 // served is the same for all ways into the function.
-func (f *Function) served() *served {
-	f.serving.Do(func() {
-		f.metrics = newServed(f.Registry)
-		if f.Events != nil || f.Routes != nil {
-			f.Registry.MustRegister(f.metrics.seconds)
+func (p *Port) served() *served {
+	p.serving.Do(func() {
+		auto := promauto.With(p.Registry)
+		p.metrics = &served{requests: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_http_requests_total", Help: "HTTP requests by route and class of status; route none: no route took it.",
+		}, []string{"route", "code"})}
+		p.metrics.requests.WithLabelValues(noRoute, "4xx")
+		if p.Events != nil || p.Routes != nil {
+			p.metrics.seconds = auto.NewHistogramVec(prometheus.HistogramOpts{
+				Name: "pgw_http_request_duration_seconds", Help: "How long answering an HTTP request took, by route.", Buckets: Latency,
+			}, []string{"route"})
 		}
-		f.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		auto.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pgw_serving_after_seconds", Help: "How long after its start the process began to serve: the function's part of a cold start.",
-		}, func() float64 { return time.Duration(f.servingAfter.Load()).Seconds() }))
-		if f.GRPC != nil {
-			f.metrics.grpc = &rpcMetrics{ServerMetrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))}
-			f.Registry.MustRegister(f.metrics.grpc)
+		}, func() float64 { return time.Duration(p.servingAfter.Load()).Seconds() })
+		if p.GRPC != nil {
+			p.metrics.grpc = &rpcMetrics{ServerMetrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(Latency)))}
+			p.Registry.MustRegister(p.metrics.grpc)
 		}
-		f.connections = newConnections(f.MaxConnections, f.Registry)
+		p.connections = newConnections(p.MaxConnections, p.Registry)
 	})
-	return f.metrics
+	return p.metrics
 }
 
-// rpcMetrics tell every method with every code from the start. Those are hundreds of series, most of them 0 for ever: they are
+// NewCounters makes counters by one label. Each of its values is there from the start: what has never happened is 0, and
+// not absent.
+func NewCounters(r prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
+	counters := promauto.With(r).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	for _, value := range values {
+		counters.WithLabelValues(value)
+	}
+	return counters
+}
+
+// rpcMetrics show every method with every code from the start. Those are hundreds of series, most of them 0 for ever: they are
 // made when somebody first looks, and no start waits for them.
 type rpcMetrics struct {
 	*grpcprom.ServerMetrics
@@ -199,5 +202,5 @@ func (a *answered) Flush() {
 	_ = http.NewResponseController(a.ResponseWriter).Flush()
 }
 
-// Unwrap lets http.ResponseController reach what is underneath.
+// Unwrap lets http.ResponseController reach the wrapped writer.
 func (a *answered) Unwrap() http.ResponseWriter { return a.ResponseWriter }

@@ -17,7 +17,7 @@ import (
 
 // Requests are counted by the route's pattern, never by the path that a client made up.
 func TestRequestsAreCountedByRoute(t *testing.T) {
-	f := &Function{Registry: NewRegistry(), Events: func(context.Context, cloudevents.Event) error { return nil }, Routes: func(mux *Mux) {
+	f := &Port{Registry: NewRegistry(), Service: Service{Events: func(context.Context, cloudevents.Event) error { return nil }, Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /things/{name}", func(w http.ResponseWriter, r *http.Request) {
 			switch r.PathValue("name") {
 			case "gone":
@@ -29,7 +29,7 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 				panic(http.ErrAbortHandler)
 			}
 		})
-	}}
+	}}}
 	handler := f.Handler()
 	get := func(path string) {
 		defer func() { _ = recover() }()
@@ -62,7 +62,7 @@ pgw_http_requests_total{code="4xx",route="none"} 2
 
 // A call within the process is counted as one over a network is.
 func TestCallsInProcessAreCounted(t *testing.T) {
-	f := &Function{Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}
+	f := &Port{Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}}
 	f.Handler()
 	client := riskv1.NewRiskServiceClient(f.InProcess())
 	for range 2 {
@@ -78,7 +78,7 @@ func TestCallsInProcessAreCounted(t *testing.T) {
 
 // Every method is told with every code, called or not: what has never happened is 0, and not absent.
 func TestRPCsAreToldFromTheStart(t *testing.T) {
-	f := &Function{Registry: NewRegistry(), GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}
+	f := &Port{Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}}
 	handler := f.Handler()
 	for range 2 {
 		w := httptest.NewRecorder()

@@ -24,22 +24,22 @@ type Transport string
 const (
 	// Mixed is right everywhere: gRPC and all else, request by request. Knative's proxies mix them on one connection.
 	Mixed Transport = "mixed"
-	// Alone is gRPC and nothing else, by gRPC's own transport: a call takes half the processor time. All else comes by
+	// GRPCOnly is gRPC and nothing else, by gRPC's own transport: a call takes half the processor time. All else comes by
 	// HTTP/1.1, to the same port.
-	Alone Transport = "alone"
+	GRPCOnly Transport = "alone"
 )
 
-// Decode implements envconfig.Decoder.
+// Decode reads the setting.
 func (t *Transport) Decode(text string) error {
 	switch *t = Transport(text); *t {
-	case Mixed, Alone:
+	case Mixed, GRPCOnly:
 		return nil
 	}
-	return fmt.Errorf("%q; %s or %s", text, Mixed, Alone)
+	return fmt.Errorf("%q; %s or %s", text, Mixed, GRPCOnly)
 }
 
-// alone hands the connections that turn out to be HTTP/2 to gRPC's own server. It is the listener of that server.
-type alone struct {
+// grpcListener is the listener of gRPC's own server: it is given the connections that turn out to be HTTP/2.
+type grpcListener struct {
 	server *grpc.Server
 	addr   net.Addr
 	found  chan net.Conn
@@ -47,19 +47,19 @@ type alone struct {
 	close  sync.Once
 }
 
-func newAlone(server *grpc.Server, addr net.Addr) *alone {
-	return &alone{server: server, addr: addr, found: make(chan net.Conn), closed: make(chan struct{})}
+func newGRPCListener(server *grpc.Server, addr net.Addr) *grpcListener {
+	return &grpcListener{server: server, addr: addr, found: make(chan net.Conn), closed: make(chan struct{})}
 }
 
 // options of a server that has connections of its own.
 func (t timeouts) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(handshaken{insecure.NewCredentials()}),
+		grpc.Creds(knownPeer{insecure.NewCredentials()}),
 		grpc.ConnectionTimeout(t.header),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: rpc.Unseen, Timeout: rpc.Unanswered}),
-		// Clients may ask too, also without a call. What asks more often is told to calm down, and cut off.
+		// Clients may ask too, also without a call. Who asks more often is cut off.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: rpc.PingsApart, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
@@ -68,10 +68,11 @@ func (t timeouts) options() []grpc.ServerOption {
 // messageKey holds what gives up an RPC whose message does not come.
 type messageKey struct{}
 
-// tap looks at an RPC as soon as its header is there: who may not call is told so, and a message that does not come is given up.
-func (f *Function) tap(within time.Duration) tap.ServerInHandle {
+// tap looks at an RPC as soon as its header is there. It refuses callers that may not call, and gives up a message
+// that does not come.
+func (p *Port) tap(within time.Duration) tap.ServerInHandle {
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		ctx, err := f.Callers.Admit(ctx, info.FullMethodName)
+		ctx, err := p.Callers.Admit(ctx, info.FullMethodName)
 		if err != nil {
 			return nil, err
 		}
@@ -80,7 +81,7 @@ func (f *Function) tap(within time.Duration) tap.ServerInHandle {
 	}
 }
 
-// message tells that an RPC's message is there.
+// message is called when an RPC's message is there.
 func message(ctx context.Context) {
 	if timer, ok := ctx.Value(messageKey{}).(*time.Timer); ok {
 		timer.Stop()
@@ -99,11 +100,11 @@ func awaitedStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, 
 
 // take has an http.Server give its HTTP/2 connections away: by TLS it knows them by the protocol that was agreed on, in the
 // clear by the first line, which HTTP/2 made to look like a request of HTTP/1.
-func (a *alone) take(from *http.Server) {
+func (a *grpcListener) take(from *http.Server) {
 	from.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 			gone := make(chan struct{})
-			a.give(&spoken{Conn: conn, on: underneath(conn), gone: sync.OnceFunc(func() { close(gone) })})
+			a.give(&handedConn{Conn: conn, on: accepted(conn), gone: sync.OnceFunc(func() { close(gone) })})
 			<-gone // http.Server closes it when this returns
 		},
 	}
@@ -118,11 +119,11 @@ func (a *alone) take(from *http.Server) {
 			return
 		}
 		read, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-		a.give(&spoken{Conn: conn, on: underneath(conn), unread: append([]byte("PRI * HTTP/2.0\r\n\r\n"), read...), gone: func() {}})
+		a.give(&handedConn{Conn: conn, on: accepted(conn), unread: append([]byte("PRI * HTTP/2.0\r\n\r\n"), read...), gone: func() {}})
 	})
 }
 
-func (a *alone) give(c *spoken) {
+func (a *grpcListener) give(c *handedConn) {
 	select {
 	case a.found <- c:
 	case <-a.closed:
@@ -131,7 +132,7 @@ func (a *alone) give(c *spoken) {
 }
 
 // drain lets the calls that are under way end until ctx does.
-func (a *alone) drain(ctx context.Context) {
+func (a *grpcListener) drain(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -146,7 +147,7 @@ func (a *alone) drain(ctx context.Context) {
 }
 
 // Accept implements net.Listener.
-func (a *alone) Accept() (net.Conn, error) {
+func (a *grpcListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-a.found:
 		return c, nil
@@ -156,49 +157,49 @@ func (a *alone) Accept() (net.Conn, error) {
 }
 
 // Close implements net.Listener.
-func (a *alone) Close() error {
+func (a *grpcListener) Close() error {
 	a.close.Do(func() { close(a.closed) })
 	return nil
 }
 
 // Addr implements net.Listener.
-func (a *alone) Addr() net.Addr { return a.addr }
+func (a *grpcListener) Addr() net.Addr { return a.addr }
 
-// spoken is a connection of which something was read already.
-type spoken struct {
+// handedConn is a connection of which something was read already.
+type handedConn struct {
 	net.Conn
 	on     *connection
 	unread []byte
 	gone   func()
 }
 
-func (s *spoken) Read(p []byte) (n int, err error) {
+func (s *handedConn) Read(p []byte) (n int, err error) {
 	if len(s.unread) > 0 {
 		n = copy(p, s.unread)
 		s.unread = s.unread[n:]
 		return n, nil
 	}
 	if n, err = s.Conn.Read(p); n > 0 {
-		s.on.alone.Store(true)
+		s.on.byGRPC.Store(true)
 		s.on.since.Store(time.Now().UnixNano())
 	}
 	return n, err
 }
 
 // Close implements net.Conn.
-func (s *spoken) Close() error {
+func (s *handedConn) Close() error {
 	defer s.gone()
 	return s.Conn.Close()
 }
 
-// handshaken tells gRPC who is at the other end of a connection that has been made.
-type handshaken struct {
+// knownPeer says to gRPC who is at the other end of a connection that has been made.
+type knownPeer struct {
 	credentials.TransportCredentials
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (h handshaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if s, ok := conn.(*spoken); ok {
+func (h knownPeer) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if s, ok := conn.(*handedConn); ok {
 		if secured, ok := s.Conn.(*tls.Conn); ok {
 			return conn, credentials.TLSInfo{
 				State:          secured.ConnectionState(),

@@ -25,8 +25,8 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 
-	"pgw/compose/kafkasource"
 	"pgw/functions/db"
+	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/tests/processes"

@@ -20,7 +20,7 @@ import (
 	"github.com/IBM/sarama"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 
-	"pgw/compose/kafkasource"
+	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/allinone"
 	"pgw/functions/pgw/deadletter"
 	"pgw/functions/pgw/replay"

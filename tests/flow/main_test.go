@@ -32,6 +32,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
@@ -118,6 +119,15 @@ func (c faultyConn) Invoke(ctx context.Context, method string, in, out any, opts
 	return c.faults.hook(func(f *faults) func(string) error { return f.post }, method)
 }
 
+// dependencies are those of one more replica of a function beside this system.
+func (s *system) dependencies() function.Dependencies {
+	conns := map[string]grpc.ClientConnInterface{}
+	for _, name := range allinone.Listening() {
+		conns[name] = s.Conn(name)
+	}
+	return function.Dependencies{Conns: conns, Publisher: s.Producer()}
+}
+
 type faultyPublisher struct {
 	allinone.Publisher
 	faults *faults
@@ -189,7 +199,7 @@ func start(t testing.TB, o options) *system {
 		t.Fatal(err)
 	}
 	listeners := map[string]net.Listener{}
-	for _, name := range allinone.Functions {
+	for _, name := range allinone.Listening() {
 		if listeners[name], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
 		}

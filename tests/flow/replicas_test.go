@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -22,9 +21,7 @@ func (s *system) replica(answerIn time.Duration) (url string) {
 		s.t.Fatal(err)
 	}
 	url = "http://" + l.Addr().String()
-	f, err := gateway.New(gateway.Config{AnswerIn: answerIn, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
-		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
-		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	f, err := gateway.Function.Make(gateway.Config{AnswerIn: answerIn, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url}, s.dependencies())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -87,9 +84,7 @@ func TestADeadReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
-	f, err := gateway.New(gateway.Config{AnswerIn: time.Minute, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()},
-		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
-		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	f, err := gateway.Function.Make(gateway.Config{AnswerIn: time.Minute, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: "http://" + gone.Addr().String()}, s.dependencies())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -3,10 +3,7 @@ package flow
 import (
 	"context"
 	"fmt"
-	"log/slog"
-	"math/rand/v2"
 	"testing"
-	"time"
 
 	"pgw/functions/fx"
 	"pgw/functions/risk"
@@ -19,8 +16,7 @@ import (
 func TestRatesAndRulesReachOtherReplicas(t *testing.T) {
 	s := start(t, options{})
 	database := s.conn.Config().ConnString()
-	quiet := slog.New(slog.DiscardHandler)
-	replica := func(f *function.Function, err error) *function.Function {
+	replica := func(f *function.Port, err error) *function.Port {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -40,10 +36,10 @@ func TestRatesAndRulesReachOtherReplicas(t *testing.T) {
 		return f
 	}
 	newFX := func() fxv1.FxServiceClient {
-		return fxv1.NewFxServiceClient(replica(fx.New(fx.Config{DatabaseURL: database}, s.Conn("db"), rand.Float64, quiet)).InProcess())
+		return fxv1.NewFxServiceClient(replica(fx.Function.Make(fx.Config{DatabaseURL: database}, s.dependencies())).InProcess())
 	}
 	newRisk := func() riskv1.RiskServiceClient {
-		return riskv1.NewRiskServiceClient(replica(risk.New(risk.Config{DatabaseURL: database, Secret: riskSecret}, s.Conn("db"), time.Now, quiet)).InProcess())
+		return riskv1.NewRiskServiceClient(replica(risk.Function.Make(risk.Config{DatabaseURL: database, Secret: riskSecret}, s.dependencies())).InProcess())
 	}
 	price := func(c fxv1.FxServiceClient) (string, error) {
 		got, err := c.Convert(t.Context(), &fxv1.ConvertRequest{FromCurrency: "USD", ToCurrency: "IDR", AmountMinor: ptr(int64(100))})

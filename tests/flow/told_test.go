@@ -3,12 +3,10 @@ package flow
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"pgw/functions/gateway"
 )
@@ -41,9 +39,7 @@ func TestAReplicaThatIsStoppedTakesItsResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := "http://" + l.Addr().String()
-	f, err := gateway.New(gateway.Config{AnswerIn: patience, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url},
-		gateway.Clients{FX: s.Conn("fx"), Wallet: s.Conn("wallet"), Risk: s.Conn("risk"), DB: s.Conn("db")},
-		s.Producer(), time.Now, slog.New(slog.DiscardHandler))
+	f, err := gateway.Function.Make(gateway.Config{AnswerIn: patience, MinWaiting: 100, MaxWaiting: 100, Keys: s.keys, Kafka: s.kafka.Config, ReplicaURL: url}, s.dependencies())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -56,7 +55,7 @@ func (m *machine) ledger(kind string, accounts int) (*ledger, error) {
 }
 
 func (l *ledger) open(kind string) error {
-	f, err := db.New(db.Config{DatabaseURL: l.database, BatchMax: 256, BatchLanes: 1, QueueMax: 4096}, nil, time.Now, slog.New(slog.DiscardHandler))
+	f, err := db.Function.Make(db.Config{DatabaseURL: l.database, BatchMax: 256, BatchLanes: 1, QueueMax: 4096}, function.Dependencies{})
 	if err != nil {
 		return err
 	}

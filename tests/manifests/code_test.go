@@ -1,97 +1,52 @@
 package manifests
 
 import (
-	"bytes"
+	"cmp"
 	"fmt"
-	"log/slog"
-	"regexp"
+	"maps"
 	"slices"
 	"strings"
 	"testing/fstest"
-	"text/template"
 	"time"
 
-	"github.com/kelseyhightower/envconfig"
-	"google.golang.org/grpc"
-
-	"pgw/compose/kafkasource"
-	"pgw/functions/db"
-	"pgw/functions/fx"
-	"pgw/functions/gateway"
-	"pgw/functions/payments"
-	"pgw/functions/risk"
-	"pgw/functions/wallet"
-	"pgw/functions/worker"
+	"pgw/functions/kafkasource"
+	"pgw/functions/pgw/table"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
 )
 
-// made is each function as the code has it, with the configuration that it reads.
+// made is a function as the code has it, with the variables that its process reads.
 type made struct {
-	*function.Function
-	config any
+	*function.Port
+	reads map[string]function.Variable
 }
 
+// functions are those of the table, the stand-in too.
 func functions() (map[string]made, error) {
-	log := slog.New(slog.DiscardHandler)
-	const nowhere = "postgres://nowhere.invalid/"
-	var none grpc.ClientConnInterface
-	all := map[string]made{
-		"worker":   {worker.New(worker.Config{}, none, nil, time.Now, log), &worker.Config{}},
-		"payments": {payments.New(payments.Config{}, none, none, nil, nil, time.Now, log), &payments.Config{}},
+	ports, err := table.Unconnected()
+	if err != nil {
+		return nil, err
 	}
-	var errs [5]error
-	add := func(f *function.Function, err error, config any) error {
-		if err == nil {
-			all[f.Name] = made{f, config}
+	all := map[string]made{}
+	for _, f := range table.Functions {
+		reads := map[string]function.Variable{}
+		for _, v := range table.Functions.Variables(f) {
+			reads[v.Name] = v
 		}
-		return err
-	}
-	f, err := db.New(db.Config{DatabaseURL: nowhere, BatchMax: 1, BatchLanes: 1, QueueMax: 1}, nil, time.Now, log)
-	errs[0] = add(f, err, &db.Config{})
-	f, err = fx.New(fx.Config{DatabaseURL: nowhere}, none, nil, log)
-	errs[1] = add(f, err, &fx.Config{})
-	f, err = wallet.New(wallet.Config{DatabaseURL: nowhere, QueueMax: 1}, none, none, time.Now, log)
-	errs[2] = add(f, err, &wallet.Config{})
-	f, err = risk.New(risk.Config{DatabaseURL: nowhere, Secret: "of no use to anybody"}, none, time.Now, log)
-	errs[3] = add(f, err, &risk.Config{})
-	f, err = gateway.New(gateway.Config{}, gateway.Clients{}, nil, time.Now, log)
-	errs[4] = add(f, err, &gateway.Config{})
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
-		}
+		all[f.Name] = made{ports[f.Name], reads}
 	}
 	return all, nil
 }
 
-// variable is one that a configuration reads from its environment.
-type variable struct {
-	required bool
-	value    string // the default
-}
-
-// variables asks envconfig what configurations read.
-func variables(configs ...any) map[string]variable {
-	all := map[string]variable{}
-	for _, config := range configs {
-		var out bytes.Buffer
-		t := template.Must(template.New("").Funcs(template.FuncMap{
-			"tag": func(tag any, name string) string {
-				return regexp.MustCompile(name + `:"([^"]*)"`).FindStringSubmatch(fmt.Sprint(tag) + name + `:""`)[1]
-			},
-		}).Parse("{{range .}}{{.Alt}}\t{{tag .Tags \"required\"}}\t{{tag .Tags \"default\"}}\n{{end}}"))
-		if err := envconfig.Usaget("", config, &out, t); err != nil {
-			panic(err)
-		}
-		for line := range strings.Lines(out.String()) {
-			f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-			all[f[0]] = variable{required: f[1] == "true", value: f[2]}
-		}
-	}
+// called are the functions that others call. The stand-in runs only where there is no Knative Eventing.
+func called(fns map[string]made) map[string]made {
+	all := maps.Clone(fns)
+	delete(all, standIn)
 	return all
 }
+
+const standIn = "kafkasource"
 
 // secrets that the operator makes, as the production overlay's comment and kind/deploy have them.
 var secrets = map[string][]string{
@@ -138,7 +93,7 @@ func againstCode(all []object) (found []string) {
 			services[o.name] = o
 		}
 	}
-	for name := range fns {
+	for name := range called(fns) {
 		if _, ok := services[name]; !ok {
 			found = append(found, "there is no Service for the function "+name)
 		}
@@ -149,7 +104,7 @@ func againstCode(all []object) (found []string) {
 		}
 		switch {
 		case o.apiVersion == "serving.knative.dev/v1":
-			fn, ok := fns[o.name]
+			fn, ok := called(fns)[o.name]
 			if !ok {
 				bad(o, "there is no such function")
 				continue
@@ -299,7 +254,7 @@ func serviceProblems(o object, fn made) (found []string) {
 	}
 
 	env := environment(c)
-	reads := variables(fn.config, &function.Config{})
+	reads := fn.reads
 	for name := range env {
 		if _, ok := reads[name]; !ok && name != "GOMEMLIMIT" && !usedWithin(env, name) {
 			bad("%s is set and nobody reads it", name)
@@ -308,7 +263,7 @@ func serviceProblems(o object, fn made) (found []string) {
 	for name, v := range reads {
 		value, set := env[name]
 		switch {
-		case v.required && !set:
+		case v.Required && !set:
 			bad("%s is not set", name)
 		case strings.HasSuffix(name, "_ADDR"):
 			callee := strings.ToLower(strings.TrimSuffix(name, "_ADDR"))
@@ -337,7 +292,7 @@ func usedWithin(env map[string]string, name string) bool {
 }
 
 // boundsProblems: what ends first must be the smaller.
-func boundsProblems(o object, env map[string]string, reads map[string]variable, spec any) (found []string) {
+func boundsProblems(o object, env map[string]string, reads map[string]function.Variable, spec any) (found []string) {
 	bad := func(format string, args ...any) {
 		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
 	}
@@ -345,7 +300,7 @@ func boundsProblems(o object, env map[string]string, reads map[string]variable, 
 		if v, ok := env[name]; ok {
 			return v
 		}
-		return reads[name].value
+		return reads[name].Default
 	}
 	var timeout, concurrency int
 	fmt.Sscan(text(lookUp(spec, "timeoutSeconds")), &timeout)
@@ -399,7 +354,7 @@ func sourceProblems(o object, fns map[string]made) (found []string) {
 		bad("the sink %q is no function", sink)
 	case fn.Events == nil:
 		bad("%s takes no events", sink)
-	case uri != fn.EventsPath:
+	case cmp.Or(uri, "/") != fn.EventsPath:
 		bad("%s takes events at %q, not at %q", sink, fn.EventsPath, uri)
 	}
 	wants := map[string]string{"payments.request": "worker", "payments.result": "gateway", "payments.deadletter": "payments", "ledger.accounts": "db"}
@@ -432,14 +387,13 @@ func retryBudget(o object) (all time.Duration) {
 // standInProblems: where there is no KafkaSource, the stand-in must find every function that takes events.
 func standInProblems(all []object, fns map[string]made) (found []string) {
 	for _, o := range all {
-		if o.kind != "Deployment" || o.name != "kafkasource" {
+		if o.kind != "Deployment" || o.name != standIn {
 			continue
 		}
 		c := lookUp(o.get("spec", "template", "spec", "containers"), 0)
 		env := environment(c)
-		reads := variables(&kafka.Config{}, &function.Config{})
 		for name := range env {
-			if _, ok := reads[name]; !ok && name != "SINKS" && name != "GOMEMLIMIT" {
+			if _, ok := fns[standIn].reads[name]; !ok && name != "GOMEMLIMIT" {
 				found = append(found, fmt.Sprintf("%s: %s is set and nobody reads it", o, name))
 			}
 		}

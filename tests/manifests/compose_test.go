@@ -11,9 +11,6 @@ import (
 	"github.com/compose-spec/compose-go/v2/dotenv"
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
-
-	"pgw/shared/function"
-	"pgw/shared/kafka"
 )
 
 // Where callers find what runs on Compose, host port by service.
@@ -70,7 +67,7 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, fn := range fns {
+	for name, fn := range called(fns) {
 		s, ok := project.Services[name]
 		if !ok {
 			bad(name, "is missing")
@@ -79,11 +76,11 @@ func composeProblems(t *testing.T, text string) (found []string) {
 		if !slices.Equal(s.Command, types.ShellCommand{name}) {
 			bad(name, "runs %v", s.Command)
 		}
-		reads := variables(fn.config, &function.Config{})
+		reads := fn.reads
 		for variable, v := range reads {
 			value := s.Environment[variable]
 			switch {
-			case value == nil && (v.required || variable == "REPLICA_URL"):
+			case value == nil && (v.Required || variable == "REPLICA_URL"):
 				bad(name, "%s is not set", variable)
 			case strings.HasSuffix(variable, "_ADDR"):
 				callee := strings.ToLower(strings.TrimSuffix(variable, "_ADDR"))
@@ -108,19 +105,19 @@ func composeProblems(t *testing.T, text string) (found []string) {
 			}
 		}
 	}
-	standIn := project.Services["kafkasource"].Environment.ToMapping()
+	delivers := project.Services[standIn].Environment.ToMapping()
 	for name, fn := range fns {
 		want := name + "=http://ingress:" + inIngress[name]
 		if name == "db" {
 			want = "db=http://db:8080"
 		}
-		if fn.Events != nil && !slices.Contains(strings.Split(standIn["SINKS"], ","), want) {
-			bad("kafkasource", "SINKS lacks %s", want)
+		if fn.Events != nil && !slices.Contains(strings.Split(delivers["SINKS"], ","), want) {
+			bad(standIn, "SINKS lacks %s", want)
 		}
 	}
-	for variable := range standIn {
-		if _, ok := variables(&kafka.Config{}, &function.Config{})[variable]; !ok && variable != "SINKS" && variable != "GOMEMLIMIT" && !strings.HasPrefix(variable, "OTEL_") {
-			bad("kafkasource", "%s is set and nobody reads it", variable)
+	for variable := range delivers {
+		if _, ok := fns[standIn].reads[variable]; !ok && variable != "GOMEMLIMIT" && !strings.HasPrefix(variable, "OTEL_") {
+			bad(standIn, "%s is set and nobody reads it", variable)
 		}
 	}
 	for name, s := range project.Services {
@@ -265,14 +262,14 @@ func TestFunctionsLookWhereTheContractSays(t *testing.T) {
 	}
 	looked := 0
 	for name, fn := range fns {
-		for variable, v := range variables(fn.config) {
+		for variable, v := range fn.reads {
 			callee, ok := strings.CutSuffix(variable, "_ADDR")
 			if !ok {
 				continue
 			}
 			looked++
-			if want := "localhost:" + contract[strings.ToLower(callee)].port; v.value != want {
-				t.Errorf("%s: %s is %q by default, want %s", name, variable, v.value, want)
+			if want := "localhost:" + contract[strings.ToLower(callee)].port; v.Default != want {
+				t.Errorf("%s: %s is %q by default, want %s", name, variable, v.Default, want)
 			}
 		}
 	}

@@ -22,6 +22,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"pgw/functions/pgw/table"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
@@ -30,8 +31,16 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Functions in the order in which they are started: who is called stands before who calls.
-var Functions = []string{"db", "fx", "wallet", "risk", "payments", "worker", "gateway"}
+// Functions in the order in which they are started, a function that is called before its callers. The stand-in is not
+// among them.
+var Functions = func() (names []string) {
+	for _, f := range slices.Backward(table.Functions) {
+		if f.Name != StandIn {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}()
 
 // StandIn is the process that delivers events.
 const StandIn = "kafkasource"
@@ -128,14 +137,16 @@ func (s *System) env(name string) []string {
 	url := func(name string) string { return "http://" + s.Front(name) }
 	c := s.cfg.Kafka
 	env := append(os.Environ(),
-		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.Alone),
+		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.GRPCOnly),
 		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=for the tests alone",
 		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
 		"KAFKA_DEADLETTER_TOPIC="+c.DeadLetterTopic, "KAFKA_PARKED_TOPIC="+c.ParkedTopic, "KAFKA_ACCOUNTS_TOPIC="+c.AccountsTopic,
 		"KAFKA_GROUP_PREFIX="+s.cfg.GroupPrefix, "REPLICA_URL=http://"+s.Addr("gateway"),
-		"FX_ADDR="+s.Front("fx"), "WALLET_ADDR="+s.Front("wallet"), "RISK_ADDR="+s.Front("risk"), "DB_ADDR="+s.Front("db"), "PAYMENTS_ADDR="+s.Front("payments"),
 		"WAKE_URLS="+url("worker")+"/healthz,"+url("payments")+"/healthz,"+url("db")+"/healthz",
-		"SINKS=gateway="+url("gateway")+",worker="+url("worker")+",payments="+url("payments")+",db="+url("db"))
+		"SINKS="+table.Sinks(url))
+	for _, callee := range Functions {
+		env = append(env, table.Functions.Address(callee).Name+"="+s.Front(callee))
+	}
 	return append(env, s.cfg.Env...)
 }
 
@@ -276,14 +287,11 @@ func (s *System) Stop(name string) error {
 	return nil
 }
 
-// StopAll stops what runs, the front door first.
+// StopAll stops what runs, in the order in which functions drain.
 func (s *System) StopAll() error {
 	var errs []error
-	for i := len(Functions) - 1; i >= 0; i-- {
-		errs = append(errs, s.Stop(Functions[i]))
-		if Functions[i] == "gateway" {
-			errs = append(errs, s.Stop(StandIn))
-		}
+	for _, f := range table.Functions {
+		errs = append(errs, s.Stop(f.Name))
 	}
 	return errors.Join(errs...)
 }

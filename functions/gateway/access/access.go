@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"pgw/shared/function"
 	"pgw/shared/secret"
 )
 
@@ -101,13 +102,8 @@ type Access struct {
 
 // Open reads the configuration. It gives nil when there is nothing to be checked: then nothing is spent on it.
 func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.Logger) (*Access, error) {
-	a := &Access{now: now, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pgw_gateway_access_total", Help: "API requests, by whether they were let in.",
-	}, []string{"outcome"})}
-	for _, outcome := range []string{"let_in", "no_credentials", "bad_key", "bad_token", "provider_unavailable", "not_allowed", "too_many", "foreign_account"} {
-		a.outcomes.WithLabelValues(outcome)
-	}
-	r.MustRegister(a.outcomes)
+	a := &Access{now: now, outcomes: function.NewCounters(r, "pgw_gateway_access_total", "API requests, by whether they were let in.", "outcome",
+		"let_in", "no_credentials", "bad_key", "bad_token", "provider_unavailable", "not_allowed", "too_many", "foreign_account")}
 	configured := cfg.KeysFile != "" || cfg.Keys != "" || cfg.Issuer != ""
 	switch cfg.Mode {
 	case Off, "":

@@ -1,5 +1,5 @@
-// Package allinone holds all seven functions and the stand-in for KafkaSource in one process: they call each
-// other without a network, and meet at a real Kafka and a real Postgres.
+// Package allinone holds all functions in one process, the stand-in for KafkaSource too: they call each other
+// without a network, and meet at a real Kafka and a real Postgres.
 package allinone
 
 import (
@@ -10,22 +10,18 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"google.golang.org/grpc"
 
-	"pgw/compose/kafkasource"
-	"pgw/functions/db"
-	"pgw/functions/fx"
 	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
-	"pgw/functions/payments"
-	"pgw/functions/risk"
-	"pgw/functions/wallet"
-	"pgw/functions/worker"
+	"pgw/functions/kafkasource"
+	"pgw/functions/pgw/table"
 	"pgw/knative"
 	"pgw/shared/event"
 	"pgw/shared/function"
@@ -33,14 +29,10 @@ import (
 	"pgw/shared/rpc"
 )
 
-const (
-	drainWithin = 20 * time.Second
-	queueMax    = 4096
-	minWaiting  = 256 // payments under way, however slow the machine is
-)
+const drainWithin = 20 * time.Second
 
-// Functions in the order in which they drain: who is called stands behind who calls.
-var Functions = []string{"gateway", "worker", "payments", "wallet", "risk", "fx", "db"}
+// front is the function that lets payments in. It is served once the system is seeded.
+const front = "gateway"
 
 // Config of a system. Migrations and topics are there already.
 type Config struct {
@@ -51,7 +43,7 @@ type Config struct {
 	GroupPrefix string
 	Keys        event.Keyring
 	RiskSecret  string
-	Listeners   map[string]net.Listener // one for each function
+	Listeners   map[string]net.Listener // one for each function that has a port
 	AnswerIn    time.Duration           // how long a client waits; 0 means 5 s
 	Access      access.Config           // who may come in; everybody when zero
 	Origins     []string                // whose pages may use the API
@@ -74,119 +66,118 @@ type Links struct {
 }
 
 // Publisher is how functions publish.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
-}
+type Publisher = function.Publisher
 
 // System is all of it.
 type System struct {
-	cfg       Config
-	functions map[string]*function.Function
-	conns     map[string]grpc.ClientConnInterface
-	sources   *kafkasource.Sources
-	producer  *kafka.Producer
-	open      atomic.Bool // the gateway's port is served
+	cfg      Config
+	ports    map[string]*function.Port
+	conns    map[string]grpc.ClientConnInterface
+	producer *kafka.Producer
+	open     atomic.Bool // the gateway's port is served
 }
 
 // Manifests are those of knative/base.
 func Manifests() (kafkasource.Manifests, error) { return kafkasource.Load(knative.Base) }
 
+// Listening names the functions that have a port.
+func Listening() (names []string) {
+	for _, f := range table.Functions {
+		if f.Port != "" {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
 // New builds the functions and connects them.
 func New(cfg Config) (*System, error) {
 	cfg.Reader = cmp.Or(cfg.Reader, cfg.Database)
-	if cfg.AnswerIn == 0 {
-		cfg.AnswerIn = 5 * time.Second
-	}
+	cfg.AnswerIn = cmp.Or(cfg.AnswerIn, 5*time.Second)
 	producer, err := kafka.NewProducer(cfg.Kafka, "run")
 	if err != nil {
 		return nil, err
 	}
 	s := &System{
-		cfg: cfg, functions: map[string]*function.Function{}, conns: map[string]grpc.ClientConnInterface{}, producer: producer,
+		cfg: cfg, ports: map[string]*function.Port{}, conns: map[string]grpc.ClientConnInterface{}, producer: producer,
 	}
-	var publish Publisher = s.producer
+	var publisher Publisher = producer
 	if cfg.Publish != nil {
-		publish = cfg.Publish(publish)
-	}
-	log := func(name string) *slog.Logger { return cfg.Log.With("function", name) }
-
-	// One lane of each kind: the processors are shared with everything else here, and fewer, larger
-	// transactions cost them less.
-	ledger, err := db.New(db.Config{DatabaseURL: cfg.Database, BatchMax: 256, BatchLanes: 1, QueueMax: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka},
-		publish, time.Now, log("db"))
-	if err != nil {
-		return nil, err
-	}
-	s.add(ledger)
-	rates, err := fx.New(fx.Config{DatabaseURL: cfg.Reader}, s.conns["db"], rand.Float64, log("fx"))
-	if err != nil {
-		return nil, err
-	}
-	s.add(rates)
-	accounts, err := wallet.New(wallet.Config{DatabaseURL: cfg.Reader, QueueMax: queueMax}, s.conns["db"], s.conns["fx"], time.Now, log("wallet"))
-	if err != nil {
-		return nil, err
-	}
-	s.add(accounts)
-	rules, err := risk.New(risk.Config{DatabaseURL: cfg.Reader, Secret: cfg.RiskSecret}, s.conns["db"], time.Now, log("risk"))
-	if err != nil {
-		return nil, err
-	}
-	s.add(rules)
-	// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
-	s.add(payments.New(payments.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["db"], s.conns["fx"],
-		payments.NewLetters(cfg.Kafka), publish, time.Now, log("payments")))
-	s.add(worker.New(worker.Config{Keys: cfg.Keys, AllowUnsigned: true, Kafka: cfg.Kafka}, s.conns["payments"], publish, time.Now, log("worker")))
-	door, err := gateway.New(gateway.Config{
-		AnswerIn: cfg.AnswerIn, MinWaiting: minWaiting, MaxWaiting: queueMax, Keys: cfg.Keys, Kafka: cfg.Kafka, ReplicaURL: "http://" + s.Addr("gateway"),
-		Access: cfg.Access, Origins: cfg.Origins, GrafanaURL: cfg.Links.Grafana, TraceURL: cfg.Links.Trace,
-	}, gateway.Clients{FX: s.conns["fx"], Wallet: s.conns["wallet"], Risk: s.conns["risk"], DB: s.conns["db"]}, publish, time.Now, log("gateway"))
-	if err != nil {
-		return nil, err
-	}
-	s.add(door)
-	return s, s.addSources()
-}
-
-func (s *System) add(f *function.Function) {
-	s.functions[f.Name] = f
-	f.Callers, f.Transport = s.cfg.Callers, function.Alone
-	if f.GRPC == nil {
-		return
-	}
-	conn := f.InProcess()
-	if s.cfg.Between != nil {
-		conn = s.cfg.Between(f.Name, conn)
-	}
-	s.conns[f.Name] = conn
-}
-
-func (s *System) addSources() error {
-	manifests, err := Manifests()
-	if err != nil {
-		return err
+		publisher = cfg.Publish(publisher)
 	}
 	reach := transport{}
-	for name, f := range s.functions {
-		reach[name] = f.EventHandler()
+	// From the back: a function that is called is there before its callers.
+	for _, f := range slices.Backward(table.Functions) {
+		on := function.Dependencies{
+			Conns: map[string]grpc.ClientConnInterface{}, Publisher: publisher, Now: time.Now, Random: rand.Float64,
+			Log: cfg.Log.With("function", f.Name),
+		}
+		for callee := range f.Calls {
+			on.Conns[callee] = s.conns[callee]
+		}
+		if f.Port == "" {
+			// Without a port it delivers events to the others, and is measured where the first of them is.
+			on.HTTP, on.Registry = reach, s.ports["worker"].Registry
+		}
+		config, err := f.Configure(cfg.settings(f.Name))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		port, err := f.Make(config, on)
+		if err != nil {
+			return nil, err
+		}
+		s.add(port)
+		if f.Events != "" {
+			reach[f.Name] = port.EventHandler()
+		}
 	}
-	s.sources, err = kafkasource.New(manifests, kafkasource.Config{
-		Kafka: s.cfg.Kafka, GroupPrefix: s.cfg.GroupPrefix, Transport: reach, Log: s.cfg.Log, Registerer: s.functions["worker"].Registry,
-		SinkURL: func(service string) (string, error) {
-			if _, ok := s.functions[service]; !ok {
-				return "", fmt.Errorf("there is no function %s", service)
-			}
-			return "http://" + service, nil
-		},
-	})
-	return err
+	return s, nil
+}
+
+// settings are what the functions read in place of their environment, which is that of the whole process. What is not
+// here is as each function has it by default.
+func (cfg Config) settings(name string) function.Settings {
+	values := map[string]string{
+		"DATABASE_URL": cfg.Reader, "RISK_SECRET": cfg.RiskSecret, "KAFKA_GROUP_PREFIX": cfg.GroupPrefix,
+		"RESULT_TIMEOUT": cfg.AnswerIn.String(), "REPLICA_URL": "http://" + cfg.addr(front), "TRACE_URL": cfg.Links.Trace,
+		"CORS_ORIGINS": strings.Join(cfg.Origins, ","), "QUEUE_MAX": "4096",
+		// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
+		"ALLOW_UNSIGNED_REQUESTS": "true",
+		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
+		// One lane of each kind: the processors are shared with everything else here, and fewer, larger transactions cost
+		// them less.
+		"BATCH_LANES": "1", "LOCK_TIMEOUT": "0s",
+	}
+	if name == "db" {
+		values["DATABASE_URL"] = cfg.Database
+	}
+	return function.Settings{
+		Lookup: func(name string) (string, bool) { value, set := values[name]; return value, set },
+		Given:  []any{cfg.Kafka, cfg.Keys, cfg.Access, cfg.Links.Grafana},
+	}
+}
+
+func (s *System) add(port *function.Port) {
+	s.ports[port.Name] = port
+	port.Callers, port.Transport = s.cfg.Callers, function.GRPCOnly
+	if port.GRPC == nil {
+		return
+	}
+	conn := port.InProcess()
+	if s.cfg.Between != nil {
+		conn = s.cfg.Between(port.Name, conn)
+	}
+	s.conns[port.Name] = conn
 }
 
 // Conn calls a function of this process.
 func (s *System) Conn(name string) grpc.ClientConnInterface { return s.conns[name] }
 
 // Addr is where a function listens.
-func (s *System) Addr(name string) string { return s.cfg.Listeners[name].Addr().String() }
+func (s *System) Addr(name string) string { return s.cfg.addr(name) }
+
+func (cfg Config) addr(name string) string { return cfg.Listeners[name].Addr().String() }
 
 // Producer publishes to the system's Kafka.
 func (s *System) Producer() *kafka.Producer { return s.producer }
@@ -197,19 +188,19 @@ func (s *System) Ready(ctx context.Context) error {
 		return err
 	}
 	if !s.open.Load() {
-		return errors.New("gateway: waits for the seeds")
+		return errors.New(front + ": waits for the seeds")
 	}
-	return s.functions["gateway"].Ready(ctx)
+	return s.ports[front].Ready(ctx)
 }
 
 // readyBehind says what of all but the gateway is not ready yet.
 func (s *System) readyBehind(ctx context.Context) error {
-	errs := []error{s.sources.Ready()}
-	for name, f := range s.functions {
-		if f.Ready == nil || name == "gateway" {
+	var errs []error
+	for name, port := range s.ports {
+		if port.Ready == nil || name == front {
 			continue
 		}
-		if err := f.Ready(ctx); err != nil {
+		if err := port.Ready(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
@@ -229,8 +220,8 @@ func (s *System) seed(ctx context.Context) error {
 	return nil
 }
 
-// Run serves until ctx ends, and then drains from the front door to the ledger: payments under way are
-// answered while the whole flow still runs. It returns early when a part fails.
+// Run serves until ctx ends, and then drains in the table's order, so that payments under way are answered while the
+// whole flow still runs. It returns early when a part fails.
 func (s *System) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -239,36 +230,32 @@ func (s *System) Run(ctx context.Context) error {
 		done chan struct{}
 	}
 	parts := map[string]part{}
-	start := func(name string, run func(context.Context) error) {
+	start := func(name string) {
 		own, stop := context.WithCancel(context.WithoutCancel(ctx))
 		p := part{stop, make(chan struct{})}
 		parts[name] = p
 		go func() {
 			defer close(p.done)
-			if err := run(own); err != nil {
+			if err := s.serve(own, name); err != nil {
 				cancel(fmt.Errorf("%s: %w", name, err))
 			}
 		}()
 	}
-	serve := func(name string) {
-		start(name, func(ctx context.Context) error {
-			return s.functions[name].Serve(ctx, s.cfg.Listeners[name], drainWithin)
-		})
+	for _, f := range table.Functions {
+		if f.Name != front {
+			start(f.Name)
+		}
 	}
-	for _, name := range Functions[1:] {
-		serve(name)
-	}
-	start("sources", s.sources.Run)
 	if err := s.seed(ctx); err != nil {
 		cancel(err)
 	} else {
-		serve("gateway")
+		start(front)
 		s.open.Store(true)
 	}
 
 	<-ctx.Done()
-	for _, name := range append([]string{Functions[0], "sources"}, Functions[1:]...) {
-		if p, started := parts[name]; started {
+	for _, f := range table.Functions {
+		if p, started := parts[f.Name]; started {
 			p.stop()
 			<-p.done
 		}
@@ -280,4 +267,16 @@ func (s *System) Run(ctx context.Context) error {
 		err = errors.Join(cause, err)
 	}
 	return err
+}
+
+// serve runs a function until ctx ends. What one without a port does, it does in the background.
+func (s *System) serve(ctx context.Context, name string) error {
+	port := s.ports[name]
+	if l, listens := s.cfg.Listeners[name]; listens {
+		return port.Serve(ctx, l, drainWithin)
+	}
+	if port.Background == nil {
+		return nil
+	}
+	return port.Background(ctx)
 }

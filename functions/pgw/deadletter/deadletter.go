@@ -22,8 +22,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"pgw/compose/kafkasource"
 	"pgw/functions/db"
+	"pgw/functions/kafkasource"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/event"
 	"pgw/shared/kafka"

@@ -20,8 +20,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"pgw/compose/kafkasource"
 	"pgw/functions/db"
+	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/deadletter"
 	"pgw/shared/event"
 	"pgw/shared/kafka"

@@ -15,7 +15,7 @@ import (
 	"github.com/IBM/sarama"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 
-	"pgw/compose/kafkasource"
+	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 )

@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"pgw/compose/kafkasource"
+	"pgw/functions/kafkasource"
 	"pgw/shared/kafka"
 )
 

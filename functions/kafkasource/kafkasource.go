@@ -1,7 +1,7 @@
 // Package kafkasource stands in for Knative's KafkaSource, KafkaSink and PingSource where there is no
 // Knative: it reads the manifests that a cluster reads, and does what they say, as eventing-kafka-broker's dispatcher does
 // (commit 7d8fe89 of knative-extensions/eventing-kafka-broker). The differences are on purpose, and said where they are:
-// when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops the event (Config.Parity drops it
+// when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops the event (with Parity it drops it
 // too); a record that KafkaSource loses, or tries for long in vain, is delivered, or refused at once; a dead letter is cut to
 // what fits; a signed event in structured mode is refused.
 package kafkasource
@@ -10,8 +10,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +24,9 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"pgw/knative"
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
@@ -36,8 +40,78 @@ const (
 	heldTooLong = 30 * time.Second
 )
 
-// Config is what the manifests leave to where they are read.
+// Config of the function.
 type Config struct {
+	Manifests   string `envconfig:"MANIFESTS_DIR" desc:"folder of manifests; those of knative/base when empty"`
+	Sinks       Sinks  `envconfig:"SINKS" desc:"SERVICE=URL for each Knative Service that is a sink, separated by commas"`
+	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"stands before each consumer group's name, where several systems share a Kafka"`
+	Parity      bool   `envconfig:"PARITY" default:"false" desc:"when a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again"`
+	Kafka       kafka.Config
+}
+
+// Sinks are base URLs by the name of the Service.
+type Sinks map[string]string
+
+// Decode reads SERVICE=URL,SERVICE=URL.
+func (s *Sinks) Decode(text string) error {
+	*s = Sinks{}
+	for pair := range strings.SplitSeq(text, ",") {
+		if service, url, ok := strings.Cut(pair, "="); ok {
+			(*s)[service] = url
+		} else if text != "" {
+			return fmt.Errorf("%q; must be SERVICE=URL", pair)
+		}
+	}
+	return nil
+}
+
+// url gives a Service's base URL.
+func (s Sinks) url(service string) (string, error) {
+	url, ok := s[service]
+	if !ok {
+		return "", fmt.Errorf("SINKS has no URL for the service %s", service)
+	}
+	return url, nil
+}
+
+// Connections to a sink stay open between bursts of deliveries, but not for as long as a function keeps idle ones.
+const (
+	idleConns   = 1024
+	idleTimeout = 90 * time.Second
+)
+
+// Function describes the stand-in. It has a producer of its own, for dead letters.
+var Function = function.Describe(function.Function{
+	Name: "kafkasource", About: "stands in for Knative's KafkaSource, KafkaSink and PingSource",
+	HTTP: func() *http.Transport {
+		return &http.Transport{MaxIdleConnsPerHost: idleConns, IdleConnTimeout: idleTimeout}
+	},
+}, build)
+
+func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	var files fs.FS = knative.Base
+	if cfg.Manifests != "" {
+		files = os.DirFS(cfg.Manifests)
+	}
+	manifests, err := Load(files)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := New(manifests, Options{
+		Kafka: cfg.Kafka, GroupPrefix: cfg.GroupPrefix, Parity: cfg.Parity, SinkURL: cfg.Sinks.url, Transport: on.HTTP,
+		Log: on.Log, Registerer: on.Registry, Now: on.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &function.Service{
+		Ready:      func(context.Context) error { return sources.Ready() },
+		Background: sources.Run,
+	}, nil
+}
+
+// Options are what the manifests leave to where they are read.
+type Options struct {
 	Kafka       kafka.Config                         // in place of the manifests' bootstrapServers, net and topics
 	GroupPrefix string                               // before each consumer group's name, where several systems share a Kafka
 	SinkURL     func(service string) (string, error) // base URL of a Knative Service
@@ -52,7 +126,7 @@ type Config struct {
 
 // Sources run all sources of a set of manifests.
 type Sources struct {
-	cfg      Config
+	cfg      Options
 	sources  []*source
 	pings    []*ping
 	producer *kafka.Producer
@@ -84,7 +158,7 @@ type sourceMetrics struct {
 }
 
 // New checks that every sink can be found.
-func New(m Manifests, cfg Config) (*Sources, error) {
+func New(m Manifests, cfg Options) (*Sources, error) {
 	if cfg.InFlight == 0 {
 		cfg.InFlight = defaultInFlight
 	}
@@ -94,13 +168,13 @@ func New(m Manifests, cfg Config) (*Sources, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	auto := promauto.With(cfg.Registerer)
 	all := metrics{
-		events:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them; parked is a dead letter that waits for a person."}, []string{"source", "outcome"}),
-		retries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
-		cut:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_cut_total", Help: "Dead letters that hold a part of their record only: it was larger than a letter may be."}, []string{"source"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
+		events:  auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them; parked is a dead letter that waits for a person."}, []string{"source", "outcome"}),
+		retries: auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
+		cut:     auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_cut_total", Help: "Dead letters that hold a part of their record only: it was larger than a letter may be."}, []string{"source"}),
+		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
 	}
-	cfg.Registerer.MustRegister(all.events, all.retries, all.cut, all.seconds)
 
 	producer, err := kafka.NewProducer(cfg.Kafka, "kafkasource")
 	if err != nil {

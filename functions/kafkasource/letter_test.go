@@ -43,7 +43,7 @@ func TestADeadLetterIsCutToWhatFits(t *testing.T) {
 			if tc.mode != "" {
 				mode = tc.mode
 			}
-			r.start(manifest("contentMode: binary", "contentMode: "+mode), func(c *Config) { c.Registerer = registry })
+			r.start(manifest("contentMode: binary", "contentMode: "+mode), func(c *Options) { c.Registerer = registry })
 
 			settings := r.kafka.Client(t)
 			settings.Producer.Compression, settings.Producer.MaxMessageBytes, settings.Producer.Return.Successes = tc.with, 10<<20, true
@@ -141,7 +141,7 @@ func TestAHeldPartitionIsSeen(t *testing.T) {
 	})
 	var sources *Sources
 	r.made = func(s *Sources) { sources = s }
-	r.start(manifest("ref: {apiVersion: eventing.knative.dev/v1alpha1, kind: KafkaSink, name: dead}\n---", "uri: http://dead/\n---"), func(c *Config) {
+	r.start(manifest("ref: {apiVersion: eventing.knative.dev/v1alpha1, kind: KafkaSink, name: dead}\n---", "uri: http://dead/\n---"), func(c *Options) {
 		c.Registerer, c.Transport = registry, transport
 		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})

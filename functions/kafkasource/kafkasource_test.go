@@ -163,14 +163,14 @@ func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
 }
 
 // start runs sources until the returned function is called, which waits for the drain.
-func (r *rig) start(m fstest.MapFS, change func(*Config)) (stop func()) {
+func (r *rig) start(m fstest.MapFS, change func(*Options)) (stop func()) {
 	r.t.Helper()
 	text := strings.NewReplacer("topics: [in]", "topics: ["+r.kafka.Prefix+"in]", "topic: dead", "topic: "+r.kafka.Prefix+"dead").Replace(string(m["m.yaml"].Data))
 	manifests, err := Load(fstest.MapFS{"m.yaml": {Data: []byte(text)}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	cfg := Config{
+	cfg := Options{
 		Kafka: r.kafka.Config, GroupPrefix: r.kafka.Prefix, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		SinkURL: func(string) (string, error) { return r.server.URL, nil },
 		Sleep: func(ctx context.Context, d time.Duration) error {
@@ -464,7 +464,7 @@ func TestADeadLetterSinkThatFails(t *testing.T) {
 				w.WriteHeader(http.StatusBadRequest)
 				refused <- struct{}{}
 			})
-			r.start(manifest(toHTTP[0], strings.Replace(toHTTP[1], "URL", dead.URL, 1)), func(c *Config) { c.Parity = parity })
+			r.start(manifest(toHTTP[0], strings.Replace(toHTTP[1], "URL", dead.URL, 1)), func(c *Options) { c.Parity = parity })
 			r.sendEvent("key", "value")
 			await(t, refused)
 			if parity {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // claims are the partitions of one source that this process has now. What they tell is read when it is asked for: a
@@ -87,9 +88,9 @@ func (w *window) behind(now time.Time) behind {
 
 func (c *claims) measure(r prometheus.Registerer, source string, now func() time.Time) {
 	gauge := func(name, help string, read func(behind) float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: name, Help: help, ConstLabels: prometheus.Labels{"source": source},
-		}, func() float64 { return read(c.behind(now())) }))
+		}, func() float64 { return read(c.behind(now())) })
 	}
 	gauge("pgw_source_lag", "Records of this process's partitions that are not delivered yet.",
 		func(b behind) float64 { return float64(b.records) })

@@ -22,7 +22,7 @@ func TestLag(t *testing.T) {
 	}
 	registry := prometheus.NewRegistry()
 	// Ordered, and so one delivery at a time; it reads one more than it delivers.
-	stop := r.start(manifest("ordering: unordered", "ordering: ordered"), func(c *Config) { c.Registerer = registry })
+	stop := r.start(manifest("ordering: unordered", "ordering: ordered"), func(c *Options) { c.Registerer = registry })
 	expect := func(want string) {
 		t.Helper()
 		var err error

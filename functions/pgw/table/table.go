@@ -1,0 +1,65 @@
+// Package table lists pgw's functions.
+package table
+
+import (
+	"fmt"
+	"strings"
+
+	"pgw/functions/db"
+	"pgw/functions/fx"
+	"pgw/functions/gateway"
+	"pgw/functions/kafkasource"
+	"pgw/functions/payments"
+	"pgw/functions/risk"
+	"pgw/functions/wallet"
+	"pgw/functions/worker"
+	"pgw/shared/event"
+	"pgw/shared/function"
+)
+
+// Functions are all functions, in the order in which they drain: a function that is called stands behind its callers.
+var Functions = function.Table{
+	gateway.Function,
+	kafkasource.Function,
+	worker.Function,
+	payments.Function,
+	wallet.Function,
+	risk.Function,
+	fx.Function,
+	db.Function,
+}
+
+// Sinks are the functions that take events, as the variable SINKS has them: each with the URL that url gives it.
+func Sinks(url func(name string) string) string {
+	var sinks []string
+	for _, f := range Functions {
+		if f.Events != "" {
+			sinks = append(sinks, f.Name+"="+url(f.Name))
+		}
+	}
+	return strings.Join(sinks, ",")
+}
+
+// Unconnected builds every function on its defaults and on nothing else, to be looked at and not run: what it
+// serves and measures is the same as when it runs.
+func Unconnected() (map[string]*function.Port, error) {
+	needed := map[string]string{
+		"DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092", "RISK_SECRET": "of no use to anybody",
+		"SINKS": Sinks(func(name string) string { return "http://" + name }),
+	}
+	settings := function.Settings{
+		Lookup: func(name string) (string, bool) { value, set := needed[name]; return value, set },
+		Given:  []any{event.Keyring{}},
+	}
+	ports := map[string]*function.Port{}
+	for _, f := range Functions {
+		config, err := f.Configure(settings)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if ports[f.Name], err = f.Make(config, function.Dependencies{}); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name, err)
+		}
+	}
+	return ports, nil
+}

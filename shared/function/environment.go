@@ -1,0 +1,207 @@
+package function
+
+import (
+	"cmp"
+	"encoding"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pgw/shared/rpc"
+	"pgw/shared/trace"
+)
+
+// Config is what every function reads from its environment.
+type Config struct {
+	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
+	Port  string        `envconfig:"PORT" desc:"the one port; when empty, the port at which callers look for the function by default, such as 18080 for gateway, or else 8080"`
+	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
+	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
+	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what connections of HTTP/2 carry: mixed: gRPC and all else, as behind Knative's proxies; alone: gRPC only, for half the processor time a call, and all else comes by HTTP/1.1"`
+	Log   LogConfig
+	RPC   rpc.Security
+}
+
+// Addr is where the function listens.
+func (c Config) Addr(f Function) string {
+	return net.JoinHostPort(c.Host, cmp.Or(c.Port, f.Port, "8080"))
+}
+
+// LogConfig says how a process logs.
+type LogConfig struct {
+	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
+	Format string     `envconfig:"LOG_FORMAT" default:"json" desc:"json or text"`
+}
+
+// Logger makes the process's logger, on standard error.
+func (c LogConfig) Logger() *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.Level}
+	var h slog.Handler = slog.NewJSONHandler(os.Stderr, opts)
+	if strings.EqualFold(c.Format, "text") {
+		h = slog.NewTextHandler(os.Stderr, opts)
+	}
+	return slog.New(trace.Handler(h))
+}
+
+// Variable is one of those that a configuration is read from. In a struct, the tags envconfig, default,
+// required and desc describe it.
+type Variable struct {
+	Name     string
+	Default  string
+	Required bool
+	About    string
+
+	into reflect.Value // the field
+}
+
+// From gives the variable's value, or else its default.
+func (v Variable) From(lookup func(name string) (string, bool)) string {
+	if value, set := lookup(v.Name); set {
+		return value
+	}
+	return v.Default
+}
+
+// Variables lists what configurations, given as pointers, are read from. Each name stands once.
+func Variables(configs ...any) (all []Variable) {
+	for _, config := range configs {
+		for _, v := range variablesOf(reflect.ValueOf(config).Elem()) {
+			if !slices.ContainsFunc(all, func(other Variable) bool { return other.Name == v.Name }) {
+				all = append(all, v)
+			}
+		}
+	}
+	return all
+}
+
+func variablesOf(config reflect.Value, given ...any) (all []Variable) {
+	for i := range config.NumField() {
+		field, into := config.Type().Field(i), config.Field(i)
+		if !field.IsExported() {
+			continue
+		}
+		name := field.Tag.Get("envconfig")
+		switch {
+		case setGiven(into, given):
+		case name != "":
+			all = append(all, Variable{
+				Name: name, Default: field.Tag.Get("default"), Required: field.Tag.Get("required") == "true",
+				About: field.Tag.Get("desc"), into: into,
+			})
+		case into.Kind() == reflect.Struct:
+			all = append(all, variablesOf(into, given...)...)
+		}
+	}
+	return all
+}
+
+// setGiven fills a field for which there is a value of its very type.
+func setGiven(into reflect.Value, given []any) bool {
+	for _, value := range given {
+		if reflect.TypeOf(value) == into.Type() {
+			into.Set(reflect.ValueOf(value))
+			return true
+		}
+	}
+	return false
+}
+
+// Settings are where configurations are read from.
+type Settings struct {
+	// Lookup says what a variable is set to, as os.LookupEnv does.
+	Lookup func(name string) (value string, set bool)
+	// Given are values for all fields of their type, such as a kafka.Config. Nothing is looked up for these.
+	Given []any
+}
+
+// ReadEnvironment fills configurations, given as pointers, from the environment.
+func ReadEnvironment(into ...any) error { return Settings{Lookup: os.LookupEnv}.Read(into...) }
+
+// Read fills configurations, given as pointers. The error names all variables that are missing. Of one that
+// can't be read it says what is wrong, and does not repeat the value, which may be a secret.
+func (s Settings) Read(into ...any) error {
+	var missing []string
+	var errs []error
+	for _, config := range into {
+		for _, v := range variablesOf(reflect.ValueOf(config).Elem(), s.Given...) {
+			if _, set := s.Lookup(v.Name); !set && v.Default == "" {
+				if v.Required && !slices.Contains(missing, v.Name) {
+					missing = append(missing, v.Name)
+				}
+				continue
+			}
+			if err := decode(v.From(s.Lookup), v.into); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
+			}
+		}
+	}
+	if len(missing) > 0 {
+		errs = append([]error{fmt.Errorf("%s: required, and not set", strings.Join(missing, ", "))}, errs...)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	return nil
+}
+
+// decode reads one value. Types of the project's own have a method Decode; others are texts, numbers or lists
+// separated by commas.
+func decode(text string, into reflect.Value) error {
+	switch own := into.Addr().Interface().(type) {
+	case interface{ Decode(text string) error }:
+		return own.Decode(text)
+	case encoding.TextUnmarshaler:
+		return own.UnmarshalText([]byte(text))
+	case *time.Duration:
+		d, err := time.ParseDuration(text)
+		*own = d
+		return withoutValue(err, "a duration, such as 300ms")
+	}
+	switch into.Kind() {
+	case reflect.String:
+		into.SetString(text)
+		return nil
+	case reflect.Bool:
+		b, err := strconv.ParseBool(text)
+		into.SetBool(b)
+		return withoutValue(err, "true or false")
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, into.Type().Bits())
+		into.SetInt(n)
+		return withoutValue(err, "a whole number")
+	case reflect.Float64:
+		n, err := strconv.ParseFloat(text, 64)
+		into.SetFloat(n)
+		return withoutValue(err, "a number")
+	case reflect.Slice:
+		if strings.TrimSpace(text) == "" {
+			return nil
+		}
+		parts := strings.Split(text, ",")
+		list := reflect.MakeSlice(into.Type(), len(parts), len(parts))
+		for i, part := range parts {
+			if err := decode(part, list.Index(i)); err != nil {
+				return err
+			}
+		}
+		into.Set(list)
+		return nil
+	default:
+		return fmt.Errorf("a %s can't be read from the environment", into.Type())
+	}
+}
+
+// withoutValue is an error that does not repeat what was read.
+func withoutValue(err error, want string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New("is not " + want)
+}

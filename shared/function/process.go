@@ -1,0 +1,173 @@
+package function
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime/debug"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"pgw/shared/kafka"
+	"pgw/shared/rpc"
+	"pgw/shared/trace"
+)
+
+// settled is when a start is over, and the first requests with it.
+const settled = time.Second
+
+// gcPercent lets the heap grow to five times what is alive. A function keeps next to nothing, so that is still small, and
+// collecting at every few megabytes cost a tenth of a busy function's time.
+const gcPercent = 400
+
+// CollectLess applies gcPercent, unless the environment says how garbage is to be collected.
+func CollectLess() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
+
+// Run is a function as a process of its own: it reads the environment, connects to the functions that it calls and
+// to Kafka, and serves until ctx ends. Then it drains.
+func (t Table) Run(ctx context.Context, f Function) error {
+	CollectLess() // and not at all until it is ready: that takes less than the least heap there is
+	var base Config
+	config := f.config()
+	read := []any{&base, config}
+	var events kafka.Config
+	if f.Publishes != Never {
+		read = append(read, &events)
+	}
+	if err := ReadEnvironment(read...); err != nil {
+		return err
+	}
+	log := base.Log.Logger().With("function", f.Name)
+	slog.SetDefault(log)
+	stop, err := trace.Setup(ctx, f.Name, log)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	defer stop()
+	callers, err := base.RPC.Open(log)
+	if err != nil {
+		return err
+	}
+	port, err := t.connect(f, config, events, callers, log)
+	if err != nil {
+		return err
+	}
+	port.MaxConnections, port.Transport, port.Callers = base.Conns, base.HTTP2, callers
+	l, err := net.Listen("tcp", base.Addr(f))
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	log.Info("serving", "addr", l.Addr().String())
+	// What starting took is not needed again, and a function at rest should be small.
+	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
+	return port.Serve(ctx, l, base.Drain)
+}
+
+// connect builds the function on connections of its own, which its port closes last.
+func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc.Callers, log *slog.Logger) (*Port, error) {
+	on := Dependencies{
+		Conns: map[string]grpc.ClientConnInterface{}, Now: time.Now, Random: rand.Float64, Log: log, Registry: NewRegistry(),
+	}
+	if f.HTTP != nil {
+		on.HTTP = callers.Transport(f.HTTP())
+	}
+	var closers []func(context.Context) error
+	for callee := range f.Calls {
+		address := t.Address(callee)
+		conn, err := callers.Dial(address.From(os.LookupEnv))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", address.Name, err)
+		}
+		on.Conns[callee] = conn
+		closers = append(closers, func(context.Context) error { return conn.Close() })
+	}
+	var producer *kafka.Producer
+	if f.Publishes != Never {
+		var err error
+		if producer, err = kafka.NewProducer(events, f.Name); err != nil {
+			return nil, err
+		}
+		on.Publisher = producer
+		closers = append([]func(context.Context) error{producer.Close}, closers...)
+	}
+	port, err := f.Make(config, on)
+	if err != nil {
+		return nil, err
+	}
+	if f.Publishes == Always {
+		port.Background = both(port.Background, producer.Connect)
+	}
+	if port.Close != nil {
+		closers = append([]func(context.Context) error{port.Close}, closers...)
+	}
+	port.Close = func(ctx context.Context) error {
+		var errs []error
+		for _, end := range closers {
+			errs = append(errs, end(ctx))
+		}
+		return errors.Join(errs...)
+	}
+	return port, nil
+}
+
+// both runs side by side what may be nil and what is not.
+func both(first, second func(context.Context) error) func(context.Context) error {
+	if first == nil {
+		return second
+	}
+	return func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return first(ctx) })
+		group.Go(func() error { return second(ctx) })
+		return group.Wait()
+	}
+}
+
+// Variables lists what a process of this function reads from its environment.
+func (t Table) Variables(f Function) []Variable {
+	var addresses []Variable
+	for _, callee := range slices.Sorted(maps.Keys(f.Calls)) {
+		address := t.Address(callee)
+		address.About += ", which " + f.Calls[callee]
+		addresses = append(addresses, address)
+	}
+	all := slices.Concat(Variables(f.config()), addresses)
+	if f.Publishes != Never {
+		all = append(all, Variables(&kafka.Config{})...)
+	}
+	all = append(all, Variables(&Config{})...)
+	seen := map[string]bool{}
+	return slices.DeleteFunc(all, func(v Variable) bool {
+		twice := seen[v.Name]
+		seen[v.Name] = true
+		return twice
+	})
+}
+
+// Help writes these variables as a table.
+func (t Table) Help(to io.Writer, f Function) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "VARIABLE\tREQUIRED\tDEFAULT\tMEANING")
+	for _, v := range t.Variables(f) {
+		required := ""
+		if v.Required {
+			required = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Name, required, v.Default, v.About)
+	}
+	return w.Flush()
+}
