@@ -122,15 +122,17 @@ licenses: sbom ## Fail if the binary has code under a license that is not allowe
 	@test "$$(jq '.components | length' bin/pgw.cdx.json)" -gt 1
 	@not=$$(jq -r -f .ci/licenses.jq bin/pgw.cdx.json) && test -z "$$not" || { echo "not allowed:"; echo "$$not"; exit 1; }
 
-generate: ## Generate proto/gen, the HTTP client, the seeds and the catalogue of metrics from their sources.
+generate: ## Generate proto/gen, the HTTP client, the page of the API documents, the seeds and the catalogue of metrics from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate
 	$(CODEGEN) --config shared/client/oapi-codegen.yaml functions/gateway/docs/openapi.yaml
+	go run ./functions/gateway/docs/render functions/gateway/docs
 	go run ./functions/pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv.new && mv seeds/accounts.csv.new seeds/accounts.csv
 	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl
 	go run ./functions/pgw metrics > compose/prometheus/METRICS.md.new && mv compose/prometheus/METRICS.md.new compose/prometheus/METRICS.md
 
+generated = proto/gen shared/client functions/gateway/docs seeds compose/prometheus go.mod go.sum
 check-generated: generate ## Fail if a generated file is not current.
-	@test -z "$$(git status --porcelain proto/gen shared/client seeds compose/prometheus go.mod go.sum)" || { echo "not current:"; git status --short proto/gen shared/client seeds compose/prometheus go.mod go.sum; exit 1; }
+	@test -z "$$(git status --porcelain $(generated))" || { echo "not current:"; git status --short $(generated); exit 1; }
 
 kind-demo: kind-up knative-install image knative-deploy knative-demo ## Make a kind cluster with Knative and settle a payment in it.
 

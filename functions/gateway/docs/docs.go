@@ -1,10 +1,10 @@
-// Package docs holds the documents of pgw's interfaces, HTTP and events, and makes a page of them.
+// Package docs serves the documents of pgw's HTTP interface and of its events, and their page.
+// The page is made by `make generate` (render/): the gateway only sends it.
 package docs
 
 import (
 	_ "embed"
 	"net/http"
-	"sync"
 
 	"pgw/shared/function"
 )
@@ -19,20 +19,21 @@ var (
 	Examples []byte
 )
 
-// render makes the page once, when it is first asked for: a start should not wait for it.
-var render = sync.OnceValues(newPage)
+// The page that is made of the documents, and its Content-Security-Policy.
+var (
+	//go:embed page.html
+	page []byte
+	//go:embed page.csp
+	policy string
+)
 
 // Routes adds the documents and their page.
 func Routes(mux *function.Mux) {
 	mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) { serve(w, "application/yaml", OpenAPI) })
 	mux.HandleFunc("GET /asyncapi.yaml", func(w http.ResponseWriter, _ *http.Request) { serve(w, "application/yaml", AsyncAPI) })
 	mux.HandleFunc("GET /docs", func(w http.ResponseWriter, _ *http.Request) {
-		p, err := render()
-		if err != nil {
-			panic(err) // a test renders the same documents
-		}
-		w.Header().Set("Content-Security-Policy", p.policy)
-		serve(w, "text/html; charset=utf-8", p.html)
+		w.Header().Set("Content-Security-Policy", policy)
+		serve(w, "text/html; charset=utf-8", page)
 	})
 }
 

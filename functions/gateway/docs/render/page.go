@@ -1,4 +1,4 @@
-package docs
+package main
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	//go:embed page.html
+	//go:embed page.html.tmpl
 	pageHTML string
 	//go:embed page.css
 	pageCSS string
@@ -28,15 +28,15 @@ type page struct {
 	policy string
 }
 
-func newPage() (page, error) {
+func newPage(d documents) (page, error) {
 	var v view
-	if err := yaml.Unmarshal(OpenAPI, &v.HTTP); err != nil {
+	if err := yaml.Unmarshal(d.openAPI, &v.HTTP); err != nil {
 		return page{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	if err := yaml.Unmarshal(AsyncAPI, &v.Events); err != nil {
+	if err := yaml.Unmarshal(d.asyncAPI, &v.Events); err != nil {
 		return page{}, fmt.Errorf("asyncapi.yaml: %w", err)
 	}
-	v.Style, v.Examples = template.CSS(pageCSS), readExamples(string(Examples))
+	v.Style, v.Examples = template.CSS(pageCSS), readExamples(string(d.examples))
 	t, err := template.New("page").Funcs(template.FuncMap{"text": text, "kind": kind, "limits": limits, "refName": refName}).Parse(pageHTML)
 	if err != nil {
 		return page{}, err
