@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // Bounds of how old a cached value may be.
@@ -20,64 +22,63 @@ type Cached[T any] struct {
 	load func(context.Context) (T, error)
 	log  *slog.Logger
 
-	loading chan struct{} // has room for one: one load at a time
+	loading singleflight.Group
 	current atomic.Pointer[loaded[T]]
-	last    attempt // of whoever is loading
-}
-
-// attempt is how the last load went.
-type attempt struct {
-	begun time.Time // monotonic
-	err   error
 }
 
 type loaded[T any] struct {
 	value T
-	at    time.Time // monotonic
+	at    time.Time // when the load began; monotonic
 }
 
 // NewCached makes a cache that is filled on first use.
 func NewCached[T any](load func(context.Context) (T, error), log *slog.Logger) *Cached[T] {
-	return &Cached[T]{load: load, log: log, loading: make(chan struct{}, 1)}
+	return &Cached[T]{load: load, log: log}
 }
 
-// Get gives the value; it waits for the database only when there is none, or only one that is too old.
+// Get gives the value. It waits for the database only when there is none, or only one that is too old.
 func (c *Cached[T]) Get(ctx context.Context) (T, error) {
 	if v := c.current.Load(); v != nil && time.Since(v.at) < maxStale {
 		return v.value, nil
 	}
-	if err := c.Refresh(ctx); err != nil {
-		var none T
-		return none, err
-	}
-	return c.current.Load().value, nil
+	return c.join(ctx)
 }
 
-// Refresh reads the value now. Those who wait for a load that begins after they came share what it finds, also when that is
-// an error: nobody waits for more than two.
+// Refresh reads the value as it is now. A load that is under way may have missed what was just
+// written; the one after it has not.
 func (c *Cached[T]) Refresh(ctx context.Context) error {
-	asked := time.Now()
-	select {
-	case c.loading <- struct{}{}:
-		defer func() { <-c.loading }()
-	case <-ctx.Done():
-		return fmt.Errorf("refresh: %w", ctx.Err())
+	for range 2 {
+		if _, err := c.join(ctx); err != nil {
+			return err
+		}
 	}
-	if c.last.begun.After(asked) {
-		return c.last.err
-	}
-	// Not by the context of one caller: others wait for the same.
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
-	defer cancel()
-	begun := time.Now()
-	value, err := c.load(limited)
-	c.last = attempt{begun, nil}
-	if err != nil {
-		c.last.err = fmt.Errorf("refresh: %w", err)
-		return c.last.err
-	}
-	c.current.Store(&loaded[T]{value, begun})
 	return nil
+}
+
+// join waits for the load that is under way, or for a new one. All who wait share what it finds,
+// also when that is an error.
+func (c *Cached[T]) join(ctx context.Context) (T, error) {
+	load := c.loading.DoChan("", func() (any, error) {
+		// Not by the context of one caller: others wait for the same.
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+		defer cancel()
+		begun := time.Now()
+		value, err := c.load(limited)
+		if err == nil {
+			c.current.Store(&loaded[T]{value, begun})
+		}
+		return value, err
+	})
+	var none T
+	select {
+	case <-ctx.Done():
+		return none, fmt.Errorf("refresh: %w", ctx.Err())
+	case got := <-load:
+		if got.Err != nil {
+			return none, fmt.Errorf("refresh: %w", got.Err)
+		}
+		return got.Val.(T), nil
+	}
 }
 
 // Run refreshes until ctx ends.
@@ -86,7 +87,7 @@ func (c *Cached[T]) Run(ctx context.Context) error {
 	defer tick.Stop()
 	failing := false
 	for {
-		err := c.Refresh(ctx)
+		_, err := c.join(ctx)
 		if err != nil && !failing && ctx.Err() == nil {
 			c.log.WarnContext(ctx, "serving what was read last", "error", err)
 		}
