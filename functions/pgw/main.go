@@ -16,6 +16,7 @@ import (
 	"pgw/functions/pgw/reconcile"
 	"pgw/functions/pgw/table"
 	"pgw/shared/function"
+	"pgw/shared/secret"
 )
 
 type commands struct {
@@ -84,6 +85,10 @@ func (c migrateCommand) Run(ctx context.Context) error {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if err := secret.FromFiles(os.Getenv, os.Setenv); err != nil {
+		fmt.Fprintln(os.Stderr, "pgw: configuration:", err)
+		os.Exit(1)
+	}
 	name, run := command(ctx)
 	// Drain on the first signal; a second one ends the process at once.
 	context.AfterFunc(ctx, stop)

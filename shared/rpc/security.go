@@ -117,32 +117,16 @@ func listOf[T any](name, text, path string, read func(string) (T, error), log *s
 			}
 			all = append(all, one)
 		}
+		if len(all) == 0 {
+			return nil, errors.New("there is nothing in it")
+		}
 		return all, nil
 	}
-	if path == "" {
-		fixed, err := parse([]byte(text))
-		if err == nil && text != "" && len(fixed) == 0 {
-			err = errors.New("there is nothing in it")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		return func() []T { return fixed }, nil
+	get, err := secret.Variable(name, text, path, parse, log)
+	if get == nil {
+		get = func() []T { return nil }
 	}
-	if text != "" {
-		return nil, fmt.Errorf("%s and %s_FILE: one of them", name, name)
-	}
-	file, err := secret.Open(path, func(text []byte) ([]T, error) {
-		all, err := parse(text)
-		if err == nil && len(all) == 0 {
-			err = errors.New("there is nothing in it")
-		}
-		return all, err
-	}, log)
-	if err != nil {
-		return nil, fmt.Errorf("%s_FILE: %w", name, err)
-	}
-	return file.Get, nil
+	return get, err
 }
 
 func readToken(text string) (string, error) {

@@ -1,5 +1,5 @@
-// Package secret keeps what is read from files that hold secrets, and notices when they change: a key is rotated
-// without a restart.
+// Package secret reads secrets from variables and files. It notices when some of the files change,
+// so that a key is rotated without a restart.
 package secret
 
 import (
@@ -83,12 +83,9 @@ func (f *File[T]) read() error {
 	if err != nil {
 		return err
 	}
-	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
+	text, err := readAll(file)
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.path, err)
-	}
-	if len(text) > maxBytes {
-		return fmt.Errorf("%s: is larger than %d bytes", f.path, maxBytes)
+		return err
 	}
 	value, err := f.parse(text)
 	if err != nil {
@@ -97,4 +94,15 @@ func (f *File[T]) read() error {
 	f.value.Store(&value)
 	f.seen = info
 	return nil
+}
+
+func readAll(file *os.File) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file.Name(), err)
+	}
+	if len(text) > maxBytes {
+		return nil, fmt.Errorf("%s: is larger than %d bytes", file.Name(), maxBytes)
+	}
+	return text, nil
 }

@@ -120,10 +120,12 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 	default:
 		return nil, fmt.Errorf("AUTH: %q; off or required", cfg.Mode)
 	}
-	if err := a.openKeys(cfg, log); err != nil {
+	var err error
+	readLines := func(text []byte) (keys, error) { return readKeys(string(text)) }
+	a.keys, err = secret.Variable("API_KEYS", strings.ReplaceAll(cfg.Keys, ";", "\n"), cfg.KeysFile, readLines, log)
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if a.tokens, err = openTokens(cfg, now, log); err != nil {
 		return nil, err
 	}
@@ -131,26 +133,6 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 		return nil, err
 	}
 	return a, nil
-}
-
-func (a *Access) openKeys(cfg Config, log *slog.Logger) error {
-	switch {
-	case cfg.KeysFile != "" && cfg.Keys != "":
-		return errors.New("API_KEYS_FILE and API_KEYS: one of them")
-	case cfg.KeysFile != "":
-		file, err := secret.Open(cfg.KeysFile, func(text []byte) (keys, error) { return readKeys(string(text)) }, log)
-		if err != nil {
-			return fmt.Errorf("API_KEYS_FILE: %w", err)
-		}
-		a.keys = file.Get
-	case cfg.Keys != "":
-		fixed, err := readKeys(strings.ReplaceAll(cfg.Keys, ";", "\n"))
-		if err != nil {
-			return fmt.Errorf("API_KEYS: %w", err)
-		}
-		a.keys = func() keys { return fixed }
-	}
-	return nil
 }
 
 // KeyHeader carries an API key.
