@@ -37,7 +37,7 @@ func TestEachSecretCanStandInAFile(t *testing.T) {
 	} {
 		add(reflect.TypeOf(config))
 	}
-	parser, err := kong.New(&commands{}, grammar...)
+	parser, err := kong.New(&commands{}, grammar()...)
 	if err != nil {
 		t.Fatal(err)
 	}
