@@ -164,8 +164,8 @@ func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
 
 // Event returns the event that requests the transaction's payment.
 func (t Transaction) Event() (cloudevents.Event, error) {
-	return event.Requested(Source, payment.Request{
-		Key: t.Key, Sender: t.Sender, Receiver: t.Receiver, Sent: t.Amount, AmountIDR: t.AmountIDR, Rate: t.Rate,
+	return event.Requested(Source, payment.Payment{
+		Key: t.Key, Sender: t.Sender, Receiver: t.Receiver, Minor: t.Amount.Minor, Currency: t.Amount.Currency, AmountIDR: t.AmountIDR, Rate: t.Rate,
 		TxDate: t.At.Format(time.RFC3339), AttemptID: t.Key,
 	}, "", t.At)
 }

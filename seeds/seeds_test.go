@@ -59,7 +59,7 @@ func TestPaymentsFileIsWhatTheGeneratorMakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := data.Request(); err != nil {
+		if err := data.Validate(); err != nil {
 			t.Errorf("%s: %v", tx.Key, err)
 		}
 		line, err := e.MarshalJSON()

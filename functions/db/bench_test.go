@@ -24,7 +24,7 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 				calls := make([]reserve, size)
 				for i := range calls {
 					n++
-					calls[i].Request = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
+					calls[i].Payment = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
 				}
 				reserved, err := w.ledger.reserveAll(b.Context(), calls)
 				if err != nil {

@@ -49,7 +49,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 			long.Deadline = time.Now().Add(24 * time.Hour)
 			none := pay("none", "A", "B", 10)
 			none.Deadline = time.Time{}
-			for _, r := range []payment.Request{long, none} {
+			for _, r := range []payment.Payment{long, none} {
 				w.mustReserve(r)
 				rec, err := w.reads.payment(t.Context(), r.Key)
 				if err != nil {

@@ -31,7 +31,7 @@ const (
 
 // record is one payment as the ledger keeps it.
 type record struct {
-	payment.Request
+	payment.Payment
 	Claim
 	ReservedAt time.Time
 	DecidedAt  time.Time // zero while PENDING
@@ -69,13 +69,13 @@ func scanRecord(row pgx.CollectableRow) (record, error) {
 	var currency, rate string
 	var fingerprint []byte
 	var rateTime, accepted, decided pgtype.Timestamptz
-	err := row.Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Sent.Minor,
-		&rec.AmountIDR, &rate, &rec.RateID, &rateTime, &rec.RuleSet, &rec.TxDate, &rec.Request.AttemptID, &accepted,
+	err := row.Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Minor,
+		&rec.AmountIDR, &rate, &rec.RateID, &rateTime, &rec.RuleSet, &rec.TxDate, &rec.Payment.AttemptID, &accepted,
 		&rec.Deadline, &rec.ReservationID, &fingerprint, &rec.Status, &rec.Reason, &rec.ReservedAt, &decided)
 	if err != nil {
 		return rec, err
 	}
-	if rec.Sent.Currency, err = money.ParseCurrency(currency); err != nil {
+	if rec.Currency, err = money.ParseCurrency(currency); err != nil {
 		return rec, err
 	}
 	if rate != "" {
@@ -163,13 +163,13 @@ func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.
 func (rec record) response() *dbv1.GetPaymentResponse {
 	return &dbv1.GetPaymentResponse{
 		IdempotencyKey: rec.Key, SenderId: rec.Sender, ReceiverId: rec.Receiver,
-		CurrencyInput: rec.Sent.Currency.String(), AmountMinor: rec.Sent.Minor, AmountIdr: rec.AmountIDR,
+		CurrencyInput: rec.Currency.String(), AmountMinor: rec.Minor, AmountIdr: rec.AmountIDR,
 		Rate: rec.Rate.String(), RateId: rec.RateID, RateTime: rpc.Timestamp(rec.RateTime),
 		RuleSet: rec.RuleSet, TxDate: rec.TxDate,
 		ReservationId: rec.ReservationID.String(), ReservationStatus: string(rec.Status), Reason: string(rec.Reason),
 		AcceptedAt: rpc.Timestamp(rec.AcceptedAt), ReservedAt: rpc.Timestamp(rec.ReservedAt),
 		Deadline: rpc.Timestamp(rec.Deadline), DecidedAt: rpc.Timestamp(rec.DecidedAt),
-		Fingerprint: rec.Claim.Fingerprint[:], AttemptId: rec.Request.AttemptID,
+		Fingerprint: rec.Claim.Fingerprint[:], AttemptId: rec.Payment.AttemptID,
 	}
 }
 

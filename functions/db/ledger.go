@@ -41,11 +41,11 @@ type Reserved struct {
 }
 
 // Mismatch tells that the key belongs to another request.
-func (r Reserved) Mismatch(req payment.Request) bool { return r.Fingerprint != req.Fingerprint() }
+func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != req.Fingerprint() }
 
 // reserve asks for one payment. refuse, when set, is recorded instead of holding anything.
 type reserve struct {
-	payment.Request
+	payment.Payment
 	refuse payment.Reason
 }
 
@@ -302,7 +302,7 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 			s := senders[c.Sender]
 			claim.Reason = c.refuse
 			if claim.Reason == "" {
-				claim.Reason = hold(c.Request, s, blocked, now, velocity)
+				claim.Reason = hold(c.Payment, s, blocked, now, velocity)
 			}
 			if claim.Reason != "" {
 				claim.Status = payment.RolledBack
@@ -324,7 +324,7 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 
 // hold takes the funds off the sender, or says why not. The sender is locked, so of payments that come at once no more
 // are started in a minute than velocity allows; risk, which only reads, lets all of them through.
-func hold(r payment.Request, s *sender, blocked map[string]bool, now time.Time, velocity uint32) payment.Reason {
+func hold(r payment.Payment, s *sender, blocked map[string]bool, now time.Time, velocity uint32) payment.Reason {
 	var from, to *payment.Account
 	if s != nil {
 		from = &s.Account
@@ -379,11 +379,11 @@ func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int,
 	amounts, minors := make([]int64, n), make([]int64, n)
 	rateTimes, accepted, deadlines := make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n)
 	for at, i := range fresh {
-		r, claim := calls[i].Request, &decided[i].Claim
+		r, claim := calls[i].Payment, &decided[i].Claim
 		ids[at] = pgtype.UUID{Bytes: claim.ReservationID, Valid: true}
 		keys[at], fingerprints[at], attempts[at] = r.Key, claim.Fingerprint[:], r.AttemptID
 		from[at], to[at], amounts[at] = r.Sender, r.Receiver, r.AmountIDR
-		currencies[at], minors[at] = r.Sent.Currency.String(), r.Sent.Minor
+		currencies[at], minors[at] = r.Currency.String(), r.Minor
 		rates[at], rateIDs[at], rateTimes[at] = r.Rate.String(), r.RateID, timestamp(r.RateTime)
 		ruleSets[at], txDates[at], statuses[at] = r.RuleSet, r.TxDate, string(claim.Status)
 		accepted[at], deadlines[at] = timestamp(r.AcceptedAt), timestamp(payment.ClampDeadline(r.Deadline, now))
@@ -397,13 +397,13 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 	var keys, from, to, currencies, reasons []string
 	var amounts []int64
 	for _, i := range fresh {
-		r, claim := calls[i].Request, decided[i].Claim
+		r, claim := calls[i].Payment, decided[i].Claim
 		if claim.Reason == "" {
 			continue
 		}
 		ids = append(ids, pgtype.UUID{Bytes: claim.ReservationID, Valid: true})
 		keys, from, to = append(keys, r.Key), append(from, r.Sender), append(to, r.Receiver)
-		currencies, amounts = append(currencies, r.Sent.Currency.String()), append(amounts, r.AmountIDR)
+		currencies, amounts = append(currencies, r.Currency.String()), append(amounts, r.AmountIDR)
 		reasons = append(reasons, string(claim.Reason))
 	}
 	if len(ids) > 0 {
@@ -598,8 +598,8 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 }
 
 // reserve claims the key and holds the funds, or says why not.
-func (l *ledger) reserve(ctx context.Context, r payment.Request) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Request: r})
+func (l *ledger) reserve(ctx context.Context, r payment.Payment) (Reserved, error) {
+	return l.reserves.Do(ctx, reserve{Payment: r})
 }
 
 // finish commits or rolls back one reservation.
@@ -608,12 +608,12 @@ func (l *ledger) finish(ctx context.Context, f Finish) (Finished, error) {
 }
 
 // refuse claims the key as refused for a reason. A key that is known keeps what it has: that is returned.
-func (l *ledger) refuse(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Request: r, refuse: reason})
+func (l *ledger) refuse(ctx context.Context, r payment.Payment, reason payment.Reason) (Reserved, error) {
+	return l.reserves.Do(ctx, reserve{Payment: r, refuse: reason})
 }
 
 // fail closes a payment as FAILED for a reason, unless it is decided already.
-func (l *ledger) fail(ctx context.Context, r payment.Request, reason payment.Reason) (Reserved, error) {
+func (l *ledger) fail(ctx context.Context, r payment.Payment, reason payment.Reason) (Reserved, error) {
 	got, err := l.refuse(ctx, r, reason)
 	if err != nil || got.Status != payment.Pending || got.Mismatch(r) {
 		return got, err

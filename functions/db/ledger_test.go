@@ -123,14 +123,14 @@ func (w *world) checkSum() {
 	}
 }
 
-func pay(key, from, to string, amount int64) payment.Request {
-	return payment.Request{
-		Key: key, Sender: from, Receiver: to, AmountIDR: amount, Sent: money.Amount{Minor: amount, Currency: money.IDR},
+func pay(key, from, to string, amount int64) payment.Payment {
+	return payment.Payment{
+		Key: key, Sender: from, Receiver: to, AmountIDR: amount, Minor: amount, Currency: money.IDR,
 		AcceptedAt: time.Now(), Deadline: time.Now().Add(payment.DecideWithin), AttemptID: key + "-1",
 	}
 }
 
-func (w *world) mustReserve(r payment.Request) Reserved {
+func (w *world) mustReserve(r payment.Payment) Reserved {
 	w.t.Helper()
 	got, err := w.ledger.reserve(context.Background(), r)
 	if err != nil {
@@ -198,7 +198,7 @@ func TestRefusalsAreForEver(t *testing.T) {
 	late := pay("late", "A", "B", 10)
 	late.Deadline = time.Now().Add(-time.Second)
 	for _, tc := range []struct {
-		request payment.Request
+		request payment.Payment
 		want    payment.Reason
 	}{
 		{pay("poor", "A", "B", 101), payment.InsufficientFunds},
@@ -256,11 +256,11 @@ func TestABadMemberFailsAlone(t *testing.T) {
 	w.open(100, "A", "B")
 	w.open(money.MaxMinor, "FULL")
 	calls := []reserve{
-		{Request: pay("too large", "A", "B", 1000)},
-		{Request: pay("fits", "A", "B", 60)},
-		{Request: pay("fits", "A", "B", 60)},
-		{Request: pay("too large for the rest", "A", "B", 41)},
-		{Request: pay("the rest", "A", "B", 40)},
+		{Payment: pay("too large", "A", "B", 1000)},
+		{Payment: pay("fits", "A", "B", 60)},
+		{Payment: pay("fits", "A", "B", 60)},
+		{Payment: pay("too large for the rest", "A", "B", 41)},
+		{Payment: pay("the rest", "A", "B", 40)},
 	}
 	got, err := w.ledger.reserveAll(t.Context(), calls)
 	if err != nil {
@@ -278,7 +278,7 @@ func TestABadMemberFailsAlone(t *testing.T) {
 	// The edge checks amounts; the ledger's constraint is what is left when the edge is passed by.
 	bad := pay("bad", "B", "A", 10)
 	bad.AmountIDR = -5
-	results := serve(w.ledger.reserveAll)(t.Context(), []reserve{{Request: pay("good", "B", "A", 10)}, {Request: bad}, {Request: pay("good too", "B", "A", 10)}})
+	results := serve(w.ledger.reserveAll)(t.Context(), []reserve{{Payment: pay("good", "B", "A", 10)}, {Payment: bad}, {Payment: pay("good too", "B", "A", 10)}})
 	if results[0].Err != nil || results[2].Err != nil || results[0].Value.Status != payment.Pending || results[2].Value.Status != payment.Pending {
 		t.Errorf("the neighbours: %+v, %+v", results[0], results[2])
 	}
@@ -719,7 +719,7 @@ func neverDeadlock(t *testing.T, w *world) {
 	batch := func(rng *rand.Rand, prefix string) (calls []reserve) {
 		for i := range 60 {
 			pair := rng.Perm(len(ids))[:2]
-			calls = append(calls, reserve{Request: pay(fmt.Sprint(prefix, i), ids[pair[0]], ids[pair[1]], 1)})
+			calls = append(calls, reserve{Payment: pay(fmt.Sprint(prefix, i), ids[pair[0]], ids[pair[1]], 1)})
 		}
 		return calls
 	}
@@ -789,7 +789,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 				for range rapid.IntRange(1, 5).Draw(t, "batch") {
 					from, to := rapid.SampledFrom(ids).Draw(t, "from"), rapid.SampledFrom(ids).Draw(t, "to")
 					key := fmt.Sprintf("k%d-%d", round, rapid.IntRange(0, 8).Draw(t, "key"))
-					calls = append(calls, reserve{Request: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount"))})
+					calls = append(calls, reserve{Payment: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount"))})
 				}
 				got, err := w.ledger.reserveAll(context.Background(), calls)
 				if err != nil {

@@ -48,10 +48,10 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	release := w.hold(lockAccountSQL, "LOCKED")
 	var calls []reserve
 	for i := range 20 {
-		calls = append(calls, reserve{Request: pay(fmt.Sprint("k", i), "A", "B", 1)})
+		calls = append(calls, reserve{Payment: pay(fmt.Sprint("k", i), "A", "B", 1)})
 	}
-	calls = append(calls, reserve{Request: pay("waits", "LOCKED", "B", 1)}, reserve{Request: pay("waits too", "LOCKED", "B", 1)},
-		reserve{Request: pay("before", "LOCKED", "B", 10)}, reserve{Request: pay("nobody", "X", "B", 1)})
+	calls = append(calls, reserve{Payment: pay("waits", "LOCKED", "B", 1)}, reserve{Payment: pay("waits too", "LOCKED", "B", 1)},
+		reserve{Payment: pay("before", "LOCKED", "B", 10)}, reserve{Payment: pay("nobody", "X", "B", 1)})
 	results := servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls)
 	for i, r := range results[:20] {
 		if r.Err != nil || r.Value.Status != payment.Pending {
@@ -150,7 +150,7 @@ func TestALockedKeyIsPutOffAlone(t *testing.T) {
 VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B', 1, 'IDR', 'ROLLEDBACK', now())`)
 	var calls []reserve
 	for i := range 8 {
-		calls = append(calls, reserve{Request: pay(fmt.Sprint("k", i), "A", "B", 1)})
+		calls = append(calls, reserve{Payment: pay(fmt.Sprint("k", i), "A", "B", 1)})
 	}
 	for i, r := range servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls) {
 		if i == 3 {

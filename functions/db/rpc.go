@@ -201,14 +201,14 @@ func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsReq
 }
 
 // request checks what came over the wire.
-func request(in *dbv1.ReserveFundsRequest) (payment.Request, error) {
+func request(in *dbv1.ReserveFundsRequest) (payment.Payment, error) {
 	currency, err := money.ParseCurrency(in.GetCurrencyInput())
 	if err != nil {
-		return payment.Request{}, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
+		return payment.Payment{}, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
 	}
-	r := payment.Request{
+	r := payment.Payment{
 		Key: in.IdempotencyKey, Sender: in.SenderId, Receiver: in.ReceiverId,
-		Sent: money.Amount{Minor: in.AmountMinor, Currency: currency}, AmountIDR: in.AmountIdr,
+		Minor: in.AmountMinor, Currency: currency, AmountIDR: in.AmountIdr,
 		RateID: in.RateId, RateTime: rpc.Time(in.RateTime), RuleSet: in.RuleSet, TxDate: in.TxDate,
 		AcceptedAt: rpc.Time(in.AcceptedAt), Deadline: rpc.Time(in.Deadline), AttemptID: in.AttemptId,
 	}

@@ -238,16 +238,11 @@ func (d *DB) tell(ctx context.Context, ids []pgtype.UUID, now time.Time) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return now }}
 	for key, c := range claims {
-		e, err := event.Result("/pgw/db", event.PaymentResult{
-			Key: key, Status: payment.Failed, Reason: c.Reason, AttemptID: c.AttemptID, SettledAt: now.UTC(),
-		}, c.Fingerprint, now)
-		if err == nil {
-			err = d.cfg.Keys.Sign(&e)
-		}
-		if err == nil {
-			err = d.publish.Publish(ctx, d.cfg.Kafka.ResultTopic, key, e)
-		}
+		err := outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
+			Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint, AttemptID: c.AttemptID, SettledAt: now.UTC(),
+		})
 		if err != nil {
 			return err
 		}

@@ -3,7 +3,6 @@ package gateway
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -106,20 +105,11 @@ func (g *Gateway) takeResult(ctx context.Context, e cloudevents.Event) error {
 }
 
 func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
-	if e.Type() != event.TypePaymentResult {
-		return "refused", fmt.Errorf("%w: %s is not for gateway", event.ErrRefused, e.Type())
-	}
-	if err := g.cfg.Keys.Verify(e); err != nil {
-		return "refused", err
-	}
-	result, err := event.Decode[event.PaymentResult](e)
+	result, err := event.ReadResult(e, &g.cfg.Keys)
 	if err != nil {
 		return "refused", err
 	}
-	id := flightID{key: result.Key}
-	if n, err := hex.Decode(id.fingerprint[:], []byte(result.Fingerprint)); err != nil || n != len(id.fingerprint) {
-		return "refused", fmt.Errorf("%w: fingerprint of %d characters", event.ErrMalformed, len(result.Fingerprint))
-	}
+	id := flightID{result.Key, result.Fingerprint}
 	// A result belongs to the replica that asked, even while the same payment is under way here too: each
 	// request has a result of its own coming, and this one's client waits there.
 	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL

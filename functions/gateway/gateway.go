@@ -252,7 +252,7 @@ func decline(reason payment.Reason, message string) reply {
 
 // pay takes one payment from the client's words to its outcome. tell, where it is not nil, hears of each stage
 // as it ends.
-func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTime)) (out reply) {
+func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTime)) (out reply) {
 	took := stages{tell: tell}
 	underWay, ok := g.doors.enter()
 	if !ok && g.doors.closed() {
@@ -321,7 +321,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Request, tell func(stageTim
 func left(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
 // send publishes the request and waits for its result, unless a twin has done so meanwhile.
-func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took *stages) reply {
+func (g *Gateway) send(ctx context.Context, id flightID, r payment.Payment, took *stages) reply {
 	f, leads := g.flights.start(id, r.AttemptID)
 	defer g.flights.leave(id, f)
 	if !leads {
@@ -334,7 +334,7 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took
 	case err == nil:
 		g.metrics.publish.WithLabelValues("ok").Inc()
 	case errors.Is(err, kafka.ErrNotSent):
-		g.flights.finish(id, event.PaymentResult{Status: payment.Failed, Reason: payment.QueuePublishError})
+		g.flights.finish(id, event.PaymentResult{Outcome: payment.Decline(payment.QueuePublishError)})
 		if !left(ctx) {
 			g.metrics.publish.WithLabelValues("error").Inc()
 		}
@@ -348,19 +348,13 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Request, took
 	return g.await(ctx, f, r, false, took)
 }
 
-func (g *Gateway) publishRequest(ctx context.Context, r payment.Request) error {
-	e, err := event.Requested("/pgw/gateway", r, g.cfg.ReplicaURL, g.now())
-	if err != nil {
-		return err
-	}
-	if err := g.cfg.Keys.Sign(&e); err != nil {
-		return err
-	}
-	return g.publish.Publish(ctx, g.cfg.Kafka.RequestTopic, r.Key, e)
+func (g *Gateway) publishRequest(ctx context.Context, r payment.Payment) error {
+	outbox := event.Outbox{Source: "/pgw/gateway", Keys: &g.cfg.Keys, To: g.publish, Now: g.now}
+	return outbox.Request(ctx, g.cfg.Kafka.RequestTopic, r, g.cfg.ReplicaURL)
 }
 
 // await waits for a flight's result. follows tells that another request of the same payment was first.
-func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follows bool, took *stages) reply {
+func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follows bool, took *stages) reply {
 	begun := time.Now()
 	_, span := trace.Start(ctx, "await result", trace.Internal)
 	defer span.End()
@@ -392,7 +386,7 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Request, follo
 	}
 	// A leader that could not publish ends the flight too.
 	answered := result.Reason != payment.QueuePublishError
-	out := payment.Outcome{Status: result.Status, Reason: result.Reason, Ref: result.Ref}
+	out := result.Outcome
 	if !answered {
 		return reply{Outcome: out, message: notSentOn, stages: *took}
 	}

@@ -155,10 +155,10 @@ type paymentJSON struct {
 	Key      string          `json:"idempotency_key"`
 }
 
-func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *reply) {
-	refuse := func(reason payment.Reason, message string) (payment.Request, *reply) {
+func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *reply) {
+	refuse := func(reason payment.Reason, message string) (payment.Payment, *reply) {
 		out := decline(reason, message)
-		return payment.Request{}, &out
+		return payment.Payment{}, &out
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -166,7 +166,7 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *repl
 		if errors.As(err, &tooLarge) {
 			out := decline(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
 			out.code = http.StatusRequestEntityTooLarge
-			return payment.Request{}, &out
+			return payment.Payment{}, &out
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
@@ -224,7 +224,7 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Request, *repl
 	if amount.Minor <= 0 {
 		return refuse(payment.InvalidInput, "amount: must be positive")
 	}
-	return payment.Request{Key: key, Sender: in.Sender, Receiver: in.Receiver, Sent: amount, TxDate: in.TxDate}, nil
+	return payment.Payment{Key: key, Sender: in.Sender, Receiver: in.Receiver, Minor: amount.Minor, Currency: currency, TxDate: in.TxDate}, nil
 }
 
 // idempotencyKey takes the key from the field, from the header, or from both, which must then agree. The

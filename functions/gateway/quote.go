@@ -41,7 +41,7 @@ const (
 
 // quote prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of several
 // refusals fx's comes first, then wallet's, then risk's.
-func (g *Gateway) quote(ctx context.Context, r *payment.Request, took *stages) verdict {
+func (g *Gateway) quote(ctx context.Context, r *payment.Payment, took *stages) verdict {
 	begun := time.Now()
 	accounts := make(chan parties, 1)
 	go func() { accounts <- g.readAccounts(ctx, r.Sender, r.Receiver) }()
@@ -69,14 +69,14 @@ func (g *Gateway) quote(ctx context.Context, r *payment.Request, took *stages) v
 	return no
 }
 
-func (g *Gateway) price(ctx context.Context, r *payment.Request) verdict {
+func (g *Gateway) price(ctx context.Context, r *payment.Payment) verdict {
 	got, err := g.fx.Convert(ctx, &fxv1.ConvertRequest{
-		FromCurrency: r.Sent.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &r.Sent.Minor,
+		FromCurrency: r.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &r.Minor,
 	})
 	switch code := status.Code(err); {
 	case code == codes.NotFound:
 		g.metrics.fx.WithLabelValues("no_rate").Inc()
-		return verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + r.Sent.Currency.String(), unpriced}
+		return verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + r.Currency.String(), unpriced}
 	case code == codes.InvalidArgument:
 		g.metrics.fx.WithLabelValues("invalid").Inc()
 		return verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), unpriced}
@@ -115,7 +115,7 @@ func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string) par
 	return p
 }
 
-func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Request) verdict {
+func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Payment) verdict {
 	no := func(reason payment.Reason, message string) verdict {
 		g.metrics.wallet.WithLabelValues(string(reason)).Inc()
 		return verdict{reason, message, refused}
@@ -148,9 +148,9 @@ func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Reques
 	return verdict{}
 }
 
-func (g *Gateway) judge(ctx context.Context, r *payment.Request) verdict {
+func (g *Gateway) judge(ctx context.Context, r *payment.Payment) verdict {
 	got, err := g.risk.Evaluate(ctx, &riskv1.ScoreRequest{
-		SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR, CurrencyInput: r.Sent.Currency.String(),
+		SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR, CurrencyInput: r.Currency.String(),
 		TxDateIso: r.TxDate, IdempotencyKey: r.Key,
 	})
 	if err != nil {
@@ -195,12 +195,12 @@ const notSentOn = "this request was not sent on; an earlier one with the same ke
 // refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands in the ledger
 // then: the refusal, or what an earlier request with the key came to. An outcome without a status means that the
 // money is held and nothing decided.
-func (g *Gateway) refuse(ctx context.Context, r payment.Request, reason payment.Reason) (payment.Outcome, error) {
+func (g *Gateway) refuse(ctx context.Context, r payment.Payment, reason payment.Reason) (payment.Outcome, error) {
 	got, err := g.db.RefusePayment(ctx, &dbv1.RefusePaymentRequest{
 		Reason: string(reason),
 		Payment: &dbv1.ReserveFundsRequest{
 			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-			CurrencyInput: r.Sent.Currency.String(), AmountMinor: r.Sent.Minor,
+			CurrencyInput: r.Currency.String(), AmountMinor: r.Minor,
 			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
 			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
 		},
@@ -226,7 +226,7 @@ func standing(reservationStatus, ref, reason string) payment.Outcome {
 // lookUp asks the ledger what became of a request that has no price now. known tells whether the ledger has its key.
 // An outcome without a status means that the money is held and nothing decided: the request is returned with the
 // ledger's price.
-func (g *Gateway) lookUp(ctx context.Context, r payment.Request) (_ payment.Request, out payment.Outcome, known bool, err error) {
+func (g *Gateway) lookUp(ctx context.Context, r payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
 	got, err := g.db.GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: r.Key})
 	if status.Code(err) == codes.NotFound {
 		return r, out, false, nil

@@ -217,11 +217,7 @@ func (p *Payments) takeDeadLetter(ctx context.Context, e cloudevents.Event) erro
 // FAILED, and the result is published. A payment that was settled all the same stays settled, and that is
 // what is published.
 func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
-	data, err := event.ReadRequest(e, &p.cfg.Keys, p.cfg.AllowUnsigned)
-	if err != nil {
-		return err
-	}
-	r, err := data.Request()
+	r, err := event.ReadRequest(e, &p.cfg.Keys, p.cfg.AllowUnsigned)
 	if err != nil {
 		return err
 	}
@@ -231,7 +227,7 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	got, err := p.db.FailPayment(ctx, &dbv1.FailPaymentRequest{
 		Payment: &dbv1.ReserveFundsRequest{
 			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-			CurrencyInput: r.Sent.Currency.String(), AmountMinor: r.Sent.Minor,
+			CurrencyInput: r.Currency.String(), AmountMinor: r.Minor,
 			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
 			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
 		},
@@ -250,17 +246,12 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 			outcome.Status, outcome.Reason = payment.SuccessReplay, payment.DuplicateIdempo
 		}
 	}
-	result, err := event.Result("/pgw/payments", event.PaymentResult{
-		Key: r.Key, Status: outcome.Status, Reason: outcome.Reason, Ref: outcome.Ref,
-		AttemptID: r.AttemptID, ReplyTo: data.ReplyTo, SettledAt: p.now().UTC(),
-	}, r.Fingerprint(), p.now())
+	outbox := event.Outbox{Source: "/pgw/payments", Keys: &p.cfg.Keys, To: p.publish, Now: p.now}
+	err = outbox.Result(ctx, p.cfg.Kafka.ResultTopic, event.PaymentResult{
+		Key: r.Key, Outcome: outcome, Fingerprint: r.Fingerprint(),
+		AttemptID: r.AttemptID, ReplyTo: r.ReplyTo, SettledAt: p.now().UTC(),
+	})
 	if err != nil {
-		return err
-	}
-	if err := p.cfg.Keys.Sign(&result); err != nil {
-		return err
-	}
-	if err := p.publish.Publish(ctx, p.cfg.Kafka.ResultTopic, r.Key, result); err != nil {
 		return err
 	}
 	p.closed.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()

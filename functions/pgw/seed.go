@@ -291,10 +291,7 @@ func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account
 			return err
 		}
 		for _, e := range events {
-			if err := s.keys.Sign(&e); err != nil {
-				return err
-			}
-			if err := s.producer.Publish(ctx, s.topic, a.ID, e); err != nil {
+			if err := (event.Outbox{Keys: s.keys, To: s.producer}).Send(ctx, s.topic, e); err != nil {
 				return err
 			}
 		}

@@ -81,18 +81,14 @@ func (w *Worker) handle(ctx context.Context, e cloudevents.Event) error {
 
 func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 	received := w.now()
-	data, err := event.ReadRequest(e, &w.cfg.Keys, w.cfg.AllowUnsigned)
-	if err != nil {
-		return err
-	}
-	r, err := data.Request()
+	r, err := event.ReadRequest(e, &w.cfg.Keys, w.cfg.AllowUnsigned)
 	if err != nil {
 		return err
 	}
 	begun := time.Now()
 	got, err := w.payments.LogAndSettle(ctx, &paymentsv1.LogAndSettleRequest{
 		IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-		Currency: r.Sent.Currency.String(), TxDate: r.TxDate, AmountMinor: r.Sent.Minor,
+		Currency: r.Currency.String(), TxDate: r.TxDate, AmountMinor: r.Minor,
 		Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet,
 		AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
 	})
@@ -104,19 +100,16 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 		return fmt.Errorf("settle %s: %w", r.Key, err)
 	}
 
-	result, err := event.Result("/pgw/worker", event.PaymentResult{
-		Key: r.Key, Status: payment.Status(got.Status), Reason: payment.Reason(got.Message), Ref: got.ReservationId,
-		AttemptID: r.AttemptID, ReplyTo: data.ReplyTo,
-		ReceivedAt: received.UTC(), SettledAt: w.now().UTC(), ReserveMicros: got.ReserveMicros, CommitMicros: got.CommitMicros,
-	}, r.Fingerprint(), w.now())
-	if err != nil {
-		return err
-	}
-	if err := w.cfg.Keys.Sign(&result); err != nil {
-		return err
-	}
 	begun = time.Now()
-	err = w.publish.Publish(ctx, w.cfg.Kafka.ResultTopic, r.Key, result)
+	err = w.outbox().Result(ctx, w.cfg.Kafka.ResultTopic, event.PaymentResult{
+		Key: r.Key, Outcome: payment.Outcome{Status: payment.Status(got.Status), Reason: payment.Reason(got.Message), Ref: got.ReservationId},
+		Fingerprint: r.Fingerprint(), AttemptID: r.AttemptID, ReplyTo: r.ReplyTo,
+		ReceivedAt: received.UTC(), SettledAt: w.now().UTC(), ReserveMicros: got.ReserveMicros, CommitMicros: got.CommitMicros,
+	})
 	trace.Observe(ctx, w.stages.WithLabelValues("publish"), time.Since(begun).Seconds())
 	return err
+}
+
+func (w *Worker) outbox() event.Outbox {
+	return event.Outbox{Source: "/pgw/worker", Keys: &w.cfg.Keys, To: w.publish, Now: w.now}
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	jsonv1 "github.com/go-json-experiment/json/v1"
 
-	"pgw/shared/money"
 	"pgw/shared/payment"
 )
 
@@ -41,37 +40,21 @@ const ExtPartitionKey = "partitionkey"
 // ErrMalformed is wrapped by what decoding returns: the event can never work.
 var ErrMalformed = errors.New("malformed event")
 
-// PaymentRequested is the data of TypePaymentRequested, and, with the first six fields only, the plain
-// record of earlier producers.
+// PaymentRequested is the data of TypePaymentRequested.
 type PaymentRequested struct {
-	Key           string `json:"idempotency_key"`
-	Sender        string `json:"sender_id"`
-	Receiver      string `json:"receiver_id"`
-	AmountIDR     int64  `json:"amount_idr"`
-	CurrencyInput string `json:"currency_input"`
-	TxDate        string `json:"tx_date"`
-
-	AmountMinor int64     `json:"amount_minor,omitempty"` // minor units of CurrencyInput, as sent
-	Rate        string    `json:"rate,omitempty"`         // exact decimal
-	RateID      string    `json:"rate_id,omitempty"`
-	RateTime    time.Time `json:"rate_time,omitzero"`
-	RuleSet     string    `json:"rule_set,omitempty"`
-	AcceptedAt  time.Time `json:"accepted_at,omitzero"`
-	Deadline    time.Time `json:"deadline,omitzero"`
-	AttemptID   string    `json:"attempt_id,omitempty"`
-	// ReplyTo is the URL of the gateway replica at which the client waits.
+	payment.Payment
+	// ReplyTo is the URL of the gateway replica at which the client waits; it may be empty.
 	ReplyTo string `json:"reply_to,omitempty"`
 }
 
 // PaymentResult is the data of TypePaymentResult.
 type PaymentResult struct {
-	Key         string         `json:"idempotency_key"`
-	Status      payment.Status `json:"status"`
-	Reason      payment.Reason `json:"reason"`
-	Ref         string         `json:"ref"`
-	Fingerprint string         `json:"fingerprint"` // hex; tells the results of two requests with one key apart
-	AttemptID   string         `json:"attempt_id,omitempty"`
-	ReplyTo     string         `json:"reply_to,omitempty"`
+	Key string `json:"idempotency_key"`
+	payment.Outcome
+	// Fingerprint tells the results of two requests with one key apart.
+	Fingerprint payment.Fingerprint `json:"fingerprint"`
+	AttemptID   string              `json:"attempt_id,omitempty"`
+	ReplyTo     string              `json:"reply_to,omitempty"`
 
 	// When the function that settled got the request, and when it had the outcome.
 	ReceivedAt time.Time `json:"received_at,omitzero"`
@@ -99,49 +82,15 @@ type AccountFunded struct {
 	Note      string `json:"note,omitempty"`
 }
 
-// Data of a PaymentRequested for a request. replyTo may be empty.
-func Data(r payment.Request, replyTo string) PaymentRequested {
-	return PaymentRequested{
-		Key: r.Key, Sender: r.Sender, Receiver: r.Receiver, AmountIDR: r.AmountIDR,
-		CurrencyInput: r.Sent.Currency.String(), TxDate: r.TxDate, AmountMinor: r.Sent.Minor,
-		Rate: r.Rate.String(), RateID: r.RateID, RateTime: r.RateTime, RuleSet: r.RuleSet,
-		AcceptedAt: r.AcceptedAt, Deadline: r.Deadline, AttemptID: r.AttemptID, ReplyTo: replyTo,
-	}
-}
-
-// Request checks the data and gives it as the request that it describes.
-func (d PaymentRequested) Request() (payment.Request, error) {
-	currency, err := money.ParseCurrency(d.CurrencyInput)
-	if err != nil {
-		return payment.Request{}, fmt.Errorf("%w: currency_input: %w", ErrMalformed, err)
-	}
-	r := payment.Request{
-		Key: d.Key, Sender: d.Sender, Receiver: d.Receiver,
-		Sent: money.Amount{Minor: d.AmountMinor, Currency: currency}, AmountIDR: d.AmountIDR,
-		RateID: d.RateID, RateTime: d.RateTime, RuleSet: d.RuleSet, TxDate: d.TxDate,
-		AcceptedAt: d.AcceptedAt, Deadline: d.Deadline, AttemptID: d.AttemptID,
-	}
-	if d.Rate != "" {
-		if r.Rate, err = money.ParseRate(d.Rate); err != nil {
-			return payment.Request{}, fmt.Errorf("%w: %w", ErrMalformed, err)
-		}
-	}
-	if err := r.Validate(); err != nil {
-		return payment.Request{}, fmt.Errorf("%w: %w", ErrMalformed, err)
-	}
-	return r, nil
-}
-
 // Requested makes the event that asks for a payment. Its id is the payment's: published twice, it is the
-// same event.
-func Requested(source string, r payment.Request, replyTo string, now time.Time) (cloudevents.Event, error) {
-	return New(TypePaymentRequested, RequestedID(r.Key, r.Fingerprint()), source, r.Key, Data(r, replyTo), now)
+// same event. replyTo may be empty.
+func Requested(source string, p payment.Payment, replyTo string, now time.Time) (cloudevents.Event, error) {
+	return New(TypePaymentRequested, RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
 }
 
 // Result makes the event that tells a payment's outcome.
-func Result(source string, d PaymentResult, fp payment.Fingerprint, now time.Time) (cloudevents.Event, error) {
-	d.Fingerprint = hex.EncodeToString(fp[:])
-	return New(TypePaymentResult, ResultID(d.Key, fp), source, d.Key, d, now)
+func Result(source string, d PaymentResult, now time.Time) (cloudevents.Event, error) {
+	return New(TypePaymentResult, ResultID(d.Key, d.Fingerprint), source, d.Key, d, now)
 }
 
 // RequestedID is the id of the event that asks for a payment, by which it can be found in Kafka.
@@ -191,26 +140,47 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 	return data, nil
 }
 
-// ReadRequest gives the data of an event from the request topic: one of TypePaymentRequested with a good
+// ReadRequest gives the data of an event from the request topic, checked: one of TypePaymentRequested with a good
 // signature, or, where the operator allows it, the plain record of an earlier producer.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
-	switch e.Type() {
-	case TypePaymentRequested:
+	switch {
+	case e.Type() == TypePaymentRequested:
 		if err := keys.Verify(e); err != nil {
 			return PaymentRequested{}, err
 		}
-		return Decode[PaymentRequested](e)
-	case TypeKafkaRecord:
-		if !allowUnsigned {
-			return PaymentRequested{}, fmt.Errorf("%w: a plain record, and unsigned requests are not allowed", ErrSignature)
-		}
-		data, err := Decode[PaymentRequested](e)
-		// What only pgw writes is not taken from a record that nobody signed: an address to reply to above all.
-		return PaymentRequested{
-			Key: data.Key, Sender: data.Sender, Receiver: data.Receiver, AmountIDR: data.AmountIDR,
-			CurrencyInput: data.CurrencyInput, TxDate: data.TxDate,
-		}, err
-	default:
+	case e.Type() != TypeKafkaRecord:
 		return PaymentRequested{}, fmt.Errorf("%w: %s is no payment request", ErrRefused, e.Type())
+	case !allowUnsigned:
+		return PaymentRequested{}, fmt.Errorf("%w: a plain record, and unsigned requests are not allowed", ErrSignature)
 	}
+	data, err := Decode[PaymentRequested](e)
+	if err != nil {
+		return PaymentRequested{}, err
+	}
+	if e.Type() == TypeKafkaRecord {
+		// What only pgw writes is not taken from a record that nobody signed: an address to reply to above all.
+		data = PaymentRequested{Payment: payment.Payment{
+			Key: data.Key, Sender: data.Sender, Receiver: data.Receiver, AmountIDR: data.AmountIDR,
+			Currency: data.Currency, TxDate: data.TxDate,
+		}}
+	}
+	if err := data.Validate(); err != nil {
+		return PaymentRequested{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return data, nil
+}
+
+// ReadResult gives the data of an event from the result topic, whose signature must be good.
+func ReadResult(e cloudevents.Event, keys *Keyring) (PaymentResult, error) {
+	if e.Type() != TypePaymentResult {
+		return PaymentResult{}, fmt.Errorf("%w: %s is no payment's result", ErrRefused, e.Type())
+	}
+	if err := keys.Verify(e); err != nil {
+		return PaymentResult{}, err
+	}
+	data, err := Decode[PaymentResult](e)
+	if err == nil && data.Fingerprint == (payment.Fingerprint{}) {
+		err = fmt.Errorf("%w: the result has no fingerprint", ErrMalformed)
+	}
+	return data, err
 }

@@ -38,11 +38,11 @@ func ring(t testing.TB, text string) *Keyring {
 	return &k
 }
 
-func request() payment.Request {
+func request() payment.Payment {
 	usd, _ := money.ParseCurrency("USD")
 	rate, _ := money.ParseRate("15500")
-	return payment.Request{
-		Key: "test-001", Sender: "ACC001", Receiver: "ACC002", Sent: money.Amount{Minor: 1000, Currency: usd}, AmountIDR: 155000,
+	return payment.Payment{
+		Key: "test-001", Sender: "ACC001", Receiver: "ACC002", Minor: 1000, Currency: usd, AmountIDR: 155000,
 		Rate: rate, RateID: "rate-1", RateTime: noon.Add(-time.Hour), RuleSet: "rules-1", TxDate: "2026-03-01T12:00:00Z",
 		AcceptedAt: noon, Deadline: noon.Add(payment.DecideWithin), AttemptID: "attempt-1",
 	}
@@ -56,9 +56,10 @@ func TestGoldenFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	result, err := Result("/pgw/worker", PaymentResult{
-		Key: r.Key, Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "0199-ref", AttemptID: r.AttemptID,
+		Key: r.Key, Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "0199-ref"},
+		Fingerprint: r.Fingerprint(), AttemptID: r.AttemptID,
 		ReplyTo: "http://10.0.0.1:8080", ReceivedAt: noon, SettledAt: noon.Add(time.Millisecond), ReserveMicros: 400, CommitMicros: 500,
-	}, r.Fingerprint(), noon)
+	}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,15 +110,15 @@ func TestRequestSurvivesItsEvent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := data.Request()
-	if err != nil || got.Fingerprint() != r.Fingerprint() || got.Rate.String() != "15500" || !got.Deadline.Equal(r.Deadline) || got.AttemptID != r.AttemptID {
+	got := data.Payment
+	if err := got.Validate(); err != nil || got.Fingerprint() != r.Fingerprint() || got.Rate.String() != "15500" || !got.Deadline.Equal(r.Deadline) || got.AttemptID != r.AttemptID {
 		t.Errorf("%+v, %v", got, err)
 	}
 	again, _ := Requested("/pgw/gateway", r, "http://other", noon.Add(time.Second))
 	if again.ID() != e.ID() {
 		t.Error("the same payment's event has another id")
 	}
-	r.Sent.Minor++
+	r.Minor++
 	if other, _ := Requested("/pgw/gateway", r, "", noon); other.ID() == e.ID() {
 		t.Error("another payment's event has the same id")
 	}

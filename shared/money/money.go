@@ -50,8 +50,20 @@ func ParseCurrency(code string) (Currency, error) {
 // String returns the alphabetic code.
 func (c Currency) String() string { return c.code }
 
-// Digits returns the number of decimal places of the currency. ISO 4217 says 2 for IDR, but sen
-// have not been in use for decades, and the ledger keeps whole rupiah: so 0.
+// MarshalText writes the code; nothing for no currency.
+func (c Currency) MarshalText() ([]byte, error) { return []byte(c.code), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (c *Currency) UnmarshalText(text []byte) (err error) {
+	*c = Currency{}
+	if len(text) > 0 {
+		*c, err = ParseCurrency(string(text))
+	}
+	return err
+}
+
+// Digits is how many decimal places the minor unit is away from the major unit. ISO 4217 says 2 for IDR;
+// no sen has circulated for decades, and the ledger keeps whole rupiah.
 func (c Currency) Digits() int32 {
 	if c == IDR {
 		return 0
@@ -158,7 +170,19 @@ func (r Rate) String() string {
 	return r.d.Text('f')
 }
 
-// Float returns the rate for a contract that requires a double.
+// MarshalText writes the decimal; nothing when there is no rate.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (r *Rate) UnmarshalText(text []byte) (err error) {
+	*r = Rate{}
+	if len(text) > 0 {
+		*r, err = ParseRate(string(text))
+	}
+	return err
+}
+
+// Float gives the rate for a contract that asks for a double.
 func (r Rate) Float() float64 {
 	f, _ := strconv.ParseFloat(r.String(), 64)
 	return f

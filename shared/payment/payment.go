@@ -4,6 +4,7 @@ package payment
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -54,53 +55,105 @@ const (
 	RolledBack ReservationStatus = "ROLLEDBACK"
 )
 
-// Outcome is the one answer that an idempotency key has.
+// Outcome is the one answer that an idempotency key has. Its JSON is what clients and events are told of it.
 type Outcome struct {
-	Status Status
-	Reason Reason
-	Ref    string // the reservation's id; empty when nothing was reserved
+	Status Status `json:"status"` // empty while nothing is decided
+	Reason Reason `json:"reason"`
+	Ref    string `json:"ref"` // the reservation's id; empty when nothing was reserved
+
+	State  ReservationStatus `json:"-"` // empty where the ledger keeps nothing for this payment
+	Replay bool              `json:"-"` // an earlier attempt made the reservation
 }
 
 // Decline is the outcome of a refusal for a reason.
 func Decline(r Reason) Outcome { return Outcome{Status: Failed, Reason: r} }
 
-// Request is one payment to settle, priced.
-type Request struct {
-	Key, Sender, Receiver string
+// Standing is the outcome of a reservation in a state. reason is why it was rolled back; replay says that an earlier
+// attempt than the one that asks made it.
+func Standing(state ReservationStatus, reason Reason, ref string, replay bool) Outcome {
+	o := Outcome{Ref: ref, State: state, Replay: replay}
+	switch {
+	case state == RolledBack:
+		o.Status, o.Reason = Failed, reason
+	case state == Committed && replay:
+		o.Status, o.Reason = SuccessReplay, DuplicateIdempo
+	case state == Committed:
+		o.Status, o.Reason = Success, ReasonCommitted
+	}
+	return o
+}
 
-	// Sent is the amount as the client sent it. Minor is 0 where only rupiah are known: earlier Kafka
-	// producers and gRPC callers name the currency but not the amount in it.
-	Sent      money.Amount
-	AmountIDR int64
+// Answer is the outcome as a client hears it: a refusal names no reservation, also where the ledger keeps one.
+func (o Outcome) Answer() Outcome {
+	if o.Status == Failed {
+		o.Ref = ""
+	}
+	return o
+}
 
-	// How Sent became AmountIDR; zero where the caller did the pricing.
-	Rate     money.Rate
-	RateID   string
-	RateTime time.Time
+// Record is a payment as the ledger keeps it.
+type Record struct {
+	Payment
+	Outcome
+	Claimed    Fingerprint // what the key was claimed with
+	ReservedAt time.Time
+	DecidedAt  time.Time // zero while PENDING
+}
 
-	RuleSet string // the risk rules that allowed it
-	TxDate  string // RFC 3339, as sent
+// Payment is one payment, priced. Its JSON is the data of the event that asks for it; with the first six fields alone it
+// is the plain record of earlier producers. common.v1.Payment is its message, and shared/rpc turns one into the other.
+type Payment struct {
+	Key      string `json:"idempotency_key"`
+	Sender   string `json:"sender_id"`
+	Receiver string `json:"receiver_id"`
+	// AmountIDR is what moves, in whole rupiah.
+	AmountIDR int64          `json:"amount_idr"`
+	Currency  money.Currency `json:"currency_input"` // that the client pays in
+	TxDate    string         `json:"tx_date"`        // RFC 3339, as sent
+	// Minor is the amount as the client sent it, in minor units of Currency. It is 0 where only rupiah are known: earlier
+	// Kafka producers and gRPC callers name the currency but not the amount in it.
+	Minor int64 `json:"amount_minor,omitempty"`
 
-	AcceptedAt time.Time
-	Deadline   time.Time
+	// How Minor became AmountIDR; zero where the caller did the pricing.
+	Rate     money.Rate `json:"rate,omitzero"`
+	RateID   string     `json:"rate_id,omitempty"`
+	RateTime time.Time  `json:"rate_time,omitzero"`
 
+	RuleSet    string    `json:"rule_set,omitempty"` // the risk rules that allowed it
+	AcceptedAt time.Time `json:"accepted_at,omitzero"`
+	Deadline   time.Time `json:"deadline,omitzero"`
 	// AttemptID tells a redelivery of one attempt (the client has heard nothing yet: SUCCESS) from a
 	// second attempt (SUCCESS_REPLAY).
-	AttemptID string
+	AttemptID string `json:"attempt_id,omitempty"`
 }
+
+// Sent is the amount as the client sent it.
+func (p Payment) Sent() money.Amount { return money.Amount{Minor: p.Minor, Currency: p.Currency} }
 
 // Fingerprint is what a key is claimed with.
 type Fingerprint [16]byte
 
+// MarshalText writes the fingerprint in hex.
+func (f Fingerprint) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, f[:]), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (f *Fingerprint) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(f)) {
+		return fmt.Errorf("fingerprint of %d characters", len(text))
+	}
+	_, err := hex.Decode(f[:], text)
+	return err
+}
+
 // Fingerprint is of what the client sent, so that a moved rate is no mismatch. Where the amount sent is
 // not known the rupiah stand for it.
-func (r Request) Fingerprint() Fingerprint {
-	amount, unit := r.Sent.Minor, byte('m')
+func (p Payment) Fingerprint() Fingerprint {
+	amount, unit := p.Minor, byte('m')
 	if amount == 0 {
-		amount, unit = r.AmountIDR, 'r'
+		amount, unit = p.AmountIDR, 'r'
 	}
 	buf := make([]byte, 0, 128)
-	for _, field := range [...]string{r.Sender, r.Receiver, r.Sent.Currency.String()} {
+	for _, field := range [...]string{p.Sender, p.Receiver, p.Currency.String()} {
 		// The length goes in front, so that no two requests write the same bytes.
 		buf = binary.BigEndian.AppendUint32(buf, uint32(len(field)))
 		buf = append(buf, field...)
@@ -124,28 +177,28 @@ func (e *FieldError) Unwrap() error { return ErrInvalid }
 
 // Validate checks what the ledger relies on, for a payment that somebody outside asks for. Whether the accounts exist is
 // the ledger's to say.
-func (r Request) Validate() error {
-	if err := CheckNames(r.Key, r.Sender, r.Receiver); err != nil {
+func (p Payment) Validate() error {
+	if err := CheckNames(p.Key, p.Sender, p.Receiver); err != nil {
 		return err
 	}
-	return r.validate()
+	return p.validate()
 }
 
 // ValidateHold is Validate for a hold that wallet asks for: by its own kind of key, for the house's account.
-func (r Request) ValidateHold() error {
+func (p Payment) ValidateHold() error {
 	switch {
-	case !r.IsHold():
+	case !p.IsHold():
 		return &FieldError{"idempotency_key", "of a hold begins with " + HoldPrefix}
-	case r.Receiver != SettlementAccount:
+	case p.Receiver != SettlementAccount:
 		return &FieldError{"receiver_id", "of a hold is " + SettlementAccount}
-	case r.Sender == SettlementAccount:
+	case p.Sender == SettlementAccount:
 		return &FieldError{"sender_id", SettlementAccount + " is the house's own account"}
 	}
-	return r.validate()
+	return p.validate()
 }
 
 // IsHold tells that the key is of a hold of wallet's.
-func (r Request) IsHold() bool { return strings.HasPrefix(r.Key, HoldPrefix) }
+func (p Payment) IsHold() bool { return strings.HasPrefix(p.Key, HoldPrefix) }
 
 // CheckNames refuses the names that pgw uses itself: with the key of a hold a payment would capture or close that, and
 // the house's account pays nobody and is paid by holds alone.
@@ -161,27 +214,27 @@ func CheckNames(key, sender, receiver string) error {
 	return nil
 }
 
-func (r Request) validate() error {
-	if err := CheckID("idempotency_key", r.Key, MaxKey); err != nil {
+func (p Payment) validate() error {
+	if err := CheckID("idempotency_key", p.Key, MaxKey); err != nil {
 		return err
 	}
-	if err := CheckID("sender_id", r.Sender, MaxAccountID); err != nil {
+	if err := CheckID("sender_id", p.Sender, MaxAccountID); err != nil {
 		return err
 	}
-	if err := CheckID("receiver_id", r.Receiver, MaxAccountID); err != nil {
+	if err := CheckID("receiver_id", p.Receiver, MaxAccountID); err != nil {
 		return err
 	}
-	if r.Sent.Currency == (money.Currency{}) {
+	if p.Currency == (money.Currency{}) {
 		return &FieldError{"currency", "is missing"}
 	}
-	if r.Sent.Minor < 0 || r.Sent.Minor > money.MaxMinor {
+	if p.Minor < 0 || p.Minor > money.MaxMinor {
 		return &FieldError{"amount", fmt.Sprintf("must be positive and at most %d minor units", int64(money.MaxMinor))}
 	}
-	if r.AmountIDR <= 0 || r.AmountIDR > money.MaxMinor {
+	if p.AmountIDR <= 0 || p.AmountIDR > money.MaxMinor {
 		return &FieldError{"amount_idr", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
-	if r.TxDate != "" {
-		if _, err := time.Parse(time.RFC3339, r.TxDate); err != nil {
+	if p.TxDate != "" {
+		if _, err := time.Parse(time.RFC3339, p.TxDate); err != nil {
 			return &FieldError{"tx_date", "must be RFC 3339, such as 2026-01-31T09:30:00Z"}
 		}
 	}
@@ -254,22 +307,22 @@ func Day(t time.Time) int32 { return int32(t.Unix() / 86400) }
 //
 // The same pointers serve all payments of a batch, one after the other, which is what makes a payment
 // that is refused leave no trace on its neighbours.
-func Reserve(r Request, sender, receiver *Account, now time.Time) Reason {
+func Reserve(p Payment, sender, receiver *Account, now time.Time) Reason {
 	switch {
-	case now.After(r.Deadline):
+	case now.After(p.Deadline):
 		return Expired
-	case r.Sender == r.Receiver:
+	case p.Sender == p.Receiver:
 		return RiskSameParty
 	// The house's account is there for holds alone, whoever asks and however the request came in.
-	case sender == nil, r.Sender == SettlementAccount:
+	case sender == nil, p.Sender == SettlementAccount:
 		return UnknownSender
-	case receiver == nil, (r.Receiver == SettlementAccount) != r.IsHold():
+	case receiver == nil, (p.Receiver == SettlementAccount) != p.IsHold():
 		return UnknownReceiver
 	case sender.Blocked:
 		return SenderBlocked
 	case receiver.Blocked:
 		return ReceiverBlocked
-	case sender.Balance < r.AmountIDR:
+	case sender.Balance < p.AmountIDR:
 		return InsufficientFunds
 	}
 	today := Day(now)
@@ -277,11 +330,11 @@ func Reserve(r Request, sender, receiver *Account, now time.Time) Reason {
 	if sender.Day != today {
 		spent = 0
 	}
-	if sender.DailyLimit > 0 && spent+r.AmountIDR > sender.DailyLimit {
+	if sender.DailyLimit > 0 && spent+p.AmountIDR > sender.DailyLimit {
 		return DailyLimitExceeded
 	}
-	sender.Balance -= r.AmountIDR
-	sender.Day, sender.SpentToday = today, spent+r.AmountIDR
+	sender.Balance -= p.AmountIDR
+	sender.Day, sender.SpentToday = today, spent+p.AmountIDR
 	return ""
 }
 

@@ -13,22 +13,22 @@ import (
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-func request() Request {
+func request() Payment {
 	usd, _ := money.ParseCurrency("USD")
-	return Request{
+	return Payment{
 		Key: "k", Sender: "ACC001", Receiver: "ACC002",
-		Sent: money.Amount{Minor: 1000, Currency: usd}, AmountIDR: 155000,
+		Minor: 1000, Currency: usd, AmountIDR: 155000,
 		AcceptedAt: noon, Deadline: noon.Add(DecideWithin),
 	}
 }
 
 func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 	base := request()
-	same := []func(*Request){
-		func(r *Request) { r.AmountIDR = 160000 }, // the rate moved
-		func(r *Request) { r.Key = "other" },
-		func(r *Request) { r.TxDate = "2026-03-01T12:00:00Z" },
-		func(r *Request) { r.AttemptID = "2" },
+	same := []func(*Payment){
+		func(r *Payment) { r.AmountIDR = 160000 }, // the rate moved
+		func(r *Payment) { r.Key = "other" },
+		func(r *Payment) { r.TxDate = "2026-03-01T12:00:00Z" },
+		func(r *Payment) { r.AttemptID = "2" },
 	}
 	for i, change := range same {
 		r := base
@@ -38,14 +38,14 @@ func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 		}
 	}
 	sgd, _ := money.ParseCurrency("SGD")
-	other := []func(*Request){
-		func(r *Request) { r.Sender = "ACC003" },
-		func(r *Request) { r.Receiver = "ACC003" },
-		func(r *Request) { r.Sender, r.Receiver = r.Receiver, r.Sender },
-		func(r *Request) { r.Sender, r.Receiver = "ACC001A", "CC002" },
-		func(r *Request) { r.Sent.Minor++ },
-		func(r *Request) { r.Sent.Currency = sgd },
-		func(r *Request) { r.Sent.Minor = 0 }, // an earlier producer's: only rupiah
+	other := []func(*Payment){
+		func(r *Payment) { r.Sender = "ACC003" },
+		func(r *Payment) { r.Receiver = "ACC003" },
+		func(r *Payment) { r.Sender, r.Receiver = r.Receiver, r.Sender },
+		func(r *Payment) { r.Sender, r.Receiver = "ACC001A", "CC002" },
+		func(r *Payment) { r.Minor++ },
+		func(r *Payment) { r.Currency = sgd },
+		func(r *Payment) { r.Minor = 0 }, // an earlier producer's: only rupiah
 	}
 	for i, change := range other {
 		r := base
@@ -60,14 +60,14 @@ func TestValidateNamesTheField(t *testing.T) {
 	if err := request().Validate(); err != nil {
 		t.Fatal(err)
 	}
-	for field, change := range map[string]func(*Request){
-		"idempotency_key": func(r *Request) { r.Key = strings.Repeat("k", MaxKey+1) },
-		"sender_id":       func(r *Request) { r.Sender = "" },
-		"receiver_id":     func(r *Request) { r.Receiver = "a\x00b" },
-		"currency":        func(r *Request) { r.Sent.Currency = money.Currency{} },
-		"amount":          func(r *Request) { r.Sent.Minor = -1 },
-		"amount_idr":      func(r *Request) { r.AmountIDR = 0 },
-		"tx_date":         func(r *Request) { r.TxDate = "yesterday" },
+	for field, change := range map[string]func(*Payment){
+		"idempotency_key": func(r *Payment) { r.Key = strings.Repeat("k", MaxKey+1) },
+		"sender_id":       func(r *Payment) { r.Sender = "" },
+		"receiver_id":     func(r *Payment) { r.Receiver = "a\x00b" },
+		"currency":        func(r *Payment) { r.Currency = money.Currency{} },
+		"amount":          func(r *Payment) { r.Minor = -1 },
+		"amount_idr":      func(r *Payment) { r.AmountIDR = 0 },
+		"tx_date":         func(r *Payment) { r.TxDate = "yesterday" },
 	} {
 		r := request()
 		change(&r)
@@ -93,10 +93,10 @@ func TestNamesOfOurs(t *testing.T) {
 	if err := ours.Validate(); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a hold from outside: %v", err)
 	}
-	for field, change := range map[string]func(*Request){
-		"idempotency_key": func(r *Request) { r.Key = HoldPrefix + "order-7" },
-		"sender_id":       func(r *Request) { r.Sender = SettlementAccount },
-		"receiver_id":     func(r *Request) { r.Receiver = SettlementAccount },
+	for field, change := range map[string]func(*Payment){
+		"idempotency_key": func(r *Payment) { r.Key = HoldPrefix + "order-7" },
+		"sender_id":       func(r *Payment) { r.Sender = SettlementAccount },
+		"receiver_id":     func(r *Payment) { r.Receiver = SettlementAccount },
 	} {
 		r := request()
 		change(&r)
@@ -140,20 +140,20 @@ func TestNamesOfOurs(t *testing.T) {
 
 func TestReserve(t *testing.T) {
 	for name, tc := range map[string]struct {
-		change func(r *Request, s, to *Account)
+		change func(r *Payment, s, to *Account)
 		want   Reason
 	}{
-		"held":               {func(*Request, *Account, *Account) {}, ""},
-		"all of it":          {func(_ *Request, s, _ *Account) { s.Balance = 155000 }, ""},
-		"one short":          {func(_ *Request, s, _ *Account) { s.Balance = 154999 }, InsufficientFunds},
-		"blocked sender":     {func(_ *Request, s, _ *Account) { s.Blocked = true }, SenderBlocked},
-		"blocked receiver":   {func(_ *Request, _, to *Account) { to.Blocked = true }, ReceiverBlocked},
-		"to oneself":         {func(r *Request, _, _ *Account) { r.Receiver = r.Sender }, RiskSameParty},
-		"at the deadline":    {func(r *Request, _, _ *Account) { r.Deadline = noon }, ""},
-		"past the deadline":  {func(r *Request, _, _ *Account) { r.Deadline = noon.Add(-1) }, Expired},
-		"at the limit":       {func(_ *Request, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45000 }, ""},
-		"past the limit":     {func(_ *Request, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45001 }, DailyLimitExceeded},
-		"yesterday's is old": {func(_ *Request, s, _ *Account) { s.DailyLimit, s.SpentToday, s.Day = 200000, 190000, Day(noon)-1 }, ""},
+		"held":               {func(*Payment, *Account, *Account) {}, ""},
+		"all of it":          {func(_ *Payment, s, _ *Account) { s.Balance = 155000 }, ""},
+		"one short":          {func(_ *Payment, s, _ *Account) { s.Balance = 154999 }, InsufficientFunds},
+		"blocked sender":     {func(_ *Payment, s, _ *Account) { s.Blocked = true }, SenderBlocked},
+		"blocked receiver":   {func(_ *Payment, _, to *Account) { to.Blocked = true }, ReceiverBlocked},
+		"to oneself":         {func(r *Payment, _, _ *Account) { r.Receiver = r.Sender }, RiskSameParty},
+		"at the deadline":    {func(r *Payment, _, _ *Account) { r.Deadline = noon }, ""},
+		"past the deadline":  {func(r *Payment, _, _ *Account) { r.Deadline = noon.Add(-1) }, Expired},
+		"at the limit":       {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45000 }, ""},
+		"past the limit":     {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45001 }, DailyLimitExceeded},
+		"yesterday's is old": {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday, s.Day = 200000, 190000, Day(noon)-1 }, ""},
 	} {
 		r := request()
 		s := Account{ID: "ACC001", Balance: 1_000_000, Day: Day(noon)}

@@ -72,9 +72,11 @@ func TestForgedResultsReachNobody(t *testing.T) {
 		}
 		return nil
 	})
-	r := payment.Request{Key: "waits", Sender: "A", Receiver: "B", Sent: money.Amount{Minor: 1000, Currency: must(money.ParseCurrency("USD"))}}
+	r := payment.Payment{Key: "waits", Sender: "A", Receiver: "B", Minor: 1000, Currency: must(money.ParseCurrency("USD"))}
 	forged := func() cloudevents.Event {
-		e, err := event.Result("/pgw/worker", event.PaymentResult{Key: "waits", Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "forged"}, r.Fingerprint(), time.Now())
+		e, err := event.Result("/pgw/worker", event.PaymentResult{
+			Key: "waits", Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "forged"}, Fingerprint: r.Fingerprint(),
+		}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,11 +131,11 @@ func TestReplayedAndUnsignedEventsMoveNothing(t *testing.T) {
 	s.expect(s.pay("once", "A", "B", "USD", 10), "200 SUCCESS committed")
 	a, paid := s.balance("A"), s.count(`SELECT count(*) FROM payments`)
 	rate := must(money.ParseRate("15500"))
-	r := payment.Request{
-		Key: "once", Sender: "A", Receiver: "B", Sent: money.Amount{Minor: 1000, Currency: must(money.ParseCurrency("USD"))}, AmountIDR: 155_000, Rate: rate,
+	r := payment.Payment{
+		Key: "once", Sender: "A", Receiver: "B", Minor: 1000, Currency: must(money.ParseCurrency("USD")), AmountIDR: 155_000, Rate: rate,
 		TxDate: txDate, AcceptedAt: time.Now(), Deadline: time.Now().Add(time.Minute), AttemptID: "replayed",
 	}
-	signed := func(r payment.Request, keys *event.Keyring) cloudevents.Event {
+	signed := func(r payment.Payment, keys *event.Keyring) cloudevents.Event {
 		e := must(event.Requested("/pgw/gateway", r, "", time.Now()))
 		if keys != nil {
 			if err := keys.Sign(&e); err != nil {
@@ -149,7 +151,7 @@ func TestReplayedAndUnsignedEventsMoveNothing(t *testing.T) {
 		}
 	}
 	richer := r
-	richer.AmountIDR, richer.Sent.Minor = 999_999_999, 100
+	richer.AmountIDR, richer.Minor = 999_999_999, 100
 	var old event.Keyring
 	if err := old.Decode("k0:" + strings.Repeat("QUFB", 11)); err != nil {
 		t.Fatal(err)
@@ -163,7 +165,9 @@ func TestReplayedAndUnsignedEventsMoveNothing(t *testing.T) {
 			}
 		}
 	}
-	result := must(event.Result("/pgw/worker", event.PaymentResult{Key: "once", Status: payment.Success, Reason: payment.ReasonCommitted}, r.Fingerprint(), time.Now()))
+	result := must(event.Result("/pgw/worker", event.PaymentResult{
+		Key: "once", Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted}, Fingerprint: r.Fingerprint(),
+	}, time.Now()))
 	if err := s.keys.Sign(&result); err != nil {
 		t.Fatal(err)
 	}

@@ -315,8 +315,10 @@ func TestForgedResultsAreRefused(t *testing.T) {
 	answered := make(chan answer)
 	go func() { answered <- s.pay("forge me", "A", "B", "IDR", 5000) }()
 	for _, sign := range []bool{false, true} {
-		e, err := event.Result("/pgw/worker", event.PaymentResult{Key: "forge me", Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "free"},
-			request("forge me", "A", "B", 5000).Fingerprint(), time.Now())
+		e, err := event.Result("/pgw/worker", event.PaymentResult{
+			Key: "forge me", Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "free"},
+			Fingerprint: request("forge me", "A", "B", 5000).Fingerprint(),
+		}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -414,13 +416,13 @@ func TestRestartKeepsEverything(t *testing.T) {
 	again.expect(again.pay("after", "A", "B", "USD", 1), "200 SUCCESS committed")
 }
 
-func request(key, from, to string, amount int64) payment.Request {
+func request(key, from, to string, amount int64) payment.Payment {
 	now := time.Now().UTC()
-	r := payment.Request{
+	r := payment.Payment{
 		Key: key, Sender: from, Receiver: to, AmountIDR: amount, TxDate: txDate,
 		AcceptedAt: now, Deadline: now.Add(payment.DecideWithin), AttemptID: key + "-1",
 	}
-	r.Sent.Minor, r.Sent.Currency = amount, idr
+	r.Minor, r.Currency = amount, idr
 	return r
 }
 

@@ -120,7 +120,7 @@ func TestNamesOfOursCannotBeHadFromOutside(t *testing.T) {
 	before := s.balance("A")
 	const house = payment.SettlementAccount
 	ledger, settle := dbv1.NewDbClient(s.Conn("db")), paymentsv1.NewPaymentsServiceClient(s.Conn("payments"))
-	for name, r := range map[string]payment.Request{
+	for name, r := range map[string]payment.Payment{
 		"the hold's key":       request("wallet:order-7", "A", house, 10_000),
 		"its key to another":   request("wallet:order-7", "A", "B", 10_000),
 		"a new key of a hold":  request("wallet:order-9", "A", "B", 10_000),

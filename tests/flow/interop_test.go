@@ -162,8 +162,8 @@ func TestOtherClientsEventsSettle(t *testing.T) {
 	c := otherClients(t, s)
 	signed := func(key string) cloudevents.Event {
 		now := time.Now().UTC()
-		e, err := event.Requested("/another/client", payment.Request{
-			Key: key, Sender: "A", Receiver: "B", Sent: money.Amount{Minor: 10_00, Currency: mustCurrency(t, "USD")}, AmountIDR: 155_000,
+		e, err := event.Requested("/another/client", payment.Payment{
+			Key: key, Sender: "A", Receiver: "B", Minor: 10_00, Currency: mustCurrency(t, "USD"), AmountIDR: 155_000,
 			AcceptedAt: now, Deadline: now.Add(payment.DecideWithin), TxDate: txDate, AttemptID: "attempt of " + key,
 		}, "", now)
 		if err == nil {

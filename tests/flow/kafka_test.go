@@ -25,7 +25,7 @@ func connect(s *system) (*pgx.Conn, error) {
 }
 
 // publish signs a request and puts it on its topic.
-func (s *system) publish(r payment.Request) {
+func (s *system) publish(r payment.Payment) {
 	s.t.Helper()
 	e, err := event.Requested("/test", r, "", time.Now())
 	if err == nil {

@@ -8,7 +8,6 @@ package reconcile
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net"
 	"slices"
@@ -344,11 +343,7 @@ func place(m *sarama.ConsumerMessage) string {
 func (r *reconciliation) readRequests(ctx context.Context) error {
 	return r.read(ctx, r.cfg.Kafka.RequestTopic, func(m *sarama.ConsumerMessage) {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
-		data, err := event.ReadRequest(e, r.cfg.Keys, r.cfg.AllowUnsigned)
-		var request payment.Request
-		if err == nil {
-			request, err = data.Request()
-		}
+		request, err := event.ReadRequest(e, r.cfg.Keys, r.cfg.AllowUnsigned)
 		if err != nil {
 			r.report.Foreign++ // refused by the worker for the same reason
 			return
@@ -375,11 +370,7 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 func (r *reconciliation) readResults(ctx context.Context) error {
 	return r.read(ctx, r.cfg.Kafka.ResultTopic, func(m *sarama.ConsumerMessage) {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
-		if e.Type() != event.TypePaymentResult || r.cfg.Keys.Verify(e) != nil {
-			r.report.Foreign++
-			return
-		}
-		result, err := event.Decode[event.PaymentResult](e)
+		result, err := event.ReadResult(e, r.cfg.Keys)
 		if err != nil {
 			r.report.Foreign++
 			return
@@ -389,7 +380,7 @@ func (r *reconciliation) readResults(ctx context.Context) error {
 			return // decided after the snapshot
 		}
 		r.examined[ResultTrue]++
-		if known != nil && hex.EncodeToString(known.fingerprint[:]) == result.Fingerprint {
+		if known != nil && known.fingerprint == result.Fingerprint {
 			known.told = true
 		}
 		if problem := contradiction(known, result); problem != "" {
@@ -404,7 +395,7 @@ func contradiction(known *entry, result event.PaymentResult) string {
 	switch {
 	case known == nil:
 		return "the ledger does not know it"
-	case hex.EncodeToString(known.fingerprint[:]) != result.Fingerprint:
+	case known.fingerprint != result.Fingerprint:
 		if result.Status != payment.Failed || result.Reason != payment.IdempotencyMismatch {
 			return "the ledger has its key for another request"
 		}

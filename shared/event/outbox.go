@@ -1,0 +1,49 @@
+package event
+
+import (
+	"context"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/payment"
+)
+
+// Publisher takes events to the topics of Kafka.
+type Publisher interface {
+	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
+}
+
+// Outbox makes the events of one function, signs them and publishes them.
+type Outbox struct {
+	Source string // of the events that it makes
+	Keys   *Keyring
+	To     Publisher
+	Now    func() time.Time
+}
+
+// Request asks for a payment. replyTo may be empty.
+func (o Outbox) Request(ctx context.Context, topic string, p payment.Payment, replyTo string) error {
+	e, err := Requested(o.Source, p, replyTo, o.Now())
+	if err != nil {
+		return err
+	}
+	return o.Send(ctx, topic, e)
+}
+
+// Result tells the outcome of a payment.
+func (o Outbox) Result(ctx context.Context, topic string, d PaymentResult) error {
+	e, err := Result(o.Source, d, o.Now())
+	if err != nil {
+		return err
+	}
+	return o.Send(ctx, topic, e)
+}
+
+// Send signs an event and publishes it. Its subject is the record's key.
+func (o Outbox) Send(ctx context.Context, topic string, e cloudevents.Event) error {
+	if err := o.Keys.Sign(&e); err != nil {
+		return err
+	}
+	return o.To.Publish(ctx, topic, e.Subject(), e)
+}
