@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -13,8 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
-	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
@@ -28,14 +26,6 @@ const (
 	// each call is counted by itself.
 	maxSearched = 500
 )
-
-// record is one payment as the ledger keeps it.
-type record struct {
-	payment.Payment
-	Claim
-	ReservedAt time.Time
-	DecidedAt  time.Time // zero while PENDING
-}
 
 const (
 	recordColumns = `r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr,
@@ -64,32 +54,31 @@ SELECT reservation_id FROM reservations WHERE reservation_id < $1 ORDER BY reser
 // newest is a reservation id that none is above.
 var newest = uuid.Max
 
-func scanRecord(row pgx.CollectableRow) (record, error) {
-	var rec record
+func scanRecord(row pgx.CollectableRow) (payment.Record, error) {
+	var rec payment.Record
 	var currency, rate string
+	var id uuid.UUID
+	var state payment.ReservationStatus
+	var reason payment.Reason
 	var fingerprint []byte
 	var rateTime, accepted, decided pgtype.Timestamptz
-	err := row.Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Minor,
-		&rec.AmountIDR, &rate, &rec.RateID, &rateTime, &rec.RuleSet, &rec.TxDate, &rec.Payment.AttemptID, &accepted,
-		&rec.Deadline, &rec.ReservationID, &fingerprint, &rec.Status, &rec.Reason, &rec.ReservedAt, &decided)
-	if err != nil {
-		return rec, err
+	err := row.Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Minor, &rec.AmountIDR, &rate, &rec.RateID,
+		&rateTime, &rec.RuleSet, &rec.TxDate, &rec.AttemptID, &accepted, &rec.Deadline, &id, &fingerprint, &state, &reason,
+		&rec.ReservedAt, &decided)
+	if err == nil {
+		err = rec.Currency.UnmarshalText([]byte(currency))
 	}
-	if rec.Currency, err = money.ParseCurrency(currency); err != nil {
-		return rec, err
+	if err == nil {
+		err = rec.Rate.UnmarshalText([]byte(rate))
 	}
-	if rate != "" {
-		if rec.Rate, err = money.ParseRate(rate); err != nil {
-			return rec, err
-		}
-	}
-	copy(rec.Claim.Fingerprint[:], fingerprint)
+	copy(rec.Claimed[:], fingerprint)
 	rec.RateTime, rec.AcceptedAt, rec.DecidedAt = rateTime.Time, accepted.Time, decided.Time
-	return rec, nil
+	rec.Outcome = payment.Standing(state, reason, id.String(), false)
+	return rec, err
 }
 
 // payment reads one payment by its key; pgx.ErrNoRows when the ledger has none.
-func (r *reads) payment(ctx context.Context, key string) (rec record, err error) {
+func (r *reads) payment(ctx context.Context, key string) (rec payment.Record, err error) {
 	err = r.rows.run(ctx, func(ctx context.Context) error {
 		rows, err := r.pool.Query(ctx, paymentSQL, key)
 		if err != nil {
@@ -112,8 +101,8 @@ type search struct {
 	status  payment.ReservationStatus // empty: any
 }
 
-// payments reads a page. next is where to go on; uuid.Nil when there are no older ones.
-func (r *reads) payments(ctx context.Context, s search) (found []record, next uuid.UUID, err error) {
+// payments reads a page. next is where to go on; empty when there are no older ones.
+func (r *reads) payments(ctx context.Context, s search) (found []payment.Record, next string, err error) {
 	err = r.lists.run(ctx, func(ctx context.Context) error {
 		return pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, walkSQL); err != nil {
@@ -129,24 +118,26 @@ func (r *reads) payments(ctx context.Context, s search) (found []record, next uu
 			}
 			if len(found) > s.limit {
 				found = found[:s.limit]
-				next = found[s.limit-1].ReservationID
+				next = found[s.limit-1].Ref
 				return nil
 			}
-			err = tx.QueryRow(ctx, lastSearchedSQL, s.before, maxSearched-1).Scan(&next)
+			var last uuid.UUID
+			err = tx.QueryRow(ctx, lastSearchedSQL, s.before, maxSearched-1).Scan(&last)
 			if errors.Is(err, pgx.ErrNoRows) {
 				return nil
 			}
+			next = last.String()
 			return err
 		})
 	})
 	if err != nil {
-		return nil, uuid.Nil, fmt.Errorf("read payments: %w", err)
+		return nil, "", fmt.Errorf("read payments: %w", err)
 	}
 	return found, next, nil
 }
 
-// GetPayment implements db.v1.Db.
-func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.GetPaymentResponse, error) {
+// Find implements db.v1.Db.
+func (d *DB) Find(ctx context.Context, in *dbv1.FindRequest) (*commonv1.Record, error) {
 	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
 		return nil, invalid(err)
 	}
@@ -157,24 +148,11 @@ func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	return rec.response(), nil
+	return rpc.FromRecord(rec), nil
 }
 
-func (rec record) response() *dbv1.GetPaymentResponse {
-	return &dbv1.GetPaymentResponse{
-		IdempotencyKey: rec.Key, SenderId: rec.Sender, ReceiverId: rec.Receiver,
-		CurrencyInput: rec.Currency.String(), AmountMinor: rec.Minor, AmountIdr: rec.AmountIDR,
-		Rate: rec.Rate.String(), RateId: rec.RateID, RateTime: rpc.Timestamp(rec.RateTime),
-		RuleSet: rec.RuleSet, TxDate: rec.TxDate,
-		ReservationId: rec.ReservationID.String(), ReservationStatus: string(rec.Status), Reason: string(rec.Reason),
-		AcceptedAt: rpc.Timestamp(rec.AcceptedAt), ReservedAt: rpc.Timestamp(rec.ReservedAt),
-		Deadline: rpc.Timestamp(rec.Deadline), DecidedAt: rpc.Timestamp(rec.DecidedAt),
-		Fingerprint: rec.Claim.Fingerprint[:], AttemptId: rec.Payment.AttemptID,
-	}
-}
-
-// ListPayments implements db.v1.Db.
-func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*dbv1.ListPaymentsResponse, error) {
+// List implements db.v1.Db.
+func (d *DB) List(ctx context.Context, in *dbv1.ListRequest) (*dbv1.ListResponse, error) {
 	s, err := searchOf(in)
 	if err != nil {
 		return nil, invalid(err)
@@ -183,18 +161,15 @@ func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*d
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	out := &dbv1.ListPaymentsResponse{SearchLimit: maxSearched, Payments: make([]*dbv1.GetPaymentResponse, len(found))}
+	out := &dbv1.ListResponse{SearchLimit: maxSearched, NextBefore: next, Payments: make([]*commonv1.Record, len(found))}
 	for i, rec := range found {
-		out.Payments[i] = rec.response()
-	}
-	if next != uuid.Nil {
-		out.NextBefore = next.String()
+		out.Payments[i] = rpc.FromRecord(rec)
 	}
 	return out, nil
 }
 
-func searchOf(in *dbv1.ListPaymentsRequest) (s search, err error) {
-	s = search{limit: int(in.Limit), before: newest, account: in.AccountId, status: payment.ReservationStatus(in.ReservationStatus)}
+func searchOf(in *dbv1.ListRequest) (s search, err error) {
+	s = search{limit: int(in.Limit), before: newest, account: in.AccountId}
 	if s.limit == 0 {
 		s.limit = defaultPage
 	}
@@ -211,8 +186,8 @@ func searchOf(in *dbv1.ListPaymentsRequest) (s search, err error) {
 			return s, err
 		}
 	}
-	if s.status != "" && !slices.Contains([]payment.ReservationStatus{payment.Pending, payment.Committed, payment.RolledBack}, s.status) {
-		return s, &payment.FieldError{Field: "reservation_status", Problem: "must be PENDING, COMMITTED or ROLLEDBACK"}
+	if s.status, err = rpc.ToState(in.State); err != nil {
+		return s, &payment.FieldError{Field: "state", Problem: err.Error()}
 	}
 	return s, nil
 }

@@ -10,21 +10,22 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/payment"
 )
 
 // keys pages through the list and gives the keys it saw, and how many calls that took.
-func (w *world) keys(in *dbv1.ListPaymentsRequest) (keys []string, calls int) {
+func (w *world) keys(in *dbv1.ListRequest) (keys []string, calls int) {
 	w.t.Helper()
 	for {
-		got, err := w.ListPayments(context.Background(), in)
+		got, err := w.List(context.Background(), in)
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		calls++
 		for _, p := range got.Payments {
-			keys = append(keys, p.IdempotencyKey)
+			keys = append(keys, p.Payment.IdempotencyKey)
 		}
 		if in.Before = got.NextBefore; in.Before == "" {
 			return keys, calls
@@ -32,7 +33,7 @@ func (w *world) keys(in *dbv1.ListPaymentsRequest) (keys []string, calls int) {
 	}
 }
 
-func TestListPaymentsNewestFirst(t *testing.T) {
+func TestListNewestFirst(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B", "C")
 	for i, to := range []string{"B", "C", "B", "C", "B"} {
@@ -44,40 +45,40 @@ func TestListPaymentsNewestFirst(t *testing.T) {
 	w.mustReserve(pay("too much", "B", "C", 5_000))
 
 	for name, tc := range map[string]struct {
-		in   *dbv1.ListPaymentsRequest
+		in   *dbv1.ListRequest
 		want string
 	}{
-		"all":          {&dbv1.ListPaymentsRequest{}, "too much p4 p3 p2 p1 p0"},
-		"by two":       {&dbv1.ListPaymentsRequest{Limit: 2}, "too much p4 p3 p2 p1 p0"},
-		"sent":         {&dbv1.ListPaymentsRequest{AccountId: "A", Limit: 3}, "p4 p3 p2 p1 p0"},
-		"received too": {&dbv1.ListPaymentsRequest{AccountId: "B", Limit: 1}, "too much p4 p2 p0"},
-		"nobody's":     {&dbv1.ListPaymentsRequest{AccountId: "NOBODY"}, ""},
-		"pending":      {&dbv1.ListPaymentsRequest{ReservationStatus: "PENDING"}, "p4 p3"},
-		"refused":      {&dbv1.ListPaymentsRequest{ReservationStatus: "ROLLEDBACK"}, "too much"},
-		"settled, C's": {&dbv1.ListPaymentsRequest{ReservationStatus: "COMMITTED", AccountId: "C"}, "p1"},
+		"all":          {&dbv1.ListRequest{}, "too much p4 p3 p2 p1 p0"},
+		"by two":       {&dbv1.ListRequest{Limit: 2}, "too much p4 p3 p2 p1 p0"},
+		"sent":         {&dbv1.ListRequest{AccountId: "A", Limit: 3}, "p4 p3 p2 p1 p0"},
+		"received too": {&dbv1.ListRequest{AccountId: "B", Limit: 1}, "too much p4 p2 p0"},
+		"nobody's":     {&dbv1.ListRequest{AccountId: "NOBODY"}, ""},
+		"pending":      {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_PENDING}, "p4 p3"},
+		"refused":      {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_ROLLEDBACK}, "too much"},
+		"settled, C's": {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED, AccountId: "C"}, "p1"},
 	} {
 		if keys, _ := w.keys(tc.in); strings.Join(keys, " ") != tc.want {
 			t.Errorf("%s: %q, want %q", name, keys, tc.want)
 		}
 	}
-	got, err := w.ListPayments(t.Context(), &dbv1.ListPaymentsRequest{Limit: 1, ReservationStatus: "ROLLEDBACK"})
-	if err != nil || len(got.Payments) != 1 || got.Payments[0].Reason != string(payment.InsufficientFunds) || got.Payments[0].DecidedAt == nil {
+	got, err := w.List(t.Context(), &dbv1.ListRequest{Limit: 1, State: commonv1.ReservationState_RESERVATION_STATE_ROLLEDBACK})
+	if err != nil || len(got.Payments) != 1 || got.Payments[0].Outcome.Reason != string(payment.InsufficientFunds) || got.Payments[0].DecidedAt == nil {
 		t.Errorf("%v: %v", got, err)
 	}
-	for field, in := range map[string]*dbv1.ListPaymentsRequest{
-		"limit":              {Limit: maxPage + 1},
-		"before":             {Before: "yesterday"},
-		"account_id":         {AccountId: strings.Repeat("x", payment.MaxAccountID+1)},
-		"reservation_status": {ReservationStatus: "SUCCESS"},
+	for field, in := range map[string]*dbv1.ListRequest{
+		"limit":      {Limit: maxPage + 1},
+		"before":     {Before: "yesterday"},
+		"account_id": {AccountId: strings.Repeat("x", payment.MaxAccountID+1)},
+		"state":      {State: 99},
 	} {
-		if _, err := w.ListPayments(t.Context(), in); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+":") {
+		if _, err := w.List(t.Context(), in); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+":") {
 			t.Errorf("bad %s: %v", field, err)
 		}
 	}
 }
 
 // However long the ledger is, one call looks at so many payments and no more; the next goes on from there.
-func TestListPaymentsIsBounded(t *testing.T) {
+func TestListIsBounded(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B", "C")
 	oldest := w.mustReserve(pay("oldest", "A", "B", 10))
@@ -90,7 +91,7 @@ WITH r AS (
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
 SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', 'expired' FROM r`, 2*maxSearched+1)
 
-	if keys, calls := w.keys(&dbv1.ListPaymentsRequest{AccountId: "A"}); strings.Join(keys, " ") != "oldest" || calls != 3 {
+	if keys, calls := w.keys(&dbv1.ListRequest{AccountId: "A"}); strings.Join(keys, " ") != "oldest" || calls != 3 {
 		t.Errorf("%q after %d calls; want the oldest after 3", keys, calls)
 	}
 	var lines []string

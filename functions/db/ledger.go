@@ -43,6 +43,16 @@ type Reserved struct {
 // Mismatch tells that the key belongs to another request.
 func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != req.Fingerprint() }
 
+// Outcome is what the payment has come to. When the key belongs to another payment the ledger keeps nothing for this one.
+func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
+	if r.Mismatch(p) {
+		out := payment.Decline(payment.IdempotencyMismatch)
+		out.Replay = true
+		return out
+	}
+	return payment.Standing(r.Status, r.Reason, r.ReservationID.String(), r.Replay)
+}
+
 // reserve asks for one payment. refuse, when set, is recorded instead of holding anything.
 type reserve struct {
 	payment.Payment

@@ -8,8 +8,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 func fundsRequest(key string, amount int64) *dbv1.ReserveFundsRequest {
@@ -35,11 +37,11 @@ func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
 		if err != nil || got.Status != dbv1.TxStatus_OK || got.Message != string(want) {
 			t.Errorf("roll back for %s: %v, %v; want %s", reason, got, err, want)
 		}
-		_, err = w.FailPayment(t.Context(), &dbv1.FailPaymentRequest{Payment: fundsRequest("fail-"+string(reason), 1000), Reason: string(reason)})
+		_, err = w.Fail(t.Context(), &dbv1.CloseRequest{Payment: fundsPayment(fundsRequest("fail-"+string(reason), 1000)), Reason: string(reason)})
 		if code := status.Code(err); (code == codes.OK) != reason.RollBack() || code != codes.OK && code != codes.InvalidArgument {
 			t.Errorf("fail for %s: %v", reason, err)
 		}
-		_, err = w.RefusePayment(t.Context(), &dbv1.RefusePaymentRequest{Payment: fundsRequest("refuse-"+string(reason), 1000), Reason: string(reason)})
+		_, err = w.Refuse(t.Context(), &dbv1.CloseRequest{Payment: fundsPayment(fundsRequest("refuse-"+string(reason), 1000)), Reason: string(reason)})
 		if code := status.Code(err); (code == codes.OK) != reason.Refusal() || code != codes.OK && code != codes.InvalidArgument {
 			t.Errorf("refuse for %s: %v", reason, err)
 		}
@@ -50,26 +52,36 @@ func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
 func TestARefusalIsAClaim(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
-	refuse := func(key, attempt string, amount int64) *dbv1.RefusePaymentResponse {
+	outcome := func(got *commonv1.Outcome, err error) payment.Outcome {
 		t.Helper()
-		in := fundsRequest(key, amount)
-		in.AttemptId = attempt
-		got, err := w.RefusePayment(t.Context(), &dbv1.RefusePaymentRequest{Payment: in, Reason: string(payment.RiskAboveMax)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return got
+		out, err := rpc.ToOutcome(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
 	}
-	if got := refuse("new", "1", 1000); got.ReservationStatus != "ROLLEDBACK" || got.Reason != "risk_above_max" || got.Replay {
+	refuse := func(key, attempt string, amount int64) payment.Outcome {
+		t.Helper()
+		in := fundsPayment(fundsRequest(key, amount))
+		in.AttemptId = attempt
+		return outcome(w.Refuse(t.Context(), &dbv1.CloseRequest{Payment: in, Reason: string(payment.RiskAboveMax)}))
+	}
+	if got := refuse("new", "1", 1000); got.State != payment.RolledBack || got.Status != payment.Failed || got.Reason != "risk_above_max" || got.Replay {
 		t.Errorf("a new key: %v", got)
 	}
 	if got, err := w.ReserveFunds(t.Context(), fundsRequest("new", 1000)); err != nil || got.Reason != "risk_above_max" || got.ReservationStatus != "ROLLEDBACK" {
 		t.Errorf("an event that comes after the refusal: %v, %v", got, err)
 	}
-	if got := refuse("new", "2", 2000); got.Reason != string(payment.IdempotencyMismatch) {
+	if got := outcome(w.Reserve(t.Context(), fundsPayment(fundsRequest("new", 1000)))); got.Reason != "risk_above_max" || got.State != payment.RolledBack {
+		t.Errorf("the same, as functions of now ask: %v", got)
+	}
+	if got := refuse("new", "2", 2000); got.Reason != payment.IdempotencyMismatch || got.Status != payment.Failed || got.Ref != "" {
 		t.Errorf("another request with the key: %v", got)
 	}
-	if got, err := w.GetPayment(t.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: "new"}); err != nil || got.Reason != "risk_above_max" {
+	if got, err := w.Find(t.Context(), &dbv1.FindRequest{IdempotencyKey: "new"}); err != nil || got.Outcome.Reason != "risk_above_max" {
 		t.Errorf("what GET tells: %v, %v", got, err)
 	}
 
@@ -77,13 +89,13 @@ func TestARefusalIsAClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := refuse("held", "2", 1000); got.ReservationStatus != "PENDING" || got.Reason != "" || !got.Replay {
+	if got := refuse("held", "2", 1000); got.State != payment.Pending || got.Status != "" || got.Reason != "" || !got.Replay {
 		t.Errorf("a payment that holds money: %v", got)
 	}
 	if _, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationId}); err != nil {
 		t.Fatal(err)
 	}
-	if got := refuse("held", "2", 1000); got.ReservationStatus != "COMMITTED" || got.ReservationId != held.ReservationId {
+	if got := refuse("held", "2", 1000); got.State != payment.Committed || got.Ref != held.ReservationId {
 		t.Errorf("a payment that is settled: %v", got)
 	}
 	if w.balance("A") != 999_000 || w.balance("B") != 1_001_000 {

@@ -90,7 +90,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	const lists = 300
 	for range lists {
 		go func() {
-			_, err := ledger.ListPayments(listing, &dbv1.ListPaymentsRequest{AccountId: "A"})
+			_, err := ledger.List(listing, &dbv1.ListRequest{AccountId: "A"})
 			ended <- err
 		}()
 	}
@@ -132,7 +132,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	if _, err := watch.Exec(t.Context(), `DROP VIEW reservations; ALTER TABLE reservations_kept RENAME TO reservations`); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ledger.ListPayments(t.Context(), &dbv1.ListPaymentsRequest{AccountId: "A", Limit: 100}); err != nil || len(got.Payments) != 21 {
+	if got, err := ledger.List(t.Context(), &dbv1.ListRequest{AccountId: "A", Limit: 100}); err != nil || len(got.Payments) != 21 {
 		t.Errorf("a list afterwards: %v, %v", got, err)
 	}
 }

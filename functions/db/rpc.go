@@ -1,6 +1,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,45 +11,83 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/batch"
 	"pgw/shared/event"
-	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 )
 
+// Reserve implements db.v1.Db.
+func (d *DB) Reserve(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
+	_, out, _, err := d.reserve(ctx, in, payment.Payment.Validate)
+	if err != nil {
+		return nil, err
+	}
+	return rpc.FromOutcome(out), nil
+}
+
+// Hold implements db.v1.Db.
+func (d *DB) Hold(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
+	_, out, _, err := d.reserve(ctx, in, payment.Payment.ValidateHold)
+	if err != nil {
+		return nil, err
+	}
+	return rpc.FromOutcome(out), nil
+}
+
 // ReserveFunds implements db.v1.Db.
 func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*dbv1.ReserveFundsResponse, error) {
-	r, err := request(in)
+	check := payment.Payment.Validate
+	if in.WalletHold {
+		check = payment.Payment.ValidateHold
+	}
+	got, out, code, err := d.reserve(ctx, fundsPayment(in), check)
 	if err != nil {
-		return nil, invalid(err)
+		return nil, err
 	}
-	got, err := d.ledger.reserve(ctx, r)
+	reason := got.Reason
+	if out.State == "" {
+		reason = out.Reason // the claim is another payment's
+	}
+	return &dbv1.ReserveFundsResponse{
+		Status: int32(code), ReservationId: out.Ref, CurrentBalance: got.Balance, Message: cmp.Or(string(reason), string(out.State)),
+		Reason: string(reason), ReservationStatus: string(out.State), Replay: got.Replay,
+	}, nil
+}
+
+// fundsPayment is the payment that a caller of the contract's RPC asks for.
+func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
+	return &commonv1.Payment{
+		IdempotencyKey: in.GetIdempotencyKey(), SenderId: in.GetSenderId(), ReceiverId: in.GetReceiverId(),
+		AmountIdr: in.GetAmountIdr(), CurrencyInput: in.GetCurrencyInput(), AmountMinor: in.GetAmountMinor(),
+		Rate: in.GetRate(), RateId: in.GetRateId(), RateTime: in.GetRateTime(), RuleSet: in.GetRuleSet(), TxDate: in.GetTxDate(),
+		AcceptedAt: in.GetAcceptedAt(), Deadline: in.GetDeadline(), AttemptId: in.GetAttemptId(),
+	}
+}
+
+// reserve has the ledger decide a payment, and counts what came of it.
+func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error) (
+	got Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
+) {
+	p, err := read(in, check)
 	if err != nil {
-		return nil, unavailable(err)
+		return got, out, code, invalid(err)
 	}
-	out := &dbv1.ReserveFundsResponse{
-		ReservationId: got.ReservationID.String(), CurrentBalance: got.Balance, Reason: string(got.Reason),
-		ReservationStatus: string(got.Status), Replay: got.Replay,
+	if got, err = d.ledger.reserve(ctx, p); err != nil {
+		return got, out, code, unavailable(err)
 	}
-	code := dbv1.TxStatus_OK
+	out, code = got.Outcome(p), dbv1.TxStatus_OK
 	switch {
-	case got.Mismatch(r):
-		code = dbv1.TxStatus_BAD_STATUS
-		out.Reason, out.ReservationId, out.ReservationStatus = string(payment.IdempotencyMismatch), "", ""
-	case got.Status == payment.RolledBack:
-		code = txStatus(got.Reason)
-	case got.Replay || got.Status == payment.Committed:
+	case out.Status == payment.Failed:
+		code = txStatus(out.Reason)
+	case out.Replay || out.State == payment.Committed:
 		code = dbv1.TxStatus_DUPLICATE
 	}
-	out.Status, out.Message = int32(code), out.Reason
-	if out.Message == "" {
-		out.Message = string(got.Status)
-	}
 	d.metrics.reserves.WithLabelValues(code.String()).Inc()
-	return out, nil
+	return got, out, code, nil
 }
 
 // CommitReservation implements db.v1.Db.
@@ -115,52 +154,37 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	return out, nil
 }
 
-// FailPayment implements db.v1.Db.
-func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv1.FailPaymentResponse, error) {
-	r, err := request(in.GetPayment())
-	if err != nil {
-		return nil, invalid(err)
-	}
-	reason := payment.Reason(in.Reason)
-	if !reason.RollBack() {
-		return nil, invalid(fmt.Errorf("reason: a payment can't be rolled back for %.50q", in.Reason))
-	}
-	got, err := d.ledger.fail(ctx, r, reason)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	if got.Mismatch(r) {
-		return &dbv1.FailPaymentResponse{ReservationStatus: string(payment.RolledBack), Reason: string(payment.IdempotencyMismatch), Replay: true}, nil
-	}
-	return &dbv1.FailPaymentResponse{
-		ReservationId: got.ReservationID.String(), ReservationStatus: string(got.Status), Reason: string(got.Reason), Replay: got.Replay,
-	}, nil
+// Fail implements db.v1.Db.
+func (d *DB) Fail(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
+	return closeBy(ctx, in, payment.Reason.RollBack, d.ledger.fail)
 }
 
-// RefusePayment implements db.v1.Db.
-func (d *DB) RefusePayment(ctx context.Context, in *dbv1.RefusePaymentRequest) (*dbv1.RefusePaymentResponse, error) {
-	r, err := request(in.GetPayment())
+// Refuse implements db.v1.Db.
+func (d *DB) Refuse(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
+	return closeBy(ctx, in, payment.Reason.Refusal, func(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
+		// Only a claim that an event asked for names its attempt: reconcile looks for the events of those.
+		p.AttemptID = ""
+		return d.ledger.refuse(ctx, p, reason)
+	})
+}
+
+// closeBy closes a payment for a reason of the kind that is allowed.
+func closeBy(ctx context.Context, in *dbv1.CloseRequest, allowed func(payment.Reason) bool,
+	end func(context.Context, payment.Payment, payment.Reason) (Reserved, error),
+) (*commonv1.Outcome, error) {
+	p, err := read(in.GetPayment(), payment.Payment.Validate)
 	if err != nil {
 		return nil, invalid(err)
 	}
-	// Only a claim that an event asked for names its attempt: reconcile looks for the events of those.
-	r.AttemptID = ""
 	reason := payment.Reason(in.Reason)
-	if !reason.Refusal() {
-		return nil, invalid(fmt.Errorf("reason: a payment can't be refused for %.50q", in.Reason))
+	if !allowed(reason) {
+		return nil, invalid(fmt.Errorf("reason: a payment can't be closed so for %.50q", in.Reason))
 	}
-	got, err := d.ledger.refuse(ctx, r, reason)
+	got, err := end(ctx, p, reason)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	if got.Mismatch(r) {
-		return &dbv1.RefusePaymentResponse{
-			ReservationStatus: string(payment.RolledBack), Reason: string(payment.IdempotencyMismatch), Replay: true,
-		}, nil
-	}
-	return &dbv1.RefusePaymentResponse{
-		ReservationId: got.ReservationID.String(), ReservationStatus: string(got.Status), Reason: string(got.Reason), Replay: got.Replay,
-	}, nil
+	return rpc.FromOutcome(got.Outcome(p)), nil
 }
 
 // CheckBalance implements db.v1.Db.
@@ -200,27 +224,13 @@ func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsReq
 	return &dbv1.GetRandomAccountsResponse{SenderId: ids[0], ReceiverId: ids[1]}, nil
 }
 
-// request checks what came over the wire.
-func request(in *dbv1.ReserveFundsRequest) (payment.Payment, error) {
-	currency, err := money.ParseCurrency(in.GetCurrencyInput())
+// read gives a payment that came over the wire, checked.
+func read(in *commonv1.Payment, check func(payment.Payment) error) (payment.Payment, error) {
+	p, err := rpc.ToPayment(in)
 	if err != nil {
-		return payment.Payment{}, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
+		return p, err
 	}
-	r := payment.Payment{
-		Key: in.IdempotencyKey, Sender: in.SenderId, Receiver: in.ReceiverId,
-		Minor: in.AmountMinor, Currency: currency, AmountIDR: in.AmountIdr,
-		RateID: in.RateId, RateTime: rpc.Time(in.RateTime), RuleSet: in.RuleSet, TxDate: in.TxDate,
-		AcceptedAt: rpc.Time(in.AcceptedAt), Deadline: rpc.Time(in.Deadline), AttemptID: in.AttemptId,
-	}
-	if in.Rate != "" {
-		if r.Rate, err = money.ParseRate(in.Rate); err != nil {
-			return r, &payment.FieldError{Field: "rate", Problem: err.Error()}
-		}
-	}
-	if in.WalletHold {
-		return r, r.ValidateHold()
-	}
-	return r, r.Validate()
+	return p, check(p)
 }
 
 func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }

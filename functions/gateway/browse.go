@@ -15,6 +15,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 // What a person wants to see before and after a payment: accounts, prices, and what was paid lately.
@@ -100,12 +101,12 @@ func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
 
 // reservationStatus of what a client may ask for.
 var reservationStatus = map[string]payment.ReservationStatus{
-	"": "", "PENDING": payment.Pending, string(payment.Success): payment.Committed, string(payment.Failed): payment.RolledBack,
+	"": "", string(payment.Pending): payment.Pending, string(payment.Success): payment.Committed, string(payment.Failed): payment.RolledBack,
 }
 
 // listPayments tells what the ledger has recorded, the newest first. What was refused on the way there is not in it.
 func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
-	in := &dbv1.ListPaymentsRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
+	in := &dbv1.ListRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
 	if p := principal(r); p != nil && !p.OwnsAll() && !p.Owns(in.AccountId) {
 		writeProblem(w, http.StatusForbidden, "Not your payments", "account: must name one of your accounts.")
 		return
@@ -123,18 +124,23 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad request", "status: must be PENDING, SUCCESS or FAILED")
 		return
 	}
-	in.ReservationStatus = string(wanted)
-	got, err := g.db.ListPayments(r.Context(), in)
+	in.State = rpc.FromState(wanted)
+	got, err := g.db.List(r.Context(), in)
 	if err != nil {
 		g.writeRefusal(w, r, "the ledger", err)
 		return
 	}
-	found := make([]state, len(got.Payments))
+	found := make([]record, len(got.Payments))
 	for i, p := range got.Payments {
-		found[i] = stateOf(p)
+		rec, err := rpc.ToRecord(p)
+		if err != nil {
+			g.writeRefusal(w, r, "the ledger", err)
+			return
+		}
+		found[i] = recordOf(rec)
 	}
 	writeJSON(w, http.StatusOK, struct {
-		Payments []state `json:"payments"`
+		Payments []record `json:"payments"`
 		// Where to go on; absent when there are no older ones. There may be fewer payments than were asked for, or
 		// none, and still older ones that match: SearchLimit are looked at for one answer.
 		NextBefore  string `json:"next_before,omitempty"`

@@ -1,4 +1,4 @@
-// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk (quote.go), sends
+// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk (assess.go), sends
 // it through Kafka, and waits for its result (flight.go).
 package gateway
 
@@ -282,7 +282,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTim
 		return g.await(ctx, f, r, true, &took)
 	}
 
-	no := g.quote(ctx, &r, &took)
+	r, no := g.assess(ctx, r, &took)
 	if no.reason == "" {
 		return g.send(ctx, id, r, &took)
 	}

@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,11 +63,9 @@ var httpStatus = map[payment.Reason]int{
 
 // answer is the body of the contract; the last two fields are there only when they say something.
 type answer struct {
-	Status   payment.Status `json:"status"`
-	Reason   payment.Reason `json:"reason"`
-	Ref      string         `json:"ref"`
-	Message  string         `json:"message,omitempty"`
-	Deadline string         `json:"deadline,omitempty"` // RFC 3339
+	payment.Outcome
+	Message  string    `json:"message,omitempty"`
+	Deadline time.Time `json:"deadline,omitzero"`
 }
 
 func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
@@ -111,10 +109,7 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 			"status", string(out.Status), "reason", string(out.Reason), "ref", out.Ref, "took", time.Since(begun))
 	}
 
-	body := answer{Status: out.Status, Reason: out.Reason, Ref: out.Ref, Message: out.message}
-	if !out.deadline.IsZero() {
-		body.Deadline = out.deadline.Format(time.RFC3339Nano)
-	}
+	body := answer{out.Outcome, out.message, out.deadline}
 	code := out.code
 	if code == 0 {
 		code = httpStatus[out.Reason]
@@ -145,16 +140,6 @@ func (s stages) header() string {
 	return b.String()
 }
 
-// paymentJSON is the contract's request. Unknown fields are let through: earlier clients may send them.
-type paymentJSON struct {
-	Sender   string          `json:"sender_id"`
-	Receiver string          `json:"receiver_id"`
-	Currency string          `json:"currency"`
-	Amount   json.RawMessage `json:"amount"`
-	TxDate   string          `json:"tx_date"`
-	Key      string          `json:"idempotency_key"`
-}
-
 func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *reply) {
 	refuse := func(reason payment.Reason, message string) (payment.Payment, *reply) {
 		out := decline(reason, message)
@@ -170,8 +155,8 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
-	var in paymentJSON
-	if err := json.Unmarshal(raw, &in); err != nil {
+	var order payment.Order // unknown fields are let through: earlier clients may send them
+	if err := json.Unmarshal(raw, &order); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) && wrongType.Field != "" {
 			return refuse(payment.InvalidInput, fmt.Sprintf("%s: must be a %s, not a %s", wrongType.Field, wrongType.Type, wrongType.Value))
@@ -181,50 +166,17 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 	if err := checkShape(raw); err != nil {
 		return refuse(payment.BadJSON, err.Error())
 	}
-	key, err := idempotencyKey(in.Key, r.Header.Values("Idempotency-Key"))
-	if err != nil {
+	if order.Key, err = idempotencyKey(order.Key, r.Header.Values("Idempotency-Key")); err != nil {
 		return refuse(payment.InvalidInput, err.Error())
 	}
-	for _, f := range []struct {
-		name, value string
-		max         int
-	}{
-		{"idempotency_key", key, payment.MaxKey},
-		{"sender_id", in.Sender, payment.MaxAccountID},
-		{"receiver_id", in.Receiver, payment.MaxAccountID},
-	} {
-		if err := payment.CheckID(f.name, f.value, f.max); err != nil {
-			return refuse(payment.InvalidInput, err.Error())
-		}
-	}
-	if err := payment.CheckNames(key, in.Sender, in.Receiver); err != nil {
-		return refuse(payment.InvalidInput, err.Error())
-	}
-	if in.TxDate == "" {
-		return refuse(payment.InvalidInput, "tx_date: is missing")
-	}
-	if _, err := time.Parse(time.RFC3339, in.TxDate); err != nil || len(in.TxDate) > 40 {
-		return refuse(payment.InvalidInput, "tx_date: must be RFC 3339, such as 2026-01-31T09:30:00Z")
-	}
-	if in.Currency == "" {
-		return refuse(payment.InvalidInput, "currency: is missing")
-	}
-	amountText, err := amountText(in.Amount)
-	if err != nil {
-		return refuse(payment.InvalidInput, err.Error())
-	}
-	currency, err := money.ParseCurrency(in.Currency)
-	if err != nil {
+	p, err := order.Payment()
+	switch {
+	case errors.Is(err, money.ErrCurrency):
 		return refuse(payment.UnsupportedCurrency, err.Error())
-	}
-	amount, err := money.ParseAmount(amountText, currency)
-	if err != nil {
+	case err != nil:
 		return refuse(payment.InvalidInput, err.Error())
 	}
-	if amount.Minor <= 0 {
-		return refuse(payment.InvalidInput, "amount: must be positive")
-	}
-	return payment.Payment{Key: key, Sender: in.Sender, Receiver: in.Receiver, Minor: amount.Minor, Currency: currency, TxDate: in.TxDate}, nil
+	return p, nil
 }
 
 // idempotencyKey takes the key from the field, from the header, or from both, which must then agree. The
@@ -246,50 +198,30 @@ func idempotencyKey(field string, headers []string) (string, error) {
 	return header, nil
 }
 
-// amountText accepts a JSON number or a decimal string. A number is taken by its digits, not through a float.
-func amountText(raw json.RawMessage) (string, error) {
-	raw = bytes.TrimSpace(raw)
-	if len(raw) == 0 || string(raw) == "null" {
-		return "", errors.New("amount: is missing")
-	}
-	if raw[0] == '"' {
-		var text string
-		if err := json.Unmarshal(raw, &text); err != nil {
-			return "", errors.New("amount: is not a string")
-		}
-		return text, nil
-	}
-	if c := raw[0]; c != '-' && (c < '0' || c > '9') {
-		return "", errors.New("amount: must be a number or a decimal string")
-	}
-	return string(raw), nil
-}
-
-// state is what GET tells of a payment.
-type state struct {
-	Key      string         `json:"idempotency_key"`
-	State    string         `json:"state"` // PENDING, COMMITTED or ROLLEDBACK
-	Status   payment.Status `json:"status,omitempty"`
-	Reason   string         `json:"reason,omitempty"`
-	Ref      string         `json:"ref"`
-	Sender   string         `json:"sender_id"`
-	Receiver string         `json:"receiver_id"`
-	Currency string         `json:"currency"`
-	// Amount is a decimal string of major units, as sent; absent where only rupiah were sent.
-	Amount     string     `json:"amount,omitempty"`
-	AmountIDR  int64      `json:"amount_idr"`
-	Rate       string     `json:"rate,omitempty"`
-	RateID     string     `json:"rate_id,omitempty"`
-	RateTime   *time.Time `json:"rate_time,omitempty"`
-	RuleSet    string     `json:"rule_set,omitempty"`
-	TxDate     string     `json:"tx_date,omitempty"`
-	AcceptedAt *time.Time `json:"accepted_at,omitempty"`
-	ReservedAt *time.Time `json:"reserved_at,omitempty"`
-	Deadline   *time.Time `json:"deadline,omitempty"`
-	DecidedAt  *time.Time `json:"decided_at,omitempty"`
+// record is what GET tells of a payment: all that the ledger keeps of it, but for what is the ledger's own.
+type record struct {
+	payment.Payment
+	payment.Outcome
+	State  payment.ReservationStatus `json:"state"`
+	Status payment.Status            `json:"status,omitempty"` // absent while PENDING
+	Reason payment.Reason            `json:"reason,omitempty"`
+	// The amount is told as clients send it, in major units; it is absent where only rupiah were sent.
+	Currency   money.Currency `json:"currency"`
+	Amount     string         `json:"amount,omitempty"`
+	TxDate     string         `json:"tx_date,omitempty"`
+	ReservedAt time.Time      `json:"reserved_at,omitzero"`
+	DecidedAt  time.Time      `json:"decided_at,omitzero"`
 	// Events are those of this payment; absent in a list.
 	Events []eventID `json:"events,omitempty"`
+
+	// A name given here hides the payment's own field of that name.
+	CurrencyInput hidden `json:"currency_input,omitzero"`
+	AmountMinor   hidden `json:"amount_minor,omitzero"`
+	Attempt       hidden `json:"attempt_id,omitzero"`
 }
+
+// hidden is a field that is never written.
+type hidden struct{}
 
 // eventID is by what an event is found in Kafka, where the payment came through it.
 type eventID struct {
@@ -300,10 +232,10 @@ type eventID struct {
 func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	key := r.PathValue("key")
-	got, err := g.db.GetPayment(r.Context(), &dbv1.GetPaymentRequest{IdempotencyKey: key})
+	rec, err := g.find(r.Context(), key)
 	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
 	// Another's payment is told of as one that is not there.
-	if p := principal(r); err == nil && p != nil && !p.Owns(got.SenderId) && !p.Owns(got.ReceiverId) {
+	if p := principal(r); err == nil && p != nil && !p.Owns(rec.Sender) && !p.Owns(rec.Receiver) {
 		err = status.Error(codes.NotFound, "another's")
 	}
 	switch status.Code(err) {
@@ -319,32 +251,30 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		g.writeUnreachable(trace.WithKey(r.Context(), key), w, err, "The ledger can't be asked now", "Try again.")
 		return
 	}
-	out := stateOf(got)
-	var fingerprint payment.Fingerprint
-	copy(fingerprint[:], got.Fingerprint)
-	out.Events = []eventID{{event.TypePaymentRequested, event.RequestedID(key, fingerprint)}}
+	out := recordOf(rec)
+	out.Events = []eventID{{event.TypePaymentRequested, event.RequestedID(key, rec.Claimed)}}
 	if out.Status != "" {
-		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(key, fingerprint)})
+		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(key, rec.Claimed)})
 	}
 	writeJSON(w, http.StatusOK, out)
 }
 
-func stateOf(got *dbv1.GetPaymentResponse) state {
-	out := state{
-		Key: got.IdempotencyKey, State: got.ReservationStatus, Reason: got.Reason, Ref: got.ReservationId,
-		Sender: got.SenderId, Receiver: got.ReceiverId, Currency: got.CurrencyInput, AmountIDR: got.AmountIdr,
-		Rate: got.Rate, RateID: got.RateId, RuleSet: got.RuleSet, TxDate: got.TxDate,
-		RateTime: timeOf(got.RateTime), AcceptedAt: timeOf(got.AcceptedAt), ReservedAt: timeOf(got.ReservedAt),
-		Deadline: timeOf(got.Deadline), DecidedAt: timeOf(got.DecidedAt),
+// find reads what the ledger has of a payment.
+func (g *Gateway) find(ctx context.Context, key string) (payment.Record, error) {
+	got, err := g.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key})
+	if err != nil {
+		return payment.Record{}, err
 	}
-	if currency, err := money.ParseCurrency(got.CurrencyInput); err == nil && got.AmountMinor > 0 {
-		out.Amount = money.Amount{Minor: got.AmountMinor, Currency: currency}.String()
+	return rpc.ToRecord(got)
+}
+
+func recordOf(rec payment.Record) record {
+	out := record{
+		Payment: rec.Payment, Outcome: rec.Outcome, State: rec.State, Status: rec.Status, Reason: rec.Reason,
+		Currency: rec.Currency, TxDate: rec.TxDate, ReservedAt: rec.ReservedAt, DecidedAt: rec.DecidedAt,
 	}
-	switch payment.ReservationStatus(got.ReservationStatus) {
-	case payment.Committed:
-		out.Status = payment.Success
-	case payment.RolledBack:
-		out.Status = payment.Failed
+	if rec.Minor > 0 {
+		out.Amount = rec.Sent().String()
 	}
 	return out
 }

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
+
+	"pgw/shared/payment"
 )
 
 // Bounds of a payment's JSON beside its size. Unknown fields are let through, but only so many, and not of any shape.
@@ -14,14 +17,19 @@ const (
 	maxDepth  = 8
 )
 
-// fieldNames of paymentJSON.
-var fieldNames = [...]string{"sender_id", "receiver_id", "currency", "amount", "tx_date", "idempotency_key"}
+// fieldNames are those of payment.Order.
+var fieldNames = func() (names []string) {
+	for field := range reflect.TypeFor[payment.Order]().Fields() {
+		names = append(names, field.Tag.Get("json"))
+	}
+	return names
+}()
 
 // checkShape looks at what json.Unmarshal lets pass. Of a field that is given twice it takes the last: whoever looks
 // at the request before pgw may have judged the first. raw is valid JSON.
 func checkShape(raw []byte) error {
 	depth, fields := 0, 0
-	var seen [len(fieldNames)]bool
+	seen := make([]bool, len(fieldNames))
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
 		case '{', '[':
@@ -84,5 +92,5 @@ func fieldOf(quoted []byte) int {
 		}
 		name = []byte(plain)
 	}
-	return slices.IndexFunc(fieldNames[:], func(field string) bool { return strings.EqualFold(string(name), field) })
+	return slices.IndexFunc(fieldNames, func(field string) bool { return strings.EqualFold(string(name), field) })
 }

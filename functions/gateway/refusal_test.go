@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
@@ -24,6 +25,7 @@ import (
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 // neighbours are the functions that a gateway asks. They say yes, unless answer says something else.
@@ -32,18 +34,18 @@ type neighbours struct {
 	answer func(in, out proto.Message) error
 
 	mu      sync.Mutex
-	refused []*dbv1.RefusePaymentRequest
+	refused []*dbv1.CloseRequest
 }
 
 func (n *neighbours) Invoke(ctx context.Context, method string, in, out any, opts ...grpc.CallOption) error {
 	switch out := out.(type) {
-	case *dbv1.RefusePaymentResponse:
-		request := in.(*dbv1.RefusePaymentRequest)
+	case *commonv1.Outcome:
+		request := in.(*dbv1.CloseRequest)
 		n.mu.Lock()
 		n.refused = append(n.refused, request)
 		n.mu.Unlock()
-		out.ReservationStatus, out.Reason = string(payment.RolledBack), request.Reason
-	case *dbv1.GetPaymentResponse:
+		proto.Merge(out, rpc.FromOutcome(payment.Standing(payment.RolledBack, payment.Reason(request.Reason), "r", false)))
+	case *commonv1.Record:
 		return status.Error(codes.NotFound, "no such payment")
 	default:
 		if err := (agreeable{}).Invoke(ctx, method, in, out, opts...); err != nil {
@@ -109,7 +111,7 @@ func TestARefusalThatCouldNotBeRecordedIsNotTold(t *testing.T) {
 		switch out := out.(type) {
 		case *walletv1.GetAccountResponse:
 			out.BalanceIdr = 1
-		case *dbv1.RefusePaymentResponse:
+		case *commonv1.Outcome:
 			return status.Error(codes.Unavailable, "down")
 		}
 		return nil

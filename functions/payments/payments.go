@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
@@ -92,76 +91,70 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 // timings of the two ledger calls.
 type timings struct{ reserve, commit time.Duration }
 
-// settle takes one payment to its outcome. An error means that the outcome is not known: the same call may
-// be made again, and goes on where this one stopped.
-func (p *Payments) settle(ctx context.Context, in *dbv1.ReserveFundsRequest) (payment.Outcome, timings, error) {
+// settle takes one payment to its outcome, and counts it. An error means that the outcome is not known: the same call
+// may be made again, and goes on where this one stopped.
+func (p *Payments) settle(ctx context.Context, r payment.Payment) (payment.Outcome, timings, error) {
+	outcome, took, err := p.reserveAndCommit(ctx, r)
+	if err == nil {
+		p.settled.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
+	}
+	return outcome.Answer(), took, err
+}
+
+func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (payment.Outcome, timings, error) {
 	var took timings
 	begun := time.Now()
-	reserved, err := p.db.ReserveFunds(ctx, in)
+	reserved, err := p.reserve(ctx, r)
 	took.reserve = time.Since(begun)
-	if err != nil {
-		return payment.Outcome{}, took, err
+	if err != nil || reserved.State != payment.Pending {
+		return reserved, took, err
 	}
-	success := payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: reserved.ReservationId}
-	if reserved.Replay {
-		success.Status, success.Reason = payment.SuccessReplay, payment.DuplicateIdempo
-	}
-	switch payment.ReservationStatus(reserved.ReservationStatus) {
-	case payment.Committed:
-		return success, took, nil
-	case payment.Pending:
-	default:
-		return payment.Decline(payment.Reason(reserved.Reason)), took, nil
-	}
-
 	begun = time.Now()
-	committed, err := p.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{
-		ReservationId: reserved.ReservationId, IdempotencyKey: in.IdempotencyKey,
-	})
+	refused, err := p.commit(ctx, reserved.Ref, r.Key)
 	took.commit = time.Since(begun)
 	if err != nil {
 		return payment.Outcome{}, took, err
 	}
-	if committed.Status == dbv1.TxStatus_OK || committed.Status == dbv1.TxStatus_DUPLICATE {
-		return success, took, nil
+	if refused != "" {
+		// Someone else may have ended the reservation meanwhile; then theirs is the outcome.
+		why, err := p.rollBack(ctx, reserved.Ref, refused)
+		if err != nil || why != "" {
+			return payment.Decline(why), took, err
+		}
 	}
-	outcome, err := p.rollBack(ctx, reserved.ReservationId, payment.Reason(committed.Reason), success)
-	return outcome, took, err
+	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), took, nil
 }
 
-// rollBack gives the hold back after a commit that the ledger refused, for a reason that is the ledger's to say: its
-// clock judges the deadline. Someone else may have ended the reservation meanwhile; then theirs is the outcome.
-func (p *Payments) rollBack(ctx context.Context, id string, refused payment.Reason, success payment.Outcome) (payment.Outcome, error) {
-	reason := payment.CommitFailed
-	if refused == payment.Expired {
-		reason = payment.Expired
-	}
-	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: id, Reason: string(reason)})
+// Settle implements payments.v1.PaymentsService.
+func (p *Payments) Settle(ctx context.Context, in *commonv1.Payment) (*paymentsv1.SettleResponse, error) {
+	r, err := rpc.ToPayment(in)
 	if err != nil {
-		return payment.Outcome{}, err
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	switch got.Status {
-	case dbv1.TxStatus_OK, dbv1.TxStatus_DUPLICATE:
-		return payment.Decline(payment.Reason(got.Message)), nil
-	case dbv1.TxStatus_BAD_STATUS: // committed after all
-		return success, nil
-	default:
-		return payment.Outcome{}, status.Errorf(codes.Internal, "roll back %s: %s %s", id, got.Status, got.Message)
+	outcome, took, err := p.settle(ctx, r)
+	if err != nil {
+		return nil, err
 	}
+	return &paymentsv1.SettleResponse{
+		Outcome: rpc.FromOutcome(outcome), ReserveMicros: took.reserve.Microseconds(), CommitMicros: took.commit.Microseconds(),
+	}, nil
 }
 
 // LogAndSettle implements payments.v1.PaymentsService.
 func (p *Payments) LogAndSettle(ctx context.Context, in *paymentsv1.LogAndSettleRequest) (*paymentsv1.LogAndSettleResponse, error) {
-	outcome, took, err := p.settle(ctx, &dbv1.ReserveFundsRequest{
+	r, err := rpc.ToPayment(&commonv1.Payment{
 		IdempotencyKey: in.IdempotencyKey, SenderId: in.SenderId, ReceiverId: in.ReceiverId,
 		AmountIdr: in.AmountIdr, CurrencyInput: in.Currency, AmountMinor: in.AmountMinor,
 		Rate: in.Rate, RateId: in.RateId, RateTime: in.RateTime, RuleSet: in.RuleSet, TxDate: in.TxDate,
 		AcceptedAt: in.AcceptedAt, Deadline: in.Deadline, AttemptId: in.AttemptId,
 	})
 	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	outcome, took, err := p.settle(ctx, r)
+	if err != nil {
 		return nil, err
 	}
-	p.settled.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
 	return &paymentsv1.LogAndSettleResponse{
 		Status: string(outcome.Status), Message: string(outcome.Reason), ReservationId: outcome.Ref,
 		ReserveMicros: took.reserve.Microseconds(), CommitMicros: took.commit.Microseconds(),
@@ -172,33 +165,34 @@ func (p *Payments) LogAndSettle(ctx context.Context, in *paymentsv1.LogAndSettle
 func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePaymentRequest) (*paymentsv1.CreatePaymentResponse, error) {
 	currency, err := money.ParseCurrency(in.Currency.String())
 	if err != nil || in.Currency == commonv1.Currency_CURRENCY_UNSPECIFIED {
-		return failed(payment.UnsupportedCurrency), nil
+		return created(payment.Decline(payment.UnsupportedCurrency)), nil
 	}
 	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor {
 		return nil, status.Errorf(codes.InvalidArgument, "amount_minor: must be positive and at most %d", int64(money.MaxMinor))
 	}
-	priced, err := p.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	price, err := p.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
 	if status.Code(err) == codes.NotFound {
-		return failed(payment.UnsupportedCurrency), nil
+		return created(payment.Decline(payment.UnsupportedCurrency)), nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	outcome, _, err := p.settle(ctx, &dbv1.ReserveFundsRequest{
-		IdempotencyKey: in.ClientTxId, SenderId: in.SourceAccount, ReceiverId: in.DestinationAccount,
-		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
-		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime,
-		AcceptedAt: timestamppb.New(p.now()), // no deadline: the ledger gives it one by its own clock
-	})
+	r, err := rpc.Priced(payment.Payment{
+		Key: in.ClientTxId, Sender: in.SourceAccount, Receiver: in.DestinationAccount, Currency: currency, Minor: in.AmountMinor,
+		AcceptedAt: p.now(), // no deadline: the ledger gives it one by its own clock
+	}, price)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	outcome, _, err := p.settle(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	p.settled.WithLabelValues(string(outcome.Status), string(outcome.Reason)).Inc()
-	return &paymentsv1.CreatePaymentResponse{PaymentId: outcome.Ref, Status: string(outcome.Status), Reason: string(outcome.Reason)}, nil
+	return created(outcome), nil
 }
 
-func failed(r payment.Reason) *paymentsv1.CreatePaymentResponse {
-	return &paymentsv1.CreatePaymentResponse{Status: string(payment.Failed), Reason: string(r)}
+func created(o payment.Outcome) *paymentsv1.CreatePaymentResponse {
+	return &paymentsv1.CreatePaymentResponse{PaymentId: o.Ref, Status: string(o.Status), Reason: string(o.Reason)}
 }
 
 func (p *Payments) takeDeadLetter(ctx context.Context, e cloudevents.Event) error {
@@ -224,31 +218,16 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	if err := p.givenUp(ctx, e); err != nil {
 		return err
 	}
-	got, err := p.db.FailPayment(ctx, &dbv1.FailPaymentRequest{
-		Payment: &dbv1.ReserveFundsRequest{
-			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-			CurrencyInput: r.Currency.String(), AmountMinor: r.Minor,
-			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
-			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
-		},
-		Reason: string(payment.Undeliverable),
-	})
+	outcome, err := p.fail(ctx, r.Payment)
 	if code := status.Code(err); code == codes.InvalidArgument || code == codes.FailedPrecondition {
 		return fmt.Errorf("%w: close out %s: %w", event.ErrRefused, r.Key, err)
 	}
 	if err != nil {
 		return fmt.Errorf("close out %s: %w", r.Key, err)
 	}
-	outcome := payment.Decline(payment.Reason(got.Reason))
-	if got.ReservationStatus == string(payment.Committed) {
-		outcome = payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationId}
-		if got.Replay {
-			outcome.Status, outcome.Reason = payment.SuccessReplay, payment.DuplicateIdempo
-		}
-	}
 	outbox := event.Outbox{Source: "/pgw/payments", Keys: &p.cfg.Keys, To: p.publish, Now: p.now}
 	err = outbox.Result(ctx, p.cfg.Kafka.ResultTopic, event.PaymentResult{
-		Key: r.Key, Outcome: outcome, Fingerprint: r.Fingerprint(),
+		Key: r.Key, Outcome: outcome.Answer(), Fingerprint: r.Fingerprint(),
 		AttemptID: r.AttemptID, ReplyTo: r.ReplyTo, SettledAt: p.now().UTC(),
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	paymentsv1 "pgw/proto/gen/payments/v1"
 	"pgw/shared/function"
@@ -21,8 +22,8 @@ type refusing struct {
 	reason payment.Reason // of the refused commit
 }
 
-func (refusing) ReserveFunds(context.Context, *dbv1.ReserveFundsRequest) (*dbv1.ReserveFundsResponse, error) {
-	return &dbv1.ReserveFundsResponse{ReservationId: "r", ReservationStatus: string(payment.Pending)}, nil
+func (refusing) Reserve(context.Context, *commonv1.Payment) (*commonv1.Outcome, error) {
+	return rpc.FromOutcome(payment.Standing(payment.Pending, "", "r", false)), nil
 }
 
 func (l refusing) CommitReservation(context.Context, *dbv1.CommitReservationRequest) (*dbv1.CommitReservationResponse, error) {

@@ -212,26 +212,31 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 		payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.InvalidInput)}, nil
 	}
-	priced, err := w.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	price, err := w.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
 	if status.Code(err) == codes.NotFound {
 		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	got, err := w.db.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
-		IdempotencyKey: holdKey(in.PaymentId), SenderId: in.AccountId, ReceiverId: payment.SettlementAccount,
-		AmountIdr: priced.AmountMinor, CurrencyInput: currency.String(), AmountMinor: in.AmountMinor,
-		Rate: priced.Rate, RateId: priced.RateId, RateTime: priced.RateTime, WalletHold: true,
-	})
+	hold, err := rpc.Priced(payment.Payment{
+		Key: holdKey(in.PaymentId), Sender: in.AccountId, Receiver: payment.SettlementAccount, Currency: currency, Minor: in.AmountMinor,
+	}, price)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	got, err := w.db.Hold(ctx, rpc.FromPayment(hold))
 	if err != nil {
 		return nil, err
 	}
-	held := got.ReservationStatus == string(payment.Pending) || got.ReservationStatus == string(payment.Committed)
-	if !held {
-		return &walletv1.ReserveResponse{Reason: got.Reason}, nil
+	outcome, err := rpc.ToOutcome(got)
+	switch {
+	case err != nil:
+		return nil, status.Errorf(codes.Internal, "the ledger answered what can't be used: %v", err)
+	case outcome.Status == payment.Failed:
+		return &walletv1.ReserveResponse{Reason: string(outcome.Reason)}, nil
 	}
-	return &walletv1.ReserveResponse{Ok: true, ReservationId: got.ReservationId}, nil
+	return &walletv1.ReserveResponse{Ok: true, ReservationId: outcome.Ref}, nil
 }
 
 // Capture implements wallet.v1.WalletService.

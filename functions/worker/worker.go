@@ -17,7 +17,6 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
-	"pgw/shared/payment"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 )
@@ -86,12 +85,7 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 		return err
 	}
 	begun := time.Now()
-	got, err := w.payments.LogAndSettle(ctx, &paymentsv1.LogAndSettleRequest{
-		IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-		Currency: r.Currency.String(), TxDate: r.TxDate, AmountMinor: r.Minor,
-		Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet,
-		AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
-	})
+	got, err := w.payments.Settle(ctx, rpc.FromPayment(r.Payment))
 	trace.Observe(ctx, w.stages.WithLabelValues("settle"), time.Since(begun).Seconds())
 	if code := status.Code(err); code == codes.InvalidArgument || code == codes.FailedPrecondition {
 		return fmt.Errorf("%w: settle %s: %w", event.ErrRefused, r.Key, err)
@@ -100,16 +94,16 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 		return fmt.Errorf("settle %s: %w", r.Key, err)
 	}
 
+	outcome, err := rpc.ToOutcome(got.Outcome)
+	if err != nil {
+		return fmt.Errorf("settle %s: payments answered what can't be used: %w", r.Key, err)
+	}
+	outbox := event.Outbox{Source: "/pgw/worker", Keys: &w.cfg.Keys, To: w.publish, Now: w.now}
 	begun = time.Now()
-	err = w.outbox().Result(ctx, w.cfg.Kafka.ResultTopic, event.PaymentResult{
-		Key: r.Key, Outcome: payment.Outcome{Status: payment.Status(got.Status), Reason: payment.Reason(got.Message), Ref: got.ReservationId},
-		Fingerprint: r.Fingerprint(), AttemptID: r.AttemptID, ReplyTo: r.ReplyTo,
+	err = outbox.Result(ctx, w.cfg.Kafka.ResultTopic, event.PaymentResult{
+		Key: r.Key, Outcome: outcome, Fingerprint: r.Fingerprint(), AttemptID: r.AttemptID, ReplyTo: r.ReplyTo,
 		ReceivedAt: received.UTC(), SettledAt: w.now().UTC(), ReserveMicros: got.ReserveMicros, CommitMicros: got.CommitMicros,
 	})
 	trace.Observe(ctx, w.stages.WithLabelValues("publish"), time.Since(begun).Seconds())
 	return err
-}
-
-func (w *Worker) outbox() event.Outbox {
-	return event.Outbox{Source: "/pgw/worker", Keys: &w.cfg.Keys, To: w.publish, Now: w.now}
 }

@@ -2,9 +2,11 @@
 package payment
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -130,6 +132,84 @@ type Payment struct {
 // Sent is the amount as the client sent it.
 func (p Payment) Sent() money.Amount { return money.Amount{Minor: p.Minor, Currency: p.Currency} }
 
+// Order is a payment as a client asks for it over HTTP.
+type Order struct {
+	Sender   string          `json:"sender_id"`
+	Receiver string          `json:"receiver_id"`
+	Currency string          `json:"currency"`
+	Amount   json.RawMessage `json:"amount"` // in major units: a number, or a decimal string
+	TxDate   string          `json:"tx_date"`
+	Key      string          `json:"idempotency_key"`
+}
+
+// maxDate bounds the text of a client's date, in bytes.
+const maxDate = 40
+
+// Payment gives the payment that is ordered, checked, and not priced yet. The error names the field and its limit; it
+// wraps money.ErrCurrency where the currency is none.
+func (o Order) Payment() (Payment, error) {
+	p := Payment{Key: o.Key, Sender: o.Sender, Receiver: o.Receiver, TxDate: o.TxDate}
+	if err := CheckID("idempotency_key", o.Key, MaxKey); err != nil {
+		return p, err
+	}
+	if err := CheckID("sender_id", o.Sender, MaxAccountID); err != nil {
+		return p, err
+	}
+	if err := CheckID("receiver_id", o.Receiver, MaxAccountID); err != nil {
+		return p, err
+	}
+	if err := CheckNames(o.Key, o.Sender, o.Receiver); err != nil {
+		return p, err
+	}
+	if o.TxDate == "" {
+		return p, &FieldError{"tx_date", "is missing"}
+	}
+	if len(o.TxDate) > maxDate {
+		return p, &FieldError{"tx_date", fmt.Sprintf("is %d bytes long; at most %d", len(o.TxDate), maxDate)}
+	}
+	if err := checkDate(o.TxDate); err != nil {
+		return p, err
+	}
+	if o.Currency == "" {
+		return p, &FieldError{"currency", "is missing"}
+	}
+	text, err := decimalText(o.Amount)
+	if err != nil {
+		return p, err
+	}
+	if p.Currency, err = money.ParseCurrency(o.Currency); err != nil {
+		return p, err
+	}
+	amount, err := money.ParseAmount(text, p.Currency)
+	if err != nil {
+		return p, err
+	}
+	if amount.Minor <= 0 {
+		return p, &FieldError{"amount", "must be positive"}
+	}
+	p.Minor = amount.Minor
+	return p, nil
+}
+
+// decimalText gives the digits of an amount. A number is taken by its digits, not through a float.
+func decimalText(raw json.RawMessage) (string, error) {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) == 0 || string(raw) == "null" {
+		return "", &FieldError{"amount", "is missing"}
+	}
+	if raw[0] == '"' {
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil {
+			return "", &FieldError{"amount", "is not a string"}
+		}
+		return text, nil
+	}
+	if c := raw[0]; c != '-' && (c < '0' || c > '9') {
+		return "", &FieldError{"amount", "must be a number or a decimal string"}
+	}
+	return string(raw), nil
+}
+
 // Fingerprint is what a key is claimed with.
 type Fingerprint [16]byte
 
@@ -234,9 +314,14 @@ func (p Payment) validate() error {
 		return &FieldError{"amount_idr", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
 	if p.TxDate != "" {
-		if _, err := time.Parse(time.RFC3339, p.TxDate); err != nil {
-			return &FieldError{"tx_date", "must be RFC 3339, such as 2026-01-31T09:30:00Z"}
-		}
+		return checkDate(p.TxDate)
+	}
+	return nil
+}
+
+func checkDate(text string) error {
+	if _, err := time.Parse(time.RFC3339, text); err != nil {
+		return &FieldError{"tx_date", "must be RFC 3339, such as 2026-01-31T09:30:00Z"}
 	}
 	return nil
 }

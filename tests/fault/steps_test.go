@@ -178,8 +178,8 @@ func TestAStopAtEveryStep(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	const (
-		settle  = "/payments.v1.PaymentsService/LogAndSettle"
-		reserve = "/db.v1.Db/ReserveFunds"
+		settle  = "/payments.v1.PaymentsService/Settle"
+		reserve = "/db.v1.Db/Reserve"
 		commit  = "/db.v1.Db/CommitReservation"
 	)
 	waits := []string{committed}
@@ -402,12 +402,12 @@ func TestAStopAtEveryStepOfClosingOut(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.taps.instead(func(path string) int {
-		if strings.HasSuffix(path, "/LogAndSettle") {
+		if strings.HasSuffix(path, "/Settle") {
 			return 9 // FAILED_PRECONDITION: never retried
 		}
 		return 0
 	})
-	const fail = "/db.v1.Db/FailPayment"
+	const fail = "/db.v1.Db/Fail"
 	failed := []string{"FAILED undeliverable"}
 	mayTimeOut := append([]string{timeout}, failed...)
 	for _, s := range []step{

@@ -94,11 +94,11 @@ func TestFundsForExactlySome(t *testing.T) {
 // heard nothing yet, hears of a success and not of a replay.
 func TestALostAnswerIsNotLostMoney(t *testing.T) {
 	s := start(t, options{})
-	for _, method := range []string{"ReserveFunds", "CommitReservation", "LogAndSettle"} {
+	for _, method := range []string{"Reserve", "CommitReservation", "Settle"} {
 		var lost atomic.Bool
 		s.faults.set(func(f *faults) {
 			f.post = func(called string) error {
-				if strings.HasSuffix(called, method) && lost.CompareAndSwap(false, true) {
+				if strings.HasSuffix(called, "/"+method) && lost.CompareAndSwap(false, true) {
 					return status.Error(codes.Unavailable, "the answer is lost")
 				}
 				return nil

@@ -509,7 +509,7 @@ func (m *mishaps) roll() (float64, time.Duration) {
 
 var errMishap = status.Error(codes.Unavailable, "a mishap")
 
-const settles = "/payments.v1.PaymentsService/LogAndSettle"
+const settles = "/payments.v1.PaymentsService/Settle"
 
 // before is what happens to a call on its way there.
 func (m *mishaps) before(method string) error {

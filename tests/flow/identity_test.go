@@ -25,6 +25,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 // Whoever reads an event can post it to payments, with attributes that make it look given up. It is closed out only when
@@ -143,7 +144,17 @@ func TestNamesOfOursCannotBeHadFromOutside(t *testing.T) {
 				})
 				return err
 			},
+			"Settle":       func() error { _, err := settle.Settle(t.Context(), rpc.FromPayment(r)); return err },
+			"Reserve":      func() error { _, err := ledger.Reserve(t.Context(), rpc.FromPayment(r)); return err },
 			"ReserveFunds": func() error { _, err := ledger.ReserveFunds(t.Context(), reserve); return err },
+			"Fail": func() error {
+				_, err := ledger.Fail(t.Context(), &dbv1.CloseRequest{Payment: rpc.FromPayment(r), Reason: string(payment.Undeliverable)})
+				return err
+			},
+			"Refuse": func() error {
+				_, err := ledger.Refuse(t.Context(), &dbv1.CloseRequest{Payment: rpc.FromPayment(r), Reason: string(payment.RiskOther)})
+				return err
+			},
 			"FailPayment": func() error {
 				_, err := ledger.FailPayment(t.Context(), &dbv1.FailPaymentRequest{Payment: reserve, Reason: string(payment.Undeliverable)})
 				return err

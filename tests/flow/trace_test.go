@@ -34,7 +34,7 @@ var wholeWay = []string{
 	"POST /api/payments", "fx.v1.FxService/Convert", "wallet.v1.WalletService/GetAccount", "batch account",
 	"risk.v1.RiskService/Evaluate", "publish payments.request", "await result",
 	"deliver pgw.payment.requested.v1", "process pgw.payment.requested.v1",
-	"payments.v1.PaymentsService/LogAndSettle", "db.v1.Db/ReserveFunds", "batch reserve", "db.v1.Db/CommitReservation", "batch finish",
+	"payments.v1.PaymentsService/Settle", "db.v1.Db/Reserve", "batch reserve", "db.v1.Db/CommitReservation", "batch finish",
 	"publish payments.result", "deliver pgw.payment.result.v1", "process pgw.payment.result.v1",
 }
 

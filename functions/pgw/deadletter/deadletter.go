@@ -28,6 +28,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 // The extensions by which a source says why an event is a dead letter.
@@ -249,11 +250,15 @@ func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error
 	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
 		ctx, cancel := context.WithTimeout(ctx, askWithin)
 		defer cancel()
-		got, err := dbv1.NewDbClient(b.DB).GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: l.Key})
+		got, err := dbv1.NewDbClient(b.DB).Find(ctx, &dbv1.FindRequest{IdempotencyKey: l.Key})
 		switch status.Code(err) {
 		case codes.OK:
-			l.Outcome = strings.TrimSpace(got.ReservationStatus + " " + got.Reason)
-			decided = got.ReservationStatus != string(payment.Pending)
+			outcome, err := rpc.ToOutcome(got.Outcome)
+			if err != nil {
+				return fmt.Errorf("ask the ledger for %s: %w", l.Key, err)
+			}
+			l.Outcome = strings.TrimSpace(string(outcome.State) + " " + string(outcome.Reason))
+			decided = outcome.State != payment.Pending
 		case codes.NotFound:
 		default:
 			return fmt.Errorf("ask the ledger for %s: %w", l.Key, err)

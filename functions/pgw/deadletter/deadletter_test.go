@@ -44,7 +44,7 @@ func (l *ledger) Invoke(ctx context.Context, method string, asked, answer any, _
 		a := asked.Action
 		a.ActedAt = timestamppb.Now()
 		l.done = append(l.done, a)
-	case *dbv1.GetPaymentRequest:
+	case *dbv1.FindRequest:
 		return status.Error(codes.NotFound, "no such payment")
 	default:
 		return status.Error(codes.Unimplemented, method)

@@ -9,6 +9,7 @@ package commonv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -120,6 +121,112 @@ func (Currency) EnumDescriptor() ([]byte, []int) {
 	return file_common_v1_common_proto_rawDescGZIP(), []int{0}
 }
 
+// Status is what a client is told.
+type Status int32
+
+const (
+	Status_STATUS_UNSPECIFIED    Status = 0
+	Status_STATUS_SUCCESS        Status = 1
+	Status_STATUS_SUCCESS_REPLAY Status = 2
+	Status_STATUS_FAILED         Status = 3
+)
+
+// Enum value maps for Status.
+var (
+	Status_name = map[int32]string{
+		0: "STATUS_UNSPECIFIED",
+		1: "STATUS_SUCCESS",
+		2: "STATUS_SUCCESS_REPLAY",
+		3: "STATUS_FAILED",
+	}
+	Status_value = map[string]int32{
+		"STATUS_UNSPECIFIED":    0,
+		"STATUS_SUCCESS":        1,
+		"STATUS_SUCCESS_REPLAY": 2,
+		"STATUS_FAILED":         3,
+	}
+)
+
+func (x Status) Enum() *Status {
+	p := new(Status)
+	*p = x
+	return p
+}
+
+func (x Status) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Status) Descriptor() protoreflect.EnumDescriptor {
+	return file_common_v1_common_proto_enumTypes[1].Descriptor()
+}
+
+func (Status) Type() protoreflect.EnumType {
+	return &file_common_v1_common_proto_enumTypes[1]
+}
+
+func (x Status) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Status.Descriptor instead.
+func (Status) EnumDescriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+}
+
+// ReservationState is how the ledger has a payment. PENDING is the only state that holds money.
+type ReservationState int32
+
+const (
+	ReservationState_RESERVATION_STATE_UNSPECIFIED ReservationState = 0
+	ReservationState_RESERVATION_STATE_PENDING     ReservationState = 1
+	ReservationState_RESERVATION_STATE_COMMITTED   ReservationState = 2
+	ReservationState_RESERVATION_STATE_ROLLEDBACK  ReservationState = 3
+)
+
+// Enum value maps for ReservationState.
+var (
+	ReservationState_name = map[int32]string{
+		0: "RESERVATION_STATE_UNSPECIFIED",
+		1: "RESERVATION_STATE_PENDING",
+		2: "RESERVATION_STATE_COMMITTED",
+		3: "RESERVATION_STATE_ROLLEDBACK",
+	}
+	ReservationState_value = map[string]int32{
+		"RESERVATION_STATE_UNSPECIFIED": 0,
+		"RESERVATION_STATE_PENDING":     1,
+		"RESERVATION_STATE_COMMITTED":   2,
+		"RESERVATION_STATE_ROLLEDBACK":  3,
+	}
+)
+
+func (x ReservationState) Enum() *ReservationState {
+	p := new(ReservationState)
+	*p = x
+	return p
+}
+
+func (x ReservationState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReservationState) Descriptor() protoreflect.EnumDescriptor {
+	return file_common_v1_common_proto_enumTypes[2].Descriptor()
+}
+
+func (ReservationState) Type() protoreflect.EnumType {
+	return &file_common_v1_common_proto_enumTypes[2]
+}
+
+func (x ReservationState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReservationState.Descriptor instead.
+func (ReservationState) EnumDescriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
 // Money is an exact amount. IDR is kept in whole rupiah, so its minor unit is the rupiah itself.
 type Money struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -173,14 +280,364 @@ func (x *Money) GetCurrency() Currency {
 	return Currency_CURRENCY_UNSPECIFIED
 }
 
+// Payment is one payment, priced: what functions tell each other of it. shared/payment has its Go type and what each
+// field means; shared/rpc turns one into the other.
+type Payment struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	SenderId       string                 `protobuf:"bytes,2,opt,name=sender_id,json=senderId,proto3" json:"sender_id,omitempty"`
+	ReceiverId     string                 `protobuf:"bytes,3,opt,name=receiver_id,json=receiverId,proto3" json:"receiver_id,omitempty"`
+	AmountIdr      int64                  `protobuf:"varint,4,opt,name=amount_idr,json=amountIdr,proto3" json:"amount_idr,omitempty"`
+	// The alphabetic code of the currency that the client pays in.
+	CurrencyInput string `protobuf:"bytes,5,opt,name=currency_input,json=currencyInput,proto3" json:"currency_input,omitempty"`
+	// The amount as the client sent it, in minor units of currency_input; 0 where only rupiah are known.
+	AmountMinor int64 `protobuf:"varint,6,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// An exact decimal; empty where the caller did the pricing.
+	Rate       string                 `protobuf:"bytes,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	RateId     string                 `protobuf:"bytes,8,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
+	RateTime   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=rate_time,json=rateTime,proto3" json:"rate_time,omitempty"`
+	RuleSet    string                 `protobuf:"bytes,10,opt,name=rule_set,json=ruleSet,proto3" json:"rule_set,omitempty"`
+	TxDate     string                 `protobuf:"bytes,11,opt,name=tx_date,json=txDate,proto3" json:"tx_date,omitempty"`
+	AcceptedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=accepted_at,json=acceptedAt,proto3" json:"accepted_at,omitempty"`
+	// Past it nobody settles. Unset, or further away: 60 s from now.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Tells a redelivery of one attempt, which hears SUCCESS again, from a second attempt, which hears
+	// SUCCESS_REPLAY.
+	AttemptId     string `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Payment) Reset() {
+	*x = Payment{}
+	mi := &file_common_v1_common_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Payment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Payment) ProtoMessage() {}
+
+func (x *Payment) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Payment.ProtoReflect.Descriptor instead.
+func (*Payment) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Payment) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *Payment) GetSenderId() string {
+	if x != nil {
+		return x.SenderId
+	}
+	return ""
+}
+
+func (x *Payment) GetReceiverId() string {
+	if x != nil {
+		return x.ReceiverId
+	}
+	return ""
+}
+
+func (x *Payment) GetAmountIdr() int64 {
+	if x != nil {
+		return x.AmountIdr
+	}
+	return 0
+}
+
+func (x *Payment) GetCurrencyInput() string {
+	if x != nil {
+		return x.CurrencyInput
+	}
+	return ""
+}
+
+func (x *Payment) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *Payment) GetRate() string {
+	if x != nil {
+		return x.Rate
+	}
+	return ""
+}
+
+func (x *Payment) GetRateId() string {
+	if x != nil {
+		return x.RateId
+	}
+	return ""
+}
+
+func (x *Payment) GetRateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RateTime
+	}
+	return nil
+}
+
+func (x *Payment) GetRuleSet() string {
+	if x != nil {
+		return x.RuleSet
+	}
+	return ""
+}
+
+func (x *Payment) GetTxDate() string {
+	if x != nil {
+		return x.TxDate
+	}
+	return ""
+}
+
+func (x *Payment) GetAcceptedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptedAt
+	}
+	return nil
+}
+
+func (x *Payment) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Payment) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+// Outcome is what a payment has come to.
+type Outcome struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unspecified while nothing is decided: the state is PENDING then.
+	Status Status `protobuf:"varint,1,opt,name=status,proto3,enum=common.v1.Status" json:"status,omitempty"`
+	// From the closed set in shared/payment; empty while nothing is decided.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Empty where the ledger keeps nothing for this payment.
+	ReservationId string           `protobuf:"bytes,3,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
+	State         ReservationState `protobuf:"varint,4,opt,name=state,proto3,enum=common.v1.ReservationState" json:"state,omitempty"`
+	// An earlier attempt made the reservation.
+	Replay        bool `protobuf:"varint,5,opt,name=replay,proto3" json:"replay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outcome) Reset() {
+	*x = Outcome{}
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outcome) ProtoMessage() {}
+
+func (x *Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
+func (*Outcome) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Outcome) GetStatus() Status {
+	if x != nil {
+		return x.Status
+	}
+	return Status_STATUS_UNSPECIFIED
+}
+
+func (x *Outcome) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Outcome) GetReservationId() string {
+	if x != nil {
+		return x.ReservationId
+	}
+	return ""
+}
+
+func (x *Outcome) GetState() ReservationState {
+	if x != nil {
+		return x.State
+	}
+	return ReservationState_RESERVATION_STATE_UNSPECIFIED
+}
+
+func (x *Outcome) GetReplay() bool {
+	if x != nil {
+		return x.Replay
+	}
+	return false
+}
+
+// Record is a payment as the ledger keeps it.
+type Record struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Payment *Payment               `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
+	Outcome *Outcome               `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// What the key was claimed with: see shared/payment.
+	Fingerprint []byte                 `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	ReservedAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reserved_at,json=reservedAt,proto3" json:"reserved_at,omitempty"`
+	// Unset while PENDING.
+	DecidedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Record) Reset() {
+	*x = Record{}
+	mi := &file_common_v1_common_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Record) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Record) ProtoMessage() {}
+
+func (x *Record) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Record.ProtoReflect.Descriptor instead.
+func (*Record) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Record) GetPayment() *Payment {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *Record) GetOutcome() *Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *Record) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *Record) GetReservedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReservedAt
+	}
+	return nil
+}
+
+func (x *Record) GetDecidedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DecidedAt
+	}
+	return nil
+}
+
 var File_common_v1_common_proto protoreflect.FileDescriptor
 
 const file_common_v1_common_proto_rawDesc = "" +
 	"\n" +
-	"\x16common/v1/common.proto\x12\tcommon.v1\"[\n" +
+	"\x16common/v1/common.proto\x12\tcommon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n" +
 	"\x05Money\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
-	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency*\xc6\x01\n" +
+	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\x87\x04\n" +
+	"\aPayment\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
+	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
+	"\vreceiver_id\x18\x03 \x01(\tR\n" +
+	"receiverId\x12\x1d\n" +
+	"\n" +
+	"amount_idr\x18\x04 \x01(\x03R\tamountIdr\x12%\n" +
+	"\x0ecurrency_input\x18\x05 \x01(\tR\rcurrencyInput\x12!\n" +
+	"\famount_minor\x18\x06 \x01(\x03R\vamountMinor\x12\x12\n" +
+	"\x04rate\x18\a \x01(\tR\x04rate\x12\x17\n" +
+	"\arate_id\x18\b \x01(\tR\x06rateId\x127\n" +
+	"\trate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\x12\x19\n" +
+	"\brule_set\x18\n" +
+	" \x01(\tR\aruleSet\x12\x17\n" +
+	"\atx_date\x18\v \x01(\tR\x06txDate\x12;\n" +
+	"\vaccepted_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptedAt\x126\n" +
+	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\x0e \x01(\tR\tattemptId\"\xbe\x01\n" +
+	"\aOutcome\x12)\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x11.common.v1.StatusR\x06status\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12%\n" +
+	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x121\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.common.v1.ReservationStateR\x05state\x12\x16\n" +
+	"\x06replay\x18\x05 \x01(\bR\x06replay\"\xfe\x01\n" +
+	"\x06Record\x12,\n" +
+	"\apayment\x18\x01 \x01(\v2\x12.common.v1.PaymentR\apayment\x12,\n" +
+	"\aoutcome\x18\x02 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12 \n" +
+	"\vfingerprint\x18\x03 \x01(\fR\vfingerprint\x12;\n" +
+	"\vreserved_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reservedAt\x129\n" +
+	"\n" +
+	"decided_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt*\xc6\x01\n" +
 	"\bCurrency\x12\x18\n" +
 	"\x14CURRENCY_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03USD\x10\x01\x12\a\n" +
@@ -201,7 +658,17 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x03HKD\x10\x0f\x12\a\n" +
 	"\x03KWD\x10\x10\x12\a\n" +
 	"\x03BHD\x10\x11\x12\a\n" +
-	"\x03CHF\x10\x12B\x83\x01\n" +
+	"\x03CHF\x10\x12*b\n" +
+	"\x06Status\x12\x16\n" +
+	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eSTATUS_SUCCESS\x10\x01\x12\x19\n" +
+	"\x15STATUS_SUCCESS_REPLAY\x10\x02\x12\x11\n" +
+	"\rSTATUS_FAILED\x10\x03*\x97\x01\n" +
+	"\x10ReservationState\x12!\n" +
+	"\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19RESERVATION_STATE_PENDING\x10\x01\x12\x1f\n" +
+	"\x1bRESERVATION_STATE_COMMITTED\x10\x02\x12 \n" +
+	"\x1cRESERVATION_STATE_ROLLEDBACK\x10\x03B\x83\x01\n" +
 	"\rcom.common.v1B\vCommonProtoP\x01Z pgw/proto/gen/common/v1;commonv1\xa2\x02\x03CXX\xaa\x02\tCommon.V1\xca\x02\tCommon\\V1\xe2\x02\x15Common\\V1\\GPBMetadata\xea\x02\n" +
 	"Common::V1b\x06proto3"
 
@@ -217,19 +684,34 @@ func file_common_v1_common_proto_rawDescGZIP() []byte {
 	return file_common_v1_common_proto_rawDescData
 }
 
-var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_common_v1_common_proto_goTypes = []any{
-	(Currency)(0), // 0: common.v1.Currency
-	(*Money)(nil), // 1: common.v1.Money
+	(Currency)(0),                 // 0: common.v1.Currency
+	(Status)(0),                   // 1: common.v1.Status
+	(ReservationState)(0),         // 2: common.v1.ReservationState
+	(*Money)(nil),                 // 3: common.v1.Money
+	(*Payment)(nil),               // 4: common.v1.Payment
+	(*Outcome)(nil),               // 5: common.v1.Outcome
+	(*Record)(nil),                // 6: common.v1.Record
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_common_v1_common_proto_depIdxs = []int32{
-	0, // 0: common.v1.Money.currency:type_name -> common.v1.Currency
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0,  // 0: common.v1.Money.currency:type_name -> common.v1.Currency
+	7,  // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
+	7,  // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
+	7,  // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 4: common.v1.Outcome.status:type_name -> common.v1.Status
+	2,  // 5: common.v1.Outcome.state:type_name -> common.v1.ReservationState
+	4,  // 6: common.v1.Record.payment:type_name -> common.v1.Payment
+	5,  // 7: common.v1.Record.outcome:type_name -> common.v1.Outcome
+	7,  // 8: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
+	7,  // 9: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_common_v1_common_proto_init() }
@@ -242,8 +724,8 @@ func file_common_v1_common_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_v1_common_proto_rawDesc), len(file_common_v1_common_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   1,
+			NumEnums:      3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

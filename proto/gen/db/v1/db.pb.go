@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
+	v1 "pgw/proto/gen/common/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -184,6 +185,7 @@ func (x *CheckBalanceResponse) GetCurrentBalance() int64 {
 	return 0
 }
 
+// ReserveFundsRequest is the contract's; common.v1.Payment is what newer callers send.
 type ReserveFundsRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -746,6 +748,237 @@ func (x *GetRandomAccountsResponse) GetReceiverId() string {
 	return ""
 }
 
+type CloseRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Payment *v1.Payment            `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
+	// Why. For Refuse one of the ledger's, wallet's or risk's reasons in shared/payment; for Fail a reason to roll back.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseRequest) Reset() {
+	*x = CloseRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseRequest) ProtoMessage() {}
+
+func (x *CloseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
+func (*CloseRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CloseRequest) GetPayment() *v1.Payment {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *CloseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type FindRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FindRequest) Reset() {
+	*x = FindRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindRequest) ProtoMessage() {}
+
+func (x *FindRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindRequest.ProtoReflect.Descriptor instead.
+func (*FindRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *FindRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ListRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 means 20; at most 100.
+	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only payments that are older than the one with this reservation id; empty: from the newest on.
+	Before string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	// Only payments that this account sent or received.
+	AccountId string `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// Only payments in this state; unspecified: in any.
+	State         v1.ReservationState `protobuf:"varint,4,opt,name=state,proto3,enum=common.v1.ReservationState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListRequest) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *ListRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *ListRequest) GetState() v1.ReservationState {
+	if x != nil {
+		return x.State
+	}
+	return v1.ReservationState(0)
+}
+
+type ListResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Payments []*v1.Record           `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
+	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a call
+	// looks at search_limit of them and may find fewer than it was asked for, or none, while older ones match.
+	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	SearchLimit   uint32 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResponse) Reset() {
+	*x = ListResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResponse) ProtoMessage() {}
+
+func (x *ListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
+func (*ListResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListResponse) GetPayments() []*v1.Record {
+	if x != nil {
+		return x.Payments
+	}
+	return nil
+}
+
+func (x *ListResponse) GetNextBefore() string {
+	if x != nil {
+		return x.NextBefore
+	}
+	return ""
+}
+
+func (x *ListResponse) GetSearchLimit() uint32 {
+	if x != nil {
+		return x.SearchLimit
+	}
+	return 0
+}
+
 type GetPaymentRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -755,7 +988,7 @@ type GetPaymentRequest struct {
 
 func (x *GetPaymentRequest) Reset() {
 	*x = GetPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[10]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +1000,7 @@ func (x *GetPaymentRequest) String() string {
 func (*GetPaymentRequest) ProtoMessage() {}
 
 func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[10]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +1013,7 @@ func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentRequest.ProtoReflect.Descriptor instead.
 func (*GetPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{10}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetPaymentRequest) GetIdempotencyKey() string {
@@ -822,7 +1055,7 @@ type GetPaymentResponse struct {
 
 func (x *GetPaymentResponse) Reset() {
 	*x = GetPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[11]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1067,7 @@ func (x *GetPaymentResponse) String() string {
 func (*GetPaymentResponse) ProtoMessage() {}
 
 func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[11]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1080,7 @@ func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentResponse.ProtoReflect.Descriptor instead.
 func (*GetPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{11}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetPaymentResponse) GetIdempotencyKey() string {
@@ -991,13 +1224,10 @@ func (x *GetPaymentResponse) GetAttemptId() string {
 }
 
 type ListPaymentsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0 means 20; at most 100.
-	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
-	// Only payments that are older than the one with this reservation id; empty: from the newest on.
-	Before string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
-	// Only payments that this account sent or received.
-	AccountId string `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Limit     uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	Before    string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	AccountId string                 `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
 	// PENDING, COMMITTED or ROLLEDBACK.
 	ReservationStatus string `protobuf:"bytes,4,opt,name=reservation_status,json=reservationStatus,proto3" json:"reservation_status,omitempty"`
 	unknownFields     protoimpl.UnknownFields
@@ -1006,7 +1236,7 @@ type ListPaymentsRequest struct {
 
 func (x *ListPaymentsRequest) Reset() {
 	*x = ListPaymentsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1248,7 @@ func (x *ListPaymentsRequest) String() string {
 func (*ListPaymentsRequest) ProtoMessage() {}
 
 func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1261,7 @@ func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPaymentsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListPaymentsRequest) GetLimit() uint32 {
@@ -1063,19 +1293,17 @@ func (x *ListPaymentsRequest) GetReservationStatus() string {
 }
 
 type ListPaymentsResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Payments []*GetPaymentResponse  `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
-	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a call
-	// looks at search_limit of them and may find fewer than it was asked for, or none, while older ones match.
-	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
-	SearchLimit   uint32 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Payments      []*GetPaymentResponse  `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
+	NextBefore    string                 `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	SearchLimit   uint32                 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPaymentsResponse) Reset() {
 	*x = ListPaymentsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1315,7 @@ func (x *ListPaymentsResponse) String() string {
 func (*ListPaymentsResponse) ProtoMessage() {}
 
 func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1328,7 @@ func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPaymentsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListPaymentsResponse) GetPayments() []*GetPaymentResponse {
@@ -1134,7 +1362,7 @@ type FailPaymentRequest struct {
 
 func (x *FailPaymentRequest) Reset() {
 	*x = FailPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1374,7 @@ func (x *FailPaymentRequest) String() string {
 func (*FailPaymentRequest) ProtoMessage() {}
 
 func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1387,7 @@ func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentRequest.ProtoReflect.Descriptor instead.
 func (*FailPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FailPaymentRequest) GetPayment() *ReserveFundsRequest {
@@ -1189,7 +1417,7 @@ type FailPaymentResponse struct {
 
 func (x *FailPaymentResponse) Reset() {
 	*x = FailPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1429,7 @@ func (x *FailPaymentResponse) String() string {
 func (*FailPaymentResponse) ProtoMessage() {}
 
 func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1442,7 @@ func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentResponse.ProtoReflect.Descriptor instead.
 func (*FailPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FailPaymentResponse) GetReservationId() string {
@@ -1245,130 +1473,6 @@ func (x *FailPaymentResponse) GetReplay() bool {
 	return false
 }
 
-type RefusePaymentRequest struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Payment *ReserveFundsRequest   `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
-	// Why it is refused: one of wallet's or risk's reasons in shared/payment.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RefusePaymentRequest) Reset() {
-	*x = RefusePaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RefusePaymentRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RefusePaymentRequest) ProtoMessage() {}
-
-func (x *RefusePaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RefusePaymentRequest.ProtoReflect.Descriptor instead.
-func (*RefusePaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *RefusePaymentRequest) GetPayment() *ReserveFundsRequest {
-	if x != nil {
-		return x.Payment
-	}
-	return nil
-}
-
-func (x *RefusePaymentRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type RefusePaymentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ReservationId string                 `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
-	// ROLLEDBACK: refused, now or before. COMMITTED or PENDING: an earlier request with the key was faster.
-	ReservationStatus string `protobuf:"bytes,2,opt,name=reservation_status,json=reservationStatus,proto3" json:"reservation_status,omitempty"`
-	// The reason that stands; empty while PENDING. idempotency_mismatch: the key belongs to another request.
-	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The key was known before this call.
-	Replay        bool `protobuf:"varint,4,opt,name=replay,proto3" json:"replay,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RefusePaymentResponse) Reset() {
-	*x = RefusePaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RefusePaymentResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RefusePaymentResponse) ProtoMessage() {}
-
-func (x *RefusePaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RefusePaymentResponse.ProtoReflect.Descriptor instead.
-func (*RefusePaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *RefusePaymentResponse) GetReservationId() string {
-	if x != nil {
-		return x.ReservationId
-	}
-	return ""
-}
-
-func (x *RefusePaymentResponse) GetReservationStatus() string {
-	if x != nil {
-		return x.ReservationStatus
-	}
-	return ""
-}
-
-func (x *RefusePaymentResponse) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *RefusePaymentResponse) GetReplay() bool {
-	if x != nil {
-		return x.Replay
-	}
-	return false
-}
-
 type Account struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AccountId     string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
@@ -1383,7 +1487,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1499,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1512,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Account) GetAccountId() string {
@@ -1462,7 +1566,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1578,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1591,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -1506,7 +1610,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1622,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1635,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -1553,7 +1657,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1669,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1682,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rate) GetBase() string {
@@ -1611,7 +1715,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1727,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1740,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -1655,7 +1759,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1771,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1784,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -1700,7 +1804,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1816,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1829,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -1744,7 +1848,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1860,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1873,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -1787,7 +1891,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1903,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1916,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 type SweepResponse struct {
@@ -1825,7 +1929,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1941,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1954,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -1887,7 +1991,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2003,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2016,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -1987,7 +2091,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2103,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2116,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -2030,7 +2134,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2146,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2159,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -2069,7 +2173,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2185,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2198,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -2122,7 +2226,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2238,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2251,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -2168,7 +2272,7 @@ var File_db_v1_db_proto protoreflect.FileDescriptor
 
 const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
-	"\x0edb/v1/db.proto\x12\x05db.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
+	"\x0edb/v1/db.proto\x12\x05db.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
 	"\x13CheckBalanceRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1d\n" +
@@ -2226,7 +2330,23 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x19GetRandomAccountsResponse\x12\x1b\n" +
 	"\tsender_id\x18\x01 \x01(\tR\bsenderId\x12\x1f\n" +
 	"\vreceiver_id\x18\x02 \x01(\tR\n" +
-	"receiverId\"<\n" +
+	"receiverId\"T\n" +
+	"\fCloseRequest\x12,\n" +
+	"\apayment\x18\x01 \x01(\v2\x12.common.v1.PaymentR\apayment\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
+	"\vFindRequest\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x8d\x01\n" +
+	"\vListRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x03 \x01(\tR\taccountId\x121\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.common.v1.ReservationStateR\x05state\"\x81\x01\n" +
+	"\fListResponse\x12-\n" +
+	"\bpayments\x18\x01 \x03(\v2\x11.common.v1.RecordR\bpayments\x12\x1f\n" +
+	"\vnext_before\x18\x02 \x01(\tR\n" +
+	"nextBefore\x12!\n" +
+	"\fsearch_limit\x18\x03 \x01(\rR\vsearchLimit\"<\n" +
 	"\x11GetPaymentRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x9a\x06\n" +
 	"\x12GetPaymentResponse\x12'\n" +
@@ -2272,14 +2392,6 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\apayment\x18\x01 \x01(\v2\x1a.db.v1.ReserveFundsRequestR\apayment\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x9b\x01\n" +
 	"\x13FailPaymentResponse\x12%\n" +
-	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12-\n" +
-	"\x12reservation_status\x18\x02 \x01(\tR\x11reservationStatus\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06replay\x18\x04 \x01(\bR\x06replay\"d\n" +
-	"\x14RefusePaymentRequest\x124\n" +
-	"\apayment\x18\x01 \x01(\v2\x1a.db.v1.ReserveFundsRequestR\apayment\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x9d\x01\n" +
-	"\x15RefusePaymentResponse\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12-\n" +
 	"\x12reservation_status\x18\x02 \x01(\tR\x11reservationStatus\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
@@ -2341,18 +2453,23 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xef\x05\n" +
+	"BAD_STATUS\x10\x052\xe3\a\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\x11CommitReservation\x12\x1f.db.v1.CommitReservationRequest\x1a .db.v1.CommitReservationResponse\"\x03\x90\x02\x02\x12a\n" +
 	"\x13RollbackReservation\x12!.db.v1.RollbackReservationRequest\x1a\".db.v1.RollbackReservationResponse\"\x03\x90\x02\x02\x12[\n" +
-	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x126\n" +
+	"\aReserve\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x123\n" +
+	"\x04Hold\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x126\n" +
+	"\x06Refuse\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x124\n" +
+	"\x04Fail\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x122\n" +
+	"\x04Find\x12\x12.db.v1.FindRequest\x1a\x11.common.v1.Record\"\x03\x90\x02\x01\x124\n" +
+	"\x04List\x12\x12.db.v1.ListRequest\x1a\x13.db.v1.ListResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x02\x12O\n" +
-	"\rRefusePayment\x12\x1b.db.v1.RefusePaymentRequest\x1a\x1c.db.v1.RefusePaymentResponse\"\x03\x90\x02\x022\xd3\x03\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\xd3\x03\n" +
 	"\x05Admin\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
@@ -2375,7 +2492,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -2388,85 +2505,103 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*RollbackReservationResponse)(nil),    // 8: db.v1.RollbackReservationResponse
 	(*GetRandomAccountsRequest)(nil),       // 9: db.v1.GetRandomAccountsRequest
 	(*GetRandomAccountsResponse)(nil),      // 10: db.v1.GetRandomAccountsResponse
-	(*GetPaymentRequest)(nil),              // 11: db.v1.GetPaymentRequest
-	(*GetPaymentResponse)(nil),             // 12: db.v1.GetPaymentResponse
-	(*ListPaymentsRequest)(nil),            // 13: db.v1.ListPaymentsRequest
-	(*ListPaymentsResponse)(nil),           // 14: db.v1.ListPaymentsResponse
-	(*FailPaymentRequest)(nil),             // 15: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),            // 16: db.v1.FailPaymentResponse
-	(*RefusePaymentRequest)(nil),           // 17: db.v1.RefusePaymentRequest
-	(*RefusePaymentResponse)(nil),          // 18: db.v1.RefusePaymentResponse
-	(*Account)(nil),                        // 19: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 20: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 21: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 22: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 23: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 24: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 25: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 26: db.v1.PutRulesResponse
-	(*SweepRequest)(nil),                   // 27: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 28: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 29: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 30: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 31: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 32: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 33: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 34: google.protobuf.Timestamp
+	(*CloseRequest)(nil),                   // 11: db.v1.CloseRequest
+	(*FindRequest)(nil),                    // 12: db.v1.FindRequest
+	(*ListRequest)(nil),                    // 13: db.v1.ListRequest
+	(*ListResponse)(nil),                   // 14: db.v1.ListResponse
+	(*GetPaymentRequest)(nil),              // 15: db.v1.GetPaymentRequest
+	(*GetPaymentResponse)(nil),             // 16: db.v1.GetPaymentResponse
+	(*ListPaymentsRequest)(nil),            // 17: db.v1.ListPaymentsRequest
+	(*ListPaymentsResponse)(nil),           // 18: db.v1.ListPaymentsResponse
+	(*FailPaymentRequest)(nil),             // 19: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 20: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 21: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 22: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 23: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 24: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 25: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 26: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 27: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 28: db.v1.PutRulesResponse
+	(*SweepRequest)(nil),                   // 29: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 30: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 31: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 32: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 33: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 34: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 35: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 36: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 37: common.v1.Payment
+	(v1.ReservationState)(0),               // 38: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 39: common.v1.Record
+	(*v1.Outcome)(nil),                     // 40: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	34, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	34, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	34, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	36, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	36, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	36, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	34, // 5: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	34, // 6: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	34, // 7: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	34, // 8: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	34, // 9: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	12, // 10: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,  // 11: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	3,  // 12: db.v1.RefusePaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	19, // 13: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	22, // 14: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	34, // 15: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	29, // 16: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	29, // 17: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 18: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 19: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 20: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 21: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 22: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	11, // 23: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	13, // 24: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	15, // 25: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	17, // 26: db.v1.Db.RefusePayment:input_type -> db.v1.RefusePaymentRequest
-	20, // 27: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	23, // 28: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	25, // 29: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	27, // 30: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	30, // 31: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	32, // 32: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 33: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 34: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 35: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 36: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 37: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	12, // 38: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	14, // 39: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	16, // 40: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	18, // 41: db.v1.Db.RefusePayment:output_type -> db.v1.RefusePaymentResponse
-	21, // 42: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	24, // 43: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	26, // 44: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	28, // 45: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	31, // 46: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	33, // 47: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	33, // [33:48] is the sub-list for method output_type
-	18, // [18:33] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	37, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	38, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	39, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	36, // 8: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	36, // 9: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	36, // 10: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	36, // 11: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	36, // 12: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	16, // 13: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,  // 14: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	21, // 15: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	24, // 16: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	36, // 17: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	31, // 18: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	31, // 19: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 20: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 21: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 22: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 23: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 24: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	37, // 25: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	37, // 26: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 27: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 28: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 29: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 30: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 31: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	17, // 32: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	19, // 33: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	22, // 34: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	25, // 35: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	27, // 36: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	29, // 37: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	32, // 38: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	34, // 39: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 40: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 41: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 42: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 43: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 44: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	40, // 45: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	40, // 46: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	40, // 47: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	40, // 48: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	39, // 49: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 50: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 51: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	18, // 52: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	20, // 53: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	23, // 54: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	26, // 55: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	28, // 56: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	30, // 57: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	33, // 58: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	35, // 59: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	40, // [40:60] is the sub-list for method output_type
+	20, // [20:40] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -2480,7 +2615,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

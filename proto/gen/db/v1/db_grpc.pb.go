@@ -11,6 +11,7 @@ import (
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
+	v1 "pgw/proto/gen/common/v1"
 )
 
 // This is a compile-time assertion to ensure that this generated file
@@ -24,10 +25,15 @@ const (
 	Db_CommitReservation_FullMethodName   = "/db.v1.Db/CommitReservation"
 	Db_RollbackReservation_FullMethodName = "/db.v1.Db/RollbackReservation"
 	Db_GetRandomAccounts_FullMethodName   = "/db.v1.Db/GetRandomAccounts"
+	Db_Reserve_FullMethodName             = "/db.v1.Db/Reserve"
+	Db_Hold_FullMethodName                = "/db.v1.Db/Hold"
+	Db_Refuse_FullMethodName              = "/db.v1.Db/Refuse"
+	Db_Fail_FullMethodName                = "/db.v1.Db/Fail"
+	Db_Find_FullMethodName                = "/db.v1.Db/Find"
+	Db_List_FullMethodName                = "/db.v1.Db/List"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
-	Db_RefusePayment_FullMethodName       = "/db.v1.Db/RefusePayment"
 )
 
 // DbClient is the client API for Db service.
@@ -46,17 +52,26 @@ type DbClient interface {
 	// it did, DUPLICATE when it had already, BAD_STATUS when the reservation was committed.
 	RollbackReservation(ctx context.Context, in *RollbackReservationRequest, opts ...grpc.CallOption) (*RollbackReservationResponse, error)
 	GetRandomAccounts(ctx context.Context, in *GetRandomAccountsRequest, opts ...grpc.CallOption) (*GetRandomAccountsResponse, error)
-	// GetPayment reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
+	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key that belongs to another
+	// payment has no state.
+	Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
+	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
+	Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
+	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no earlier request with the key
+	// can settle afterwards. A key that the ledger knows keeps what it has: the outcome tells what that is.
+	Refuse(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error)
+	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as FAILED. A payment
+	// that was committed stays committed; the outcome tells.
+	Fail(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error)
+	// Find reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
+	Find(ctx context.Context, in *FindRequest, opts ...grpc.CallOption) (*v1.Record, error)
+	// List reads the newest payments of the ledger, the newest first.
+	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// GetPayment, ListPayments and FailPayment are Find, List and Fail for the callers of before. They get no new fields,
+	// and go when no function of before can be running.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
-	// ListPayments reads the newest payments of the ledger, the newest first.
 	ListPayments(ctx context.Context, in *ListPaymentsRequest, opts ...grpc.CallOption) (*ListPaymentsResponse, error)
-	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
-	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(ctx context.Context, in *FailPaymentRequest, opts ...grpc.CallOption) (*FailPaymentResponse, error)
-	// RefusePayment records a refusal by fx, wallet or risk before the client hears of it, so that no
-	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it has:
-	// the response tells what that is.
-	RefusePayment(ctx context.Context, in *RefusePaymentRequest, opts ...grpc.CallOption) (*RefusePaymentResponse, error)
 }
 
 type dbClient struct {
@@ -117,6 +132,66 @@ func (c *dbClient) GetRandomAccounts(ctx context.Context, in *GetRandomAccountsR
 	return out, nil
 }
 
+func (c *dbClient) Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Outcome)
+	err := c.cc.Invoke(ctx, Db_Reserve_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Outcome)
+	err := c.cc.Invoke(ctx, Db_Hold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Refuse(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Outcome)
+	err := c.cc.Invoke(ctx, Db_Refuse_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Fail(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Outcome)
+	err := c.cc.Invoke(ctx, Db_Fail_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Find(ctx context.Context, in *FindRequest, opts ...grpc.CallOption) (*v1.Record, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Record)
+	err := c.cc.Invoke(ctx, Db_Find_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListResponse)
+	err := c.cc.Invoke(ctx, Db_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetPaymentResponse)
@@ -147,16 +222,6 @@ func (c *dbClient) FailPayment(ctx context.Context, in *FailPaymentRequest, opts
 	return out, nil
 }
 
-func (c *dbClient) RefusePayment(ctx context.Context, in *RefusePaymentRequest, opts ...grpc.CallOption) (*RefusePaymentResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(RefusePaymentResponse)
-	err := c.cc.Invoke(ctx, Db_RefusePayment_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 // DbServer is the server API for Db service.
 // All implementations must embed UnimplementedDbServer
 // for forward compatibility.
@@ -173,17 +238,26 @@ type DbServer interface {
 	// it did, DUPLICATE when it had already, BAD_STATUS when the reservation was committed.
 	RollbackReservation(context.Context, *RollbackReservationRequest) (*RollbackReservationResponse, error)
 	GetRandomAccounts(context.Context, *GetRandomAccountsRequest) (*GetRandomAccountsResponse, error)
-	// GetPayment reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
+	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key that belongs to another
+	// payment has no state.
+	Reserve(context.Context, *v1.Payment) (*v1.Outcome, error)
+	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
+	Hold(context.Context, *v1.Payment) (*v1.Outcome, error)
+	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no earlier request with the key
+	// can settle afterwards. A key that the ledger knows keeps what it has: the outcome tells what that is.
+	Refuse(context.Context, *CloseRequest) (*v1.Outcome, error)
+	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as FAILED. A payment
+	// that was committed stays committed; the outcome tells.
+	Fail(context.Context, *CloseRequest) (*v1.Outcome, error)
+	// Find reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
+	Find(context.Context, *FindRequest) (*v1.Record, error)
+	// List reads the newest payments of the ledger, the newest first.
+	List(context.Context, *ListRequest) (*ListResponse, error)
+	// GetPayment, ListPayments and FailPayment are Find, List and Fail for the callers of before. They get no new fields,
+	// and go when no function of before can be running.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
-	// ListPayments reads the newest payments of the ledger, the newest first.
 	ListPayments(context.Context, *ListPaymentsRequest) (*ListPaymentsResponse, error)
-	// FailPayment closes a payment that can't be delivered: it rolls back what is held, or claims the
-	// key as FAILED. A payment that was committed stays committed; the response tells.
 	FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error)
-	// RefusePayment records a refusal by fx, wallet or risk before the client hears of it, so that no
-	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it has:
-	// the response tells what that is.
-	RefusePayment(context.Context, *RefusePaymentRequest) (*RefusePaymentResponse, error)
 	mustEmbedUnimplementedDbServer()
 }
 
@@ -209,6 +283,24 @@ func (UnimplementedDbServer) RollbackReservation(context.Context, *RollbackReser
 func (UnimplementedDbServer) GetRandomAccounts(context.Context, *GetRandomAccountsRequest) (*GetRandomAccountsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRandomAccounts not implemented")
 }
+func (UnimplementedDbServer) Reserve(context.Context, *v1.Payment) (*v1.Outcome, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reserve not implemented")
+}
+func (UnimplementedDbServer) Hold(context.Context, *v1.Payment) (*v1.Outcome, error) {
+	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
+}
+func (UnimplementedDbServer) Refuse(context.Context, *CloseRequest) (*v1.Outcome, error) {
+	return nil, status.Error(codes.Unimplemented, "method Refuse not implemented")
+}
+func (UnimplementedDbServer) Fail(context.Context, *CloseRequest) (*v1.Outcome, error) {
+	return nil, status.Error(codes.Unimplemented, "method Fail not implemented")
+}
+func (UnimplementedDbServer) Find(context.Context, *FindRequest) (*v1.Record, error) {
+	return nil, status.Error(codes.Unimplemented, "method Find not implemented")
+}
+func (UnimplementedDbServer) List(context.Context, *ListRequest) (*ListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
 func (UnimplementedDbServer) GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPayment not implemented")
 }
@@ -217,9 +309,6 @@ func (UnimplementedDbServer) ListPayments(context.Context, *ListPaymentsRequest)
 }
 func (UnimplementedDbServer) FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FailPayment not implemented")
-}
-func (UnimplementedDbServer) RefusePayment(context.Context, *RefusePaymentRequest) (*RefusePaymentResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method RefusePayment not implemented")
 }
 func (UnimplementedDbServer) mustEmbedUnimplementedDbServer() {}
 func (UnimplementedDbServer) testEmbeddedByValue()            {}
@@ -332,6 +421,114 @@ func _Db_GetRandomAccounts_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_Reserve_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Payment)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Reserve(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Reserve_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Reserve(ctx, req.(*v1.Payment))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Hold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Payment)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Hold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Hold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Hold(ctx, req.(*v1.Payment))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Refuse_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Refuse(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Refuse_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Refuse(ctx, req.(*CloseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Fail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Fail(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Fail_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Fail(ctx, req.(*CloseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Find_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Find(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Find_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Find(ctx, req.(*FindRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_GetPayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPaymentRequest)
 	if err := dec(in); err != nil {
@@ -386,24 +583,6 @@ func _Db_FailPayment_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Db_RefusePayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(RefusePaymentRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(DbServer).RefusePayment(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Db_RefusePayment_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(DbServer).RefusePayment(ctx, req.(*RefusePaymentRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 // Db_ServiceDesc is the grpc.ServiceDesc for Db service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -432,6 +611,30 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Db_GetRandomAccounts_Handler,
 		},
 		{
+			MethodName: "Reserve",
+			Handler:    _Db_Reserve_Handler,
+		},
+		{
+			MethodName: "Hold",
+			Handler:    _Db_Hold_Handler,
+		},
+		{
+			MethodName: "Refuse",
+			Handler:    _Db_Refuse_Handler,
+		},
+		{
+			MethodName: "Fail",
+			Handler:    _Db_Fail_Handler,
+		},
+		{
+			MethodName: "Find",
+			Handler:    _Db_Find_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _Db_List_Handler,
+		},
+		{
 			MethodName: "GetPayment",
 			Handler:    _Db_GetPayment_Handler,
 		},
@@ -442,10 +645,6 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FailPayment",
 			Handler:    _Db_FailPayment_Handler,
-		},
-		{
-			MethodName: "RefusePayment",
-			Handler:    _Db_RefusePayment_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -23,6 +23,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SettleResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Outcome *v1.Outcome            `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// How long the two ledger calls took.
+	ReserveMicros int64 `protobuf:"varint,2,opt,name=reserve_micros,json=reserveMicros,proto3" json:"reserve_micros,omitempty"`
+	CommitMicros  int64 `protobuf:"varint,3,opt,name=commit_micros,json=commitMicros,proto3" json:"commit_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_payments_v1_payments_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_payments_v1_payments_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SettleResponse) GetOutcome() *v1.Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *SettleResponse) GetReserveMicros() int64 {
+	if x != nil {
+		return x.ReserveMicros
+	}
+	return 0
+}
+
+func (x *SettleResponse) GetCommitMicros() int64 {
+	if x != nil {
+		return x.CommitMicros
+	}
+	return 0
+}
+
 type CreatePaymentRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	AmountMinor        int64                  `protobuf:"varint,1,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
@@ -37,7 +98,7 @@ type CreatePaymentRequest struct {
 
 func (x *CreatePaymentRequest) Reset() {
 	*x = CreatePaymentRequest{}
-	mi := &file_payments_v1_payments_proto_msgTypes[0]
+	mi := &file_payments_v1_payments_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +110,7 @@ func (x *CreatePaymentRequest) String() string {
 func (*CreatePaymentRequest) ProtoMessage() {}
 
 func (x *CreatePaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[0]
+	mi := &file_payments_v1_payments_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +123,7 @@ func (x *CreatePaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePaymentRequest.ProtoReflect.Descriptor instead.
 func (*CreatePaymentRequest) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{0}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *CreatePaymentRequest) GetAmountMinor() int64 {
@@ -113,7 +174,7 @@ type CreatePaymentResponse struct {
 
 func (x *CreatePaymentResponse) Reset() {
 	*x = CreatePaymentResponse{}
-	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	mi := &file_payments_v1_payments_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -125,7 +186,7 @@ func (x *CreatePaymentResponse) String() string {
 func (*CreatePaymentResponse) ProtoMessage() {}
 
 func (x *CreatePaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	mi := &file_payments_v1_payments_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -138,7 +199,7 @@ func (x *CreatePaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePaymentResponse.ProtoReflect.Descriptor instead.
 func (*CreatePaymentResponse) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{1}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreatePaymentResponse) GetPaymentId() string {
@@ -190,7 +251,7 @@ type LogAndSettleRequest struct {
 
 func (x *LogAndSettleRequest) Reset() {
 	*x = LogAndSettleRequest{}
-	mi := &file_payments_v1_payments_proto_msgTypes[2]
+	mi := &file_payments_v1_payments_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +263,7 @@ func (x *LogAndSettleRequest) String() string {
 func (*LogAndSettleRequest) ProtoMessage() {}
 
 func (x *LogAndSettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[2]
+	mi := &file_payments_v1_payments_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +276,7 @@ func (x *LogAndSettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogAndSettleRequest.ProtoReflect.Descriptor instead.
 func (*LogAndSettleRequest) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{2}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LogAndSettleRequest) GetIdempotencyKey() string {
@@ -332,7 +393,7 @@ type LogAndSettleResponse struct {
 
 func (x *LogAndSettleResponse) Reset() {
 	*x = LogAndSettleResponse{}
-	mi := &file_payments_v1_payments_proto_msgTypes[3]
+	mi := &file_payments_v1_payments_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +405,7 @@ func (x *LogAndSettleResponse) String() string {
 func (*LogAndSettleResponse) ProtoMessage() {}
 
 func (x *LogAndSettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[3]
+	mi := &file_payments_v1_payments_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +418,7 @@ func (x *LogAndSettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogAndSettleResponse.ProtoReflect.Descriptor instead.
 func (*LogAndSettleResponse) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{3}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LogAndSettleResponse) GetStatus() string {
@@ -399,7 +460,11 @@ var File_payments_v1_payments_proto protoreflect.FileDescriptor
 
 const file_payments_v1_payments_proto_rawDesc = "" +
 	"\n" +
-	"\x1apayments/v1/payments.proto\x12\vpayments.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x01\n" +
+	"\x1apayments/v1/payments.proto\x12\vpayments.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x01\n" +
+	"\x0eSettleResponse\x12,\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12%\n" +
+	"\x0ereserve_micros\x18\x02 \x01(\x03R\rreserveMicros\x12#\n" +
+	"\rcommit_micros\x18\x03 \x01(\x03R\fcommitMicros\"\xe4\x01\n" +
 	"\x14CreatePaymentRequest\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
 	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\x12%\n" +
@@ -437,9 +502,10 @@ const file_payments_v1_payments_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
 	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x12%\n" +
 	"\x0ereserve_micros\x18\x04 \x01(\x03R\rreserveMicros\x12#\n" +
-	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\xc8\x01\n" +
+	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\x88\x02\n" +
 	"\x0fPaymentsService\x12[\n" +
-	"\rCreatePayment\x12!.payments.v1.CreatePaymentRequest\x1a\".payments.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12X\n" +
+	"\rCreatePayment\x12!.payments.v1.CreatePaymentRequest\x1a\".payments.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12>\n" +
+	"\x06Settle\x12\x12.common.v1.Payment\x1a\x1b.payments.v1.SettleResponse\"\x03\x90\x02\x02\x12X\n" +
 	"\fLogAndSettle\x12 .payments.v1.LogAndSettleRequest\x1a!.payments.v1.LogAndSettleResponse\"\x03\x90\x02\x02B\x93\x01\n" +
 	"\x0fcom.payments.v1B\rPaymentsProtoP\x01Z$pgw/proto/gen/payments/v1;paymentsv1\xa2\x02\x03PXX\xaa\x02\vPayments.V1\xca\x02\vPayments\\V1\xe2\x02\x17Payments\\V1\\GPBMetadata\xea\x02\fPayments::V1b\x06proto3"
 
@@ -455,29 +521,35 @@ func file_payments_v1_payments_proto_rawDescGZIP() []byte {
 	return file_payments_v1_payments_proto_rawDescData
 }
 
-var file_payments_v1_payments_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_payments_v1_payments_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_payments_v1_payments_proto_goTypes = []any{
-	(*CreatePaymentRequest)(nil),  // 0: payments.v1.CreatePaymentRequest
-	(*CreatePaymentResponse)(nil), // 1: payments.v1.CreatePaymentResponse
-	(*LogAndSettleRequest)(nil),   // 2: payments.v1.LogAndSettleRequest
-	(*LogAndSettleResponse)(nil),  // 3: payments.v1.LogAndSettleResponse
-	(v1.Currency)(0),              // 4: common.v1.Currency
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*SettleResponse)(nil),        // 0: payments.v1.SettleResponse
+	(*CreatePaymentRequest)(nil),  // 1: payments.v1.CreatePaymentRequest
+	(*CreatePaymentResponse)(nil), // 2: payments.v1.CreatePaymentResponse
+	(*LogAndSettleRequest)(nil),   // 3: payments.v1.LogAndSettleRequest
+	(*LogAndSettleResponse)(nil),  // 4: payments.v1.LogAndSettleResponse
+	(*v1.Outcome)(nil),            // 5: common.v1.Outcome
+	(v1.Currency)(0),              // 6: common.v1.Currency
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*v1.Payment)(nil),            // 8: common.v1.Payment
 }
 var file_payments_v1_payments_proto_depIdxs = []int32{
-	4, // 0: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
-	5, // 1: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
-	5, // 2: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	5, // 3: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
-	0, // 4: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
-	2, // 5: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
-	1, // 6: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
-	3, // 7: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 0: payments.v1.SettleResponse.outcome:type_name -> common.v1.Outcome
+	6, // 1: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
+	7, // 2: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
+	7, // 3: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	7, // 4: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
+	1, // 5: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
+	8, // 6: payments.v1.PaymentsService.Settle:input_type -> common.v1.Payment
+	3, // 7: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
+	2, // 8: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
+	0, // 9: payments.v1.PaymentsService.Settle:output_type -> payments.v1.SettleResponse
+	4, // 10: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
+	8, // [8:11] is the sub-list for method output_type
+	5, // [5:8] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_payments_v1_payments_proto_init() }
@@ -491,7 +563,7 @@ func file_payments_v1_payments_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_payments_v1_payments_proto_rawDesc), len(file_payments_v1_payments_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

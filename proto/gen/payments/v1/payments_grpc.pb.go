@@ -11,6 +11,7 @@ import (
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
+	v1 "pgw/proto/gen/common/v1"
 )
 
 // This is a compile-time assertion to ensure that this generated file
@@ -20,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	PaymentsService_CreatePayment_FullMethodName = "/payments.v1.PaymentsService/CreatePayment"
+	PaymentsService_Settle_FullMethodName        = "/payments.v1.PaymentsService/Settle"
 	PaymentsService_LogAndSettle_FullMethodName  = "/payments.v1.PaymentsService/LogAndSettle"
 )
 
@@ -31,8 +33,10 @@ const (
 type PaymentsServiceClient interface {
 	// CreatePayment prices, settles and answers in one call, without Kafka.
 	CreatePayment(ctx context.Context, in *CreatePaymentRequest, opts ...grpc.CallOption) (*CreatePaymentResponse, error)
-	// LogAndSettle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
+	// Settle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
 	// is not known yet and the same call may be made again.
+	Settle(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*SettleResponse, error)
+	// LogAndSettle is Settle as the contract has it.
 	LogAndSettle(ctx context.Context, in *LogAndSettleRequest, opts ...grpc.CallOption) (*LogAndSettleResponse, error)
 }
 
@@ -48,6 +52,16 @@ func (c *paymentsServiceClient) CreatePayment(ctx context.Context, in *CreatePay
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreatePaymentResponse)
 	err := c.cc.Invoke(ctx, PaymentsService_CreatePayment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *paymentsServiceClient) Settle(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*SettleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SettleResponse)
+	err := c.cc.Invoke(ctx, PaymentsService_Settle_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +86,10 @@ func (c *paymentsServiceClient) LogAndSettle(ctx context.Context, in *LogAndSett
 type PaymentsServiceServer interface {
 	// CreatePayment prices, settles and answers in one call, without Kafka.
 	CreatePayment(context.Context, *CreatePaymentRequest) (*CreatePaymentResponse, error)
-	// LogAndSettle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
+	// Settle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
 	// is not known yet and the same call may be made again.
+	Settle(context.Context, *v1.Payment) (*SettleResponse, error)
+	// LogAndSettle is Settle as the contract has it.
 	LogAndSettle(context.Context, *LogAndSettleRequest) (*LogAndSettleResponse, error)
 	mustEmbedUnimplementedPaymentsServiceServer()
 }
@@ -87,6 +103,9 @@ type UnimplementedPaymentsServiceServer struct{}
 
 func (UnimplementedPaymentsServiceServer) CreatePayment(context.Context, *CreatePaymentRequest) (*CreatePaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreatePayment not implemented")
+}
+func (UnimplementedPaymentsServiceServer) Settle(context.Context, *v1.Payment) (*SettleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Settle not implemented")
 }
 func (UnimplementedPaymentsServiceServer) LogAndSettle(context.Context, *LogAndSettleRequest) (*LogAndSettleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LogAndSettle not implemented")
@@ -130,6 +149,24 @@ func _PaymentsService_CreatePayment_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PaymentsService_Settle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Payment)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PaymentsServiceServer).Settle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PaymentsService_Settle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PaymentsServiceServer).Settle(ctx, req.(*v1.Payment))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PaymentsService_LogAndSettle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LogAndSettleRequest)
 	if err := dec(in); err != nil {
@@ -158,6 +195,10 @@ var PaymentsService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreatePayment",
 			Handler:    _PaymentsService_CreatePayment_Handler,
+		},
+		{
+			MethodName: "Settle",
+			Handler:    _PaymentsService_Settle_Handler,
 		},
 		{
 			MethodName: "LogAndSettle",

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -39,60 +38,57 @@ const (
 	refused
 )
 
-// quote prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of several
+// assess prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of several
 // refusals fx's comes first, then wallet's, then risk's.
-func (g *Gateway) quote(ctx context.Context, r *payment.Payment, took *stages) verdict {
+func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (payment.Payment, verdict) {
 	begun := time.Now()
 	accounts := make(chan parties, 1)
-	go func() { accounts <- g.readAccounts(ctx, r.Sender, r.Receiver) }()
+	go func(sender, receiver string) { accounts <- g.readAccounts(ctx, sender, receiver) }(p.Sender, p.Receiver)
 
-	no := g.price(ctx, r)
+	p, no := g.price(ctx, p)
 	g.stage(took, "fx", time.Since(begun))
-	var riskNo verdict
-	var riskTook time.Duration
-	if no.reason == "" {
-		asked := time.Now()
-		riskNo = g.judge(ctx, r)
-		riskTook = time.Since(asked)
+	if no.reason != "" {
+		return p, no
 	}
-	if no.reason == "" {
-		read := <-accounts
-		g.stage(took, "wallet", read.took)
-		no = g.checkAccounts(ctx, read, *r)
-	}
-	if riskTook > 0 {
-		g.stage(took, "risk", riskTook)
-	}
+	asked := time.Now()
+	ruleSet, riskNo := g.judge(ctx, p)
+	riskTook := time.Since(asked)
+	p.RuleSet = ruleSet
+
+	read := <-accounts
+	g.stage(took, "wallet", read.took)
+	no = g.checkAccounts(ctx, read, p)
+	g.stage(took, "risk", riskTook)
 	if no.reason == "" {
 		no = riskNo
 	}
-	return no
+	return p, no
 }
 
-func (g *Gateway) price(ctx context.Context, r *payment.Payment) verdict {
+// price gives the payment with the price that fx has for it.
+func (g *Gateway) price(ctx context.Context, p payment.Payment) (payment.Payment, verdict) {
 	got, err := g.fx.Convert(ctx, &fxv1.ConvertRequest{
-		FromCurrency: r.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &r.Minor,
+		FromCurrency: p.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &p.Minor,
 	})
 	switch code := status.Code(err); {
 	case code == codes.NotFound:
 		g.metrics.fx.WithLabelValues("no_rate").Inc()
-		return verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + r.Currency.String(), unpriced}
+		return p, verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + p.Currency.String(), unpriced}
 	case code == codes.InvalidArgument:
 		g.metrics.fx.WithLabelValues("invalid").Inc()
-		return verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), unpriced}
+		return p, verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), unpriced}
 	case err != nil:
-		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
+		return p, g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
 	}
-	r.AmountIDR, r.RateID, r.RateTime = got.AmountMinor, got.RateId, rpc.Time(got.RateTime)
-	if r.Rate, err = money.ParseRate(got.Rate); err != nil {
-		return g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, fmt.Errorf("fx answered with a bad rate: %w", err))
+	if p, err = rpc.Priced(p, got); err != nil {
+		return p, g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
 	}
 	g.senseless.Note(ctx, nil)
 	g.metrics.fx.WithLabelValues("ok").Inc()
-	if r.AmountIDR <= 0 {
-		return verdict{payment.InvalidInput, "amount: is worth less than one rupiah", unpriced}
+	if p.AmountIDR <= 0 {
+		return p, verdict{payment.InvalidInput, "amount: is worth less than one rupiah", unpriced}
 	}
-	return verdict{}
+	return p, verdict{}
 }
 
 type parties struct {
@@ -115,7 +111,7 @@ func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string) par
 	return p
 }
 
-func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Payment) verdict {
+func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Payment) verdict {
 	no := func(reason payment.Reason, message string) verdict {
 		g.metrics.wallet.WithLabelValues(string(reason)).Inc()
 		return verdict{reason, message, refused}
@@ -126,8 +122,8 @@ func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Paymen
 		unknown payment.Reason
 		blocked payment.Reason
 	}{
-		{p.senderErr, p.sender, payment.UnknownSender, payment.SenderBlocked},
-		{p.receiverErr, p.receiver, payment.UnknownReceiver, payment.ReceiverBlocked},
+		{read.senderErr, read.sender, payment.UnknownSender, payment.SenderBlocked},
+		{read.receiverErr, read.receiver, payment.UnknownReceiver, payment.ReceiverBlocked},
 	} {
 		switch {
 		case status.Code(side.err) == codes.NotFound:
@@ -138,28 +134,28 @@ func (g *Gateway) checkAccounts(ctx context.Context, p parties, r payment.Paymen
 			return no(side.blocked, "the account is blocked")
 		}
 	}
-	if p.sender.BalanceIdr < r.AmountIDR {
-		return no(payment.InsufficientFunds, fmt.Sprintf("the payment is IDR %d; the sender has less", r.AmountIDR))
+	if read.sender.BalanceIdr < p.AmountIDR {
+		return no(payment.InsufficientFunds, fmt.Sprintf("the payment is IDR %d; the sender has less", p.AmountIDR))
 	}
-	if limit := p.sender.DailyLimitIdr; limit > 0 && p.sender.SpentTodayIdr+r.AmountIDR > limit {
+	if limit := read.sender.DailyLimitIdr; limit > 0 && read.sender.SpentTodayIdr+p.AmountIDR > limit {
 		return no(payment.DailyLimitExceeded, fmt.Sprintf("the sender's limit is IDR %d a day", limit))
 	}
 	g.metrics.wallet.WithLabelValues("ok").Inc()
 	return verdict{}
 }
 
-func (g *Gateway) judge(ctx context.Context, r *payment.Payment) verdict {
+// judge asks risk, and tells by which rules it has judged.
+func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string, _ verdict) {
 	got, err := g.risk.Evaluate(ctx, &riskv1.ScoreRequest{
-		SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR, CurrencyInput: r.Currency.String(),
-		TxDateIso: r.TxDate, IdempotencyKey: r.Key,
+		SenderId: p.Sender, ReceiverId: p.Receiver, AmountIdr: p.AmountIDR, CurrencyInput: p.Currency.String(),
+		TxDateIso: p.TxDate, IdempotencyKey: p.Key,
 	})
 	if err != nil {
-		return g.unreachable(ctx, g.metrics.risk, payment.RiskUnavailable, err)
+		return "", g.unreachable(ctx, g.metrics.risk, payment.RiskUnavailable, err)
 	}
-	r.RuleSet = got.RuleSet
 	if got.Allow {
 		g.metrics.risk.WithLabelValues("allow").Inc()
-		return verdict{}
+		return got.RuleSet, verdict{}
 	}
 	reason := payment.Reason("risk_" + got.Reason)
 	message := "refused by the risk rules"
@@ -168,7 +164,7 @@ func (g *Gateway) judge(ctx context.Context, r *payment.Payment) verdict {
 		reason, message = payment.RiskOther, fmt.Sprintf("refused by the risk rule %.50q", got.Reason)
 	}
 	g.metrics.risk.WithLabelValues(strings.TrimPrefix(string(reason), "risk_")).Inc()
-	return verdict{reason, message, refused}
+	return got.RuleSet, verdict{reason, message, refused}
 }
 
 // unreachable says that a function could not be asked, and counts it among the calls of that function. That is
@@ -195,49 +191,40 @@ const notSentOn = "this request was not sent on; an earlier one with the same ke
 // refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands in the ledger
 // then: the refusal, or what an earlier request with the key came to. An outcome without a status means that the
 // money is held and nothing decided.
-func (g *Gateway) refuse(ctx context.Context, r payment.Payment, reason payment.Reason) (payment.Outcome, error) {
-	got, err := g.db.RefusePayment(ctx, &dbv1.RefusePaymentRequest{
-		Reason: string(reason),
-		Payment: &dbv1.ReserveFundsRequest{
-			IdempotencyKey: r.Key, SenderId: r.Sender, ReceiverId: r.Receiver, AmountIdr: r.AmountIDR,
-			CurrencyInput: r.Currency.String(), AmountMinor: r.Minor,
-			Rate: r.Rate.String(), RateId: r.RateID, RateTime: rpc.Timestamp(r.RateTime), RuleSet: r.RuleSet, TxDate: r.TxDate,
-			AcceptedAt: rpc.Timestamp(r.AcceptedAt), Deadline: rpc.Timestamp(r.Deadline), AttemptId: r.AttemptID,
-		},
-	})
+func (g *Gateway) refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (payment.Outcome, error) {
+	got, err := g.db.Refuse(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(p), Reason: string(reason)})
 	if err != nil {
 		return payment.Outcome{}, fmt.Errorf("record a refusal: %w", err)
 	}
-	return standing(got.ReservationStatus, got.ReservationId, got.Reason), nil
+	stands, err := rpc.ToOutcome(got)
+	if err != nil {
+		return payment.Outcome{}, fmt.Errorf("record a refusal: %w", err)
+	}
+	return heardAgain(stands), nil
 }
 
-// standing is the outcome that a second attempt hears of a payment that the ledger knows.
-func standing(reservationStatus, ref, reason string) payment.Outcome {
-	switch payment.ReservationStatus(reservationStatus) {
-	case payment.Committed:
-		return payment.Outcome{Status: payment.SuccessReplay, Reason: payment.DuplicateIdempo, Ref: ref}
-	case payment.RolledBack:
-		return payment.Decline(payment.Reason(reason))
-	default:
-		return payment.Outcome{}
+// heardAgain is what a second attempt hears of a payment that the ledger knows.
+func heardAgain(o payment.Outcome) payment.Outcome {
+	if o.State == payment.Committed {
+		return payment.Standing(payment.Committed, payment.ReasonCommitted, o.Ref, true)
 	}
+	return o.Answer()
 }
 
 // lookUp asks the ledger what became of a request that has no price now. known tells whether the ledger has its key.
 // An outcome without a status means that the money is held and nothing decided: the request is returned with the
 // ledger's price.
-func (g *Gateway) lookUp(ctx context.Context, r payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
-	got, err := g.db.GetPayment(ctx, &dbv1.GetPaymentRequest{IdempotencyKey: r.Key})
+func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
+	rec, err := g.find(ctx, p.Key)
 	if status.Code(err) == codes.NotFound {
-		return r, out, false, nil
+		return p, out, false, nil
 	}
 	if err != nil {
-		return r, out, false, fmt.Errorf("look up a payment: %w", err)
+		return p, out, false, fmt.Errorf("look up a payment: %w", err)
 	}
-	fingerprint := r.Fingerprint()
-	if !bytes.Equal(got.Fingerprint, fingerprint[:]) {
-		return r, payment.Decline(payment.IdempotencyMismatch), true, nil
+	if rec.Claimed != p.Fingerprint() {
+		return p, payment.Decline(payment.IdempotencyMismatch), true, nil
 	}
-	r.AmountIDR = got.AmountIdr
-	return r, standing(got.ReservationStatus, got.ReservationId, got.Reason), true, nil
+	p.AmountIDR = rec.AmountIDR
+	return p, heardAgain(rec.Outcome), true, nil
 }

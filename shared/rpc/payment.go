@@ -1,0 +1,143 @@
+package rpc
+
+import (
+	"fmt"
+	"slices"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+// FromPayment gives a payment as functions send it.
+func FromPayment(p payment.Payment) *commonv1.Payment {
+	return &commonv1.Payment{
+		IdempotencyKey: p.Key,
+		SenderId:       p.Sender,
+		ReceiverId:     p.Receiver,
+		AmountIdr:      p.AmountIDR,
+		CurrencyInput:  p.Currency.String(),
+		AmountMinor:    p.Minor,
+		Rate:           p.Rate.String(),
+		RateId:         p.RateID,
+		RateTime:       Timestamp(p.RateTime),
+		RuleSet:        p.RuleSet,
+		TxDate:         p.TxDate,
+		AcceptedAt:     Timestamp(p.AcceptedAt),
+		Deadline:       Timestamp(p.Deadline),
+		AttemptId:      p.AttemptID,
+	}
+}
+
+// ToPayment is the inverse of FromPayment. It refuses what can't be read, with an error that names the field; whether the
+// payment makes sense is what its Validate says.
+func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
+	p := payment.Payment{
+		Key:        in.GetIdempotencyKey(),
+		Sender:     in.GetSenderId(),
+		Receiver:   in.GetReceiverId(),
+		AmountIDR:  in.GetAmountIdr(),
+		Minor:      in.GetAmountMinor(),
+		RateID:     in.GetRateId(),
+		RateTime:   Time(in.GetRateTime()),
+		RuleSet:    in.GetRuleSet(),
+		TxDate:     in.GetTxDate(),
+		AcceptedAt: Time(in.GetAcceptedAt()),
+		Deadline:   Time(in.GetDeadline()),
+		AttemptID:  in.GetAttemptId(),
+	}
+	var err error
+	if code := in.GetCurrencyInput(); code != "" {
+		if p.Currency, err = money.ParseCurrency(code); err != nil {
+			return p, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
+		}
+	}
+	if rate := in.GetRate(); rate != "" {
+		if p.Rate, err = money.ParseRate(rate); err != nil {
+			return p, &payment.FieldError{Field: "rate", Problem: err.Error()}
+		}
+	}
+	return p, nil
+}
+
+// Priced gives the payment with the price that fx has answered.
+func Priced(p payment.Payment, got *fxv1.ConvertResponse) (payment.Payment, error) {
+	rate, err := money.ParseRate(got.GetRate())
+	if err != nil {
+		return p, fmt.Errorf("fx answered with a bad rate: %w", err)
+	}
+	p.AmountIDR, p.Rate, p.RateID, p.RateTime = got.GetAmountMinor(), rate, got.GetRateId(), Time(got.GetRateTime())
+	return p, nil
+}
+
+// The values of the enums, in the order of their numbers.
+var (
+	statuses = []payment.Status{"", payment.Success, payment.SuccessReplay, payment.Failed}
+	states   = []payment.ReservationStatus{"", payment.Pending, payment.Committed, payment.RolledBack}
+)
+
+// FromState gives a reservation's state as functions send it; unspecified for none.
+func FromState(s payment.ReservationStatus) commonv1.ReservationState {
+	return commonv1.ReservationState(max(0, slices.Index(states, s)))
+}
+
+// ToState is the inverse of FromState.
+func ToState(s commonv1.ReservationState) (payment.ReservationStatus, error) { return named(states, s) }
+
+// named refuses a number that this version has no name for: the function that sent it is newer.
+func named[N ~int32, T any](names []T, n N) (name T, err error) {
+	if n < 0 || int(n) >= len(names) {
+		return name, fmt.Errorf("a %T of an unknown kind: %d", n, n)
+	}
+	return names[n], nil
+}
+
+// FromOutcome gives an outcome as functions send it.
+func FromOutcome(o payment.Outcome) *commonv1.Outcome {
+	return &commonv1.Outcome{
+		Status:        commonv1.Status(max(0, slices.Index(statuses, o.Status))),
+		Reason:        string(o.Reason),
+		ReservationId: o.Ref,
+		State:         FromState(o.State),
+		Replay:        o.Replay,
+	}
+}
+
+// ToOutcome is the inverse of FromOutcome. What says neither that a payment is decided nor that it is under way is no
+// outcome: it must not be taken for one that was not decided yet.
+func ToOutcome(in *commonv1.Outcome) (payment.Outcome, error) {
+	o := payment.Outcome{Reason: payment.Reason(in.GetReason()), Ref: in.GetReservationId(), Replay: in.GetReplay()}
+	var err error
+	if o.Status, err = named(statuses, in.GetStatus()); err != nil {
+		return o, err
+	}
+	if o.State, err = ToState(in.GetState()); err != nil {
+		return o, err
+	}
+	if o.Status == "" && o.State != payment.Pending {
+		return o, fmt.Errorf("an outcome without a status, in state %q", o.State)
+	}
+	return o, nil
+}
+
+// FromRecord gives a payment of the ledger as functions send it.
+func FromRecord(r payment.Record) *commonv1.Record {
+	return &commonv1.Record{
+		Payment: FromPayment(r.Payment), Outcome: FromOutcome(r.Outcome), Fingerprint: r.Claimed[:],
+		ReservedAt: Timestamp(r.ReservedAt), DecidedAt: Timestamp(r.DecidedAt),
+	}
+}
+
+// ToRecord is the inverse of FromRecord.
+func ToRecord(in *commonv1.Record) (r payment.Record, err error) {
+	r.ReservedAt, r.DecidedAt = Time(in.GetReservedAt()), Time(in.GetDecidedAt())
+	if copy(r.Claimed[:], in.GetFingerprint()) != len(r.Claimed) {
+		return r, fmt.Errorf("a fingerprint of %d bytes", len(in.GetFingerprint()))
+	}
+	if r.Payment, err = ToPayment(in.GetPayment()); err != nil {
+		return r, err
+	}
+	r.Outcome, err = ToOutcome(in.GetOutcome())
+	return r, err
+}

@@ -1,0 +1,124 @@
+package rpc_test
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// fill gives each field of a struct a value of its own, so that none can be forgotten.
+func fill(t *testing.T, v reflect.Value) {
+	t.Helper()
+	usd, _ := money.ParseCurrency("USD")
+	rate, _ := money.ParseRate("15500.5")
+	for i := range v.NumField() {
+		field, name := v.Field(i), v.Type().Field(i).Name
+		switch field.Interface().(type) {
+		case string:
+			field.SetString("the " + name)
+		case int64:
+			field.SetInt(int64(i + 1))
+		case bool:
+			field.SetBool(true)
+		case time.Time:
+			field.Set(reflect.ValueOf(time.Date(2026, 1, 31, 9, 30, i, 1000, time.UTC)))
+		case money.Currency:
+			field.Set(reflect.ValueOf(usd))
+		case money.Rate:
+			field.Set(reflect.ValueOf(rate))
+		case map[string]string:
+			field.Set(reflect.ValueOf(map[string]string{"order": "7", "note": "two"}))
+		case payment.Fingerprint:
+			field.Set(reflect.ValueOf(payment.Fingerprint{1, 2, 3, 15: 16}))
+		case payment.Status:
+			field.Set(reflect.ValueOf(payment.SuccessReplay))
+		case payment.Reason:
+			field.Set(reflect.ValueOf(payment.DuplicateIdempo))
+		case payment.ReservationStatus:
+			field.Set(reflect.ValueOf(payment.Committed))
+		case payment.Payment, payment.Outcome:
+			fill(t, field)
+		default:
+			t.Fatalf("%s is a %s, which this test has no value for", name, field.Type())
+		}
+	}
+}
+
+// Every field of a payment, an outcome and a record travels, and no field of their messages is left out.
+func TestEveryFieldTravels(t *testing.T) {
+	var want payment.Record
+	fill(t, reflect.ValueOf(&want).Elem())
+	message := rpc.FromRecord(want)
+	for _, m := range []proto.Message{message, message.Payment, message.Outcome} {
+		fields := m.ProtoReflect().Descriptor().Fields()
+		for i := range fields.Len() {
+			if field := fields.Get(i); !m.ProtoReflect().Has(field) {
+				t.Errorf("%s is not set", field.FullName())
+			}
+		}
+	}
+	text, err := proto.Marshal(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := &commonv1.Record{}
+	if err := proto.Unmarshal(text, sent); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := rpc.ToRecord(sent); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v:\n%+v, want\n%+v", err, got, want)
+	}
+}
+
+// The zero payment and each outcome that there is come out as they went in.
+func TestOutcomesTravel(t *testing.T) {
+	if got, err := rpc.ToPayment(rpc.FromPayment(payment.Payment{})); err != nil || !reflect.DeepEqual(got, payment.Payment{}) {
+		t.Errorf("no payment: %+v, %v", got, err)
+	}
+	for _, want := range []payment.Outcome{
+		payment.Standing(payment.Pending, "", "r", false),
+		payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false),
+		payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true),
+		payment.Standing(payment.RolledBack, payment.Expired, "r", true),
+		payment.Decline(payment.IdempotencyMismatch),
+	} {
+		if got, err := rpc.ToOutcome(rpc.FromOutcome(want)); err != nil || got != want {
+			t.Errorf("%+v: %+v, %v", want, got, err)
+		}
+	}
+	for _, e := range []protoreflect.EnumDescriptor{commonv1.Status(0).Descriptor(), commonv1.ReservationState(0).Descriptor()} {
+		if e.Values().Len() != 4 {
+			t.Errorf("%s has %d values", e.FullName(), e.Values().Len())
+		}
+	}
+}
+
+// What an older or a newer function sends must not pass for an outcome that is not decided: money would be said to be held.
+func TestWhatIsNoOutcomeIsRefused(t *testing.T) {
+	for name, in := range map[string]*commonv1.Outcome{
+		"nothing":           nil,
+		"empty":             {},
+		"an unknown status": {Status: 99},
+		"an unknown state":  {Status: commonv1.Status_STATUS_FAILED, State: 99},
+		"a negative state":  {Status: commonv1.Status_STATUS_FAILED, State: -1},
+		"a state alone":     {State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED},
+	} {
+		if got, err := rpc.ToOutcome(in); err == nil {
+			t.Errorf("%s is taken as %+v", name, got)
+		}
+	}
+	if _, err := rpc.ToPayment(&commonv1.Payment{CurrencyInput: "XXX?"}); err == nil {
+		t.Error("a currency that there is not is taken")
+	}
+	if _, err := rpc.ToPayment(&commonv1.Payment{CurrencyInput: "USD", Rate: "-1"}); err == nil {
+		t.Error("a negative rate is taken")
+	}
+}
