@@ -45,8 +45,8 @@ type Account struct {
 	Owner         string
 	Currency      string // the owner's own currency
 	BalanceIDR    int64
-	DailyLimitIDR int64  // 0: no limit
-	Status        string // ACTIVE or BLOCKED
+	DailyLimitIDR int64 // 0: no limit
+	Status        payment.AccountStatus
 }
 
 var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", "daily_limit_idr", "status"}
@@ -76,7 +76,7 @@ func ReadAccounts(r io.Reader) ([]Account, error) {
 	}
 	accounts := make([]Account, len(rows))
 	for i, row := range rows {
-		a := Account{ID: row[0], Owner: row[1], Currency: row[2], Status: row[5]}
+		a := Account{ID: row[0], Owner: row[1], Currency: row[2], Status: payment.AccountStatus(row[5])}
 		if a.BalanceIDR, err = strconv.ParseInt(row[3], 10, 64); err != nil {
 			return nil, fmt.Errorf("accounts: row %d: balance_idr: %w", i+2, err)
 		}
@@ -130,7 +130,7 @@ func WriteAccounts(w io.Writer, accounts []Account) error {
 	c := csv.NewWriter(w)
 	c.Write(accountsHeader)
 	for _, a := range accounts {
-		c.Write([]string{a.ID, a.Owner, a.Currency, strconv.FormatInt(a.BalanceIDR, 10), strconv.FormatInt(a.DailyLimitIDR, 10), a.Status})
+		c.Write([]string{a.ID, a.Owner, a.Currency, strconv.FormatInt(a.BalanceIDR, 10), strconv.FormatInt(a.DailyLimitIDR, 10), string(a.Status)})
 	}
 	c.Flush()
 	return c.Error()
@@ -172,10 +172,10 @@ func (t Transaction) Event() (cloudevents.Event, error) {
 
 // named are the accounts that examples and tests use.
 var named = []Account{
-	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: "ACTIVE"},
-	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: "ACTIVE"},
-	{ID: "ACC003", Owner: "Citra Wijaya", Currency: "SGD", BalanceIDR: 1_500, DailyLimitIDR: 50_000_000, Status: "ACTIVE"}, // nearly empty
-	{ID: "ACC004", Owner: "Dewi Halim", Currency: "IDR", BalanceIDR: 250_000_000, DailyLimitIDR: 50_000_000, Status: "BLOCKED"},
+	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: payment.Active},
+	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: payment.Active},
+	{ID: "ACC003", Owner: "Citra Wijaya", Currency: "SGD", BalanceIDR: 1_500, DailyLimitIDR: 50_000_000, Status: payment.Active}, // nearly empty
+	{ID: "ACC004", Owner: "Dewi Halim", Currency: "IDR", BalanceIDR: 250_000_000, DailyLimitIDR: 50_000_000, Status: payment.Blocked},
 }
 
 var (
@@ -194,13 +194,13 @@ func MakeAccounts(seed uint64, n int) []Account {
 		a := Account{
 			ID:       fmt.Sprintf("ACC%03d", i),
 			Owner:    pick(rng, givenNames) + " " + pick(rng, familyNames),
-			Currency: pick(rng, currencies), DailyLimitIDR: pick(rng, limits), Status: "ACTIVE",
+			Currency: pick(rng, currencies), DailyLimitIDR: pick(rng, limits), Status: payment.Active,
 			// Balances spread over three orders of magnitude, as real balances do: 1 to 1,000
 			// million rupiah.
 			BalanceIDR: int64(math.Exp(rng.Float64()*math.Log(1000))*1000) * 1000,
 		}
 		if rng.IntN(50) == 0 {
-			a.Status = "BLOCKED"
+			a.Status = payment.Blocked
 		}
 		accounts = append(accounts, a)
 	}
@@ -220,7 +220,7 @@ func MakeTransactions(seed uint64, n int, accounts []Account) ([]Transaction, er
 	}
 	var ids []string
 	for _, a := range accounts {
-		if a.Status == "ACTIVE" {
+		if a.Status == payment.Active {
 			ids = append(ids, a.ID)
 		}
 	}

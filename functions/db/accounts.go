@@ -1,9 +1,11 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,20 +35,20 @@ const (
 	putOff  = "put_off"
 )
 
-func checkProfile(id, owner, currency, status string, limit int64) error {
-	if err := checkAccountID(id); err != nil {
+func checkProfile(in event.AccountOpened) error {
+	if err := checkAccountID(in.AccountID); err != nil {
 		return err
 	}
-	if err := payment.CheckText("owner", owner, payment.MaxOwner); err != nil {
+	if err := payment.CheckText("owner", in.Owner, payment.MaxOwner); err != nil {
 		return err
 	}
-	if _, err := money.ParseCurrency(currency); err != nil {
+	if _, err := money.ParseCurrency(in.Currency); err != nil {
 		return &payment.FieldError{Field: "currency", Problem: err.Error()}
 	}
-	if status != "ACTIVE" && status != "BLOCKED" {
-		return &payment.FieldError{Field: "status", Problem: "must be ACTIVE or BLOCKED"}
+	if !in.Status.Valid() {
+		return &payment.FieldError{Field: "status", Problem: fmt.Sprintf("must be %s or %s", payment.Active, payment.Blocked)}
 	}
-	if limit < 0 || limit > money.MaxMinor {
+	if limit := in.DailyLimitIDR; limit < 0 || limit > money.MaxMinor {
 		return &payment.FieldError{Field: "daily_limit", Problem: fmt.Sprintf("must be between 0 and %d", int64(money.MaxMinor))}
 	}
 	return nil
@@ -162,7 +164,7 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	if err != nil {
 		return "", err
 	}
-	if err := checkProfile(in.AccountID, in.Owner, in.Currency, in.Status, in.DailyLimitIDR); err != nil {
+	if err := checkProfile(in); err != nil {
 		return "", fmt.Errorf("%w: %w", event.ErrMalformed, err)
 	}
 	defer func() {
@@ -179,7 +181,7 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	}
 	if tag.RowsAffected() == 0 {
 		d.log.WarnContext(ctx, "an account's event is ignored: a newer event has set the profile",
-			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", in.Status)
+			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", string(in.Status))
 		return ignored, nil
 	}
 	return applied, nil
@@ -272,18 +274,28 @@ func (d *DB) SeedAccounts(ctx context.Context, in *dbv1.SeedAccountsRequest) (*d
 	if len(in.Accounts) > maxSeeds {
 		return nil, invalid(&payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("%d in one call; at most %d", len(in.Accounts), maxSeeds)})
 	}
+	accounts := make([]seeded, len(in.Accounts))
 	for i, a := range in.Accounts {
-		if err := checkProfile(a.AccountId, a.Owner, a.Currency, a.Status, a.DailyLimitIdr); err != nil {
+		accounts[i] = seeded{event.AccountOpened{
+			AccountID: a.AccountId, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIdr, Status: payment.AccountStatus(a.Status),
+		}, a.BalanceIdr}
+		if err := checkProfile(accounts[i].AccountOpened); err != nil {
 			return nil, invalid(fmt.Errorf("accounts[%d]: %w", i, err))
 		}
 		if a.BalanceIdr < 0 || a.BalanceIdr > money.MaxMinor {
 			return nil, invalid(fmt.Errorf("accounts[%d]: balance must be between 0 and %d", i, int64(money.MaxMinor)))
 		}
 	}
-	if err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error { return seed(ctx, tx, in.Accounts) }); err != nil {
+	if err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error { return seed(ctx, tx, accounts) }); err != nil {
 		return nil, unavailable(fmt.Errorf("seed accounts: %w", err))
 	}
-	return &dbv1.SeedAccountsResponse{Upserted: uint32(len(in.Accounts))}, nil
+	return &dbv1.SeedAccountsResponse{Upserted: uint32(len(accounts))}, nil
+}
+
+// seeded is an account with the balance that it shall have.
+type seeded struct {
+	event.AccountOpened
+	balanceIDR int64
 }
 
 // profileSQL creates the account or sets its profile, whatever events have said. It is the newest profile then: newer
@@ -307,14 +319,15 @@ WITH before AS (
 )
 UPDATE wallet_accounts a SET balance_idr = $2, updated_at = now() FROM before b WHERE a.account_id = b.account_id`
 
-func seed(ctx context.Context, tx pgx.Tx, accounts []*dbv1.Account) error {
+func seed(ctx context.Context, tx pgx.Tx, accounts []seeded) error {
 	// In the order of their ids, as everyone locks accounts.
+	inOrder := slices.SortedFunc(slices.Values(accounts), func(a, b seeded) int { return cmp.Compare(a.AccountID, b.AccountID) })
 	b := &pgx.Batch{}
-	for _, a := range sortedByID(accounts) {
+	for _, a := range inOrder {
 		// No URI begins with a colon, so no event can have this id.
 		id := ":seed:" + newID().String()
-		b.Queue(profileSQL, a.AccountId, a.Owner, a.Currency, a.DailyLimitIdr, a.Status, id, maxAhead)
-		b.Queue(seedSQL, a.AccountId, a.BalanceIdr, id)
+		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, id, maxAhead)
+		b.Queue(seedSQL, a.AccountID, a.balanceIDR, id)
 	}
 	return tx.SendBatch(ctx, b).Close()
 }

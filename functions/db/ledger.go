@@ -250,22 +250,23 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 	}
 	b.Queue(receiversSQL, distinct(to)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			var id, status string
+			var id string
+			var status payment.AccountStatus
 			if err := rows.Scan(&id, &status); err != nil {
 				return err
 			}
-			blocked[id] = status != "ACTIVE"
+			blocked[id] = status != payment.Active
 		}
 		return rows.Err()
 	})
 	b.Queue(lockSQL, distinct(from)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			s := &sender{}
-			var status string
+			var status payment.AccountStatus
 			if err := rows.Scan(&s.ID, &s.Balance, &status, &s.DailyLimit, &s.Day, &s.SpentToday, &s.minute, &s.started); err != nil {
 				return err
 			}
-			s.Blocked = status != "ACTIVE"
+			s.Blocked = status != payment.Active
 			senders[s.ID] = s
 		}
 		return rows.Err()

@@ -1,11 +1,9 @@
 package db
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -118,8 +116,4 @@ func (d *DB) enforceRules() {
 		r, err := d.rules.Get(ctx)
 		return r.VelocityPerMin, err
 	}
-}
-
-func sortedByID(accounts []*dbv1.Account) []*dbv1.Account {
-	return slices.SortedFunc(slices.Values(accounts), func(a, b *dbv1.Account) int { return cmp.Compare(a.AccountId, b.AccountId) })
 }

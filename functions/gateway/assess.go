@@ -130,7 +130,7 @@ func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Pay
 			return no(side.unknown, "there is no such account")
 		case side.err != nil:
 			return g.unreachable(ctx, g.metrics.wallet, payment.WalletUnavailable, side.err)
-		case side.account.Status == "BLOCKED":
+		case payment.AccountStatus(side.account.Status) == payment.Blocked:
 			return no(side.blocked, "the account is blocked")
 		}
 	}

@@ -54,7 +54,7 @@ type account struct {
 	id         string
 	balance    int64
 	currency   string
-	status     string
+	status     payment.AccountStatus
 	dailyLimit int64
 	day        int32
 	spent      int64
@@ -161,7 +161,7 @@ func (w *Wallet) GetAccount(ctx context.Context, in *walletv1.GetAccountRequest)
 	}
 	out := &walletv1.GetAccountResponse{
 		AccountId: a.id, BalanceIdr: a.balance, Currency: commonv1.Currency(commonv1.Currency_value[a.currency]),
-		CurrencyCode: a.currency, Status: a.status, DailyLimitIdr: a.dailyLimit,
+		CurrencyCode: a.currency, Status: string(a.status), DailyLimitIdr: a.dailyLimit,
 	}
 	if a.day == payment.Day(w.now()) {
 		out.SpentTodayIdr = a.spent
@@ -275,7 +275,7 @@ func (w *Wallet) SeedAccounts(ctx context.Context, in *walletv1.SeedAccountsRequ
 			put.Accounts[i].Currency = money.IDR.String()
 		}
 		if a.Status == "" {
-			put.Accounts[i].Status = "ACTIVE"
+			put.Accounts[i].Status = string(payment.Active)
 		}
 	}
 	got, err := w.admin.SeedAccounts(ctx, put)

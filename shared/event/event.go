@@ -67,11 +67,11 @@ type PaymentResult struct {
 // AccountOpened is the data of TypeAccountOpened. An account that exists already gets the owner, currency,
 // limit and status given.
 type AccountOpened struct {
-	AccountID     string `json:"account_id"`
-	Owner         string `json:"owner"`
-	Currency      string `json:"currency"`        // what the owner thinks in; balances are in rupiah
-	DailyLimitIDR int64  `json:"daily_limit_idr"` // 0 means none
-	Status        string `json:"status"`          // ACTIVE or BLOCKED
+	AccountID     string                `json:"account_id"`
+	Owner         string                `json:"owner"`
+	Currency      string                `json:"currency"`        // what the owner thinks in; balances are in rupiah
+	DailyLimitIDR int64                 `json:"daily_limit_idr"` // 0 means none
+	Status        payment.AccountStatus `json:"status"`
 }
 
 // AccountFunded is the data of TypeAccountFunded: money that comes in from outside the ledger, once for

@@ -374,6 +374,18 @@ func Masked(id string) string {
 	}
 }
 
+// AccountStatus says whether an account takes part in payments.
+type AccountStatus string
+
+// The statuses of an account.
+const (
+	Active  AccountStatus = "ACTIVE"
+	Blocked AccountStatus = "BLOCKED"
+)
+
+// Valid tells that there is such a status.
+func (s AccountStatus) Valid() bool { return s == Active || s == Blocked }
+
 // Account is what the rules need to know of one.
 type Account struct {
 	ID         string

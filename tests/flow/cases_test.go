@@ -27,6 +27,7 @@ import (
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/payment"
 	"pgw/tests/processes"
 )
 
@@ -204,7 +205,7 @@ func TestNoRecordStopsTheFlow(t *testing.T) {
 }
 
 // publishAccount opens and funds an account by events.
-func (s *system) publishAccount(id, status string, amount int64) {
+func (s *system) publishAccount(id string, status payment.AccountStatus, amount int64) {
 	s.t.Helper()
 	now := time.Now()
 	opened, err := event.New(event.TypeAccountOpened, "open-"+id, "/test", id, event.AccountOpened{AccountID: id, Owner: "Owner of " + id, Currency: "IDR", Status: status}, now)

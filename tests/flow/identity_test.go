@@ -238,7 +238,7 @@ func TestAHundredAtOnceKeepTheVelocity(t *testing.T) {
 func TestACapturedEventUnblocksNobody(t *testing.T) {
 	s := start(t, options{})
 	url := "http://" + s.Addr("db") + "/"
-	send := func(id string, accountStatus string, at time.Time) (cloudevents.Event, int) {
+	send := func(id string, accountStatus payment.AccountStatus, at time.Time) (cloudevents.Event, int) {
 		t.Helper()
 		e, err := event.New(event.TypeAccountOpened, id, "/bank", "NEW", event.AccountOpened{AccountID: "NEW", Owner: "New Owner", Currency: "SGD", Status: accountStatus}, at)
 		if err == nil {

@@ -49,7 +49,7 @@ func Payers() ([]string, error) {
 	}
 	var payers []string
 	for _, a := range accounts {
-		if a.Status == "ACTIVE" && a.DailyLimitIDR == 0 && a.BalanceIDR > 100_000_000 {
+		if a.Status == payment.Active && a.DailyLimitIDR == 0 && a.BalanceIDR > 100_000_000 {
 			payers = append(payers, a.ID)
 		}
 	}
