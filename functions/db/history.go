@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,31 +19,27 @@ import (
 const (
 	defaultPage = 20
 	maxPage     = 100
-	// maxSearched bounds how many payments one call of ListPayments looks at. An index on the accounts would
+	// maxSearched bounds how many payments one call of List looks at. An index on the accounts would
 	// be two more for every payment to write, and make the one update of a reservation's life a slow one. Without it,
 	// an account that seldom pays has the same few found among many: whoever wants them goes on from next_before, and
 	// each call is counted by itself.
 	maxSearched = 500
 )
 
-const (
-	recordColumns = `r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr,
-	coalesce(r.rate::text, ''), r.rate_id, r.rate_time, r.rule_set, r.tx_date, r.attempt_id, r.accepted_at, r.deadline,
-	r.reservation_id, r.fingerprint, r.status, coalesce(p.reason, ''), r.created_at, p.decided_at`
-
-	paymentSQL = `SELECT ` + recordColumns + `
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+var (
+	paymentSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.idempotency_key = $1`
 
-	// A plan made while the table was small would gather all of it and sort, and be kept as the table grows.
-	walkSQL = `SET LOCAL enable_bitmapscan = off`
-
 	// The primary key is ordered by time. It is walked from its end, until enough are found.
-	paymentsSQL = `SELECT ` + recordColumns + `
-FROM (SELECT * FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC LIMIT $5) r
+	paymentsSQL = recordSQL + `FROM (SELECT * FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC LIMIT $5) r
 LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE ($2 = '' OR $2 IN (r.sender_id, r.receiver_id)) AND ($3 = '' OR r.status = $3)
 ORDER BY r.reservation_id DESC LIMIT $4`
+)
+
+const (
+	// A plan made while the table was small would gather all of it and sort, and be kept as the table grows.
+	walkSQL = `SET LOCAL enable_bitmapscan = off`
 
 	// The last one that paymentsSQL looks at when it finds too few, if there are so many.
 	lastSearchedSQL = `
@@ -53,29 +48,6 @@ SELECT reservation_id FROM reservations WHERE reservation_id < $1 ORDER BY reser
 
 // newest is a reservation id that none is above.
 var newest = uuid.Max
-
-func scanRecord(row pgx.CollectableRow) (payment.Record, error) {
-	var rec payment.Record
-	var currency, rate string
-	var id uuid.UUID
-	var state payment.ReservationStatus
-	var reason payment.Reason
-	var fingerprint []byte
-	var rateTime, accepted, decided pgtype.Timestamptz
-	err := row.Scan(&rec.Key, &rec.Sender, &rec.Receiver, &currency, &rec.Minor, &rec.AmountIDR, &rate, &rec.RateID,
-		&rateTime, &rec.RuleSet, &rec.TxDate, &rec.AttemptID, &accepted, &rec.Deadline, &id, &fingerprint, &state, &reason,
-		&rec.ReservedAt, &decided)
-	if err == nil {
-		err = rec.Currency.UnmarshalText([]byte(currency))
-	}
-	if err == nil {
-		err = rec.Rate.UnmarshalText([]byte(rate))
-	}
-	copy(rec.Claimed[:], fingerprint)
-	rec.RateTime, rec.AcceptedAt, rec.DecidedAt = rateTime.Time, accepted.Time, decided.Time
-	rec.Outcome = payment.Standing(state, reason, id.String(), false)
-	return rec, err
-}
 
 // payment reads one payment by its key; pgx.ErrNoRows when the ledger has none.
 func (r *reads) payment(ctx context.Context, key string) (rec payment.Record, err error) {

@@ -166,18 +166,6 @@ SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.statu
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.idempotency_key = ANY($1)`
 
-	insertReservationsSQL = `
-INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id,
-	amount_idr, currency_input, amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at,
-	deadline, created_at)
-SELECT id, key, fingerprint, attempt, sender, receiver, amount, currency, minor, nullif(rate, '')::numeric,
-	rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, $18
-FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
-	$9::bigint[], $10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::text[], $15::text[],
-	$16::timestamptz[], $17::timestamptz[])
-	AS c(id, key, fingerprint, attempt, sender, receiver, amount, currency, minor, rate, rate_id, rate_time,
-		rule_set, tx_date, status, accepted_at, deadline)`
-
 	insertRefusedSQL = `
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
 SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
@@ -382,25 +370,15 @@ func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int,
 		}
 		return 1
 	})
-	n := len(fresh)
-	ids, fingerprints := make([]pgtype.UUID, n), make([][]byte, n)
-	keys, attempts, from, to := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	currencies, rates, rateIDs := make([]string, n), make([]string, n), make([]string, n)
-	ruleSets, txDates, statuses := make([]string, n), make([]string, n), make([]string, n)
-	amounts, minors := make([]int64, n), make([]int64, n)
-	rateTimes, accepted, deadlines := make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n)
+	rows := make([]row, len(fresh))
 	for at, i := range fresh {
-		r, claim := calls[i].Payment, &decided[i].Claim
-		ids[at] = pgtype.UUID{Bytes: claim.ReservationID, Valid: true}
-		keys[at], fingerprints[at], attempts[at] = r.Key, claim.Fingerprint[:], r.AttemptID
-		from[at], to[at], amounts[at] = r.Sender, r.Receiver, r.AmountIDR
-		currencies[at], minors[at] = r.Currency.String(), r.Minor
-		rates[at], rateIDs[at], rateTimes[at] = r.Rate.String(), r.RateID, timestamp(r.RateTime)
-		ruleSets[at], txDates[at], statuses[at] = r.RuleSet, r.TxDate, string(claim.Status)
-		accepted[at], deadlines[at] = timestamp(r.AcceptedAt), timestamp(payment.ClampDeadline(r.Deadline, now))
+		p, claim := calls[i].Payment, decided[i].Claim
+		p.Deadline = payment.ClampDeadline(p.Deadline, now)
+		rows[at] = row{payment.Record{
+			Payment: p, Outcome: payment.Outcome{State: claim.Status}, Claimed: claim.Fingerprint, ReservedAt: now,
+		}, claim.ReservationID}
 	}
-	b.Queue(insertReservationsSQL, ids, keys, fingerprints, attempts, from, to, amounts, currencies, minors, rates,
-		rateIDs, rateTimes, ruleSets, txDates, statuses, accepted, deadlines, now)
+	queueReservations(b, rows)
 }
 
 func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {

@@ -1,0 +1,143 @@
+package db
+
+import (
+	"encoding"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"pgw/shared/payment"
+)
+
+// row is a payment as it stands in reservations.
+type row struct {
+	payment.Record
+	id uuid.UUID
+}
+
+// column is one column of reservations, for writing and for reading.
+type column struct {
+	name   string
+	kind   string               // of the array that its values are written as
+	write  string               // what is written of a value
+	read   string               // what is read
+	values func(rows []row) any // all values of a batch, as that array
+	into   func(r *row) any     // where a value is read into
+}
+
+// columns are all of a payment that is kept when its key is claimed.
+var columns = []column{
+	columnOf("reservation_id", "uuid", func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }, func(r *row) any { return &r.id }),
+	plainColumn("idempotency_key", "text", func(r *row) *string { return &r.Key }),
+	columnOf("fingerprint", "bytea", func(r *row) []byte { return r.Claimed[:] }, func(r *row) any { return fingerprint{&r.Claimed} }),
+	plainColumn("attempt_id", "text", func(r *row) *string { return &r.AttemptID }),
+	plainColumn("sender_id", "text", func(r *row) *string { return &r.Sender }),
+	plainColumn("receiver_id", "text", func(r *row) *string { return &r.Receiver }),
+	plainColumn("amount_idr", "bigint", func(r *row) *int64 { return &r.AmountIDR }),
+	columnOf("currency_input", "text", func(r *row) string { return r.Currency.String() }, func(r *row) any { return asText{&r.Currency} }),
+	plainColumn("amount_minor", "bigint", func(r *row) *int64 { return &r.Minor }),
+	columnOf("rate", "text", func(r *row) string { return r.Rate.String() }, func(r *row) any { return asText{&r.Rate} }).as("numeric"),
+	plainColumn("rate_id", "text", func(r *row) *string { return &r.RateID }),
+	timeColumn("rate_time", func(r *row) *time.Time { return &r.RateTime }),
+	plainColumn("rule_set", "text", func(r *row) *string { return &r.RuleSet }),
+	plainColumn("tx_date", "text", func(r *row) *string { return &r.TxDate }),
+	columnOf("status", "text", func(r *row) string { return string(r.State) }, func(r *row) any { return &r.State }),
+	timeColumn("accepted_at", func(r *row) *time.Time { return &r.AcceptedAt }),
+	timeColumn("deadline", func(r *row) *time.Time { return &r.Deadline }),
+	timeColumn("created_at", func(r *row) *time.Time { return &r.ReservedAt }),
+}
+
+var (
+	// insertReservationsSQL takes an array of values for each column.
+	insertReservationsSQL = fmt.Sprintf("INSERT INTO reservations (%s)\nSELECT %s\nFROM unnest(%s) AS c(%[1]s)",
+		each(func(_ int, c column) string { return c.name }), each(func(_ int, c column) string { return c.write }),
+		each(func(i int, c column) string { return fmt.Sprintf("$%d::%s[]", i+1, c.kind) }))
+
+	// recordSQL selects what scanRecord reads.
+	recordSQL = "SELECT " + each(func(_ int, c column) string { return c.read }) + ", coalesce(p.reason, ''), p.decided_at\n"
+)
+
+func each(part func(i int, c column) string) string {
+	parts := make([]string, len(columns))
+	for i, c := range columns {
+		parts[i] = part(i, c)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// plainColumn is a column whose values are written and read as they are.
+func plainColumn[T any](name, kind string, at func(*row) *T) column {
+	return columnOf(name, kind, func(r *row) T { return *at(r) }, func(r *row) any { return at(r) })
+}
+
+// timeColumn is a column that is null for the zero time.
+func timeColumn(name string, at func(*row) *time.Time) column {
+	return columnOf(name, "timestamptz", func(r *row) pgtype.Timestamptz { return timestamp(*at(r)) }, func(r *row) any { return zeroTime{at(r)} })
+}
+
+func columnOf[T any](name, kind string, value func(*row) T, into func(*row) any) column {
+	return column{name: name, kind: kind, write: name, read: "r." + name, into: into, values: func(rows []row) any {
+		values := make([]T, len(rows))
+		for i := range rows {
+			values[i] = value(&rows[i])
+		}
+		return values
+	}}
+}
+
+// as makes the column one of another type than its values, which are texts; an empty text is null.
+func (c column) as(kind string) column {
+	c.write = fmt.Sprintf("nullif(%s, '')::%s", c.name, kind)
+	c.read = fmt.Sprintf("coalesce(r.%s::text, '')", c.name)
+	return c
+}
+
+// queueReservations writes the rows of new claims.
+func queueReservations(b *pgx.Batch, rows []row) {
+	values := make([]any, len(columns))
+	for i, c := range columns {
+		values[i] = c.values(rows)
+	}
+	b.Queue(insertReservationsSQL, values...)
+}
+
+func scanRecord(from pgx.CollectableRow) (payment.Record, error) {
+	var r row
+	into := make([]any, 0, len(columns)+2)
+	for _, c := range columns {
+		into = append(into, c.into(&r))
+	}
+	var reason payment.Reason
+	err := from.Scan(append(into, &reason, zeroTime{&r.DecidedAt})...)
+	r.Outcome = payment.Standing(r.State, reason, r.id.String(), false)
+	return r.Record, err
+}
+
+// asText reads what is kept as a text.
+type asText struct{ into encoding.TextUnmarshaler }
+
+// ScanText implements pgtype.TextScanner.
+func (t asText) ScanText(v pgtype.Text) error { return t.into.UnmarshalText([]byte(v.String)) }
+
+// zeroTime reads null as the zero time.
+type zeroTime struct{ into *time.Time }
+
+// ScanTimestamptz implements pgtype.TimestamptzScanner.
+func (z zeroTime) ScanTimestamptz(v pgtype.Timestamptz) error {
+	*z.into = v.Time
+	return nil
+}
+
+type fingerprint struct{ into *payment.Fingerprint }
+
+// ScanBytes implements pgtype.BytesScanner.
+func (f fingerprint) ScanBytes(v []byte) error {
+	if copy(f.into[:], v) != len(f.into) {
+		return fmt.Errorf("a fingerprint of %d bytes", len(v))
+	}
+	return nil
+}
