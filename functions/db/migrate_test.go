@@ -106,7 +106,7 @@ var (
 	comments = regexp.MustCompile(`--[^\n]*`)
 	created  = regexp.MustCompile(`(?i)CREATE TABLE (?:IF NOT EXISTS )?(\w+)`)
 	indexed  = regexp.MustCompile(`(?i)CREATE (?:UNIQUE )?INDEX (CONCURRENTLY )?(?:IF NOT EXISTS )?\w+ ON (\w+)`)
-	columns  = regexp.MustCompile(`(?i)ADD COLUMN [^,]*`)
+	added    = regexp.MustCompile(`(?i)ADD COLUMN [^,]*`)
 	checks   = regexp.MustCompile(`(?i)ADD CONSTRAINT [\s\S]*`)
 	retyped  = regexp.MustCompile(`(?i)ALTER COLUMN \w+ (SET DATA )?TYPE\b`)
 	dropped  = regexp.MustCompile(`(?i)\bDROP TABLE\b`)
@@ -132,7 +132,7 @@ func migrationProblems(text string) (problems []string) {
 		if check := strings.ToUpper(checks.FindString(statement)); check != "" && !strings.Contains(check, "NOT VALID") {
 			problems = append(problems, "validates a constraint while the table is locked (NOT VALID, then VALIDATE CONSTRAINT)")
 		}
-		for _, column := range columns.FindAllString(statement, -1) {
+		for _, column := range added.FindAllString(statement, -1) {
 			if column = strings.ToUpper(column); strings.Contains(column, "NOT NULL") && !strings.Contains(column, "DEFAULT") {
 				problems = append(problems, "adds a column that releases before it don't fill")
 			}

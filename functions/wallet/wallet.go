@@ -21,6 +21,7 @@ import (
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
+	"pgw/shared/rpc"
 )
 
 // Config of the function.
