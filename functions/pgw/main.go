@@ -13,6 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"pgw/functions/db"
+	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/reconcile"
 	"pgw/functions/pgw/table"
 	"pgw/shared/function"
@@ -47,16 +48,19 @@ type sourcesCommand struct {
 	Manifests string `hidden:"" help:"MANIFESTS_DIR"`
 	Sinks     string `hidden:"" help:"SINKS"`
 	Group     string `hidden:"" name:"group-prefix" help:"KAFKA_GROUP_PREFIX"`
-	Parity    string `hidden:"" help:"PARITY"`
+	Parity    bool   `hidden:"" help:"PARITY"`
 }
 
 func (c sourcesCommand) Run(ctx context.Context, k *kong.Context) error {
 	for name, value := range map[string]string{
-		"MANIFESTS_DIR": c.Manifests, "SINKS": c.Sinks, "KAFKA_GROUP_PREFIX": c.Group, "PARITY": c.Parity,
+		"MANIFESTS_DIR": c.Manifests, "SINKS": c.Sinks, "KAFKA_GROUP_PREFIX": c.Group,
 	} {
 		if value != "" {
 			os.Setenv(name, value)
 		}
+	}
+	if c.Parity {
+		os.Setenv("PARITY", "true")
 	}
 	return c.functionCommand.Run(ctx, k)
 }
@@ -126,7 +130,11 @@ func grammar() []kong.Option {
 		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
 	}
 	for _, f := range table.Functions {
-		options = append(options, kong.DynamicCommand(f.Name, "Run the function "+f.Name+", which "+f.About+".", "", &functionCommand{}))
+		var command any = &functionCommand{}
+		if f.Name == kafkasource.Function.Name {
+			command = &sourcesCommand{}
+		}
+		options = append(options, kong.DynamicCommand(f.Name, "Run the function "+f.Name+", which "+f.About+".", "", command))
 	}
 	return options
 }

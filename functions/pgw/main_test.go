@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,7 +22,7 @@ func TestFunctionsAreCommands(t *testing.T) {
 	}
 	var commands, functions []string
 	for _, command := range parser.Model.Leaves(false) {
-		if command.Target.Type() == reflect.TypeFor[functionCommand]() {
+		if kind := command.Target.Type(); kind == reflect.TypeFor[functionCommand]() || kind == reflect.TypeFor[sourcesCommand]() {
 			commands = append(commands, command.Name)
 		}
 	}
@@ -68,6 +71,48 @@ func TestRunWantsAGrafanaThatCanBeFramed(t *testing.T) {
 		_, err = parser.Parse([]string{"run"})
 		if ok && err != nil || !ok && (err == nil || !strings.Contains(err.Error(), "grafana-url") || !strings.Contains(err.Error(), "must ")) {
 			t.Errorf("GRAFANA_URL=%q: %v", address, err)
+		}
+	}
+}
+
+// The flags that the stand-in had before it was configured by its environment still work.
+func TestTheStandInsOldFlags(t *testing.T) {
+	parser, err := kong.New(newCommands(), grammar()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"MANIFESTS_DIR", "SINKS", "KAFKA_GROUP_PREFIX", "PARITY", "KAFKA_BROKERS"} {
+		t.Setenv(name, "")
+		os.Unsetenv(name)
+	}
+	k, err := parser.Parse([]string{"kafkasource", "--manifests", "/m", "--sinks", "a=http://a,b=http://b", "--group-prefix", "p-", "--parity"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.BindTo(t.Context(), (*context.Context)(nil))
+	if err := k.Run(); err == nil || !strings.Contains(err.Error(), "KAFKA_BROKERS") { // where to go on needs Kafka
+		t.Errorf("%v", err)
+	}
+	for name, want := range map[string]string{"MANIFESTS_DIR": "/m", "SINKS": "a=http://a,b=http://b", "KAFKA_GROUP_PREFIX": "p-", "PARITY": "true"} {
+		if got := os.Getenv(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A function's help has the table of the variables that it reads.
+func TestAFunctionsHelpNamesItsVariables(t *testing.T) {
+	for _, f := range table.Functions {
+		var out bytes.Buffer
+		parser, err := kong.New(newCommands(), append(grammar(), kong.Writers(&out, &out), kong.Exit(func(int) {}))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parser.Parse([]string{f.Name, "--help"})
+		for _, v := range table.Functions.Variables(f) {
+			if !strings.Contains(out.String(), "\n"+v.Name+" ") {
+				t.Errorf("the help of %s lacks %s", f.Name, v.Name)
+			}
 		}
 	}
 }
