@@ -44,7 +44,7 @@ func (c client) do(method, path, body string, headers ...string) (*http.Response
 	return resp, string(text)
 }
 
-// problem checks that an answer is one, as RFC 9457 has it, and of this code.
+// problem checks that an answer is a problem document of RFC 9457 with this code.
 func problem(t *testing.T, what string, resp *http.Response, text string, code int) {
 	t.Helper()
 	var body struct {
@@ -57,7 +57,7 @@ func problem(t *testing.T, what string, resp *http.Response, text string, code i
 	}
 }
 
-// keyed is a configuration by a file of keys, and the clients of these keys.
+// keyed returns a configuration with a file of keys, and the keys.
 func keyed(t *testing.T, lines map[string][]string) (cfg access.Config, path string, keys map[string]string) {
 	t.Helper()
 	keys = map[string]string{}
@@ -77,7 +77,7 @@ func keyed(t *testing.T, lines map[string][]string) (cfg access.Config, path str
 	return access.Config{Mode: access.Required, KeysFile: path}, path, keys
 }
 
-// Who has no key gets nothing of the API, whatever the path; the rest of the port is as it was.
+// Without a key, every path of the API is refused. The other paths of the port work as before.
 func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	cfg, _, keys := keyed(t, map[string][]string{"a": {"senders=A"}, "b": {"senders=B"}, "c": {"senders=C"}, "all": {"senders=*"}})
 	s := start(t, options{access: cfg})
@@ -92,7 +92,7 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 			if method == "HEAD" {
 				text = ""
 			}
-			// ServeMux sends unclean paths to clean ones, where the same holds.
+			// ServeMux redirects unclean paths to clean ones, where the same rule holds.
 			if resp.StatusCode == http.StatusMovedPermanently || resp.StatusCode == http.StatusTemporaryRedirect || resp.StatusCode == http.StatusNotFound && path[:4] != "/api" {
 				continue
 			}
@@ -123,14 +123,14 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 		problem(t, what, resp, got, http.StatusForbidden)
 	}
 	if s.balance("B") != before {
-		t.Error("B has paid")
+		t.Error("a payment from B's account was made")
 	}
 	for name, who := range map[string]client{"its sender": a, "its receiver": b, "who may all": all} {
 		if resp, text := who.do("GET", "/api/payments/mine", ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("%s: %s %s", name, resp.Status, text)
 		}
 	}
-	// What is another's can't be told from what is not there.
+	// Another client's payment looks like one that does not exist.
 	theirs, theirText := c.do("GET", "/api/payments/mine", "")
 	problem(t, "another's payment", theirs, theirText, http.StatusNotFound)
 	if _, none := c.do("GET", "/api/payments/nothing", ""); none != theirText {
@@ -150,15 +150,15 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 		}
 	}
 	if resp, text := all.do("GET", "/api/payments", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"mine"`) {
-		t.Errorf("all payments, for who may all: %s %s", resp.Status, text)
+		t.Errorf("all payments, with a key for all accounts: %s %s", resp.Status, text)
 	}
-	// As a stream the refusal is a problem too.
+	// As a stream, the refusal is a problem document too.
 	resp, text = a.do("POST", "/api/payments", body("streamed", "B", "A", "USD", 1), "Accept", "text/event-stream")
 	problem(t, "another's account, streamed", resp, text, http.StatusForbidden)
 	resp, text = a.do("GET", "/api/random-accounts", "")
 	problem(t, "others' accounts", resp, text, http.StatusForbidden)
 	if resp, _ := all.do("GET", "/api/random-accounts", ""); resp.StatusCode != http.StatusOK {
-		t.Errorf("who may all: %s", resp.Status)
+		t.Errorf("a key for all accounts: %s", resp.Status)
 	}
 }
 
@@ -178,7 +178,8 @@ func TestRateOfAClient(t *testing.T) {
 	}
 }
 
-// Pages of other origins may not pay, with the API open to everyone on this machine as it is by default.
+// Pages of other origins may not pay, also when the API is open to everyone on this machine, which
+// is the default.
 func TestPagesOfOtherOrigins(t *testing.T) {
 	s := start(t, options{origins: []string{"https://shop.example.com"}})
 	page := func(key, origin, site string, more ...string) (*http.Response, string) {
@@ -235,7 +236,7 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 			}
 		}
 		if resp, _ := (client{s, ""}).do("GET", path, "", "X-Forwarded-Proto", "https"); resp.Header.Get("Strict-Transport-Security") == "" {
-			t.Errorf("%s: by TLS, and no Strict-Transport-Security", path)
+			t.Errorf("%s: TLS without Strict-Transport-Security", path)
 		}
 	}
 }

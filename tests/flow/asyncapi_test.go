@@ -28,7 +28,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// asyncAPI is what asyncapi.yaml says of topics and their records.
+// asyncAPI is what asyncapi.yaml says about topics and their records.
 type asyncAPI struct {
 	channels map[string][]message // by topic
 	reasons  []payment.Reason     // of results
@@ -36,8 +36,8 @@ type asyncAPI struct {
 
 type message struct {
 	name                  string
-	eventType             string // empty where any is meant
-	plain                 bool   // no event
+	eventType             string // empty for any type
+	plain                 bool   // a plain record, not an event
 	headers, key, payload *jsonschema.Schema
 	examples              []example
 }
@@ -77,10 +77,11 @@ func readAsyncAPI() (*asyncAPI, error) {
 	if err := json.Unmarshal(text, &document); err != nil {
 		return nil, err
 	}
-	// Readers let fields through that they don't know; a writer that writes some which the document does not know has drifted.
+	// Readers ignore unknown fields. But pgw must not write a field that the document does not
+	// have.
 	forbidMore(root.(map[string]any)["components"].(map[string]any)["schemas"])
 	compiler := jsonschema.NewCompiler()
-	compiler.DefaultDraft(jsonschema.Draft7) // what AsyncAPI's own schemas build on
+	compiler.DefaultDraft(jsonschema.Draft7) // AsyncAPI's own schemas are based on this draft
 	compiler.AssertFormat()
 	const url = "asyncapi.yaml"
 	if err := compiler.AddResource(url, root); err != nil {
@@ -106,7 +107,8 @@ func readAsyncAPI() (*asyncAPI, error) {
 	return a, nil
 }
 
-// forbidMore makes objects with listed properties strict; headers stay open, as CloudEvents are.
+// forbidMore makes objects with listed properties strict. Headers stay open, as CloudEvents allow
+// extensions.
 func forbidMore(schemas any) {
 	for _, schema := range schemas.(map[string]any) {
 		object := schema.(map[string]any)
@@ -117,7 +119,7 @@ func forbidMore(schemas any) {
 	}
 }
 
-// lookUp follows a JSON pointer without escapes; nil where there is nothing.
+// lookUp follows a JSON pointer without escapes. It returns nil when there is nothing.
 func lookUp(v any, pointer string) any {
 	for step := range strings.SplitSeq(strings.TrimPrefix(pointer, "#/"), "/") {
 		switch node := v.(type) {
@@ -136,7 +138,7 @@ func lookUp(v any, pointer string) any {
 	return v
 }
 
-// check says in what a record is not as the document has it.
+// check returns the difference between a record and the document.
 func (a *asyncAPI) check(topic string, m *sarama.ConsumerMessage) error {
 	headers, payload, err := parts(m)
 	if err != nil {
@@ -155,7 +157,7 @@ func (a *asyncAPI) check(topic string, m *sarama.ConsumerMessage) error {
 	return fmt.Errorf("%s has no message of type %v", topic, headers["ce_type"])
 }
 
-// fits where there is a schema.
+// fits checks a value if there is a schema.
 func fits(schema *jsonschema.Schema, value any) error {
 	if schema == nil {
 		return nil
@@ -163,7 +165,8 @@ func fits(schema *jsonschema.Schema, value any) error {
 	return schema.Validate(value)
 }
 
-// parts of a record as a message in binary mode has them, whichever mode it is in.
+// parts returns the headers and the payload of a record as in binary mode, also for structured
+// mode.
 func parts(m *sarama.ConsumerMessage) (headers map[string]any, payload any, err error) {
 	headers = map[string]any{}
 	for _, h := range m.Headers {
@@ -186,13 +189,13 @@ func parts(m *sarama.ConsumerMessage) (headers map[string]any, payload any, err 
 	}
 	payload, err = jsonschema.UnmarshalJSON(bytes.NewReader(data))
 	if err != nil {
-		payload, err = string(data), nil // dead letters may be anything
+		payload, err = string(data), nil // dead letters may contain anything
 	}
 	return headers, payload, err
 }
 
-// checkEvents holds all that was published against asyncapi.yaml. What tests publish that is not as it should be
-// must have been refused: it stands among the dead letters.
+// checkEvents checks all published records against asyncapi.yaml. Wrong records that tests publish
+// must have been refused, and are among the dead letters.
 func (s *system) checkEvents() {
 	s.t.Helper()
 	document, err := eventDocument()
@@ -210,7 +213,7 @@ func (s *system) checkEvents() {
 	}
 	for topic, records := range published {
 		for _, m := range records {
-			// What a test itself puts among the dead letters is refused like anything else.
+			// A wrong record that a test puts among the dead letters is refused like any other.
 			deadLetters := topic == "payments.parked" || (topic == "payments.deadletter" && isLetter(m))
 			if err := document.check(topic, m); err != nil && (deadLetters || !refused[string(m.Key)]) {
 				s.t.Errorf("%s, against asyncapi.yaml: %v: %.500s", topic, err, m.Value)
@@ -219,10 +222,11 @@ func (s *system) checkEvents() {
 	}
 }
 
-// isLetter tells a record that a source wrote since it could not deliver it.
+// isLetter says whether a source wrote the record because it could not deliver an event.
 func isLetter(m *sarama.ConsumerMessage) bool { return header(m, "ce_knativeerrordest") != "" }
 
-// Topics, event types, golden files, examples and the reasons of results are the same in the document and in the code.
+// The document and the code have the same topics, event types, golden files, examples and reasons
+// of results.
 func TestTheEventDocumentIsWhole(t *testing.T) {
 	document, err := eventDocument()
 	if err != nil {
@@ -275,12 +279,12 @@ func TestTheEventDocumentIsWhole(t *testing.T) {
 	}
 	for _, reason := range document.reasons {
 		if !reason.Known() {
-			t.Errorf("%s is no reason", reason)
+			t.Errorf("%s is not a reason", reason)
 		}
 	}
 }
 
-// A record that is not as the document has it is found: the check can fail.
+// The check finds a record that differs from the document.
 func TestTheEventDocumentForbids(t *testing.T) {
 	document, err := eventDocument()
 	if err != nil {
@@ -308,7 +312,7 @@ func TestTheEventDocumentForbids(t *testing.T) {
 		}
 		m := &sarama.ConsumerMessage{Key: []byte("key"), Value: text, Headers: []*sarama.RecordHeader{{Key: []byte("content-type"), Value: []byte(cloudevents.ApplicationCloudEventsJSON)}}}
 		if document.check("payments.result", m) == nil {
-			t.Errorf("%s is let through", name)
+			t.Errorf("the check accepts %s", name)
 		}
 	}
 }

@@ -33,10 +33,11 @@ import (
 	"pgw/shared/rpc"
 )
 
-// An attacker's afternoon. Each attempt is refused with a clear error, nothing is lost (every test ends by adding the
-// ledger up), and others are served meanwhile. functions/gateway/THREATS.md says which test stands for which threat.
+// Attacks. Each attempt is refused with a clear error, nothing is lost (every test ends with a
+// check that the ledger adds up), and other clients are served meanwhile.
+// functions/gateway/THREATS.md says which test belongs to which threat.
 
-// send posts an event as KafkaSource would and gives the status.
+// send posts an event as KafkaSource would, and returns the status.
 func (s *system) send(url string, e cloudevents.Event) int {
 	s.t.Helper()
 	req, err := cehttp.NewHTTPRequestFromEvent(s.t.Context(), url, e)
@@ -52,7 +53,8 @@ func (s *system) send(url string, e cloudevents.Event) int {
 	return resp.StatusCode
 }
 
-// A client waits. Whoever reaches the gateway's event path would like to tell it that it has been paid.
+// A client waits. An attacker that can reach the gateway's path for events tries to tell it that
+// the payment was settled.
 func TestForgedResultsReachNobody(t *testing.T) {
 	s := start(t, options{})
 	release := make(chan struct{})
@@ -64,11 +66,11 @@ func TestForgedResultsReachNobody(t *testing.T) {
 			return nil
 		}
 	})
-	heard := make(chan answer, 1)
-	go func() { heard <- s.pay("waits", "A", "B", "USD", 10) }()
+	answered := make(chan answer, 1)
+	go func() { answered <- s.pay("waits", "A", "B", "USD", 10) }()
 	s.eventually("the client waits", func() error {
 		if _, text := (client{s, ""}).do("GET", "/metrics", ""); !strings.Contains(text, "pgw_gateway_waiting 1\n") {
-			return errors.New("nobody does")
+			return errors.New("no function settles it")
 		}
 		return nil
 	})
@@ -83,7 +85,7 @@ func TestForgedResultsReachNobody(t *testing.T) {
 		return e
 	}
 	var stolen event.Keyring
-	if err := stolen.Decode("k1:" + strings.Repeat("QUFB", 11)); err != nil { // the right id, another secret
+	if err := stolen.Decode("k1:" + strings.Repeat("QUFB", 11)); err != nil { // the right id with another secret
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*cloudevents.Event){
@@ -107,12 +109,12 @@ func TestForgedResultsReachNobody(t *testing.T) {
 		}
 	}
 	select {
-	case got := <-heard:
-		t.Fatalf("the client was told %s", got)
+	case got := <-answered:
+		t.Fatalf("the client got %s", got)
 	default:
 	}
 	close(release)
-	if got := s.expect(<-heard, "200 SUCCESS committed"); got.Ref == "forged" {
+	if got := s.expect(<-answered, "200 SUCCESS committed"); got.Ref == "forged" {
 		t.Errorf("got %s", got)
 	}
 }
@@ -124,8 +126,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// A good event, sent again by whoever saw it, moves nothing and tells nobody anything new; one that nobody signed is
-// not taken, and neither is one signed by a key that was rotated out.
+// A valid event that is sent again moves no money and changes no client's answer. Events without a
+// signature, or with a key that was rotated out, are refused.
 func TestReplayedAndUnsignedEventsMoveNothing(t *testing.T) {
 	s := start(t, options{})
 	s.expect(s.pay("once", "A", "B", "USD", 10), "200 SUCCESS committed")
@@ -182,8 +184,8 @@ func TestReplayedAndUnsignedEventsMoveNothing(t *testing.T) {
 	s.expect(s.pay("once", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
 }
 
-// A key was stolen, and rotated out: the thief is refused within seconds, while the client, with its new key, and
-// others never are.
+// A key was stolen and rotated out. The thief is refused within seconds. The client with its new
+// key, and other clients, never are.
 func TestAStolenKeyIsWorthNothingAfterRotation(t *testing.T) {
 	cfg, path, keys := keyed(t, map[string][]string{"acme-1": {"senders=A"}})
 	s := start(t, options{access: cfg})
@@ -208,7 +210,7 @@ func TestAStolenKeyIsWorthNothingAfterRotation(t *testing.T) {
 	resp, text := thief.do("POST", "/api/payments", body("stolen too", "A", "B", "USD", 1))
 	problem(t, "the thief", resp, text, http.StatusUnauthorized)
 	if s.balance("A") != before {
-		t.Error("the thief has paid")
+		t.Error("the thief's payment was made")
 	}
 	if resp, text := (client{s, given}).do("POST", "/api/payments", body("new key", "A", "B", "USD", 1)); resp.StatusCode != 200 {
 		t.Errorf("the client: %s %s", resp.Status, text)
@@ -234,7 +236,7 @@ func TestInjectionIsText(t *testing.T) {
 	if got := s.count(`SELECT count(*) FROM wallet_accounts`); got != before {
 		t.Errorf("%d accounts; had %d", got, before)
 	}
-	// A line end in what travels in headers of HTTP and of Kafka is refused where it comes in.
+	// Line ends in text that travels in HTTP or Kafka headers are refused at the entry.
 	for _, text := range []string{"k\r\nX-Admin: 1", "k\n", "k\x00", "k\u2028"} {
 		s.expect(s.pay(text, "A", "B", "USD", 1), "400 FAILED invalid_input")
 		if resp, _ := (client{s, ""}).do("GET", "/api/payments/"+strings.NewReplacer("\r", "%0d", "\n", "%0a", "\x00", "%00", " ", "%20").Replace(text), ""); resp.StatusCode != http.StatusBadRequest || resp.Header.Get("X-Admin") != "" {
@@ -263,8 +265,8 @@ func TestPathsLeadNowhereElse(t *testing.T) {
 	}
 }
 
-// endless is a body of as many bytes as are wanted; it counts those that were taken, by a goroutine of the client's
-// that may go on when the answer is there.
+// endless is a body of any number of bytes. It counts the bytes that were read. The client's
+// goroutine that reads it may continue after the answer has arrived.
 type endless struct {
 	left  int64
 	taken atomic.Int64
@@ -283,7 +285,7 @@ func (e *endless) Read(p []byte) (int, error) {
 func TestABodyOfAGibibyteIsNotRead(t *testing.T) {
 	s := start(t, options{})
 	for _, path := range []string{"/api/payments", "/events"} {
-		for _, length := range []int64{1 << 30, -1} { // said, and in chunks
+		for _, length := range []int64{1 << 30, -1} { // with a Content-Length, and in chunks
 			sent := &endless{left: 1 << 30}
 			req, err := http.NewRequest(http.MethodPost, s.url+path, sent)
 			if err != nil {
@@ -296,16 +298,16 @@ func TestABodyOfAGibibyteIsNotRead(t *testing.T) {
 				if resp.Body.Close(); resp.StatusCode != http.StatusRequestEntityTooLarge {
 					t.Errorf("%s: %s", path, resp.Status)
 				}
-			} // or the connection was closed while it was still being sent
+			} // or the connection was closed while the body was still being sent
 			if taken := sent.taken.Load(); taken > 32<<20 {
-				t.Errorf("%s: %d bytes of it were taken", path, taken)
+				t.Errorf("%s: %d bytes of the body were read", path, taken)
 			}
 		}
 	}
 	s.expect(s.pay("meanwhile", "A", "B", "USD", 1), "200 SUCCESS committed")
 }
 
-// As many slow connections as an attacker has; those who ask as usual are answered as usual.
+// An attacker opens as many slow connections as possible. Normal clients are answered as usual.
 func TestTenThousandSlowConnections(t *testing.T) {
 	s := start(t, options{serial: true})
 	var files syscall.Rlimit
@@ -329,11 +331,11 @@ func TestTenThousandSlowConnections(t *testing.T) {
 			"", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", "POST /api/payments HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
 		}[i%3])
 		if i%500 == 0 {
-			s.expect(s.pay(fmt.Sprint("beside ", i), "A", "B", "USD", 1), "200 SUCCESS committed")
+			s.expect(s.pay(fmt.Sprint("meanwhile ", i), "A", "B", "USD", 1), "200 SUCCESS committed")
 		}
 	}
 	t.Logf("%d slow connections", len(slow))
-	// Also for one who comes anew.
+	// New clients are answered too.
 	fresh := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	for i := range 20 {
 		resp, err := fresh.Post(s.url+"/api/payments", "application/json", strings.NewReader(body(fmt.Sprint("anew ", i), "A", "B", "USD", 1)))
@@ -344,7 +346,8 @@ func TestTenThousandSlowConnections(t *testing.T) {
 	}
 }
 
-// Over the network of the functions, without an operator's token: nobody makes money, rates or rules.
+// Callers in the functions' network without an operator's token cannot change accounts, rates or
+// rules.
 func TestAdminNeedsAnOperator(t *testing.T) {
 	const ordinary = "the-token-of-functions-in-tests-0123456789"
 	open := func(sec rpc.Security) *rpc.Callers { return must(sec.Open(slog.New(slog.DiscardHandler))) }
@@ -403,7 +406,7 @@ func TestAdminNeedsAnOperator(t *testing.T) {
 	s.expect(s.pay("meanwhile", "A", "B", "USD", 1), "200 SUCCESS committed")
 }
 
-// The page of threats names tests that there are.
+// The page of threats names existing tests.
 func TestThreatsNameTheirTests(t *testing.T) {
 	text, err := os.ReadFile("../../functions/gateway/THREATS.md")
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// get reads JSON, and gives the status.
+// get reads JSON, and returns the status.
 func (s *system) get(path string, into any) int {
 	s.t.Helper()
 	resp, err := http.Get(s.url + path)
@@ -93,7 +93,7 @@ func TestAPaymentIsStreamed(t *testing.T) {
 	if again := s.expect(s.pay("streamed", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo"); again.Ref != got.answer.Ref {
 		t.Errorf("refs %q and %q", got.answer.Ref, again.Ref)
 	}
-	// Errors are told the same way, with the status that they have.
+	// Errors come in the same way, with their usual status.
 	for text, want := range map[string]string{
 		"{":                                      "400 FAILED bad_json",
 		body("streamed", "A", "B", "USD", 11):    "422 FAILED idempotency_mismatch",
@@ -216,7 +216,8 @@ func TestPaymentsAreListed(t *testing.T) {
 	}
 }
 
-// A stage is told when it ends, and not with the answer: the client knows of it while the payment hangs.
+// A stage is reported when it ends and not with the answer: the client gets it while the payment is
+// held up.
 func TestStagesAreToldAsTheyEnd(t *testing.T) {
 	s := start(t, options{})
 	hang := make(chan struct{})
@@ -243,11 +244,11 @@ func TestStagesAreToldAsTheyEnd(t *testing.T) {
 	var answered bool
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		if strings.Contains(lines.Text(), `"stage":"publish"`) {
-			release() // not before: the payment settles only when this was told
+			release() // not before: the payment settles only after this stage was reported
 		}
 		answered = answered || strings.Contains(lines.Text(), `"reason":"committed"`)
 	}
 	if !answered {
-		t.Error("the stages were not told before the answer")
+		t.Error("the stages were not reported before the answer")
 	}
 }

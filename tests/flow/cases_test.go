@@ -31,12 +31,13 @@ import (
 	"pgw/tests/processes"
 )
 
-// caseRecord is a line of testdata/records.jsonl: a record that people met in the wild, or that broke pgw.
+// caseRecord is a line of testdata/records.jsonl: a record that occurred in practice, or that broke
+// pgw.
 type caseRecord struct {
 	Why     string             `json:"why"`
 	Topic   string             `json:"topic"`
 	Key     string             `json:"key"`
-	Headers map[string]*string `json:"headers"` // "signed": a good signature of an event of that type
+	Headers map[string]*string `json:"headers"` // "signed": a valid signature of an event of that type
 	Value   *string            `json:"value"`
 	ValueOf string             `json:"value_of"` // TEXT*TIMES
 	Expect  string             `json:"expect"`
@@ -61,7 +62,8 @@ func caseRecords(t *testing.T) (all []caseRecord) {
 	return all
 }
 
-// message for a topic. On any topic but its own a payment has another key: it must not decide the one that is judged.
+// message makes the message for a topic. On any topic but its own a payment has another key, so
+// that it does not decide the payment that the test checks.
 func (c caseRecord) message(t *testing.T, s *system, topic string) *sarama.ProducerMessage {
 	t.Helper()
 	m := &sarama.ProducerMessage{Topic: s.kafka.Renamed()[topic], Key: sarama.StringEncoder(c.Key)}
@@ -125,12 +127,13 @@ func (c caseRecord) message(t *testing.T, s *system, topic string) *sarama.Produ
 	return m
 }
 
-// All of the case records on every source's topic, and 4,200 good payments behind them, more than a source
-// reads ahead of a record that it holds. All of those settle, nothing is in flight afterwards, every record is where it is
-// expected, operators' commands can read it all, and a restart changes nothing.
+// The test publishes all case records on every source's topic, with 4,200 valid payments behind
+// them. That is more than a source reads ahead of a record that it holds. All valid payments
+// settle, nothing stays in flight, every record is where it is expected, operators' commands can
+// read everything, and a restart changes nothing.
 func TestNoRecordStopsTheFlow(t *testing.T) {
 	const good = 4200
-	topics, err := processes.Topics(1) // so that all stand behind one another
+	topics, err := processes.Topics(1) // so that all records are in one order
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +156,7 @@ func TestNoRecordStopsTheFlow(t *testing.T) {
 		}
 	}
 	s.publishAccount("BEHIND", "ACTIVE", 5000)
-	// Behind the case record that comes from the future.
+	// These events follow the case record with a time in the future.
 	s.publishAccount("ACC013", "BLOCKED", 1)
 	var sent sync.WaitGroup
 	next := make(chan int)
@@ -180,7 +183,7 @@ func TestNoRecordStopsTheFlow(t *testing.T) {
 		t.Error("the account behind the bad records is not opened and funded")
 	}
 	if n := s.count(`SELECT count(*) FROM wallet_accounts WHERE account_id = 'ACC013' AND status = 'BLOCKED'`); n != 1 {
-		t.Error("an event of today is not applied behind one of the future")
+		t.Error("an event of today is not applied after one with a future time")
 	}
 	s.nothingInFlight()
 	for _, c := range cases {
@@ -226,7 +229,7 @@ func (s *system) publishAccount(id string, status payment.AccountStatus, amount 
 	}
 }
 
-// settled waits until all is delivered, for as long as there is progress.
+// settled waits until everything is delivered, as long as there is progress.
 func (s *system) settled(progress func() int) {
 	s.t.Helper()
 	last := -1
@@ -244,7 +247,7 @@ func (s *system) settled(progress func() int) {
 	}
 }
 
-// nothingInFlight reads the sources' metrics.
+// nothingInFlight checks the sources' metrics.
 func (s *system) nothingInFlight() {
 	s.t.Helper()
 	s.eventually("nothing is in flight, nor held", func() error {
@@ -273,7 +276,8 @@ func (s *system) nothingInFlight() {
 	})
 }
 
-// letters of a case's record, from wherever the source of its own topic puts them.
+// letters returns the dead letters of a case record, from the topic to which its own source writes
+// them.
 func (s *system) letters(c caseRecord) (all []cloudevents.Event) {
 	s.t.Helper()
 	topic := s.kafka.DeadLetterTopic
@@ -289,7 +293,7 @@ func (s *system) letters(c caseRecord) (all []cloudevents.Event) {
 	return all
 }
 
-// misplaced says in what a record is not where it is expected.
+// misplaced returns the difference between where a record is and where it is expected.
 func (s *system) misplaced(c caseRecord) string {
 	s.t.Helper()
 	var data struct {
@@ -316,7 +320,7 @@ func (s *system) misplaced(c caseRecord) string {
 	return ""
 }
 
-// whereabouts is what a restart must not change.
+// whereabouts is the state that a restart must not change.
 func (s *system) whereabouts() string {
 	s.t.Helper()
 	text := fmt.Sprintf("ACC001=%d ACC002=%d settled=%d", s.balance("ACC001"), s.balance("ACC002"),
@@ -327,7 +331,7 @@ func (s *system) whereabouts() string {
 	return text
 }
 
-// operatorsReadAll has the commands that read topics read everything.
+// operatorsReadAll runs every command that reads topics, and checks that it reads everything.
 func (s *system) operatorsReadAll() {
 	s.t.Helper()
 	manifests, err := allinone.Manifests()
@@ -345,7 +349,7 @@ func (s *system) operatorsReadAll() {
 		}
 		if l.CutFrom > 0 {
 			if err := box.Redrive(s.t.Context(), s.Producer(), l, "test", "test"); err == nil {
-				s.t.Errorf("%s, which was cut, is sent again", l.Place)
+				s.t.Errorf("%s was cut, but can be sent again", l.Place)
 			}
 		}
 	}
@@ -361,8 +365,8 @@ func (s *system) operatorsReadAll() {
 	}
 }
 
-// In an unordered source records with one key are delivered side by side. The ledger's claim judges: the money moves
-// once, and every attempt is told the same.
+// In an unordered source, records with one key are delivered at the same time. The ledger's claim
+// decides: the money moves once, and every attempt gets the same outcome.
 func TestRequestsOfOneKeySideBySideSettleOnce(t *testing.T) {
 	s := start(t, options{})
 	const attempts = 200
@@ -388,7 +392,7 @@ func TestRequestsOfOneKeySideBySideSettleOnce(t *testing.T) {
 		}
 		refs[fmt.Sprint(result.Status, " ", result.Ref)]++
 	}
-	if len(refs) != 2 { // SUCCESS to the attempt that was first, SUCCESS_REPLAY to the others, of one reference
+	if len(refs) != 2 { // SUCCESS for the first attempt, SUCCESS_REPLAY for the others, with one reference
 		t.Errorf("%v", refs)
 	}
 	s.expectClean()

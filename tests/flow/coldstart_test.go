@@ -16,7 +16,8 @@ import (
 	"pgw/tests/processes"
 )
 
-// separate gives a system of processes, none of them running, with a schema and topics; the ledger is summed at the end.
+// separate returns a system of processes with a schema and topics. No process runs yet. At the end
+// the ledger is added up.
 func separate(t *testing.T, log *processes.Output) *processes.System {
 	t.Helper()
 	binary, err := processes.Build(t.TempDir())
@@ -67,8 +68,8 @@ func payOver(t *testing.T, addr, key string) answer {
 	return read(t, resp)
 }
 
-// With gateway, worker, payments and db at zero the first payment wakes the gateway, which has the other three started side
-// by side, and is answered.
+// gateway, worker, payments and db are at zero. The first payment wakes the gateway, which wakes
+// the other three at the same time, and the payment is answered.
 func TestFunctionsWakeSideBySide(t *testing.T) {
 	log := &processes.Output{}
 	s := separate(t, log)
@@ -94,7 +95,7 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 	var figures []string
 	figure := func(name string, start time.Duration) {
 		resident, err := s.Resident(name)
-		if err != nil && !os.IsNotExist(err) { // no /proc
+		if err != nil && !os.IsNotExist(err) { // there is no /proc
 			t.Error(err)
 		}
 		figures = append(figures, fmt.Sprintf("%s ready %s after its start, %d MiB resident", name, start.Round(time.Millisecond), resident>>20))
@@ -106,9 +107,9 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 		}
 		figure(name, start)
 	}
-	time.Sleep(time.Second) // a source that has just been started does not ask for all of its partitions at once
+	time.Sleep(time.Second) // a source that has just been started does not fetch all of its partitions at once
 	for name, z := range asleep {
-		// db may have had the sweep's ping, at the turn of a minute.
+		// The sweep's ping may have reached db at the turn of a minute.
 		if knocked, _, _ := z.Awake(); !knocked.IsZero() && name != "db" {
 			t.Errorf("%s was woken before the first payment", name)
 		}
@@ -126,7 +127,7 @@ func TestFunctionsWakeSideBySide(t *testing.T) {
 		}
 		figure(name, start)
 	}
-	// Left to the payment alone, db would be asked for only by a payments that is ready.
+	// If only the payment woke it, db would be called only after payments was ready.
 	dbKnocked, _, _ := asleep["db"].Awake()
 	if _, paymentsReady, _ := asleep["payments"].Awake(); dbKnocked.After(paymentsReady) {
 		t.Errorf("they were woken one after the other: db %s after payments was ready", dbKnocked.Sub(paymentsReady))

@@ -21,7 +21,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// tally counts outcomes of concurrent requests.
+// tally makes n payments at the same time and counts the outcomes.
 func tally(n int, pay func(i int) answer) map[string]int {
 	var mu sync.Mutex
 	counts := map[string]int{}
@@ -90,8 +90,8 @@ func TestFundsForExactlySome(t *testing.T) {
 	}
 }
 
-// The commit's answer is lost after it took effect: the request is redelivered, and the client, who has
-// heard nothing yet, hears of a success and not of a replay.
+// The commit takes effect, but its answer is lost. The request is delivered again. The waiting
+// client, which has no answer yet, gets SUCCESS and not SUCCESS_REPLAY.
 func TestALostAnswerIsNotLostMoney(t *testing.T) {
 	s := start(t, options{})
 	for _, method := range []string{"Reserve", "CommitReservation", "Settle"} {
@@ -113,7 +113,7 @@ func TestALostAnswerIsNotLostMoney(t *testing.T) {
 	}
 }
 
-// The result could not be published: the request is redelivered, and settles nothing again.
+// The result could not be published. The request is delivered again, and settles nothing twice.
 func TestAResultThatCouldNotBePublished(t *testing.T) {
 	s := start(t, options{})
 	var lost atomic.Int32
@@ -132,8 +132,8 @@ func TestAResultThatCouldNotBePublished(t *testing.T) {
 	}
 }
 
-// A crash between reserve and commit leaves a hold. The same event, redelivered, finishes it; without one
-// the sweep gives it back past its deadline.
+// A crash between reserve and commit leaves a hold. When the same event is delivered again, the
+// payment is finished. Without such an event, the sweep releases the hold after its deadline.
 func TestCrashBetweenReserveAndCommit(t *testing.T) {
 	s := start(t, options{answerIn: 300 * time.Millisecond})
 	crash := func(called string) error {
@@ -160,7 +160,7 @@ func TestCrashBetweenReserveAndCommit(t *testing.T) {
 		return nil
 	})
 
-	// A hold made directly, past its deadline, that no event asks for again.
+	// A hold that was made directly, past its deadline. No event finishes it.
 	db := dbv1.NewDbClient(s.Conn("db"))
 	held, err := db.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{
 		IdempotencyKey: "orphan", SenderId: "A", ReceiverId: "B", AmountIdr: 7000, CurrencyInput: "IDR",
@@ -175,7 +175,7 @@ func TestCrashBetweenReserveAndCommit(t *testing.T) {
 		t.Fatal(swept, err)
 	}
 	if r := results.await("orphan"); r.Status != payment.Failed || r.Reason != payment.Expired {
-		t.Errorf("told %+v", r)
+		t.Errorf("the result is %+v", r)
 	}
 	if _, st := s.state("orphan"); st.State != "ROLLEDBACK" || st.Reason != "expired" || s.balance("A") != a-5000 {
 		t.Errorf("%+v; A is off by %d", st, s.balance("A")-a)
@@ -186,7 +186,7 @@ func TestCrashBetweenReserveAndCommit(t *testing.T) {
 	}
 }
 
-// Past its deadline a request is recorded as expired, whoever brings it.
+// A request past its deadline is recorded as expired, on every way in.
 func TestARequestPastItsDeadline(t *testing.T) {
 	s := start(t, options{})
 	r := request("late", "A", "B", 5000)
@@ -195,7 +195,7 @@ func TestARequestPastItsDeadline(t *testing.T) {
 	results := s.consume(s.kafka.ResultTopic)
 	s.publish(r)
 	if got := results.await("late"); got.Status != payment.Failed || got.Reason != payment.Expired {
-		t.Errorf("told %+v", got)
+		t.Errorf("the result is %+v", got)
 	}
 	if _, st := s.state("late"); st.Reason != "expired" {
 		t.Errorf("%+v", st)
@@ -203,7 +203,7 @@ func TestARequestPastItsDeadline(t *testing.T) {
 	s.expect(s.pay("late", "A", "B", "IDR", 5000), "200 FAILED expired")
 }
 
-// A commit that the ledger refuses is rolled back and told.
+// A commit that the ledger refuses is rolled back, and the client gets that outcome.
 func TestCommitFailed(t *testing.T) {
 	s := start(t, options{})
 	a := s.balance("A")
@@ -228,8 +228,8 @@ func TestCommitFailed(t *testing.T) {
 	}
 }
 
-// A plain record of an earlier producer settles; a broken one and an unsigned CloudEvent end in the dead
-// letters, close nothing that is not theirs, and hold up nobody.
+// A plain record of an earlier producer settles. A broken record and an unsigned CloudEvent go to
+// the dead letters, do not close other payments, and hold up nothing.
 func TestPlainRecordsAndForgeries(t *testing.T) {
 	s := start(t, options{})
 	a := s.balance("A")
@@ -248,7 +248,7 @@ func TestPlainRecordsAndForgeries(t *testing.T) {
 	plain("plain-1", record)
 	got := results.await("plain-1")
 	if got.Status != payment.Success || got.Reason != payment.ReasonCommitted || got.Ref == "" || s.balance("A") != a-9000 {
-		t.Errorf("told %+v; A paid %d", got, a-s.balance("A"))
+		t.Errorf("the result is %+v; A paid %d", got, a-s.balance("A"))
 	}
 
 	plain("broken", map[string]any{"idempotency_key": "broken", "sender_id": "A"})
@@ -278,8 +278,8 @@ func TestPlainRecordsAndForgeries(t *testing.T) {
 	s.expect(s.pay("after them", "A", "B", "IDR", 1000), "200 SUCCESS committed")
 }
 
-// A request that can never be settled by its worker is closed out from the dead letters, and its client and
-// the ledger hear the same.
+// A request that its worker can never have settled is closed out from the dead letters. The client
+// and the ledger get the same outcome.
 func TestDeadLettersAreClosedOut(t *testing.T) {
 	s := start(t, options{})
 	a := s.balance("A")
@@ -297,7 +297,7 @@ func TestDeadLettersAreClosedOut(t *testing.T) {
 	}
 }
 
-// Forged results reach no client: neither unsigned nor signed by another key.
+// Forged results reach no client, neither unsigned ones nor ones signed with another key.
 func TestForgedResultsAreRefused(t *testing.T) {
 	s := start(t, options{answerIn: time.Second})
 	s.faults.set(func(f *faults) {
@@ -328,17 +328,17 @@ func TestForgedResultsAreRefused(t *testing.T) {
 			}
 		}
 		if code := s.postEvent(s.url+"/events", e); code != 403 {
-			t.Errorf("signed by a stranger %t: %d", sign, code)
+			t.Errorf("signed with an unknown key %t: %d", sign, code)
 		}
 	}
 	if got := <-answered; got.outcome() != "504 FAILED queue_timeout" {
-		t.Errorf("the client heard %s", got)
+		t.Errorf("the client got %s", got)
 	}
 	s.faults.set(func(f *faults) { f.rpc = nil })
 	s.drain()
 }
 
-// Accounts are opened and funded by events, once for each event id, in whatever order they come again.
+// Events open and fund accounts. Each event id counts once, in any order of delivery.
 func TestAccountEvents(t *testing.T) {
 	s := start(t, options{})
 	send := func(eventType, id string, data any, at time.Time) {
@@ -363,7 +363,7 @@ func TestAccountEvents(t *testing.T) {
 	}
 	send(event.TypeAccountFunded, "f2", event.AccountFunded{AccountID: "NEW", AmountIDR: 5_000}, now)
 	send(event.TypeAccountOpened, "o2", blocked, now.Add(time.Second))
-	send(event.TypeAccountOpened, "o1", opened, now) // comes again, late
+	send(event.TypeAccountOpened, "o1", opened, now) // is delivered again, late
 	send(event.TypeAccountFunded, "f3", event.AccountFunded{AccountID: "NEW", AmountIDR: 1}, now)
 	s.eventually("the last event is applied", func() error {
 		var balance int64
@@ -389,7 +389,7 @@ func TestAccountEvents(t *testing.T) {
 	}
 }
 
-// The system stops and starts again on the same data: what was under way is finished.
+// The system stops and starts again on the same data. Work in progress is finished.
 func TestRestartKeepsEverything(t *testing.T) {
 	s := start(t, options{})
 	s.expect(s.pay("before", "A", "B", "IDR", 5000), "200 SUCCESS committed")
@@ -426,8 +426,8 @@ func request(key, from, to string, amount int64) payment.Payment {
 	return r
 }
 
-// A result that is delivered again reaches the wait of a second attempt: success was told once already, so
-// the second attempt hears of a replay.
+// A result that is delivered again reaches a second attempt that waits. SUCCESS was already
+// reported once, so the second attempt gets SUCCESS_REPLAY.
 func TestARedeliveredResultIsAReplay(t *testing.T) {
 	s := start(t, options{})
 	first := s.expect(s.pay("twice", "A", "B", "IDR", 5000), "200 SUCCESS committed")

@@ -23,8 +23,8 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// earlier is the interface that clients were built against before this code was written: their messages,
-// field by field. It must never change; what is added since is not in it.
+// earlier is the interface of clients that were built before this code: their messages, field by
+// field. It must never change. Later additions are not part of it.
 var earlier = map[string]string{
 	"common.v1.Money":                     "amount_minor=1 int64, currency=2 common.v1.Currency",
 	"fx.v1.Rate":                          "base_currency=1 string, quote_currency=2 string, rate=3 double",
@@ -84,8 +84,8 @@ var earlierRPCs = map[string]string{
 	"db.v1.Db":                    "CheckBalance(CheckBalanceRequest)CheckBalanceResponse ReserveFunds(ReserveFundsRequest)ReserveFundsResponse CommitReservation(CommitReservationRequest)CommitReservationResponse RollbackReservation(RollbackReservationRequest)RollbackReservationResponse GetRandomAccounts(GetRandomAccountsRequest)GetRandomAccountsResponse",
 }
 
-// earlierMessages builds the message types of a client that knows only the above: no generated code of
-// this project takes part in what it sends and understands.
+// earlierMessages builds the message types of a client that knows only the interface above. It uses
+// no generated code of this project.
 func earlierMessages(t *testing.T) map[string]protoreflect.MessageDescriptor {
 	t.Helper()
 	files := map[string]*descriptorpb.FileDescriptorProto{}
@@ -159,7 +159,8 @@ func earlierMessages(t *testing.T) map[string]protoreflect.MessageDescriptor {
 	return messages
 }
 
-// Today's messages still have every field of the earlier ones, with its number, type and cardinality.
+// Today's messages still have every field of the earlier ones, with the same number, type and
+// cardinality.
 func TestTheWireContractStands(t *testing.T) {
 	for name, then := range earlierMessages(t) {
 		found, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name))
@@ -206,7 +207,7 @@ func TestTheWireContractStands(t *testing.T) {
 	}
 }
 
-// earlierClient calls over the network with the earlier messages alone.
+// earlierClient calls over the network with only the earlier messages.
 type earlierClient struct {
 	s        *system
 	messages map[string]protoreflect.MessageDescriptor
@@ -227,7 +228,7 @@ func newEarlierClient(s *system, t *testing.T) *earlierClient {
 	return c
 }
 
-// call gives the answer as JSON with the contract's names.
+// call returns the answer as JSON with the contract's names.
 func (c *earlierClient) call(service, method, request string) (map[string]any, error) {
 	c.s.t.Helper()
 	pkg := service[:strings.LastIndexByte(service, '.')]

@@ -26,13 +26,13 @@ import (
 	"pgw/tests/processes"
 )
 
-// observed is the folder of what is given to Prometheus and Grafana.
+// observed is the folder with the files for Prometheus and Grafana.
 const observed = "../../compose"
 
 // expression is one query of a dashboard or a rule.
 type expression struct{ where, query string }
 
-// dashboardQueries reads every panel's expressions, with Grafana's variables put in.
+// dashboardQueries returns every panel's expressions, with Grafana's variables filled in.
 func dashboardQueries(t *testing.T) (all []expression) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(observed, "grafana/dashboards/*.json"))
@@ -62,7 +62,7 @@ func dashboardQueries(t *testing.T) (all []expression) {
 		for _, panel := range board.Panels {
 			where := strings.TrimSuffix(filepath.Base(file), ".json") + ", " + panel.Title
 			if !strings.Contains(panel.Description, "?") && !strings.Contains(panel.Description, ".") || len(panel.Targets) == 0 {
-				t.Errorf("%s: does not say which question it answers, or asks nothing", where)
+				t.Errorf("%s: has no description of its question, or no query", where)
 			}
 			for _, target := range panel.Targets {
 				query := strings.NewReplacer("$__rate_interval", "1m", "$function", ".+").Replace(target.Expr)
@@ -76,8 +76,8 @@ func dashboardQueries(t *testing.T) (all []expression) {
 	return all
 }
 
-// ruleQueries are what recording rules make, and each selector of an alert: the alert as a whole is silent while all is
-// well, but what it looks at must be there.
+// ruleQueries returns the results of recording rules, and each selector of an alert. A whole alert
+// has no result while the system is healthy, but the series that it selects must exist.
 func ruleQueries(t *testing.T) (all []expression) {
 	t.Helper()
 	selector := regexp.MustCompile(`(?:pgw[_:][\w:]+|up)(?:\{[^}]*\})?`)
@@ -108,14 +108,14 @@ func ruleQueries(t *testing.T) (all []expression) {
 	return all
 }
 
-// prometheus is a real one.
+// prometheus is a real Prometheus.
 type prometheus struct {
 	t    *testing.T
 	addr string
 }
 
-// startPrometheus gives it the project's own rules, and targets with the labels that the project's scrape configuration
-// would give them.
+// startPrometheus starts it with the project's own rules. The targets have the labels that the
+// project's scrape configuration would set.
 func startPrometheus(t *testing.T, targets map[string]string) *prometheus {
 	t.Helper()
 	dir := t.TempDir()
@@ -158,7 +158,8 @@ func startPrometheus(t *testing.T, targets map[string]string) *prometheus {
 	return p
 }
 
-// get reads an answer's data. An error that Prometheus itself tells is about the query, and waiting won't mend it.
+// get reads the data of an answer. An error that Prometheus itself reports is about the query, so
+// waiting does not help.
 func (p *prometheus) get(path string, query url.Values, into any) error {
 	resp, err := http.Get("http://" + p.addr + path + "?" + query.Encode())
 	if err != nil {
@@ -198,8 +199,9 @@ func (p *prometheus) ask(query string) error {
 	return nil
 }
 
-// Every expression of every dashboard and rule has an answer in a Prometheus that watched a real run: payments that
-// succeed, are repeated, are refused by each who may refuse, one that became a dead letter, and a sweep.
+// Every expression of every dashboard and rule has a result in a Prometheus that watched a real
+// run. The run has payments that succeed, that are repeated, and that each function refuses, one
+// that becomes a dead letter, and a sweep.
 func TestDashboardsAndRulesHaveAnswers(t *testing.T) {
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Skip("prometheus is not on PATH; .ci/run installs it")
@@ -286,9 +288,9 @@ func TestDashboardsAndRulesHaveAnswers(t *testing.T) {
 		}
 		left = still
 	}
-	// That a query which has no answer is seen.
+	// The check finds a query that has no result.
 	if err := p.ask(`pgw_payments_total{reason="none_such"}`); !errors.Is(err, errNothing) {
-		t.Errorf("a reason that there is not: %v", err)
+		t.Errorf("a reason that does not exist: %v", err)
 	}
 	var rules struct {
 		Groups []struct {

@@ -13,7 +13,7 @@ import (
 	"pgw/functions/gateway/docs"
 )
 
-// exampleRun is one block of code of examples.md, and what it prints.
+// exampleRun is one block of code of examples.md, and its output.
 type exampleRun struct{ title, language, code, prints string }
 
 var codeBlock = regexp.MustCompile("(?ms)^(## .*?)$|^```(\\w+)\\n(.*?)^```$")
@@ -34,7 +34,8 @@ func exampleRuns(t *testing.T) (runs []exampleRun) {
 	return runs
 }
 
-// The examples do what they say, word for word but for the addresses, against a system with the seeds' accounts.
+// The examples of examples.md work unchanged, except for the addresses, with a system that has the
+// seeds' accounts.
 func TestExamples(t *testing.T) {
 	s := start(t, options{})
 	s.open(1_000_000_000, "ACC001", "ACC002")
@@ -45,14 +46,14 @@ func TestExamples(t *testing.T) {
 		languages[run.title] = true
 		t.Run(run.title, func(t *testing.T) {
 			if run.prints == "" {
-				t.Fatalf("what this prints is not said:\n%s", run.code)
+				t.Fatalf("the example has no expected output:\n%s", run.code)
 			}
 			got := execute(t, run.language, at.Replace(run.code))
 			pattern := regexp.QuoteMeta(run.prints)
 			pattern = strings.ReplaceAll(pattern, "<uuid>", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 			pattern = strings.ReplaceAll(pattern, "<text>", "[^\"]+")
 			if !regexp.MustCompile("^" + pattern + "$").MatchString(got) {
-				t.Errorf("it should print\n%s\nand prints\n%s", run.prints, got)
+				t.Errorf("it should print\n%s\nbut prints\n%s", run.prints, got)
 			}
 		})
 	}
@@ -79,11 +80,11 @@ func execute(t *testing.T, language, code string) string {
 		cmd = exec.CommandContext(ctx, "go", "run", file)
 	case "js":
 		if _, err := exec.LookPath("node"); err != nil {
-			t.Skip("not run: there is no node on PATH")
+			t.Skip("not run: node is not on PATH")
 		}
 		cmd = exec.CommandContext(ctx, "node", "--input-type=module", "-e", code)
 	default:
-		t.Fatalf("nothing here runs %q", language)
+		t.Fatalf("the test cannot run %q", language)
 	}
 	var errs strings.Builder
 	cmd.Dir, cmd.Stderr = "../..", &errs

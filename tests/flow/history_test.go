@@ -45,17 +45,19 @@ var (
 
 const (
 	historyClients = 24
-	// An operator does something once in so many operations.
+	// An operator acts once in this many operations.
 	operatorEvery = 12
-	// historyAnswerIn is how long a client waits at most; what is held up is held for longer.
+	// historyAnswerIn is the longest wait of a client. Calls that are held up are held for longer.
 	historyAnswerIn = 500 * time.Millisecond
-	// settleWithin is for what is under way when the clients are done: redeliveries wait for seconds.
+	// settleWithin is the time limit for the work that remains when the clients have finished.
+	// Redeliveries wait for seconds.
 	settleWithin = 3 * time.Minute
 )
 
-// Many clients pay, ask again, lose patience and connections, and read what became of payments; operators fund and
-// block accounts and change rates and rules meanwhile; calls, answers, publishes and acknowledgements are lost, late
-// and doubled. Whatever any client was told is then held against everything else that is known.
+// Many clients pay, ask again, give up, lose connections, and read the state of payments. Meanwhile
+// operators fund and block accounts and change rates and rules. Calls, answers, publishes and
+// acknowledgements are lost, delayed and doubled. Then every answer is compared with everything
+// else that is known.
 func TestNobodyIsEverToldFalse(t *testing.T) {
 	draw := history.Draw{Seed: *historySeed, Clients: historyClients}
 	t.Logf("-history.seed=%d repeats what clients and operators do, and how often what fails", draw.Seed)
@@ -106,7 +108,7 @@ func TestNobodyIsEverToldFalse(t *testing.T) {
 	}
 }
 
-// chronicle is a system, those who use it, and what they hear.
+// chronicle is a system, its users and their answers.
 type chronicle struct {
 	*system
 	draw   history.Draw
@@ -117,7 +119,7 @@ type chronicle struct {
 	mu      sync.Mutex
 	history history.History
 
-	operating sync.Mutex // held for one deed
+	operating sync.Mutex // held during one action
 	operator  *history.Operator
 	deeds     int
 	given     map[string]int64 // by account
@@ -131,7 +133,7 @@ func (c *chronicle) add(call history.Call) {
 	c.history.Calls = append(c.history.Calls, call)
 }
 
-// sees notes each try to publish a request.
+// sees records each attempt to publish a request.
 func (c *chronicle) sees(topic string, e cloudevents.Event) {
 	if topic != c.kafka.RequestTopic {
 		return
@@ -147,7 +149,7 @@ func (c *chronicle) sees(topic string, e cloudevents.Event) {
 	c.history.Publishes = append(c.history.Publishes, history.Publish{Call: id, At: at})
 }
 
-// callOf gives the call whose request an event carries.
+// callOf returns the call whose request an event carries.
 func callOf(e cloudevents.Event) (int, error) {
 	request, err := event.Decode[event.PaymentRequested](e)
 	if err != nil {
@@ -155,12 +157,12 @@ func callOf(e cloudevents.Event) (int, error) {
 	}
 	id, ok := history.CallOf(request.TxDate)
 	if !ok {
-		return 0, fmt.Errorf("a request that nobody made: %+v", request)
+		return 0, fmt.Errorf("a request that no client made: %+v", request)
 	}
 	return id, nil
 }
 
-// readTopic finds out which requests the broker has.
+// readTopic finds the requests that the broker has.
 func (c *chronicle) readTopic() {
 	c.t.Helper()
 	has := map[int]bool{}
@@ -197,7 +199,7 @@ func (c *chronicle) openAccounts() {
 	}
 }
 
-// ask makes one call and notes what is heard.
+// ask makes one call and records its answer.
 func (c *chronicle) ask(a history.Ask) {
 	call := history.Call{ID: int(c.calls.Add(1)), Kind: a.Kind, Key: a.Key, Terms: a.Terms, Malformed: a.Flaw != ""}
 	ctx, cancel := context.WithCancel(c.t.Context())
@@ -205,9 +207,9 @@ func (c *chronicle) ask(a history.Ask) {
 	call.Begun = c.now()
 	switch a.Kind {
 	case history.Pay:
-		ctx, heard := behave(ctx, a)
+		ctx, answered := behave(ctx, a)
 		call.Told = load.Post(ctx, c.client, c.url, history.Body(call.ID, a.Key, a.Terms, a.Flaw))
-		if !heard() {
+		if !answered() {
 			call.Told = load.Told{Reason: load.NoAnswer}
 		}
 	case history.Get:
@@ -219,8 +221,9 @@ func (c *chronicle) ask(a history.Ask) {
 	c.add(call)
 }
 
-// behave makes a client wait in its manner. heard tells afterwards whether it can have heard anything.
-func behave(ctx context.Context, a history.Ask) (_ context.Context, heard func() bool) {
+// behave makes a client wait in its manner. answered says afterwards whether the client can have got
+// an answer.
+func behave(ctx context.Context, a history.Ask) (_ context.Context, answered func() bool) {
 	switch a.Manner {
 	case history.Leaves:
 		ctx, cancel := context.WithTimeout(ctx, a.Patience)
@@ -242,7 +245,7 @@ func behave(ctx context.Context, a history.Ask) (_ context.Context, heard func()
 	return ctx, func() bool { return true }
 }
 
-// reset closes a connection the way of a machine that is gone: what is on its way is lost.
+// reset closes a connection like a machine that is gone: bytes on the way are lost.
 func reset(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
@@ -250,7 +253,7 @@ func reset(conn net.Conn) {
 	conn.Close()
 }
 
-// fetch reads JSON; ok tells that it was answered, by 200 or 404.
+// fetch reads JSON. ok says whether there was an answer, 200 or 404.
 func (c *chronicle) fetch(ctx context.Context, path string, into any) (code int, ok bool) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+path, nil)
 	if err != nil {
@@ -273,8 +276,8 @@ func (c *chronicle) fetch(ctx context.Context, path string, into any) (code int,
 	return resp.StatusCode, true
 }
 
-// told is a payment as GET and the list tell it.
-type told struct {
+// readPayment is a payment in the answer of GET or the list.
+type readPayment struct {
 	Key       string `json:"idempotency_key"`
 	State     payment.ReservationStatus
 	Reason    payment.Reason
@@ -287,7 +290,7 @@ type told struct {
 	Rate      string
 }
 
-func (p told) state() (s history.State, err error) {
+func (p readPayment) state() (s history.State, err error) {
 	s = history.State{Key: p.Key, Status: p.State, Reason: p.Reason, Ref: p.Ref, IDR: p.AmountIDR}
 	s.Terms.Sender, s.Terms.Receiver = p.Sender, p.Receiver
 	currency, err := money.ParseCurrency(p.Currency)
@@ -300,7 +303,7 @@ func (p told) state() (s history.State, err error) {
 	return s, err
 }
 
-func (c *chronicle) found(call *history.Call, all ...told) {
+func (c *chronicle) found(call *history.Call, all ...readPayment) {
 	for _, p := range all {
 		s, err := p.state()
 		if err != nil {
@@ -311,7 +314,7 @@ func (c *chronicle) found(call *history.Call, all ...told) {
 }
 
 func (c *chronicle) read(ctx context.Context, call *history.Call) {
-	var got told
+	var got readPayment
 	code, ok := c.fetch(ctx, "/api/payments/"+call.Key, &got)
 	if call.Read = ok; ok && code == http.StatusOK {
 		c.found(call, got)
@@ -320,7 +323,7 @@ func (c *chronicle) read(ctx context.Context, call *history.Call) {
 
 func (c *chronicle) readPage(ctx context.Context, call *history.Call, query url.Values) (next string) {
 	var page struct {
-		Payments   []told
+		Payments   []readPayment
 		NextBefore string `json:"next_before"`
 	}
 	_, call.Read = c.fetch(ctx, "/api/payments?"+query.Encode(), &page)
@@ -328,7 +331,7 @@ func (c *chronicle) readPage(ctx context.Context, call *history.Call, query url.
 	return page.NextBefore
 }
 
-// operate does what the operators do next. It may fail, as anything may here.
+// operate makes the operators' next action. It may fail, like everything here.
 func (c *chronicle) operate() {
 	c.operating.Lock()
 	defer c.operating.Unlock()
@@ -362,7 +365,7 @@ func (c *chronicle) setRate(code string, rate float64) {
 	})
 }
 
-// account publishes an event of an account, as a bank does.
+// account publishes an event about an account, as a bank does.
 func (c *chronicle) account(eventType, id, account string, data any) {
 	e, err := event.New(eventType, id, "/bank", account, data, time.Now())
 	if err == nil {
@@ -376,8 +379,8 @@ func (c *chronicle) account(eventType, id, account string, data any) {
 	}
 }
 
-// settle waits until all that is under way is over. What is still held then waits for an event that will not come: its
-// deadline is brought forward, and it is swept.
+// settle waits until all work in progress has ended. A hold that remains waits for an event that
+// will not come. Its deadline is moved forward, and it is swept.
 func (c *chronicle) settle() {
 	c.t.Helper()
 	c.delivered()
@@ -413,7 +416,7 @@ func (c *chronicle) readLedger() {
 	}
 }
 
-// readAll asks once more for every payment by GET, and for all of them by the list.
+// readAll reads every payment once more, by GET and by the list.
 func (c *chronicle) readAll() {
 	c.t.Helper()
 	keys := map[string]bool{}
@@ -440,7 +443,7 @@ func (c *chronicle) readAll() {
 	c.add(all)
 }
 
-// tell reports what happened, and what of it can't be true.
+// tell reports what happened, and the contradictions in it.
 func (c *chronicle) tell(wrong []history.Contradiction, took time.Duration) {
 	c.t.Helper()
 	answers, ends, sent, unsent := map[string]int{}, map[string]int{}, 0, 0
@@ -471,12 +474,12 @@ func (c *chronicle) tell(wrong []history.Contradiction, took time.Duration) {
 	count(fmt.Sprintf("%d calls and %d deeds in %.1f s, settled and read in %.1f s; calls and answers:",
 		len(c.history.Calls), c.deeds, took.Seconds(), (c.now()-took).Seconds()), answers)
 	count(fmt.Sprintf("%d requests sent, %d failed to be; %d payments ended:", sent, unsent, len(c.history.Ledger.Payments)), ends)
-	// A history in which nothing happened proves nothing.
+	// A history in which nothing happened shows nothing.
 	for _, happened := range []string{
 		"200 SUCCESS committed", "200 SUCCESS_REPLAY duplicate_idempo", "422 FAILED idempotency_mismatch", "504 FAILED queue_timeout",
 	} {
 		if answers[happened] == 0 {
-			c.t.Errorf("nobody is told %s", happened)
+			c.t.Errorf("no client got %s", happened)
 		}
 	}
 	byRule := map[history.Rule][]history.Contradiction{}
@@ -493,14 +496,15 @@ func (c *chronicle) tell(wrong []history.Contradiction, took time.Duration) {
 	}
 }
 
-// mishaps are what goes wrong between functions, at random.
+// mishaps are random faults between functions.
 type mishaps struct {
 	mu                sync.Mutex
 	rng               *rand.Rand
 	requests, results string // topics
 }
 
-// roll gives a number below one, and how long to hold something up that is held up: for longer than a client waits.
+// roll returns a number below one, and the time for which a call is held up. That is longer than a
+// client waits.
 func (m *mishaps) roll() (float64, time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -511,7 +515,7 @@ var errMishap = status.Error(codes.Unavailable, "a mishap")
 
 const settles = "/payments.v1.PaymentsService/Settle"
 
-// before is what happens to a call on its way there.
+// before is the fault of a call on its way there.
 func (m *mishaps) before(method string) error {
 	chance, hold := m.roll()
 	switch {
@@ -523,7 +527,7 @@ func (m *mishaps) before(method string) error {
 	return nil
 }
 
-// after is what happens to its answer.
+// after is the fault of its answer.
 func (m *mishaps) after(method string) error {
 	chance, hold := m.roll()
 	switch {

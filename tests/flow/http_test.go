@@ -15,7 +15,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 )
 
-// The outcomes of the HTTP table that need nothing to be broken.
+// The outcomes of the HTTP table that need no fault.
 func TestOutcomes(t *testing.T) {
 	s := start(t, options{})
 	s.open(1500, "POOR")
@@ -77,7 +77,7 @@ func TestOutcomes(t *testing.T) {
 			t.Errorf("%s: Server-Timing %q", name, got.Header.Get("Server-Timing"))
 		}
 		if got.Code == http.StatusBadRequest && got.Message == "" {
-			t.Errorf("%s: says nothing about what is wrong", name)
+			t.Errorf("%s: does not say what is wrong", name)
 		}
 	}
 	s.rules(&riskv1.SeedRulesRequest{RandomRejectPpm: ptr(uint32(1_000_000))})
@@ -150,7 +150,7 @@ func TestAKeyBelongsToOneRequest(t *testing.T) {
 	s.expect(s.pay("k", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
 }
 
-// Retries hear what became of the payment, whatever has changed since.
+// Retries get the outcome of the payment, whatever has changed since.
 func TestRetriesHearTheOutcome(t *testing.T) {
 	s := start(t, options{})
 	s.open(155_000, "EXACT")
@@ -206,7 +206,7 @@ func TestTheDrawIsTheSameForARetry(t *testing.T) {
 	}
 }
 
-// What can't be asked is told as such, and nothing is sent.
+// When a function cannot be reached, the answer says so, and nothing is sent.
 func TestOutages(t *testing.T) {
 	s := start(t, options{})
 	down := func(method string) func(string) error {
@@ -244,7 +244,7 @@ func TestOutages(t *testing.T) {
 	}
 }
 
-// A payment that is not decided in time is told so with its deadline, and decided later.
+// A payment that is not decided in time gets queue_timeout with its deadline, and is decided later.
 func TestQueueTimeoutBecomesFinal(t *testing.T) {
 	s := start(t, options{answerIn: 300 * time.Millisecond})
 	s.faults.set(func(f *faults) {

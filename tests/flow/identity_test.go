@@ -28,8 +28,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Whoever reads an event can post it to payments, with attributes that make it look given up. It is closed out only when
-// it stands among the dead letters.
+// Anybody who can read an event can post it to payments, with attributes that make it look like a
+// dead letter. It is closed out only if it is really among the dead letters.
 func TestOnlyWhatDeliveryGaveUpOnIsClosedOut(t *testing.T) {
 	s := start(t, options{})
 	s.faults.set(func(f *faults) {
@@ -52,8 +52,8 @@ func TestOnlyWhatDeliveryGaveUpOnIsClosedOut(t *testing.T) {
 			return nil
 		}
 	})
-	heard := make(chan answer, 1)
-	go func() { heard <- s.pay("under way", "A", "B", "IDR", 5000) }()
+	answered := make(chan answer, 1)
+	go func() { answered <- s.pay("under way", "A", "B", "IDR", 5000) }()
 	requests := s.consume(s.kafka.RequestTopic)
 	var m *sarama.ConsumerMessage
 	for m = requests.next(); string(m.Key) != "under way"; m = requests.next() {
@@ -86,9 +86,9 @@ func TestOnlyWhatDeliveryGaveUpOnIsClosedOut(t *testing.T) {
 		}
 	}
 	close(release)
-	s.expect(<-heard, "200 SUCCESS committed")
+	s.expect(<-answered, "200 SUCCESS committed")
 
-	// What does stand there is closed out, as often as one likes, with what the ledger says.
+	// A record that is there is closed out, any number of times, with the ledger's outcome.
 	again, err := kafka.ReadRecord(t.Context(), letter, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +99,8 @@ func TestOnlyWhatDeliveryGaveUpOnIsClosedOut(t *testing.T) {
 	}
 }
 
-// A wallet hold is its caller's alone: nobody captures or closes it by a payment of its key, whichever way that comes in,
-// and the house's account pays nobody.
+// A wallet hold belongs to its caller. A payment with its key cannot capture or close it, on any
+// way in. The house account pays nobody.
 func TestNamesOfOursCannotBeHadFromOutside(t *testing.T) {
 	s := start(t, options{})
 	wallet := walletv1.NewWalletServiceClient(s.Conn("wallet"))
@@ -189,31 +189,31 @@ func TestNamesOfOursCannotBeHadFromOutside(t *testing.T) {
 	}
 }
 
-// A hundred at once, by HTTP, by gRPC and by events past risk: no more are held in a minute than the rule says, and what
-// was refused is told and recorded.
+// A hundred payments at once come by HTTP, by gRPC, and by events that skip risk. No more are held
+// in a minute than the rule allows. The refused ones get the refusal, and it is recorded.
 func TestAHundredAtOnceKeepTheVelocity(t *testing.T) {
 	s := start(t, options{answerIn: patience})
 	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 10_000_000, VelocityPerMin: 3, RandomRejectPpm: ptr(uint32(0))})
 	settle := paymentsv1.NewPaymentsServiceClient(s.Conn("payments"))
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	told := map[string]int{}
+	counts := map[string]int{}
 	for i := range 90 {
 		key := fmt.Sprint("at once ", i)
 		all.Go(func() {
-			heard := ""
+			outcome := ""
 			if i%2 == 0 {
 				got := s.pay(key, "A", "B", "IDR", 5000)
-				heard = string(got.Status) + " " + string(got.Reason)
+				outcome = string(got.Status) + " " + string(got.Reason)
 			} else {
 				got, err := settle.LogAndSettle(context.Background(), &paymentsv1.LogAndSettleRequest{IdempotencyKey: key, SenderId: "A", ReceiverId: "B", AmountIdr: 5000, Currency: "IDR"})
-				heard = fmt.Sprint(got.GetStatus(), " ", got.GetMessage())
+				outcome = fmt.Sprint(got.GetStatus(), " ", got.GetMessage())
 				if err != nil {
-					heard = err.Error()
+					outcome = err.Error()
 				}
 			}
 			mu.Lock()
-			told[heard]++
+			counts[outcome]++
 			mu.Unlock()
 		})
 	}
@@ -224,8 +224,8 @@ func TestAHundredAtOnceKeepTheVelocity(t *testing.T) {
 	s.drain()
 	most := s.count(`SELECT max(n) FROM (SELECT count(*) AS n FROM reservations WHERE sender_id = 'A' AND status <> 'ROLLEDBACK'
 		GROUP BY floor(extract(epoch FROM created_at) / 60)) m`)
-	if most > 3 || told["SUCCESS committed"]+told["FAILED risk_velocity"] != 90 {
-		t.Errorf("%d in one minute; told %v", most, told)
+	if most > 3 || counts["SUCCESS committed"]+counts["FAILED risk_velocity"] != 90 {
+		t.Errorf("%d in one minute; answers %v", most, counts)
 	}
 	for i := range 10 {
 		if _, st := s.state(fmt.Sprint("event ", i)); st.State != "COMMITTED" && st.Reason != "risk_velocity" {
@@ -234,7 +234,7 @@ func TestAHundredAtOnceKeepTheVelocity(t *testing.T) {
 	}
 }
 
-// What accounts are told by events is judged by their signed time, wherever the event comes from.
+// The signed time of an account event decides, wherever the event comes from.
 func TestACapturedEventUnblocksNobody(t *testing.T) {
 	s := start(t, options{})
 	url := "http://" + s.Addr("db") + "/"
@@ -257,8 +257,8 @@ func TestACapturedEventUnblocksNobody(t *testing.T) {
 	if _, code := send("o2", "BLOCKED", now.Add(-time.Minute)); code != 202 {
 		t.Fatal(code)
 	}
-	if code := s.postEvent(url, captured); code != 202 { // as it was: older, and ignored
-		t.Errorf("as it was: %d", code)
+	if code := s.postEvent(url, captured); code != 202 { // unchanged: it is older, and ignored
+		t.Errorf("unchanged: %d", code)
 	}
 	captured.SetTime(now)
 	if code := s.postEvent(url, captured); code != 403 {
@@ -272,7 +272,7 @@ func TestACapturedEventUnblocksNobody(t *testing.T) {
 	if got != "BLOCKED" {
 		t.Errorf("the account is %s", got)
 	}
-	s.eventually("it is told", func() error {
+	s.eventually("the metrics count the events", func() error {
 		resp, err := http.Get("http://" + s.Addr("db") + "/metrics")
 		if err != nil {
 			return err

@@ -19,7 +19,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// tools are other people's clients: kcat (librdkafka) and Kafka's own console tools (Java).
+// tools are third-party clients: kcat (librdkafka) and Kafka's own console tools (Java).
 type tools struct {
 	t         testing.TB
 	classpath string
@@ -60,7 +60,8 @@ func (c tools) console(input, tool string, args ...string) string {
 	return c.run(input, "java", append([]string{"-Xmx256m", "-cp", c.classpath, "org.apache.kafka.tools." + tool, "--bootstrap-server", c.broker}, args...)...)
 }
 
-// read gives each record of a topic, by Kafka's console consumer: partition, headers, key and value.
+// read returns each record of a topic, by Kafka's console consumer: partition, headers, key and
+// value.
 func (c tools) read(topic string, n int) []string {
 	c.t.Helper()
 	args := []string{"--topic", topic, "--from-beginning", "--max-messages", fmt.Sprint(n), "--timeout-ms", "20000"}
@@ -74,7 +75,8 @@ func (c tools) read(topic string, n int) []string {
 	return lines
 }
 
-// A key's records meet in one partition, whoever writes them: pgw, Java's producer, or kcat told to do as Java's.
+// All records of a key are in one partition, whoever writes them: pgw, Java's producer, or kcat
+// with Java's partitioner.
 func TestPartitionsAreThoseOfOtherProducers(t *testing.T) {
 	needOtherClients(t)
 	s := start(t, options{})
@@ -115,7 +117,7 @@ func TestPartitionsAreThoseOfOtherProducers(t *testing.T) {
 	}
 }
 
-// What pgw publishes is a CloudEvent to whoever reads it: attributes in ce_ headers, the data as the value.
+// pgw's events are CloudEvents for every reader: attributes in ce_ headers, the data as the value.
 func TestOtherClientsReadOurEvents(t *testing.T) {
 	needOtherClients(t)
 	s := start(t, options{})
@@ -154,8 +156,9 @@ func TestOtherClientsReadOurEvents(t *testing.T) {
 	}
 }
 
-// Signed events in binary mode and a plain record, each written by another client, settle. Signed events in structured mode are
-// refused: they are dead letters, and their payments are closed out.
+// Other clients write signed events in binary mode and a plain record, and these settle. Signed
+// events in structured mode are refused: they become dead letters, and their payments are closed
+// out.
 func TestOtherClientsEventsSettle(t *testing.T) {
 	needOtherClients(t)
 	s := start(t, options{})

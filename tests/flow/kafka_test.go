@@ -39,7 +39,7 @@ func (s *system) publish(r payment.Payment) {
 	}
 }
 
-// postEvent delivers an event by HTTP, as KafkaSource does, and gives the status.
+// postEvent delivers an event by HTTP, as KafkaSource does, and returns the status.
 func (s *system) postEvent(url string, e cloudevents.Event) int {
 	s.t.Helper()
 	req, err := cehttp.NewHTTPRequestFromEvent(s.t.Context(), url, e)
@@ -54,7 +54,7 @@ func (s *system) postEvent(url string, e cloudevents.Event) int {
 	return resp.StatusCode
 }
 
-// reader reads a topic beside the system's own groups, from its beginning.
+// reader reads a topic from its beginning, independent of the system's consumer groups.
 type reader struct {
 	t        testing.TB
 	messages chan *sarama.ConsumerMessage
@@ -111,7 +111,7 @@ func (r *reader) next() *sarama.ConsumerMessage {
 	}
 }
 
-// await reads up to the result of a key.
+// await reads until the result of a key.
 func (r *reader) await(key string) event.PaymentResult {
 	r.t.Helper()
 	for {
@@ -131,7 +131,7 @@ func (r *reader) await(key string) event.PaymentResult {
 	}
 }
 
-// records reads all that a topic holds now.
+// records returns all records that a topic has now.
 func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 	s.t.Helper()
 	r, err := kafka.OpenReader(s.kafka.Config, "test", kafka.Range{Topic: topic})
@@ -145,7 +145,7 @@ func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 	return all
 }
 
-// drain waits until everything published so far has been delivered.
+// drain waits until every event that was published so far has been delivered.
 func (s *system) drain() {
 	s.t.Helper()
 	s.eventually("all is delivered", func() error { return processes.Delivered(s.kafka.Config, s.kafka.Prefix) })

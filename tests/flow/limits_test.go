@@ -13,7 +13,8 @@ import (
 	"pgw/functions/gateway/access"
 )
 
-// A page has its own name lead to the gateway's address (DNS rebinding): for its visitor's browser it is of the gateway's origin.
+// A page makes its own host name resolve to the gateway's address (DNS rebinding). To its visitor's
+// browser the gateway then has the page's origin.
 func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 	cfg, _, keys := keyed(t, map[string][]string{"all": {"senders=*"}})
 	open, closed := start(t, options{serial: true}), start(t, options{serial: true, access: cfg})
@@ -25,7 +26,7 @@ func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 		}
 		req.Host = host
 		req.Header.Set("Content-Type", "application/json")
-		// As a browser has it: the page's origin is the request's.
+		// As a browser sees it, the page's origin is the request's origin.
 		req.Header.Set("Origin", "http://"+host)
 		req.Header.Set("Sec-Fetch-Site", "same-origin")
 		if key != "" {
@@ -47,7 +48,7 @@ func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 		resp, text := ask(open, "POST", "/api/payments", host, "", body("rebound", "A", "B", "USD", 1))
 		problem(t, host, resp, text, http.StatusMisdirectedRequest)
 		if !strings.Contains(text, "HOSTS") {
-			t.Errorf("%s: it is not said what to set: %s", host, text)
+			t.Errorf("%s: the answer does not say what to set: %s", host, text)
 		}
 		for _, path := range []string{"/", "/api/payments", "/api/accounts/A", "/docs"} {
 			resp, text := ask(open, "GET", path, host, "", "")
@@ -58,7 +59,7 @@ func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 				t.Errorf("%s%s: %s", host, path, resp.Status)
 			}
 		}
-		// It can't make a browser show a key.
+		// It cannot make a browser send a key.
 		resp, text = ask(closed, "POST", "/api/payments", host, "", body("rebound", "A", "B", "USD", 1))
 		problem(t, host, resp, text, http.StatusUnauthorized)
 		if resp, text := ask(closed, "POST", "/api/payments", host, keys["all"], body("with a key", "A", "B", "USD", 1)); resp.StatusCode != http.StatusOK {
@@ -66,7 +67,7 @@ func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 		}
 	}
 	if open.balance("A") != before {
-		t.Error("A has paid")
+		t.Error("a payment from A was made")
 	}
 	for i, host := range []string{"localhost", "localhost:18080", "127.0.0.1:18080", "[::1]:18080"} {
 		if resp, text := ask(open, "POST", "/api/payments", host, "", body(fmt.Sprint("own ", i), "A", "B", "USD", 1)); resp.StatusCode != http.StatusOK {
@@ -75,7 +76,8 @@ func TestAPageOfAnotherHostDoesNotPay(t *testing.T) {
 	}
 }
 
-// One client lists payments over 300 connections, and none of its lists comes to an end. Others pay, and read.
+// One client lists payments over 300 connections, and none of its lists ends. Other clients pay and
+// read.
 func TestAClientThatReadsDoesNotStopTheOthers(t *testing.T) {
 	cfg, _, keys := keyed(t, map[string][]string{"greedy": {"senders=A", "rate=100000", "burst=100000"}, "other": {"senders=B"}})
 	s := start(t, options{access: cfg})
@@ -113,10 +115,10 @@ func TestAClientThatReadsDoesNotStopTheOthers(t *testing.T) {
 			codes <- resp.StatusCode
 		})
 	}
-	const most = 32 // of one client
+	const most = 32 // for one client
 	for range 300 - most {
 		if code := <-codes; code != http.StatusTooManyRequests {
-			t.Fatalf("more than may be: %d", code)
+			t.Fatalf("more than allowed: %d", code)
 		}
 	}
 	other := client{s, keys["other"]}
@@ -128,13 +130,13 @@ func TestAClientThatReadsDoesNotStopTheOthers(t *testing.T) {
 			t.Errorf("another reads: %s %s", resp.Status, text)
 		}
 	}
-	// Who hangs up takes no place.
+	// A client that hangs up frees its place.
 	hangUp()
 	close(hang)
 	all.Wait()
 	s.eventually("its places are free", func() error {
 		if _, text := other.do("GET", "/metrics", ""); !strings.Contains(text, "pgw_gateway_reads 0\n") {
-			return errors.New("some are taken")
+			return errors.New("some places are still taken")
 		}
 		return nil
 	})

@@ -20,8 +20,8 @@ import (
 	"pgw/tests/processes"
 )
 
-// What is logged of a payment, in every function, has its key and its trace; nothing that is logged has an account's
-// whole name, an owner's, or a key that signs.
+// Every log line about a payment, in every function, has its key and its trace. No line has an
+// account's whole name, an owner's name, or a signing key.
 func TestLinesOfLogs(t *testing.T) {
 	trace.Use(sdk.NewTracerProvider())
 	t.Cleanup(func() { trace.Use(nil) })
@@ -40,7 +40,7 @@ func TestLinesOfLogs(t *testing.T) {
 			return nil
 		}
 	})
-	s.expect(s.pay("unasked", from, to, "IDR", 5000), "502 FAILED wallet_unavailable")
+	s.expect(s.pay("no-wallet", from, to, "IDR", 5000), "502 FAILED wallet_unavailable")
 	s.faults.set(func(f *faults) {
 		f.rpc = func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
@@ -85,7 +85,7 @@ func TestLinesOfLogs(t *testing.T) {
 		found[strings.TrimSpace(fields.Function+" "+fields.Msg+" "+fields.Key)] = true
 	}
 	for _, want := range []string{
-		"gateway answered paid", "gateway answered poor", "gateway a function could not be asked unasked", "gateway answered unasked",
+		"gateway answered paid", "gateway answered poor", "gateway a function could not be asked no-wallet", "gateway answered no-wallet",
 		"worker event refused hopeless", "an event goes to the dead letters hopeless", "db event refused",
 	} {
 		if !found[want] {
@@ -94,7 +94,7 @@ func TestLinesOfLogs(t *testing.T) {
 	}
 }
 
-// Keys and tokens that clients and functions show, good ones and bad ones, are in no line of any log.
+// Keys and tokens that clients and functions send, valid and invalid, are in no log line.
 func TestNoSecretIsLogged(t *testing.T) {
 	cfg, _, keys := keyed(t, map[string][]string{"shop": {"senders=SHOP"}})
 	const token, admin, wrong = "a-token-between-functions-0123456789", "the-token-of-an-operator-0123456789", "a-token-that-nobody-knows-0123456789"
@@ -134,7 +134,7 @@ func TestNoSecretIsLogged(t *testing.T) {
 	}
 	for _, secret := range []string{keys["shop"], token, admin, wrong, "MDEyMzQ1Njc4OTAxMjM0"} {
 		if strings.Contains(out.String(), secret) {
-			t.Errorf("%q stands in the log", secret)
+			t.Errorf("%q is in the log", secret)
 		}
 	}
 }

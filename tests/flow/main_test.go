@@ -1,5 +1,6 @@
-// Package flow tests the whole system over its public surfaces: HTTP, gRPC, Kafka and CloudEvents, against
-// a real Postgres and a broker that speaks Kafka's protocol. Every test ends by adding the ledger up.
+// Package flow tests the whole system through its public interfaces: HTTP, gRPC, Kafka and
+// CloudEvents. It uses a real Postgres and a broker that uses Kafka's protocol. Every test ends
+// with a check that the ledger adds up.
 package flow
 
 import (
@@ -52,10 +53,10 @@ const (
 	riskSecret = "for the tests alone"
 	testKeys   = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 	txDate     = "2026-01-31T09:30:00Z"
-	patience   = 20 * time.Second // for what must happen, and does so in milliseconds
+	patience   = 20 * time.Second // the limit for steps that normally take milliseconds
 )
 
-// system is one running system with accounts A, B, C and rates.
+// system is one running system with the accounts A, B, C and rates.
 type system struct {
 	*allinone.System
 	t      testing.TB
@@ -67,13 +68,13 @@ type system struct {
 	faults *faults
 }
 
-// faults stand between functions. They are set while the system runs.
+// faults are faults between functions. A test sets them while the system runs.
 type faults struct {
 	mu   sync.Mutex
-	rpc  func(method string) error               // before the call; an error takes its place
-	post func(method string) error               // after the call; an error takes its answer's place
-	send func(topic string) error                // before a publish; an error takes its place, unless it is one of those below
-	sees func(topic string, e cloudevents.Event) // is told of every try to publish
+	rpc  func(method string) error               // runs before the call; its error replaces the call
+	post func(method string) error               // runs after the call; its error replaces the answer
+	send func(topic string) error                // runs before a publish; its error replaces the publish, except the errors below
+	sees func(topic string, e cloudevents.Event) // gets every attempt to publish
 }
 
 func (f *faults) set(change func(*faults)) {
@@ -92,15 +93,15 @@ func (f *faults) hook(pick func(*faults) func(string) error, name string) error 
 	return hook(name)
 }
 
-// What a fault of send does to a publish.
+// The errors of send with a special effect on a publish.
 var (
-	// errLost has it succeed without taking place.
+	// errLost reports success without publishing.
 	errLost = errors.New("lost")
-	// errNotSent has it fail before anything was written.
+	// errNotSent fails before anything was written.
 	errNotSent = fmt.Errorf("%w: the broker is away", kafka.ErrNotSent)
-	// errNotAcknowledged has it fail although the broker has the event.
+	// errNotAcknowledged publishes the event and then fails.
 	errNotAcknowledged = errors.New("the acknowledgement is lost")
-	// errTwice has it take place twice.
+	// errTwice publishes the event twice.
 	errTwice = errors.New("twice")
 )
 
@@ -156,14 +157,14 @@ func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloud
 }
 
 type options struct {
-	answerIn time.Duration        // how long a client waits; 0: patience, so that a busy machine is given time
-	database string               // an existing one; empty makes one
-	kafka    *embeddedtest.Broker // an existing one
-	serial   bool                 // not beside other tests
-	access   access.Config        // who may come in; everybody when zero
-	origins  []string             // whose pages may use the API
+	answerIn time.Duration        // how long a client waits; 0 means patience, so that a busy machine has time
+	database string               // an existing database; empty makes one
+	kafka    *embeddedtest.Broker // an existing broker
+	serial   bool                 // not in parallel with other tests
+	access   access.Config        // who may use the API; the zero value means everybody
+	origins  []string             // the origins whose pages may use the API
 	log      slog.Handler         // nil: errors go to standard error
-	callers  *rpc.Callers         // who may call over the network; everybody when nil
+	callers  *rpc.Callers         // who may call over the network; nil means everybody
 }
 
 func start(t testing.TB, o options) *system {
@@ -180,7 +181,7 @@ func start(t testing.TB, o options) *system {
 		}
 	}
 	s := &system{t: t, faults: &faults{}}
-	// Each function with the rights that it has in production; s.conn is the owner's.
+	// Each function has the rights that it has in production; s.conn has the owner's.
 	ledger, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
 	err := db.Roles(t.Context(), o.database, db.Login{URL: ledger, Role: db.LedgerRole}, db.Login{URL: reader, Role: db.ReaderRole})
 	if err != nil {
@@ -207,7 +208,7 @@ func start(t testing.TB, o options) *system {
 	if o.log == nil {
 		o.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})
 	}
-	// The gateway serves once the system is seeded.
+	// The gateway serves only after the system is seeded.
 	behind, seeded := make(chan struct{}), make(chan struct{})
 	s.System, err = allinone.New(allinone.Config{
 		Seed: func(ctx context.Context) error {
@@ -271,7 +272,8 @@ func loginTo(t testing.TB, database, user string) string {
 	return u.String()
 }
 
-// seed gives three rich accounts, the rates of the contract's examples, and rules without chance.
+// seed makes three rich accounts, the rates of the contract's examples, and rules without random
+// refusals.
 func (s *system) seed() {
 	s.t.Helper()
 	s.open(1_000_000_000, "A", "B", "C")
@@ -340,7 +342,7 @@ func (s *system) exec(sql string, args ...any) {
 	}
 }
 
-// eventually waits for what other goroutines bring about.
+// eventually waits until check succeeds.
 func (s *system) eventually(what string, check func() error) {
 	s.t.Helper()
 	eventually(s.t, what, check)
@@ -361,7 +363,7 @@ func eventually(t testing.TB, what string, check func() error) {
 	}
 }
 
-// answer is what a client hears.
+// answer is a client's answer.
 type answer struct {
 	Code     int         `json:"-"`
 	Header   http.Header `json:"-"`
@@ -375,7 +377,7 @@ type answer struct {
 
 func (a answer) String() string { return fmt.Sprintf("%d %s", a.Code, strings.TrimSpace(a.Body)) }
 
-// outcome is the part of an answer that the contract's table fixes.
+// outcome is the part of an answer that the contract's table defines.
 func (a answer) outcome() string { return fmt.Sprintf("%d %s %s", a.Code, a.Status, a.Reason) }
 
 func (s *system) post(body string, headers ...string) answer {
@@ -409,7 +411,7 @@ func read(t testing.TB, resp *http.Response) answer {
 	return a
 }
 
-// body of a payment; change overrides or removes (nil) fields.
+// body is the body of a payment. change overrides fields, or removes them (nil).
 func body(key, from, to, currency string, amount any, change ...any) string {
 	fields := map[string]any{
 		"sender_id": from, "receiver_id": to, "currency": currency, "amount": amount, "tx_date": txDate, "idempotency_key": key,
@@ -440,7 +442,7 @@ func (s *system) expect(got answer, want string) answer {
 	return got
 }
 
-// state is what GET tells.
+// state is the answer of GET.
 type state struct {
 	State, Reason, Ref, Amount, Rate, Currency string
 	Status                                     any    // a number in a problem's body

@@ -24,17 +24,17 @@ import (
 	"pgw/shared/payment"
 )
 
-// checked is the transport of all that these tests say to the gateway: requests and answers are held against
-// openapi.yaml, and what does not fit fails the exchange.
+// checked is the HTTP transport of these tests. It checks requests and answers against
+// openapi.yaml, and a difference fails the exchange.
 type checked struct {
 	next http.RoundTripper
-	// What clients send may have more fields than are known; what they get may not.
+	// Clients may send unknown fields; the gateway may not.
 	requests, answers validator.Validator
 	document          httpDocument
-	events            map[string]*jsonschema.Schema // of a payment's stream, by their names
+	events            map[string]*jsonschema.Schema // the events of a payment's stream, by name
 }
 
-// httpDocument is what no validator knows of.
+// httpDocument is the part of the document that no validator knows.
 type httpDocument struct {
 	Paths map[string]map[string]struct {
 		Responses map[string]struct {
@@ -43,7 +43,7 @@ type httpDocument struct {
 	}
 }
 
-// everywhere are headers that any answer may have, whatever it is about: they are not listed with each.
+// everywhere are headers that any answer may have. The document does not list them for each answer.
 var everywhere = []string{
 	"X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy", "Cross-Origin-Resource-Policy", "Strict-Transport-Security",
 	"Vary", "Etag", "Accept-Ranges", "X-Accel-Buffering",
@@ -65,7 +65,7 @@ func newChecked(next http.RoundTripper) (*checked, error) {
 			return nil, err
 		}
 		if ok, errs := v.ValidateDocument(); !ok {
-			return nil, fmt.Errorf("openapi.yaml is no OpenAPI: %w", joined(errs))
+			return nil, fmt.Errorf("openapi.yaml is not valid OpenAPI: %w", joined(errs))
 		}
 		*into = v
 	}
@@ -77,7 +77,7 @@ func newChecked(next http.RoundTripper) (*checked, error) {
 	return c, err
 }
 
-// streamEvents are the schemas that the document has for the events of a payment's stream.
+// streamEvents returns the document's schemas of the events of a payment's stream.
 func streamEvents() (map[string]*jsonschema.Schema, error) {
 	text, err := yaml.YAMLToJSON(docs.OpenAPI)
 	if err != nil {
@@ -105,7 +105,8 @@ func streamEvents() (map[string]*jsonschema.Schema, error) {
 	return found, nil
 }
 
-// checkedStream holds server-sent events against the document as they are read, and wants the answer to be the last.
+// checkedStream checks server-sent events against the document while they are read. The answer must
+// be the last event.
 type checkedStream struct {
 	io.ReadCloser
 	events map[string]*jsonschema.Schema
@@ -192,7 +193,8 @@ func (c *checked) check(r *http.Request, resp *http.Response, text []byte) error
 			return checkUnknown(r, resp)
 		}
 	}
-	// Which requests are refused, and how, is for the tests to say: here none may be taken that the document forbids.
+	// The tests say which requests are refused, and how. Here, no request may be accepted that the
+	// document forbids.
 	if !valid && resp.StatusCode < 400 {
 		return joined(wrong)
 	}
@@ -202,18 +204,18 @@ func (c *checked) check(r *http.Request, resp *http.Response, text []byte) error
 	if r.Method != http.MethodPost || r.URL.Path != "/api/payments" || resp.Header.Get("Content-Type") != "application/json" {
 		return nil
 	}
-	var told struct{ Reason payment.Reason }
-	if err := json.Unmarshal(text, &told); err != nil {
+	var answer struct{ Reason payment.Reason }
+	if err := json.Unmarshal(text, &answer); err != nil {
 		return err
 	}
-	if !slices.Contains(c.document.Paths[r.URL.Path]["post"].Responses[strconv.Itoa(resp.StatusCode)].Reasons, told.Reason) {
-		return fmt.Errorf("the reason %s does not come with this status", told.Reason)
+	if !slices.Contains(c.document.Paths[r.URL.Path]["post"].Responses[strconv.Itoa(resp.StatusCode)].Reasons, answer.Reason) {
+		return fmt.Errorf("the reason %s does not come with this status", answer.Reason)
 	}
 	return nil
 }
 
-// checkUnknown wants a problem document for what the gateway does not have, or does not show everybody. What other
-// servers have at their paths, and what browsers ask beforehand, is not looked at.
+// checkUnknown wants a problem document for paths that the gateway does not have or does not show
+// to everybody. It ignores paths that only other servers have, and browsers' preflight requests.
 func checkUnknown(r *http.Request, resp *http.Response) error {
 	prometheus := strings.HasPrefix(r.URL.Path, "/api/v1/")
 	if !strings.HasPrefix(r.URL.Path, "/api") || prometheus || r.Method == http.MethodOptions {
@@ -240,7 +242,7 @@ func checkUnknown(r *http.Request, resp *http.Response) error {
 	return nil
 }
 
-// Whatever the gateway routes is documented, and whatever is documented is routed.
+// The gateway routes exactly what is documented.
 func TestRoutesAreThoseOfTheDocument(t *testing.T) {
 	documented := map[string]bool{}
 	for path, operations := range http.DefaultClient.Transport.(*checked).document.Paths {
@@ -252,12 +254,12 @@ func TestRoutesAreThoseOfTheDocument(t *testing.T) {
 	routed := s.routes()
 	for route := range documented {
 		if !routed[route] {
-			t.Errorf("%s is documented, and no route", route)
+			t.Errorf("%s is documented, but is not a route", route)
 		}
 	}
 	for route := range routed {
 		if !documented[route] {
-			t.Errorf("%s is a route, and not documented", route)
+			t.Errorf("%s is a route, but is not documented", route)
 		}
 	}
 }
@@ -267,8 +269,8 @@ var (
 	restOfPath   = regexp.MustCompile(`\{(\w+)\.\.\.\}`)
 )
 
-// routes of the gateway, as OpenAPI writes them. Each is counted by its pattern, from before it is first asked for; those of
-// every function are not.
+// routes returns the gateway's routes in OpenAPI's form. The metrics count each route by its
+// pattern, also before its first request. Routes that every function has are left out.
 func (s *system) routes() map[string]bool {
 	s.t.Helper()
 	resp, err := http.Get(s.url + "/metrics")
@@ -286,12 +288,12 @@ func (s *system) routes() map[string]bool {
 		found[strings.ReplaceAll(restOfPath.ReplaceAllString(pattern, "{$1}"), "{key}", "{idempotency_key}")] = true
 	}
 	if len(found) < 6 {
-		s.t.Fatalf("the metrics tell of %d routes: %s", len(found), text)
+		s.t.Fatalf("the metrics have %d routes: %s", len(found), text)
 	}
 	return found
 }
 
-// A payment that is asked for as a stream is told stage by stage, and then its outcome.
+// A payment that is requested as a stream is answered stage by stage, and then with its outcome.
 func TestAStreamIsAsDocumented(t *testing.T) {
 	s := start(t, options{})
 	stream := func(accept, body string) (*http.Response, string) {
@@ -324,7 +326,7 @@ func TestAStreamIsAsDocumented(t *testing.T) {
 	}
 }
 
-// What the page reads beside payments is as documented, and so is what it is told when it asks for what is not there.
+// The page's other reads are as documented, and so are the answers when there is nothing to read.
 func TestWhatThePageReads(t *testing.T) {
 	s := start(t, options{})
 	s.expect(s.pay("listed", "A", "B", "USD", 1), "200 SUCCESS committed")
@@ -348,7 +350,8 @@ func TestWhatThePageReads(t *testing.T) {
 	}
 }
 
-// What is no route is answered with a problem document, which names the methods that a path takes.
+// A path that is not a route is answered with a problem document. For a wrong method it names the
+// allowed methods.
 func TestUnknownRoutes(t *testing.T) {
 	s := start(t, options{})
 	for _, tc := range []struct {
@@ -386,7 +389,7 @@ func TestUnknownRoutes(t *testing.T) {
 	}
 }
 
-// JSON is taken by any name that clients give it, and nothing else is.
+// JSON is accepted under every name that clients use for it, and nothing else is.
 func TestMediaTypes(t *testing.T) {
 	s := start(t, options{})
 	for i, tc := range []struct {
@@ -410,7 +413,7 @@ func TestMediaTypes(t *testing.T) {
 		}
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set(tc.header, tc.value)
-		// The document has what clients should send; here they send what they do send.
+		// The document has what clients should send; here they send what real clients send.
 		resp, err := http.DefaultTransport.RoundTrip(r)
 		if err != nil {
 			t.Fatal(err)

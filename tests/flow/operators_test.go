@@ -24,7 +24,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// reconcile proves the books; what is young is compared too, as if it were old.
+// reconcile checks the books. It compares young payments too, as if they were old.
 func (s *system) reconcile() reconcile.Report {
 	s.t.Helper()
 	report, err := reconcile.Run(s.t.Context(), reconcile.Config{
@@ -50,8 +50,8 @@ func (s *system) balances() string {
 	return all
 }
 
-// Everything from offset 0, recorded to files, shuffled, doubled, and sent again through the topics and
-// straight to the functions, changes no balance, and the books agree before and after.
+// All records from offset 0 are recorded to files, shuffled, doubled, and sent again through the
+// topics and directly to the functions. No balance changes, and the books agree before and after.
 func TestEverythingReplayedChangesNothing(t *testing.T) {
 	s := start(t, options{})
 	producer := s.Producer()
@@ -78,7 +78,7 @@ func TestEverythingReplayedChangesNothing(t *testing.T) {
 		s.expect(s.pay(fmt.Sprint("p-", i), "A", "B", "USD", 1+i), "200 SUCCESS committed")
 	}
 	s.expect(s.pay("p-0", "A", "B", "USD", 1), "200 SUCCESS_REPLAY duplicate_idempo")
-	// Both pass the fast check, and one is refused by the ledger: that too must stay as it is.
+	// Both pass the fast check, and the ledger refuses one. That refusal must stay too.
 	tally(2, func(i int) answer { return s.pay(fmt.Sprint("poor-", i), "poor", "A", "IDR", 4000) })
 	s.publish(request("direct", "poor", "B", 900_000)) // refused by the ledger
 	s.drain()
@@ -114,12 +114,12 @@ func TestEverythingReplayedChangesNothing(t *testing.T) {
 	}
 	s.drain()
 	if after := s.balances(); after != before {
-		t.Errorf("the balances were\n%s, and are\n%s", before, after)
+		t.Errorf("the balances were\n%s, but are\n%s", before, after)
 	}
 	s.expectClean()
 }
 
-// The proof sees what was planted, and names the payment that broke it.
+// reconcile finds each planted fault, and names the payment or account.
 func TestReconcileSeesPlantedFaults(t *testing.T) {
 	s := start(t, options{})
 	pay := func(key string) { s.expect(s.pay(key, "A", "B", "USD", 10), "200 SUCCESS committed") }
@@ -186,10 +186,10 @@ func TestReconcileSeesPlantedFaults(t *testing.T) {
 	}
 }
 
-// Events that are lost between functions are missed.
+// reconcile finds events that are lost between functions.
 func TestReconcileMissesEvents(t *testing.T) {
 	s := start(t, options{})
-	s.expect(s.pay("told", "A", "B", "USD", 10), "200 SUCCESS committed")
+	s.expect(s.pay("both-events", "A", "B", "USD", 10), "200 SUCCESS committed")
 	s.faults.set(func(f *faults) {
 		f.send = func(topic string) error {
 			if topic == s.kafka.ResultTopic {
@@ -199,11 +199,11 @@ func TestReconcileMissesEvents(t *testing.T) {
 		}
 	})
 	impatient := s.at(s.replica(500 * time.Millisecond))
-	s.expect(impatient.pay("untold", "A", "B", "USD", 10), "504 FAILED queue_timeout")
+	s.expect(impatient.pay("no-result", "A", "B", "USD", 10), "504 FAILED queue_timeout")
 	s.faults.set(func(f *faults) { f.send = nil })
-	// As the worker would have it settled, had its event been there.
+	// This is what the worker would have done with the event.
 	if _, err := paymentsv1.NewPaymentsServiceClient(s.Conn("payments")).LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
-		IdempotencyKey: "unasked", SenderId: "A", ReceiverId: "B", AmountIdr: 5000, Currency: "IDR", AmountMinor: 5000, AttemptId: "attempt",
+		IdempotencyKey: "no-request", SenderId: "A", ReceiverId: "B", AmountIdr: 5000, Currency: "IDR", AmountMinor: 5000, AttemptId: "attempt",
 		AcceptedAt: timestamppb.Now(), Deadline: timestamppb.New(time.Now().Add(time.Minute)),
 	}); err != nil {
 		t.Fatal(err)
@@ -212,17 +212,18 @@ func TestReconcileMissesEvents(t *testing.T) {
 	for _, b := range s.reconcile().Breaches {
 		got[b.Payment] = b.Check
 	}
-	if len(got) != 2 || got["untold"] != reconcile.ResultTold || got["unasked"] != reconcile.RequestKept {
+	if len(got) != 2 || got["no-result"] != reconcile.ResultTold || got["no-request"] != reconcile.RequestKept {
 		t.Errorf("%v", got)
 	}
-	// Of what was accepted before Since, events are not compared; the ledger is added up all the same.
+	// Events of payments that were accepted before Since are not compared. The ledger is still
+	// added up.
 	later, err := reconcile.Run(t.Context(), reconcile.Config{
 		Database: s.conn.Config().ConnString(), Kafka: s.kafka.Config, Keys: &s.keys, Since: time.Now(), Grace: -2 * payment.DecideWithin,
 	})
 	if err != nil || !later.Clean() || later.Balances == 0 || later.Balances != later.Funded {
 		t.Errorf("%+v, %v", later, err)
 	}
-	// Within the grace nothing is compared, so nothing is missed.
+	// Within the grace period nothing is compared, so nothing is missing.
 	young, err := reconcile.Run(t.Context(), reconcile.Config{
 		Database: s.conn.Config().ConnString(), Kafka: s.kafka.Config, Keys: &s.keys, Grace: reconcile.DefaultGrace,
 	})
@@ -231,7 +232,8 @@ func TestReconcileMissesEvents(t *testing.T) {
 	}
 }
 
-// A letter says why it is one; it is sent again through the front of the flow, or put aside, and that is kept.
+// A dead letter has its reason. An operator sends it again through the start of the flow, or
+// discards it, and the action is recorded.
 func TestDeadLettersInOperatorsHands(t *testing.T) {
 	s := start(t, options{})
 	manifests, err := allinone.Manifests()
@@ -279,13 +281,13 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Errorf("%+v", parked)
 	}
 	if _, ok := parked.Event.Extensions()["knativeerrordest"]; ok || parked.Event.ID() != forged.ID() {
-		t.Errorf("the letter's event is not as it was: %s", parked.Event)
+		t.Errorf("the letter's event has changed: %s", parked.Event)
 	}
 	if r := s.reconcile(); !r.Clean() {
-		t.Errorf("a forged request is no breach: %+v", r.Breaches)
+		t.Errorf("a forged request counts as a breach: %+v", r.Breaches)
 	}
 
-	// Sent again, an unsigned request is refused again: the operator can't let in what may not come in.
+	// An unsigned request that is sent again is refused again: an operator cannot get it accepted.
 	if err := box.Redrive(t.Context(), s.Producer(), parked, "ayu", "once more"); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +306,8 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Errorf("%+v", again)
 	}
 
-	// An account's funds that came before the account was open, and were given up: sent again they count, once.
+	// An account's funds arrived before the account was open, and were parked. Sent again, they
+	// count once.
 	funded, err := event.New(event.TypeAccountFunded, "early", "/bank", "late", event.AccountFunded{AccountID: "late", AmountIDR: 700}, time.Now())
 	if err == nil {
 		err = s.keys.Sign(&funded)
@@ -335,12 +338,12 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Errorf("an event of no known type: %v", err)
 	}
 	if _, err := box.Read(t.Context(), deadletter.Filter{Places: []deadletter.Place{{Topic: s.kafka.ParkedTopic, Offset: 999}}}); err == nil {
-		t.Error("a letter that is not there is found")
+		t.Error("a letter that does not exist is found")
 	}
 }
 
-// Funds for an account that is not open are put aside at once, with words, and hold up nobody's behind them. Once the
-// account is open an operator has them counted.
+// Funds for an account that is not open are parked at once, with a reason, and hold up no other
+// events. When the account is open, an operator sends them again and they count.
 func TestFundsForNobodyHoldUpNobody(t *testing.T) {
 	s := start(t, options{})
 	manifests, err := allinone.Manifests()

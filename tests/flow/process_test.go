@@ -20,7 +20,7 @@ import (
 	"pgw/tests/processes"
 )
 
-// program is the pgw binary, with a data directory and ports of its own.
+// program is the pgw binary, with its own data folder and ports.
 type program struct {
 	t    testing.TB
 	path string
@@ -67,7 +67,7 @@ func (p *program) command(args ...string) (*exec.Cmd, *processes.Output) {
 	return cmd, out
 }
 
-// run starts pgw run and waits until it says where it is.
+// run starts pgw run and waits until it reports its addresses.
 func (p *program) run() (*exec.Cmd, *processes.Output) {
 	p.t.Helper()
 	cmd, out := p.command("run")
@@ -82,7 +82,7 @@ func (p *program) run() (*exec.Cmd, *processes.Output) {
 		}
 	})
 	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		// The last line of what it says; run.json is there before the first.
+		// The last line of its output. run.json exists before the first line.
 		if strings.Contains(out.String(), "Ctrl-C drains and stops") {
 			return cmd, out
 		}
@@ -122,8 +122,8 @@ func (p *program) stop(cmd *exec.Cmd, out *processes.Output) {
 	}
 }
 
-// kill -9 in the middle of a load, and start again: every answer is the ledger's, nothing stays pending, and
-// the ledger adds up. The clients ask again with the same key, as clients should.
+// kill -9 during a load, and a new start: every answer matches the ledger, nothing stays pending,
+// and the ledger adds up. The clients ask again with the same key, as clients should.
 func TestKillInTheMiddle(t *testing.T) {
 	p := build(t)
 	cmd, _ := p.run()
@@ -225,7 +225,7 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	p.stop(fresh, out)
 }
 
-// expectMetrics has the books proved again and again, and waits until that says so by its metrics.
+// expectMetrics runs reconcile repeatedly, and waits until its metrics have the lines.
 func (p *program) expectMetrics(lines ...string) {
 	p.t.Helper()
 	port := freePort(p.t)
@@ -262,8 +262,8 @@ func (p *program) expectMetrics(lines ...string) {
 	}
 }
 
-// The operators' commands find the system that runs here, do what the README says, and tell by their exit
-// code.
+// The operators' commands find the system that runs here, do what the README says, and report the
+// result by their exit code.
 func TestOperatorsCommands(t *testing.T) {
 	p := build(t)
 	cmd, out := p.run()
@@ -285,7 +285,7 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	do(80, "say where the events go", "replay", sample)
 	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
-	// What has been delivered is committed once a second.
+	// Delivered events are committed once a second.
 	eventually(t, "nothing is left to take", func() error {
 		command, text := p.command("topics", "--lag")
 		if err := command.Run(); err != nil || !strings.Contains(text.String(), "ledger.accounts      2008     pgw-db        0") {
@@ -295,7 +295,7 @@ func TestOperatorsCommands(t *testing.T) {
 	})
 	do(1, "connection refused", "ready", fmt.Sprint("127.0.0.1:", freePort(t)))
 	worker := "http://127.0.0.1:" + p.ports["WORKER"] + "/"
-	do(1, "20 403", "replay", sample, worker) // nobody has signed them
+	do(1, "20 403", "replay", sample, worker) // without signatures
 	do(0, "20 delivered", "replay", sample, "topic:payments.request", "--sign")
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/api/payments/seed-1-0000020", p.port))

@@ -20,10 +20,11 @@ import (
 	"pgw/tests/processes"
 )
 
-// behind is where queue-proxy listens: some of its ports are fixed, and on all addresses.
+// behind is queue-proxy's address. Some of its ports are fixed, and on all addresses.
 const behind = "127.0.0.1:8012"
 
-// startQueueProxy puts Knative's own queue-proxy in front of a function, configured as Knative configures it.
+// startQueueProxy puts Knative's own queue-proxy in front of a function, configured as Knative does
+// it.
 func startQueueProxy(t *testing.T, path, function string, log *processes.Output) *exec.Cmd {
 	t.Helper()
 	_, port, err := net.SplitHostPort(function)
@@ -47,8 +48,8 @@ func startQueueProxy(t *testing.T, path, function string, log *processes.Output)
 	return cmd
 }
 
-// probe is what kubelet and the activator ask; 0 when nobody answers. It is queue-proxy that answers, and not the API,
-// so nothing is held against the API's document.
+// probe sends the probe of kubelet and the activator. It returns 0 when there is no answer.
+// queue-proxy answers, and not the API, so the answer is not checked against the API's document.
 func probe() int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -74,8 +75,8 @@ func awaitProbe(t *testing.T, want int, log *processes.Output) {
 	}
 }
 
-// HTTP, events and gRPC pass through Knative's queue-proxy, statuses unchanged; it is ready when the function is; and it
-// drains with the function.
+// HTTP, events and gRPC pass through Knative's queue-proxy with unchanged statuses. queue-proxy is
+// ready when the function is, and drains together with the function.
 func TestBehindQueueProxy(t *testing.T) {
 	path := os.Getenv("PGW_TEST_QUEUE_PROXY")
 	if path == "" {
@@ -91,14 +92,14 @@ func TestBehindQueueProxy(t *testing.T) {
 			s := separate(t, log)
 			s.SetFront(name, behind)
 			proxy := startQueueProxy(t, path, s.Addr(name), log)
-			// Those that the function needs first; then itself, and with it queue-proxy becomes ready.
+			// First the functions that it needs, then itself. Then queue-proxy becomes ready too.
 			callees := processes.Functions[:slices.Index(processes.Functions, name)]
 			for _, callee := range callees {
 				if _, err := s.Start(t.Context(), callee); err != nil {
 					t.Fatalf("%v: %s", err, log)
 				}
 			}
-			// It holds its answer back while it asks the function.
+			// queue-proxy delays its answer while it asks the function.
 			if code := probe(); code == http.StatusOK {
 				t.Error("ready before the function")
 			}
@@ -114,7 +115,8 @@ func TestBehindQueueProxy(t *testing.T) {
 			}
 			passes(t, s)
 
-			// On its way out the pod takes no new connections by its probe, and goes on with what comes.
+			// While it stops, the pod's probe refuses new connections, and requests that still come
+			// are served.
 			if err := proxy.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
@@ -146,7 +148,7 @@ func httpPasses(t *testing.T, _ *processes.System) {
 	}
 }
 
-// A status decides whether KafkaSource tries again: queue-proxy must leave it as it is.
+// The status decides whether KafkaSource tries again, so queue-proxy must not change it.
 func eventsPass(t *testing.T, _ *processes.System) {
 	t.Helper()
 	for want, headers := range map[int]map[string]string{

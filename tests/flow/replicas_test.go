@@ -13,7 +13,8 @@ import (
 	"pgw/functions/gateway"
 )
 
-// replica adds a gateway beside the system's own. All results come to the system's own first.
+// replica starts another gateway besides the system's own. The system's own gateway receives all
+// results first.
 func (s *system) replica(answerIn time.Duration) (url string) {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -57,7 +58,7 @@ func (s *system) metric(url, line string) bool {
 	return strings.Contains(string(text), line+"\n")
 }
 
-// A result reaches the replica at which its client waits, whichever replica Kafka gave it to.
+// A result reaches the replica where its client waits, whichever replica Kafka delivered it to.
 func TestThreeReplicas(t *testing.T) {
 	s := start(t, options{})
 	urls := []string{s.url, s.replica(5 * time.Second), s.replica(5 * time.Second)}
@@ -69,14 +70,15 @@ func TestThreeReplicas(t *testing.T) {
 		t.Error("60 of 90 results should have been relayed by the replica that got them")
 	}
 
-	// One key at all three at once: one settles.
+	// One key at all three at the same time: one payment settles.
 	counts = tally(30, func(i int) answer { return s.at(urls[i%3]).pay("one key", "A", "B", "IDR", 1000) })
 	if counts["200 SUCCESS committed"] != 1 || counts["200 SUCCESS_REPLAY duplicate_idempo"] != 29 {
 		t.Errorf("%v", counts)
 	}
 }
 
-// A result for a replica that is gone is given up after one try; the payment's state stays to be read.
+// A result for a replica that is gone is given up after one try. The payment's state can still be
+// read.
 func TestADeadReplica(t *testing.T) {
 	s := start(t, options{})
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
@@ -103,7 +105,7 @@ func TestADeadReplica(t *testing.T) {
 	})
 	crash()
 	<-left
-	s.drain() // acknowledged: nobody is held up by it
+	s.drain() // acknowledged: it holds up no other events
 	if _, st := s.state("orphan"); st.State != "COMMITTED" {
 		t.Errorf("%+v", st)
 	}

@@ -12,7 +12,8 @@ import (
 	"pgw/shared/function"
 )
 
-// Rates and rules that were changed at one replica reach another by themselves, and a new one at once.
+// Rates and rules that change at one replica reach the others automatically, and a new replica at
+// once.
 func TestRatesAndRulesReachOtherReplicas(t *testing.T) {
 	s := start(t, options{})
 	database := s.conn.Config().ConnString()
@@ -62,7 +63,7 @@ func TestRatesAndRulesReachOtherReplicas(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 4000})
-	// The replica at which they were changed knows at once, and so does a new one.
+	// The replica where they changed uses them at once, and so does a new one.
 	for _, c := range []fxv1.FxServiceClient{fxv1.NewFxServiceClient(s.Conn("fx")), newFX()} {
 		if got, err := price(c); err != nil || got != "16000 at 16000.5" {
 			t.Errorf("at once: %s, %v", got, err)

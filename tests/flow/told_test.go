@@ -11,8 +11,8 @@ import (
 	"pgw/functions/gateway"
 )
 
-// The broker has the request, and its acknowledgement is lost. The payment settles, and that is what its client and
-// those who wait along hear.
+// The broker has the request, but its acknowledgement is lost. The payment settles, and the client
+// and other waiting clients of the same key get that outcome.
 func TestALostAcknowledgementIsNoRefusal(t *testing.T) {
 	s := start(t, options{})
 	s.faults.set(func(f *faults) {
@@ -30,8 +30,8 @@ func TestALostAcknowledgementIsNoRefusal(t *testing.T) {
 	}
 }
 
-// A replica that is being stopped takes no new payment, and takes results over new connections until those that it has
-// are answered.
+// A replica that is stopping accepts no new payments. It accepts results on new connections until
+// all its clients have their answers.
 func TestAReplicaThatIsStoppedTakesItsResults(t *testing.T) {
 	s := start(t, options{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -59,20 +59,20 @@ func TestAReplicaThatIsStoppedTakesItsResults(t *testing.T) {
 			return nil
 		}
 	})
-	heard := make(chan answer, 1)
-	go func() { heard <- replica.pay("under way", "A", "B", "IDR", 5000) }()
+	answered := make(chan answer, 1)
+	go func() { answered <- replica.pay("under way", "A", "B", "IDR", 5000) }()
 	<-begun
 	stop()
 	s.eventually("the replica says that it is being stopped", func() error { return notReady(url) })
 	s.expect(replica.pay("too late", "A", "B", "IDR", 5000), "503 FAILED overloaded")
 	close(release)
-	s.expect(<-heard, "200 SUCCESS committed")
+	s.expect(<-answered, "200 SUCCESS committed")
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }
 
-// notReady asks over a connection of its own.
+// notReady sends a readiness probe on its own connection.
 func notReady(url string) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url + "/readyz")

@@ -22,14 +22,15 @@ import (
 	"pgw/tests/processes"
 )
 
-// span is what the tests look at, whichever way it came.
+// span is the part of a span that the tests check.
 type span struct {
 	trace, id, parent string
 	name, service     string
-	links             []string // the traces' ids
+	links             []string // the linked traces' ids
 }
 
-// wholeWay are the spans of one payment, from its request to its result. Over a network a call is two of its name.
+// wholeWay are the spans of one payment, from its request to its result. Over a network a call has
+// two spans of its name.
 var wholeWay = []string{
 	"POST /api/payments", "fx.v1.FxService/Convert", "wallet.v1.WalletService/GetAccount", "batch account",
 	"risk.v1.RiskService/Evaluate", "publish payments.request", "await result",
@@ -38,7 +39,7 @@ var wholeWay = []string{
 	"publish payments.result", "deliver pgw.payment.result.v1", "process pgw.payment.result.v1",
 }
 
-// oneTree says what is missing for the spans of the only payment to be one tree.
+// oneTree returns what is missing for the spans of the only payment to be one tree.
 func oneTree(spans []span) error {
 	var roots []span
 	for _, s := range spans {
@@ -67,7 +68,7 @@ func oneTree(spans []span) error {
 			return fmt.Errorf("%s of %s is an orphan", s.name, s.service)
 		}
 	}
-	// What was done for several payments at once is a trace of its own, linked with theirs.
+	// Work that was done for several payments at once is a separate trace, linked with theirs.
 	for _, batch := range []string{"batch reserve", "batch finish"} {
 		if !slices.ContainsFunc(spans, func(s span) bool {
 			return s.name == batch && s.trace != payment && slices.Contains(s.links, payment)
@@ -100,7 +101,7 @@ func TestAPaymentIsOneTraceInOneProcess(t *testing.T) {
 		}
 		return oneTree(spans)
 	})
-	// An exemplar leads from a latency to its trace.
+	// An exemplar links a latency to its trace.
 	req, err := http.NewRequest(http.MethodGet, s.url+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +118,7 @@ func TestAPaymentIsOneTraceInOneProcess(t *testing.T) {
 	}
 }
 
-// collector takes spans as OpenTelemetry's collectors do.
+// collector receives spans as OpenTelemetry's collectors do.
 type collector struct {
 	mu    sync.Mutex
 	spans []span
@@ -169,8 +170,8 @@ func (c *collector) all() []span {
 	return slices.Clone(c.spans)
 }
 
-// The same over a network: each function a process, set up by OpenTelemetry's own variables, and the spans sent to a
-// collector.
+// The same over a network: each function is a process that OpenTelemetry's own variables configure,
+// and the spans go to a collector.
 func TestAPaymentIsOneTraceThroughAllFunctions(t *testing.T) {
 	c := &collector{}
 	server := httptest.NewServer(c)
@@ -204,7 +205,7 @@ func TestAPaymentIsOneTraceThroughAllFunctions(t *testing.T) {
 	}
 }
 
-// A variable that asks for what pgw can't do is told, not ignored.
+// A variable with a value that pgw does not support is an error, and is not ignored.
 func TestTracesThatCantBeSentAreTold(t *testing.T) {
 	for name, value := range map[string]string{"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"} {
 		t.Run(name, func(t *testing.T) {

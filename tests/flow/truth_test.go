@@ -22,10 +22,10 @@ import (
 	"pgw/tests/history"
 )
 
-// What a client is told is true, one way of telling it falsely after another; TestNobodyIsEverToldFalse looks for those
-// that nobody thought of.
+// Every answer to a client is true. Each test here tries one way to a false answer;
+// TestNobodyIsEverToldFalse searches for others.
 
-// hold keeps requests from being settled: what was sent stays under way until release.
+// hold keeps requests from being settled: published requests stay under way until release.
 func (s *system) hold() (release func()) {
 	held := make(chan struct{})
 	s.faults.set(func(f *faults) {
@@ -54,9 +54,9 @@ func (s *system) decided(key, from, to string) (got answer) {
 	return got
 }
 
-// The first attempt is under way in Kafka, and its client has heard nothing. The second one is refused at once. By the
-// time the first one's event is settled nothing would stand in its way: no money moves all the same, and whoever asks
-// hears the same no for ever.
+// The first attempt is under way in Kafka, and its client has no answer. The second attempt is
+// refused at once. When the first attempt's event is settled, nothing would prevent the payment any
+// more. Still no money moves, and every client gets the same refusal for ever.
 func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	set := func(sql string) func() {
@@ -89,7 +89,7 @@ func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 			release()
 			s.drain()
 			if got := s.balance(tc.sender); got != had {
-				t.Errorf("after the client was told %s, %d was paid", tc.reason, had-got)
+				t.Errorf("after the client got %s, %d was paid", tc.reason, had-got)
 			}
 			s.expect(s.decided(tc.reason, tc.sender, tc.receiver), no)
 			s.expectRefused(tc.reason, tc.reason)
@@ -97,22 +97,22 @@ func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 	}
 }
 
-// expectRefused wants GET and the list to tell of a refusal.
+// expectRefused checks that GET and the list show the refusal.
 func (s *system) expectRefused(key, reason string) {
 	s.t.Helper()
 	if code, got := s.state(key); code != 200 || got.State != "ROLLEDBACK" || got.Reason != reason {
 		s.t.Errorf("GET: %d %+v", code, got)
 	}
-	var list struct{ Payments []told }
+	var list struct{ Payments []readPayment }
 	s.get("/api/payments?limit=100&status=FAILED", &list)
-	if !slices.ContainsFunc(list.Payments, func(p told) bool {
+	if !slices.ContainsFunc(list.Payments, func(p readPayment) bool {
 		return p.Key == key && p.State == payment.RolledBack && p.Reason == payment.Reason(reason)
 	}) {
 		s.t.Errorf("the list has no %s that was refused: %+v", key, list.Payments)
 	}
 }
 
-// A no at once is an outcome as any other: what it was for may change, and it stays.
+// An early refusal is an outcome like any other. It stays, even when its cause has gone.
 func TestAFastNoIsRecorded(t *testing.T) {
 	s := start(t, options{})
 	s.open(1000, "LITTLE")
@@ -124,7 +124,7 @@ func TestAFastNoIsRecorded(t *testing.T) {
 	s.expect(s.pay("second", "LITTLE", "B", "IDR", 5000), "200 SUCCESS committed")
 }
 
-// What is no payment is not recorded: the key is still free.
+// Input that is not a payment is not recorded: the key is still free.
 func TestWhatIsNoPaymentClaimsNoKey(t *testing.T) {
 	s := start(t, options{})
 	for i, bad := range []string{
@@ -141,8 +141,9 @@ func TestWhatIsNoPaymentClaimsNoKey(t *testing.T) {
 	s.expect(s.pay("free", "A", "B", "IDR", 5000), "200 SUCCESS committed")
 }
 
-// The broker has the request, and its acknowledgement is lost: the client and those who wait with it hear the outcome, or
-// that it is not known. Only where nothing was written do they hear that.
+// The broker has the request, but its acknowledgement is lost. The client and other clients that
+// wait with it get the outcome, or that it is unknown. They get an error that nothing was sent only
+// if nothing was written.
 func TestALostAcknowledgementIsNoFailure(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	send := func(fault error) {
@@ -158,12 +159,12 @@ func TestALostAcknowledgementIsNoFailure(t *testing.T) {
 	send(errNotAcknowledged)
 	for n := range 5 {
 		key := fmt.Sprint("unacknowledged-", n)
-		told := tally(8, func(int) answer { return s.pay(key, "A", "B", "IDR", 5000) })
-		for outcome, times := range told {
+		counts := tally(8, func(int) answer { return s.pay(key, "A", "B", "IDR", 5000) })
+		for outcome, times := range counts {
 			switch outcome {
 			case "200 SUCCESS committed", "200 SUCCESS_REPLAY duplicate_idempo", "504 FAILED queue_timeout":
 			default:
-				t.Errorf("%d are told %s, and the payment was sent", times, outcome)
+				t.Errorf("%d got %s, but the payment was sent", times, outcome)
 			}
 		}
 	}
@@ -179,8 +180,8 @@ func TestALostAcknowledgementIsNoFailure(t *testing.T) {
 	s.expect(s.pay("unsent", "A", "B", "IDR", 5000), "200 SUCCESS committed")
 }
 
-// An attempt is under way. Another one can't be asked about at fx, wallet, risk or the ledger, and hears nothing that
-// would be false of the payment.
+// An attempt is under way. For another attempt, fx, wallet, risk or the ledger cannot be reached.
+// Its answer must not be false about the payment.
 func TestUnavailableSaysNothingOfOtherAttempts(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	for _, tc := range []struct{ method, reason string }{
@@ -203,7 +204,7 @@ func TestUnavailableSaysNothingOfOtherAttempts(t *testing.T) {
 			})
 			got := s.expect(s.pay(tc.reason, "A", "B", "IDR", 5000), "502 FAILED "+tc.reason)
 			if history.SaysNothingSent(got.Message) {
-				t.Errorf("an earlier attempt is under way, and the client is told %q", got.Message)
+				t.Errorf("an earlier attempt is under way, but the client got %q", got.Message)
 			}
 			release()
 			s.drain()
@@ -214,9 +215,9 @@ func TestUnavailableSaysNothingOfOtherAttempts(t *testing.T) {
 	}
 }
 
-// A caller's answer is lost, and somebody else has acted by the time that gRPC would ask again. What sets and does not
-// add is not set again: SeedAccounts would undo a payment and make its money as funding, UpdateRates and SeedRules would
-// bring back what was changed since.
+// A caller's answer is lost, and another caller makes a change before gRPC would repeat the call. A
+// call that sets a value is not repeated: SeedAccounts would undo a payment and create its money as
+// funding, UpdateRates and SeedRules would undo later changes.
 func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 	s := start(t, options{})
 	dial := func(name string) grpc.ClientConnInterface {
@@ -227,7 +228,7 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
-	// lose has the first answer of a method be lost, once meanwhile is done.
+	// lose makes the first answer of a method get lost, after meanwhile has run.
 	lose := func(method string, meanwhile func()) {
 		var lost atomic.Bool
 		s.faults.set(func(f *faults) {
@@ -242,12 +243,12 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 	}
 
 	lose("db.v1.Admin/SeedAccounts", func() { s.expect(s.pay("meanwhile", "D", "B", "IDR", 5000), "200 SUCCESS committed") })
-	// Whether the caller hears an error is not the matter.
+	// It does not matter whether the caller gets an error.
 	_, err := walletv1.NewAdminClient(dial("wallet")).SeedAccounts(t.Context(), &walletv1.SeedAccountsRequest{
 		Accounts: []*walletv1.AccountSeed{{AccountId: "D", Owner: "D", Currency: "IDR", Balance: 100_000}},
 	})
 	if got := s.balance("D"); got != 95_000 {
-		t.Errorf("SeedAccounts (%v): D had 100000, paid 5000, and has %d", err, got)
+		t.Errorf("SeedAccounts (%v): D had 100000, paid 5000, but has %d", err, got)
 	}
 	if got := s.count(`SELECT sum(amount_idr) FROM fundings WHERE account_id = 'D'`); got != 100_000 {
 		t.Errorf("SeedAccounts (%v): D was given %d", err, got)
@@ -268,7 +269,7 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 	var rate string
 	s.query(&rate, `SELECT rate::text FROM fx_rates WHERE base = 'USD' ORDER BY effective_at DESC, rate_id DESC LIMIT 1`)
 	if rate != "16000" {
-		t.Errorf("UpdateRates (%v): the rate is %s, and the last that somebody set is 16000", err, rate)
+		t.Errorf("UpdateRates (%v): the rate is %s, but the last one that was set is 16000", err, rate)
 	}
 
 	setMax := func(conn grpc.ClientConnInterface, idr uint32) error {
@@ -282,6 +283,6 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 	})
 	err = setMax(dial("risk"), 10_000)
 	if got := s.count(`SELECT (rules->>'max_amount_idr')::int FROM risk_rules ORDER BY rule_set DESC LIMIT 1`); got != 20_000 {
-		t.Errorf("SeedRules (%v): the maximum is %d, and the last that somebody set is 20000", err, got)
+		t.Errorf("SeedRules (%v): the maximum is %d, but the last one that was set is 20000", err, got)
 	}
 }
