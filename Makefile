@@ -78,7 +78,7 @@ test-kafka: ## Test the flows, the stand-in and its soak on a real Apache Kafka 
 
 test-queueproxy: ## Test payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
-	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/alone ./tests/flow
+	PGW_TEST_QUEUE_PROXY=$(CURDIR)/bin/queue-proxy go test $(RACE) -count=1 -run TestBehindQueueProxy -exec $(CURDIR)/tests/queueproxy/in-namespace ./tests/flow
 
 test-compose: bin/docker-compose ## Test Compose on a real Docker Engine, starting one if none runs: up, pay, restart, scale, down.
 	tests/compose/with-docker tests/compose/check

@@ -1,5 +1,6 @@
-// Builds Knative's own queue-proxy, for the test that puts it in front of functions. 0.42.2 is the newest whose command
-// builds from its module alone.
+// Builds Knative's own queue-proxy, for the test that puts it in front of functions. 0.42.2 is the newest version whose
+// command can be built from its module alone.
+module alone.
 module pgw/tests/queueproxy
 
 go 1.26.0
