@@ -287,7 +287,7 @@ func TestABrokerThatIsAwayGotNothing(t *testing.T) {
 	}
 	w.back(t)
 	if n := stored(t, cfg); n["fresh"] != 0 {
-		t.Errorf("what was not sent is there: %v", n)
+		t.Errorf("a message that was not sent is in the topic: %v", n)
 	}
 }
 
@@ -318,7 +318,7 @@ func TestWhatIsNeverSent(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := p.Publish(over, "t", "k", e); !notSent(err) {
-		t.Errorf("nobody waits: %v", err)
+		t.Errorf("with a context that has ended: %v", err)
 	}
 	ended(t, p)
 	if err := p.Publish(t.Context(), "t", "k", e); !notSent(err) || !errors.Is(err, kafka.ErrClosed) {
@@ -601,7 +601,7 @@ func TestCloseDrains(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := p.Close(over); !errors.Is(err, context.Canceled) {
-		t.Errorf("nobody waits for the end: %v", err)
+		t.Errorf("Close with a context that has ended: %v", err)
 	}
 	ended(t, p)
 	if err := <-result; err != nil {

@@ -310,7 +310,7 @@ func (s *suite) testKeyboard(t *testing.T) {
 		for range 30 {
 			p.do(chromedp.KeyEvent(kb.Tab))
 			if !eval[bool](p, `(() => { const e = document.activeElement, s = getComputedStyle(e); return e !== document.body && parseFloat(s.outlineWidth) >= 2 && s.outlineStyle !== 'none'; })()`) {
-				t.Errorf("%s has the focus, and nothing shows it", focus())
+				t.Errorf("%s has the focus, but nothing shows it", focus())
 			}
 			if focus() == id {
 				return
@@ -445,7 +445,7 @@ func (s *suite) testKey(t *testing.T) {
 	p.click("#send")
 	p.says("#outcome", "Settled.")
 	if !eval[bool](p, `document.getElementById('key').hidden && sessionStorage.getItem('pgw-api-key') === 'the right one' && !location.href.includes('right')`) {
-		t.Error("the key is not kept as it should be")
+		t.Error("the key is not stored in the session, or is shown")
 	}
 }
 

@@ -134,12 +134,12 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	theirs, theirText := c.do("GET", "/api/payments/mine", "")
 	problem(t, "another's payment", theirs, theirText, http.StatusNotFound)
 	if _, none := c.do("GET", "/api/payments/nothing", ""); none != theirText {
-		t.Errorf("%s, and where there is none %s", theirText, none)
+		t.Errorf("%s, but for one that does not exist %s", theirText, none)
 	}
 	theirs, theirText = c.do("GET", "/api/accounts/A", "")
 	problem(t, "another's account", theirs, theirText, http.StatusNotFound)
 	if _, none := all.do("GET", "/api/accounts/NOBODY", ""); strings.ReplaceAll(none, "NOBODY", "A") != theirText {
-		t.Errorf("%s, and where there is none %s", theirText, none)
+		t.Errorf("%s, but for one that does not exist %s", theirText, none)
 	}
 	if resp, text := a.do("GET", "/api/accounts/A", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"balance_idr"`) {
 		t.Errorf("one's own account: %s %s", resp.Status, text)

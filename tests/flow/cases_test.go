@@ -242,7 +242,7 @@ func (s *system) settled(progress func() int) {
 			last, deadline = now, time.Now().Add(2*patience)
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("nothing moves: %v", err)
+			s.t.Fatalf("no progress: %v", err)
 		}
 	}
 }

@@ -175,7 +175,7 @@ func TestALostAcknowledgementIsNoFailure(t *testing.T) {
 	send(nil)
 	s.drain()
 	if code, _ := s.state("unsent"); code != 404 {
-		t.Errorf("GET of what was not sent: %d", code)
+		t.Errorf("GET of a payment that was not sent: %d", code)
 	}
 	s.expect(s.pay("unsent", "A", "B", "IDR", 5000), "200 SUCCESS committed")
 }
