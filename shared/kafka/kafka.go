@@ -67,7 +67,7 @@ const (
 	metadataTimeout  = 5 * time.Second
 
 	connectWithin = 3 * time.Second // the longest wait of one publish for a connection
-	handIns       = 3               // the most connections that one message is given to, when the earlier ones never wrote it
+	maxHandOvers  = 3               // the most connections that one message is given to, when the earlier ones never wrote it
 	maxLinks      = 16              // the most connections at once: one is in use, the others are ending
 
 	maxInFlight = 8192    // places for messages that are not settled yet
@@ -322,7 +322,7 @@ func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 			return nil
 		}
 		// The link broke before it wrote the message, so another link may succeed.
-		if handed && n < handIns && ctx.Err() == nil && broken(err) && errors.Is(err, ErrNotSent) {
+		if handed && n < maxHandOvers && ctx.Err() == nil && broken(err) && errors.Is(err, ErrNotSent) {
 			continue
 		}
 		return fmt.Errorf("publish to %s: %w", m.Topic, err)
@@ -369,7 +369,7 @@ func (p *Producer) send(ctx context.Context, m *sarama.ProducerMessage, value []
 
 // enter announces a message to a link. The link then does not end before the message is settled.
 func (p *Producer) enter(ctx context.Context) (*link, error) {
-	for range handIns {
+	for range maxHandOvers {
 		l, err := p.connected(ctx)
 		if err != nil {
 			return nil, err
@@ -378,7 +378,7 @@ func (p *Producer) enter(ctx context.Context) (*link, error) {
 			return l, nil
 		}
 	}
-	return nil, fmt.Errorf("connect to Kafka at %v: each of %d connections ended immediately", p.brokers, handIns)
+	return nil, fmt.Errorf("connect to Kafka at %v: each of %d connections ended immediately", p.brokers, maxHandOvers)
 }
 
 // Close waits for messages in flight until ctx ends. A closed producer refuses to publish. Messages

@@ -1,7 +1,7 @@
 -- +goose Up
 
--- Of two profiles with the same time, the one with the greater profile_event wins, whatever their order
--- of arrival.
+-- Of two profiles with the same time, the one with the greater profile_event wins, in any order of
+-- arrival.
 ALTER TABLE wallet_accounts ADD COLUMN profile_event text COLLATE "C" NOT NULL DEFAULT '';
 -- The source of the funding event. Older rows have none: an id of theirs with a second # may belong
 -- to either of two events.
