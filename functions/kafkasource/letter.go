@@ -93,12 +93,12 @@ func reasonsOf(sinkURL string, why error) map[string]string {
 				reasons[extension] = values[0]
 			}
 		}
-		reasons["knativeerrorcode"] = strconv.Itoa(failed.code)
+		reasons[event.ExtErrorCode] = strconv.Itoa(failed.code)
 		if len(failed.body) > 0 {
-			reasons["knativeerrordata"] = base64.StdEncoding.EncodeToString(failed.body[:min(len(failed.body), maxErrorData)])
+			reasons[event.ExtErrorData] = base64.StdEncoding.EncodeToString(failed.body[:min(len(failed.body), maxErrorData)])
 		}
 	}
-	reasons["knativeerrordest"] = sinkURL
+	reasons[event.ExtErrorDestination] = sinkURL
 	return reasons
 }
 

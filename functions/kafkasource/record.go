@@ -46,8 +46,8 @@ func (m message) set(attribute, value string) { m.header.Set("Ce-"+attribute, va
 
 // setPosition says where in Kafka the event's record stands.
 func (m message) setPosition() {
-	m.set("knativekafkapartition", strconv.Itoa(int(m.record.Partition)))
-	m.set("knativekafkaoffset", strconv.FormatInt(m.record.Offset, 10))
+	m.set(event.ExtKafkaPartition, strconv.Itoa(int(m.record.Partition)))
+	m.set(event.ExtKafkaOffset, strconv.FormatInt(m.record.Offset, 10))
 }
 
 // ReadRecord gives a record as the event that a source of this name would deliver, without what the source adds. It is

@@ -15,12 +15,6 @@ import (
 	"pgw/shared/kafka"
 )
 
-// The extensions by which KafkaSource says where the record of an event stands.
-const (
-	extPartition = "knativekafkapartition"
-	extOffset    = "knativekafkaoffset"
-)
-
 // Bounds of looking up a letter. Letters are rare, and one record is read for each.
 const (
 	readWithin = 5 * time.Second
@@ -50,15 +44,9 @@ func (t topic) Read(ctx context.Context, partition int32, offset int64) (e cloud
 		return e, false, fmt.Errorf("read a dead letter: too many at once: %w", err)
 	}
 	defer t.reads.Release(1)
-	reader, err := kafka.OpenReader(t.cfg, "payments", kafka.Range{
-		Topic: t.cfg.DeadLetterTopic, Partitions: []int32{partition}, FromOffset: offset, ToOffset: offset + 1,
-	})
-	if err != nil {
-		return e, false, fmt.Errorf("read a dead letter: %w", err)
-	}
-	defer reader.Close()
+	place := kafka.Range{Topic: t.cfg.DeadLetterTopic, Partitions: []int32{partition}, FromOffset: offset, ToOffset: offset + 1}
 	noEvent := func(*sarama.ConsumerMessage) cloudevents.Event { return cloudevents.Event{} }
-	err = reader.Each(ctx, func(m *sarama.ConsumerMessage) (err error) {
+	err = kafka.Read(ctx, t.cfg, "payments", place, func(m *sarama.ConsumerMessage) (err error) {
 		if m.Offset == offset {
 			found = true
 			e, err = kafka.ReadRecord(ctx, m, noEvent)
@@ -76,8 +64,8 @@ func (t topic) Read(ctx context.Context, partition int32, offset int64) (e cloud
 // record: only delivery and operators write to that topic. So the record is read again where the event says that it
 // stands, and must be the same.
 func (p *Payments) givenUp(ctx context.Context, e cloudevents.Event) error {
-	partition, err1 := extension(e, extPartition, 32)
-	offset, err2 := extension(e, extOffset, 64)
+	partition, err1 := extension(e, event.ExtKafkaPartition, 32)
+	offset, err2 := extension(e, event.ExtKafkaOffset, 64)
 	if err1 != nil || err2 != nil || partition < 0 || offset < 0 {
 		return fmt.Errorf("%w: it does not say where it stands among the dead letters: only what delivery gave up on is closed out", event.ErrRefused)
 	}

@@ -38,7 +38,7 @@ type letterFlags struct {
 func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []deadletter.Letter, done func(), err error) {
 	filter := deadletter.Filter{Key: f.Key, Reason: f.Reason, State: deadletter.State(f.State), Since: f.Since.Time}
 	for _, text := range f.Letters {
-		place, err := deadletter.ParsePlace(text)
+		place, err := kafka.ParsePlace(text)
 		if err != nil {
 			return nil, nil, nil, err
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -411,29 +410,6 @@ func (p *Producer) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("close producer: %w", ctx.Err())
 	}
-}
-
-// ReadRecord returns the event in a consumed record, in binary or structured mode. For a record
-// that is not a CloudEvent, it returns the event that wrap makes of it. Its errors are
-// event.ErrMalformed.
-func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*sarama.ConsumerMessage) cloudevents.Event) (cloudevents.Event, error) {
-	e, err := event.Foreign(func() (*cloudevents.Event, error) {
-		message := kafka_sarama.NewMessageFromConsumerMessage(m)
-		if message.ReadEncoding() == binding.EncodingUnknown {
-			e := wrap(m)
-			return &e, nil
-		}
-		for name := range message.Headers {
-			if attribute, ok := strings.CutPrefix(name, "ce_"); ok && !event.AttributeName(attribute) {
-				return nil, fmt.Errorf("%q is not the name of an attribute", attribute)
-			}
-		}
-		return binding.ToEvent(ctx, message)
-	})
-	if err != nil {
-		return cloudevents.Event{}, fmt.Errorf("%w: record %s/%d/%d: %w", event.ErrMalformed, m.Topic, m.Partition, m.Offset, err)
-	}
-	return *e, nil
 }
 
 // Topic is a topic for EnsureTopics.

@@ -170,13 +170,8 @@ func notSent(err error) bool   { return errors.Is(err, kafka.ErrNotSent) }
 // stored counts the records of each key in the topic.
 func stored(t testing.TB, cfg kafka.Config) map[string]int {
 	t.Helper()
-	reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: "t"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
 	n := map[string]int{}
-	err = reader.Each(t.Context(), func(m *sarama.ConsumerMessage) error {
+	err := kafka.Read(t.Context(), cfg, "test", kafka.Range{Topic: "t"}, func(m *sarama.ConsumerMessage) error {
 		n[string(m.Key)]++
 		return nil
 	})

@@ -7,10 +7,15 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/IBM/sarama"
+	"github.com/cloudevents/sdk-go/protocol/kafka_sarama/v2"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,6 +23,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"pgw/shared/event"
 )
 
 // The bounds of reading.
@@ -33,6 +40,32 @@ const (
 // (isolation.level=read_uncommitted in config-kafka-source-data-plane), so the functions have taken such records too.
 // A topic's end is then its high-water mark, and never waits for a transaction.
 var everything = kgo.ReadUncommitted()
+
+// Place is where a record stands.
+type Place struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+}
+
+// PlaceOf gives a record's place.
+func PlaceOf(m *sarama.ConsumerMessage) Place { return Place{m.Topic, m.Partition, m.Offset} }
+
+// String is TOPIC/PARTITION/OFFSET.
+func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Partition, p.Offset) }
+
+// ParsePlace reads what String writes.
+func ParsePlace(text string) (Place, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) == 3 {
+		partition, err1 := strconv.ParseInt(parts[1], 10, 32)
+		offset, err2 := strconv.ParseInt(parts[2], 10, 64)
+		if err1 == nil && err2 == nil && partition >= 0 && offset >= 0 && parts[0] != "" {
+			return Place{parts[0], int32(partition), offset}, nil
+		}
+	}
+	return Place{}, fmt.Errorf("%q is no letter: a letter is TOPIC/PARTITION/OFFSET, such as payments.parked/0/12", text)
+}
 
 // Range says which of a topic's records are read. The zero value of each field means: all of them.
 type Range struct {
@@ -64,6 +97,16 @@ type Reader struct {
 	client  *kgo.Client
 	decoder kgo.Decompressor
 	silence time.Duration
+}
+
+// Read gives the records of a range to take, as a Reader does.
+func Read(ctx context.Context, cfg Config, clientID string, r Range, take func(*sarama.ConsumerMessage) error) error {
+	reader, err := OpenReader(cfg, clientID, r)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	return reader.Each(ctx, take)
 }
 
 // OpenReader finds out what the range comes to. What is written to the topic later is not read. An error
@@ -477,6 +520,29 @@ func consumed(r *kgo.Record) *sarama.ConsumerMessage {
 func (r *Reader) Close() error {
 	r.client.Close()
 	return nil
+}
+
+// ReadRecord returns the event in a consumed record, in binary or structured mode. For a record
+// that is not a CloudEvent, it returns the event that wrap makes of it. Its errors are
+// event.ErrMalformed.
+func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*sarama.ConsumerMessage) cloudevents.Event) (cloudevents.Event, error) {
+	e, err := event.Foreign(func() (*cloudevents.Event, error) {
+		message := kafka_sarama.NewMessageFromConsumerMessage(m)
+		if message.ReadEncoding() == binding.EncodingUnknown {
+			e := wrap(m)
+			return &e, nil
+		}
+		for name := range message.Headers {
+			if attribute, ok := strings.CutPrefix(name, "ce_"); ok && !event.AttributeName(attribute) {
+				return nil, fmt.Errorf("%q is not the name of an attribute", attribute)
+			}
+		}
+		return binding.ToEvent(ctx, message)
+	})
+	if err != nil {
+		return cloudevents.Event{}, fmt.Errorf("%w: record %s: %w", event.ErrMalformed, PlaceOf(m), err)
+	}
+	return *e, nil
 }
 
 // Committed is up to which offset a consumer group has taken each partition of a topic; partitions that it

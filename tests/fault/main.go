@@ -347,14 +347,10 @@ func (w *world) redeliver(ctx context.Context, function string, seed uint64) err
 	if function == "gateway" {
 		topic, path = w.kafka.ResultTopic, "/events"
 	}
-	r, err := kafka.OpenReader(w.kafka, "fault", kafka.Range{Topic: topic, Since: time.Now().Add(-30 * time.Second)})
-	if err != nil {
-		return err
-	}
-	defer r.Close()
+	lately := kafka.Range{Topic: topic, Since: time.Now().Add(-30 * time.Second)}
 	var events []cloudevents.Event
 	errEnough := errors.New("enough")
-	err = r.Each(ctx, func(m *sarama.ConsumerMessage) error {
+	err := kafka.Read(ctx, w.kafka, "fault", lately, func(m *sarama.ConsumerMessage) error {
 		e := kafkasource.ReadRecord(ctx, "fault", m)
 		if events = append(events, e, e); len(events) >= 2000 {
 			return errEnough

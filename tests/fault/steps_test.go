@@ -374,12 +374,7 @@ func TestAStopAtEveryStepOfSweeping(t *testing.T) {
 func (r *rig) results(key string) int {
 	r.t.Helper()
 	ids, n := map[string]bool{}, 0
-	reader, err := kafka.OpenReader(r.kafka, "test", kafka.Range{Topic: r.kafka.ResultTopic})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer reader.Close()
-	err = reader.Each(context.Background(), func(m *sarama.ConsumerMessage) error {
+	err := kafka.Read(context.Background(), r.kafka, "test", kafka.Range{Topic: r.kafka.ResultTopic}, func(m *sarama.ConsumerMessage) error {
 		if string(m.Key) == key {
 			e, err := kafka.ReadRecord(context.Background(), m, nil)
 			if err != nil {

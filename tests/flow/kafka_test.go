@@ -134,12 +134,11 @@ func (r *reader) await(key string) event.PaymentResult {
 // records returns all records that a topic has now.
 func (s *system) records(topic string) (all []*sarama.ConsumerMessage) {
 	s.t.Helper()
-	r, err := kafka.OpenReader(s.kafka.Config, "test", kafka.Range{Topic: topic})
+	err := kafka.Read(context.Background(), s.kafka.Config, "test", kafka.Range{Topic: topic}, func(m *sarama.ConsumerMessage) error {
+		all = append(all, m)
+		return nil
+	})
 	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer r.Close()
-	if err := r.Each(context.Background(), func(m *sarama.ConsumerMessage) error { all = append(all, m); return nil }); err != nil {
 		s.t.Fatal(err)
 	}
 	return all

@@ -21,6 +21,7 @@ import (
 	paymentsv1 "pgw/proto/gen/payments/v1"
 	"pgw/seeds"
 	"pgw/shared/event"
+	"pgw/shared/kafka"
 	"pgw/shared/payment"
 )
 
@@ -301,7 +302,7 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 	if err := box.Discard(t.Context(), parked, "ayu", "forged"); err != nil {
 		t.Fatal(err)
 	}
-	again := only(deadletter.Filter{Places: []deadletter.Place{parked.Place}})
+	again := only(deadletter.Filter{Places: []kafka.Place{parked.Place}})
 	if again.State != deadletter.Discarded || len(again.Actions) != 2 || again.Actions[0].Action != "REDRIVEN" || again.Actions[1].Note != "forged" || again.Actions[1].Operator != "ayu" {
 		t.Errorf("%+v", again)
 	}
@@ -337,7 +338,7 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 	if _, err := box.Front(deadletter.Letter{}); !errors.Is(err, deadletter.ErrNoFront) {
 		t.Errorf("an event of no known type: %v", err)
 	}
-	if _, err := box.Read(t.Context(), deadletter.Filter{Places: []deadletter.Place{{Topic: s.kafka.ParkedTopic, Offset: 999}}}); err == nil {
+	if _, err := box.Read(t.Context(), deadletter.Filter{Places: []kafka.Place{{Topic: s.kafka.ParkedTopic, Offset: 999}}}); err == nil {
 		t.Error("a letter that does not exist is found")
 	}
 }

@@ -31,19 +31,6 @@ import (
 	"pgw/shared/rpc"
 )
 
-// The extensions by which a source says why an event is a dead letter.
-const (
-	extDestination = "knativeerrordest"
-	extCode        = "knativeerrorcode"
-	extData        = "knativeerrordata"
-)
-
-// The extensions by which a source says where in Kafka an event stood.
-const (
-	extPartition = "knativekafkapartition"
-	extOffset    = "knativekafkaoffset"
-)
-
 // maxRead bounds how many letters are held at once.
 const maxRead = 100_000
 
@@ -65,32 +52,9 @@ const (
 	Discarded State = "discarded"
 )
 
-// Place is where a letter stands.
-type Place struct {
-	Topic     string `json:"topic"`
-	Partition int32  `json:"partition"`
-	Offset    int64  `json:"offset"`
-}
-
-// String is TOPIC/PARTITION/OFFSET.
-func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Partition, p.Offset) }
-
-// ParsePlace reads what String writes.
-func ParsePlace(text string) (Place, error) {
-	parts := strings.Split(text, "/")
-	if len(parts) == 3 {
-		partition, err1 := strconv.ParseInt(parts[1], 10, 32)
-		offset, err2 := strconv.ParseInt(parts[2], 10, 64)
-		if err1 == nil && err2 == nil && partition >= 0 && offset >= 0 && parts[0] != "" {
-			return Place{parts[0], int32(partition), offset}, nil
-		}
-	}
-	return Place{}, fmt.Errorf("%q is no letter: a letter is TOPIC/PARTITION/OFFSET, such as payments.parked/0/12", text)
-}
-
 // Letter is one event that could not be delivered.
 type Letter struct {
-	Place
+	kafka.Place
 	At       time.Time         `json:"at"` // when it came here
 	Key      string            `json:"key"`
 	Event    cloudevents.Event `json:"event"`    // as it was before it failed
@@ -124,7 +88,7 @@ type Box struct {
 
 // Filter chooses letters; an empty field takes all.
 type Filter struct {
-	Places []Place
+	Places []kafka.Place
 	Topics []string // payments.deadletter and payments.parked when there are none
 	Key    string
 	Reason string // part of the message, or the code
@@ -184,13 +148,8 @@ func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error
 	if err != nil {
 		return nil, err
 	}
-	reader, err := kafka.OpenReader(b.Kafka, "deadletter", kafka.Range{Topic: topic, Since: f.Since})
-	if err != nil {
-		return nil, err
-	}
-	defer reader.Close()
 	var letters []Letter
-	err = reader.Each(ctx, func(m *sarama.ConsumerMessage) error {
+	err = kafka.Read(ctx, b.Kafka, "deadletter", kafka.Range{Topic: topic, Since: f.Since}, func(m *sarama.ConsumerMessage) error {
 		l := b.letter(ctx, m)
 		if !f.wants(&l) {
 			return nil
@@ -214,9 +173,9 @@ func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error
 func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
 	e := kafkasource.ReadRecord(ctx, "deadletter", m)
 	text := func(name string) string { s, _ := e.Extensions()[name].(string); return s }
-	l := Letter{Place: Place{m.Topic, m.Partition, m.Offset}, At: m.Timestamp.UTC(), Function: functionOf(text(extDestination))}
-	l.Code, _ = strconv.Atoi(text(extCode))
-	if data, err := base64.StdEncoding.DecodeString(text(extData)); err == nil {
+	l := Letter{Place: kafka.PlaceOf(m), At: m.Timestamp.UTC(), Function: functionOf(text(event.ExtErrorDestination))}
+	l.Code, _ = strconv.Atoi(text(event.ExtErrorCode))
+	if data, err := base64.StdEncoding.DecodeString(text(event.ExtErrorData)); err == nil {
 		l.Message = strings.TrimSpace(string(data))
 	}
 	l.Attempts = b.Manifests.Attempts(l.Function, l.Code)
@@ -224,7 +183,7 @@ func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
 		l.Key = string(m.Key)
 	}
 	l.CutFrom, _ = strconv.ParseInt(text(kafkasource.ExtCutFrom), 10, 64)
-	for _, name := range []string{extDestination, extCode, extData, extPartition, extOffset} {
+	for _, name := range []string{event.ExtErrorDestination, event.ExtErrorCode, event.ExtErrorData, event.ExtKafkaPartition, event.ExtKafkaOffset} {
 		e.SetExtension(name, nil)
 	}
 	l.Event = e
@@ -304,7 +263,7 @@ func (b *Box) taken(topic string) (map[int32]int64, error) {
 // acted is what actions are about: an event and where its letter stands. The place alone would do for a topic that was
 // not made anew; in one that was, other letters stand at the same places.
 type acted struct {
-	Place
+	kafka.Place
 	id, key string
 }
 
@@ -320,7 +279,7 @@ func (b *Box) actions(ctx context.Context, topic string) (actions, error) {
 			return nil, fmt.Errorf("ask db what was done about dead letters: %w", err)
 		}
 		for _, a := range page.Actions {
-			about := acted{Place{a.Topic, a.Partition, a.Offset}, a.EventId, a.EventKey}
+			about := acted{kafka.Place{Topic: a.Topic, Partition: a.Partition, Offset: a.Offset}, a.EventId, a.EventKey}
 			all[about] = append(all[about], Action{Action: a.Action, Operator: a.Operator, Note: a.Note, At: a.ActedAt.AsTime()})
 		}
 		if token = page.NextPageToken; token == "" {

@@ -21,7 +21,6 @@ import (
 
 	"pgw/functions/db"
 	"pgw/functions/kafkasource"
-	"pgw/functions/pgw/deadletter"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/payment"
@@ -335,11 +334,6 @@ func (r *reconciliation) read(ctx context.Context, topic string, take func(m *sa
 	})
 }
 
-// place of a record, as deadletter writes it too.
-func place(m *sarama.ConsumerMessage) string {
-	return deadletter.Place{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}.String()
-}
-
 func (r *reconciliation) readRequests(ctx context.Context) error {
 	return r.read(ctx, r.cfg.Kafka.RequestTopic, func(m *sarama.ConsumerMessage) {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
@@ -360,7 +354,7 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 		r.examined[RequestDecided]++
 		switch {
 		case known == nil:
-			r.undecided = append(r.undecided, undecided{request.Key, place(m)})
+			r.undecided = append(r.undecided, undecided{request.Key, kafka.PlaceOf(m).String()})
 		case known.status == payment.Pending:
 			r.breach(Breach{Check: RequestDecided, Payment: request.Key, Problem: "was requested, and is still PENDING after its deadline and a sweep"})
 		}
@@ -385,7 +379,7 @@ func (r *reconciliation) readResults(ctx context.Context) error {
 		}
 		if problem := contradiction(known, result); problem != "" {
 			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("was told %s %s %s (%s), and %s",
-				result.Status, result.Reason, result.Ref, place(m), problem)})
+				result.Status, result.Reason, result.Ref, kafka.PlaceOf(m).String(), problem)})
 		}
 	})
 }
@@ -470,7 +464,7 @@ func (r *reconciliation) excuse(ctx context.Context) error {
 	letters := map[string]string{} // by key: where the letter stands
 	for _, topic := range []string{r.cfg.Kafka.DeadLetterTopic, r.cfg.Kafka.ParkedTopic} {
 		err := r.read(ctx, topic, func(m *sarama.ConsumerMessage) {
-			letters[string(m.Key)] = place(m)
+			letters[string(m.Key)] = kafka.PlaceOf(m).String()
 		})
 		if err != nil {
 			return err
