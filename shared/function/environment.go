@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kelseyhightower/envconfig"
+
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 )
@@ -113,42 +115,73 @@ func setGiven(into reflect.Value, given []any) bool {
 	return false
 }
 
-// Settings are where configurations are read from.
+// ReadEnvironment fills configurations, given as pointers, from the environment. The error names all
+// required variables that are missing. For a variable with a wrong value it says what is wrong, and
+// does not repeat the value, which may be a secret.
+func ReadEnvironment(into ...any) error {
+	errs := []error{missing(Variables(into...), os.LookupEnv)}
+	for _, config := range into {
+		err := envconfig.Process("", config)
+		var wrong *envconfig.ParseError
+		var number *strconv.NumError // repeats the value
+		switch {
+		case errors.As(err, &wrong) && errors.As(wrong.Err, &number):
+			errs = append(errs, fmt.Errorf("%s: is not a %s: %w", wrong.KeyName, wrong.TypeName, number.Err))
+		case errors.As(err, &wrong):
+			errs = append(errs, fmt.Errorf("%s: %w", wrong.KeyName, wrong.Err))
+		case err != nil && errs[0] == nil:
+			errs = append(errs, err)
+		}
+	}
+	return configurationError(errs)
+}
+
+// missing names the required variables that are not set.
+func missing(all []Variable, lookup func(string) (string, bool)) error {
+	var names []string
+	for _, v := range all {
+		if _, set := lookup(v.Name); v.Required && !set && v.Default == "" && !slices.Contains(names, v.Name) {
+			names = append(names, v.Name)
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: required, and not set", strings.Join(names, ", "))
+}
+
+func configurationError(errs []error) error {
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	return nil
+}
+
+// Settings take the place of the environment where several functions share a process, and where an
+// operator's command finds its system.
 type Settings struct {
-	// Lookup says what a variable is set to, as os.LookupEnv does.
+	// Lookup returns the value of a variable, as os.LookupEnv does.
 	Lookup func(name string) (value string, set bool)
 	// Given are values for all fields of their type, such as a kafka.Config. Nothing is looked up for these.
 	Given []any
 }
 
-// ReadEnvironment fills configurations, given as pointers, from the environment.
-func ReadEnvironment(into ...any) error { return Settings{Lookup: os.LookupEnv}.Read(into...) }
-
-// Read fills configurations, given as pointers. The error names all variables that are missing. Of one that
-// can't be read it says what is wrong, and does not repeat the value, which may be a secret.
+// Read fills configurations, given as pointers. Its errors are those of ReadEnvironment.
 func (s Settings) Read(into ...any) error {
-	var missing []string
-	var errs []error
+	var all []Variable
 	for _, config := range into {
-		for _, v := range variablesOf(reflect.ValueOf(config).Elem(), s.Given...) {
-			if _, set := s.Lookup(v.Name); !set && v.Default == "" {
-				if v.Required && !slices.Contains(missing, v.Name) {
-					missing = append(missing, v.Name)
-				}
-				continue
-			}
-			if err := decode(v.From(s.Lookup), v.into); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
-			}
+		all = append(all, variablesOf(reflect.ValueOf(config).Elem(), s.Given...)...)
+	}
+	errs := []error{missing(all, s.Lookup)}
+	for _, v := range all {
+		if _, set := s.Lookup(v.Name); !set && v.Default == "" {
+			continue
+		}
+		if err := decode(v.From(s.Lookup), v.into); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
 		}
 	}
-	if len(missing) > 0 {
-		errs = append([]error{fmt.Errorf("%s: required, and not set", strings.Join(missing, ", "))}, errs...)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	return nil
+	return configurationError(errs)
 }
 
 // decode reads one value. Types of the project's own have a method Decode; others are texts, numbers or lists
