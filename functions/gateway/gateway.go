@@ -176,7 +176,9 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	to := Clients{FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], HTTP: on.HTTP}.watch(on.Now, on.Log)
+	to := Clients{
+		FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], HTTP: on.HTTP,
+	}.watch(on.Now, on.Log)
 	publish := watchPublisher(on.Publisher, on.Now, on.Log)
 	g := &Gateway{
 		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function answered what can't be used"),

@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// claims are the partitions of one source that this process has now. What they tell is read when it is asked for: a
-// partition that has gone to another member is told of there.
+// claims are the partitions of one source that this process has now. Its metrics are read from them. A
+// partition that has moved to another member is in the metrics of that member.
 type claims struct {
 	mu  sync.Mutex
 	all map[*window]bool

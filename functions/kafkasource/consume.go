@@ -11,7 +11,8 @@ import (
 const (
 	// drainWithin bounds how long deliveries under way may take once a partition is to be given up.
 	drainWithin = 15 * time.Second
-	// windowMax is how many records of a partition may be read ahead of the first that is not settled.
+	// windowMax is how many records of a partition may be read ahead of the first that is not
+	// settled.
 	windowMax = 4096
 )
 
@@ -29,13 +30,13 @@ func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.assigned(); retu
 
 func (c *consumer) Cleanup(sarama.ConsumerGroupSession) error { return nil }
 
-// ConsumeClaim delivers a partition's records until it is revoked. Then nothing new is begun, what is under
-// way may end, and the finished prefix is what gets committed: the next owner starts behind it.
+// ConsumeClaim delivers a partition's records until it is revoked. Then it begins nothing new, lets
+// what is under way end, and commits the finished prefix: the next owner starts behind it.
 func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.ConsumerGroupClaim) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	// Once revoked, what waits for a retry is abandoned at once by way of the session, and what is being
-	// delivered by way of this timer.
+	// When the partition is revoked, the session abandons at once what waits for a retry. This timer
+	// abandons what is still being delivered.
 	release := context.AfterFunc(session.Context(), func() { time.AfterFunc(drainWithin, cancel) })
 	defer release()
 	w := &window{
@@ -67,9 +68,9 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 	}
 }
 
-// window is what has been read of a partition and not yet committed. Its records go side by side, those with the same key too,
-// as many as there are places; with one place they follow one another. Only the finished prefix is marked, so a crash
-// redelivers and never skips.
+// window is what has been read of a partition and not yet committed. Its records are delivered side by
+// side, those with the same key too, as many at once as there are places. With one place they follow
+// one another. Only the finished prefix is marked, so a crash redelivers and never skips.
 type window struct {
 	session sarama.ConsumerGroupSession
 	claim   sarama.ConsumerGroupClaim
@@ -93,7 +94,8 @@ type record struct {
 	why     error     // of the last try
 }
 
-// add takes a record in, and waits for room and for a place. It tells whether the partition is still ours.
+// add takes a record in, and waits for room and for a place. It says whether the partition is still
+// ours.
 func (w *window) add(m *sarama.ConsumerMessage) bool {
 	select {
 	case w.room <- struct{}{}:
@@ -119,8 +121,8 @@ func (w *window) add(m *sarama.ConsumerMessage) bool {
 	return true
 }
 
-// start hands a record to a goroutine. They stay, since a new one would have to grow its stack again for each record; there
-// are never more of them than places.
+// start hands a record to a goroutine. Goroutines stay, since a new one would have to grow its stack
+// again for each record. There are never more of them than places.
 func (w *window) start(r *record) {
 	select {
 	case w.idle <- r:
@@ -135,7 +137,8 @@ func (w *window) start(r *record) {
 	})
 }
 
-// deliver takes a record to its end. One that is abandoned is not marked, and neither are those behind it.
+// deliver takes a record to its end. One that is abandoned is not marked, and neither are those
+// behind it.
 func (w *window) deliver(r *record) {
 	defer func() { <-w.places }()
 	w.mu.Lock()
@@ -180,8 +183,8 @@ func (w *window) finish(r *record) {
 	}
 }
 
-// withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery under way
-// keeps its own, later end.
+// withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery
+// under way keeps its own, later end.
 func withRevoked(ctx, session context.Context) context.Context {
 	return context.WithValue(ctx, revokedKey{}, session)
 }

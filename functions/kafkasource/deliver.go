@@ -84,7 +84,7 @@ type poster struct {
 	transport http.RoundTripper // not a client: redirects are not followed, and cookies not kept
 	policy    policy
 	sleep     func(context.Context, time.Duration) error
-	retry     func() // is told of each retry
+	retry     func() // is called for each retry
 }
 
 // newPoster takes nil for the transport that http uses by default.
@@ -99,8 +99,8 @@ func newPoster(sinkURL string, transport http.RoundTripper, p policy) (poster, e
 	return poster{url: target, transport: transport, policy: p, sleep: sleep, retry: func() {}}, nil
 }
 
-// post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned. code is the
-// status of the last answer; 0 when there was none.
+// post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned.
+// code is the status of the last answer; 0 when there was none.
 func (p poster) post(ctx context.Context, m message) (code int, err error) {
 	if m.refused != nil {
 		return m.refused.code, m.refused
@@ -123,7 +123,8 @@ func (p poster) post(ctx context.Context, m message) (code int, err error) {
 	}
 }
 
-// errAbandoned means that the partition went away, or the program ends, before the event was settled.
+// errAbandoned means that the partition went away, or the program ends, before the event was
+// settled.
 var errAbandoned = errors.New("abandoned")
 
 func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
@@ -154,11 +155,12 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	return resp.StatusCode, &failure{code: resp.StatusCode, header: resp.Header, body: reply}
 }
 
-// Sender delivers events by hand, the way that a source does: in binary mode, the same answers tried again,
-// with waits that double.
+// Sender delivers events by hand, the way that a source does: in binary mode, the same answers
+// tried again, with waits that double.
 type Sender struct{ poster poster }
 
-// NewSender delivers to a URL, with so many retries, the first after twice delay, each try within timeout.
+// NewSender delivers to a URL, with so many retries, the first after twice delay, each try within
+// timeout.
 func NewSender(sinkURL string, transport http.RoundTripper, retries int, delay, timeout time.Duration) (Sender, error) {
 	p, err := newPoster(sinkURL, transport, policy{retries: retries, exponential: true, delay: delay, timeout: timeout})
 	return Sender{p}, err
@@ -179,7 +181,8 @@ func Refused(err error) bool {
 	return errors.Is(err, event.ErrMalformed) || errors.As(err, &failed) && failed.final()
 }
 
-// deliverer takes each event of one source to its end: delivered, in the dead letters, or abandoned.
+// deliverer takes each event of one source to its end: delivered, in the dead letters, or
+// abandoned.
 type deliverer struct {
 	source  kafkaSource
 	poster  poster
@@ -189,8 +192,8 @@ type deliverer struct {
 	metrics *sourceMetrics
 }
 
-// startTrace begins the span of a delivery. The event carries the trace that it was made in; the sink is told of the
-// delivery's own span by HTTP's header, as Knative does.
+// startTrace begins the span of a delivery. The event carries the trace that it was made in; the
+// sink is told of the delivery's own span by HTTP's header, as Knative does.
 func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Span) {
 	made := http.Header{"Traceparent": m.header["Ce-Traceparent"], "Tracestate": m.header["Ce-Tracestate"]}
 	ctx, span := trace.Start(trace.Extract(ctx, trace.Header(made)), "deliver "+m.header.Get("Ce-Type"), trace.Consumer)
@@ -199,8 +202,8 @@ func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Spa
 	return ctx, span
 }
 
-// settle returns nil when the event's offset may be committed. hold is told of each try at which the event's dead letter could
-// not be written.
+// settle returns nil when the event's offset may be committed. hold is told of each try at which
+// the event's dead letter could not be written.
 func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (err error) {
 	if trace.On() {
 		traced, span := startTrace(ctx, &m)

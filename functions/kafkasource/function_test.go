@@ -7,12 +7,13 @@ import (
 	"pgw/shared/function"
 )
 
-// The stand-in is built from its environment like any function, and finds each sink of the project's manifests.
+// The stand-in is built from its environment like any function, and finds each sink of the
+// project's manifests.
 func TestTheStandInIsAFunction(t *testing.T) {
 	all := "gateway=http://gateway,worker=http://worker,payments=http://payments,db=http://db:8080/base=1"
 	for sinks, want := range map[string]string{all: "", "worker": "must be SERVICE=URL", "worker=http://worker": "SINKS has no URL for the service"} {
-		values := map[string]string{"SINKS": sinks, "KAFKA_BROKERS": "nowhere.invalid:9092"}
-		config, err := Function.Configure(function.Settings{Lookup: func(name string) (string, bool) { value, set := values[name]; return value, set }})
+		values := function.Values{"SINKS": sinks, "KAFKA_BROKERS": "nowhere.invalid:9092"}
+		config, err := Function.Configure(function.Settings{Lookup: values.Lookup})
 		if err == nil {
 			_, err = Function.Make(config, function.Dependencies{})
 		}

@@ -1,9 +1,11 @@
-// Package kafkasource stands in for Knative's KafkaSource, KafkaSink and PingSource where there is no
-// Knative: it reads the manifests that a cluster reads, and does what they say, as eventing-kafka-broker's dispatcher does
-// (commit 7d8fe89 of knative-extensions/eventing-kafka-broker). The differences are on purpose, and said where they are:
-// when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops the event (with Parity it drops it
-// too); a record that KafkaSource loses, or tries for long in vain, is delivered, or refused at once; a dead letter is cut to
-// what fits; a signed event in structured mode is refused.
+// Package kafkasource stands in for Knative's KafkaSource, KafkaSink and PingSource where there is
+// no Knative: it reads the manifests that a cluster reads, and does what they say, as
+// eventing-kafka-broker's dispatcher does (commit 7d8fe89 of
+// knative-extensions/eventing-kafka-broker). The differences are on purpose, and said where they
+// are: when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops
+// the event (with Parity it drops it too); a record that KafkaSource loses, or tries for long in
+// vain, is delivered, or refused at once; a dead letter is cut to what fits; a signed event in
+// structured mode is refused.
 package kafkasource
 
 import (
@@ -33,10 +35,11 @@ import (
 )
 
 const (
-	// defaultInFlight is how many deliveries of one member of a group run side by side where order does not matter:
-	// KafkaSource's max.poll.records.
+	// defaultInFlight is how many deliveries of one member of a group run side by side where order
+	// does not matter: KafkaSource's max.poll.records.
 	defaultInFlight = 50
-	// heldTooLong is how long a partition may be held before the stand-in says that it is not ready.
+	// heldTooLong is how long a partition may be held before the stand-in says that it is not
+	// ready.
 	heldTooLong = 30 * time.Second
 )
 
@@ -74,7 +77,8 @@ func (s Sinks) url(service string) (string, error) {
 	return url, nil
 }
 
-// Connections to a sink stay open between bursts of deliveries, but not for as long as a function keeps idle ones.
+// Connections to a sink stay open between bursts of deliveries, but not for as long as a function
+// keeps idle ones.
 const (
 	idleConns   = 1024
 	idleTimeout = 90 * time.Second
@@ -170,10 +174,20 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 	}
 	auto := promauto.With(cfg.Registerer)
 	all := metrics{
-		events:  auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_events_total", Help: "Events by source and by what became of them; parked is a dead letter that waits for a person."}, []string{"source", "outcome"}),
-		retries: auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_retries_total", Help: "Deliveries tried again."}, []string{"source"}),
-		cut:     auto.NewCounterVec(prometheus.CounterOpts{Name: "pgw_source_cut_total", Help: "Dead letters that hold a part of their record only: it was larger than a letter may be."}, []string{"source"}),
-		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency}, []string{"source"}),
+		events: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_source_events_total",
+			Help: "Events by source and by what became of them; parked is a dead letter that waits for a person.",
+		}, []string{"source", "outcome"}),
+		retries: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_source_retries_total", Help: "Deliveries tried again.",
+		}, []string{"source"}),
+		cut: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_source_cut_total",
+			Help: "Dead letters that hold a part of their record only: it was larger than a letter may be.",
+		}, []string{"source"}),
+		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency,
+		}, []string{"source"}),
 	}
 
 	producer, err := kafka.NewProducer(cfg.Kafka, "kafkasource")
@@ -271,7 +285,8 @@ func (s *Sources) Run(ctx context.Context) error {
 	return s.producer.Close(bounded)
 }
 
-// Ready says which source has not been given its partitions yet, and which one holds a partition that it can't go on with.
+// Ready says which source has not been given its partitions yet, and which one holds a partition
+// that it can't go on with.
 func (s *Sources) Ready() error {
 	var errs []error
 	for _, src := range s.sources {
@@ -309,7 +324,8 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 	return settings, nil
 }
 
-// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is waited for.
+// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is
+// waited for.
 func (s *Sources) consume(ctx context.Context, src *source) {
 	spec := src.manifest.Spec
 	var places chan struct{}

@@ -221,7 +221,8 @@ func (r *rig) sendEvent(key, value string) {
 	r.send(key, value, "ce_specversion", "1.0", "ce_id", value, "ce_type", "t", "ce_source", "/s", "ce_partitionkey", key, "content-type", "text/plain")
 }
 
-// committed waits until the group has committed n records in all, for as long as there are more each time.
+// committed waits until the group has committed n records in all, for as long as there are more
+// each time.
 func (r *rig) committed(n int64) {
 	r.t.Helper()
 	admin, err := sarama.NewClusterAdmin(r.kafka.Brokers, r.kafka.Client(r.t))
@@ -393,8 +394,8 @@ func TestASinkThatCantBeReached(t *testing.T) {
 	r.committed(1)
 }
 
-// Unordered, events go side by side, those of one key too, as KafkaSource has it; ordered, an event that is under way holds up
-// everything behind it.
+// Unordered, events go side by side, those of one key too, as KafkaSource has it; ordered, an event
+// that is under way holds up everything behind it.
 func TestOrdering(t *testing.T) {
 	for _, ordering := range []string{"unordered", "ordered"} {
 		t.Run(ordering, func(t *testing.T) {
@@ -440,7 +441,8 @@ func TestOrdering(t *testing.T) {
 	}
 }
 
-// When the dead-letter sink fails, the offset is held and the event tried again; with parity it is dropped.
+// When the dead-letter sink fails, the offset is held and the event tried again; with parity it is
+// dropped.
 func TestADeadLetterSinkThatFails(t *testing.T) {
 	toHTTP := []string{
 		"ref: {apiVersion: eventing.knative.dev/v1alpha1, kind: KafkaSink, name: dead}\n---", "uri: URL\n---",
@@ -530,8 +532,9 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// Members come and go while 5 % of the deliveries fail: nothing is lost. Ordered, no two events of a key overlap either, and the
-// events of a key keep their order; unordered they need not, as with KafkaSource.
+// Members come and go while 5 % of the deliveries fail: nothing is lost. Ordered, no two events of
+// a key overlap either, and the events of a key keep their order; unordered they need not, as with
+// KafkaSource.
 func TestSoak(t *testing.T) {
 	t.Run("unordered", func(t *testing.T) { soak(t, 70_000, manifest("retry: 2", "retry: 10")) })
 	t.Run("ordered", func(t *testing.T) { soak(t, 30_000, manifest("retry: 2", "retry: 10", "unordered", "ordered")) })

@@ -29,8 +29,9 @@ const (
 
 // The bounds of a dead letter.
 const (
-	// maxLetter is what our producers, KafkaSink's producer (max.request.size) and a topic take by default, less what a
-	// trace and the batch around it add. A topic that takes less says so, and then half of it is tried.
+	// maxLetter is what our producers, KafkaSink's producer (max.request.size) and a topic take by
+	// default, less what a trace and the batch around it add. A topic that takes less says so, and
+	// then half of it is tried.
 	maxLetter = 1<<20 - 2048
 	minLetter = 4 << 10
 	maxKept   = 1 << 10 // of a header of a wrapped record
@@ -45,8 +46,9 @@ type deadLetter struct {
 	kafka *kafka.Producer
 }
 
-// put adds why the event is here, as Knative does, and hands it over. It tells whether the letter was cut. An error is never
-// the record's fault: whatever the record is, some letter of it can be written.
+// put adds why the event is here, as Knative does, and hands it over. It tells whether the letter
+// was cut. An error is never the record's fault: whatever the record is, some letter of it can be
+// written.
 func (d deadLetter) put(ctx context.Context, s kafkaSource, m message, sinkURL string, why error) (cut bool, err error) {
 	reasons := reasonsOf(sinkURL, why)
 	for limit := maxLetter; ; limit /= 2 {
@@ -102,7 +104,8 @@ func reasonsOf(sinkURL string, why error) map[string]string {
 	return reasons
 }
 
-// The attributes that a reply can't set: those that make an event what it is, and the signature and the key.
+// The attributes that a reply can't set: those that make an event what it is, and the signature and
+// the key.
 var contextAttributes = []string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "schemaurl", "datacontenttype", event.ExtSignature, event.ExtPartitionKey}
 
 // letter is a dead letter, in the form of a message and in that of an event.
@@ -115,8 +118,8 @@ func (l letter) cut() bool {
 	return l.header.Get("Ce-"+ExtCutFrom) != "" || l.header.Get("Ce-"+ExtLeftOut) != ""
 }
 
-// key of the letter in Kafka. KafkaSink goes by the partitioning extension alone; an event without one keeps its record's key
-// here, so that its letter can be found by it.
+// key of the letter in Kafka. KafkaSink goes by the partitioning extension alone; an event without
+// one keeps its record's key here, so that its letter can be found by it.
 func (l letter) key() string {
 	if key, ok := l.event.Extensions()[event.ExtPartitionKey].(string); ok {
 		return key
@@ -144,8 +147,9 @@ func (l letter) size(mode string) int {
 	return size + len(l.body)
 }
 
-// compose makes the letter of an event: the event as it came, where it can be written and is no larger than limit. Else the raw
-// record is wrapped, so that nobody can take what is cut or broken for the event itself, and cut to what fits.
+// compose makes the letter of an event: the event as it came, where it can be written and is no
+// larger than limit. Else the raw record is wrapped, so that nobody can take what is cut or broken
+// for the event itself, and cut to what fits.
 func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string, limit int) (letter, error) {
 	made, err := addReasons(m, reasons)
 	if err == nil && made.size(d.mode) <= limit {
@@ -181,8 +185,8 @@ func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string,
 	}
 }
 
-// letterType is the content type of a wrapped record's data: the record's own, unless it claims to be an event, or JSON, and is
-// not, or is none.
+// letterType is the content type of a wrapped record's data: the record's own, unless it claims to
+// be an event, or JSON, and is not, or is none.
 func letterType(contentType string, data []byte) string {
 	mediaType, _, err := mime.ParseMediaType(contentType)
 	if err != nil || strings.HasPrefix(mediaType, "application/cloudevents") || (isJSON(mediaType) && !json.Valid(data)) {
@@ -203,7 +207,8 @@ func addReasons(m message, reasons map[string]string) (letter, error) {
 	return letter{m, e}, err
 }
 
-// leaveOut takes long headers of a wrapped record off, and short ones once there are too many, and says how many it took.
+// leaveOut takes long headers of a wrapped record off, and short ones once there are too many, and
+// says how many it took.
 func leaveOut(m message) {
 	var names []string
 	for name := range m.header {

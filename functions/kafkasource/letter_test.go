@@ -123,7 +123,8 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// A partition that is held is seen: by metrics, and in words by who asks whether the stand-in is ready.
+// A partition that is held is seen: by metrics, and in words by who asks whether the stand-in is
+// ready.
 func TestAHeldPartitionIsSeen(t *testing.T) {
 	var up atomic.Bool
 	var ahead atomic.Int64

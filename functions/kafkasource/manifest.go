@@ -62,8 +62,9 @@ func (m Manifests) Groups(topic string) []string {
 	return groups
 }
 
-// Attempts is how often a source tried to deliver an event to a service before it gave up with this status,
-// 0 for none. Dead letters do not say; it is what the service's source has to do. 0 when it has none.
+// Attempts is how often a source tried to deliver an event to a service before it gave up with this
+// status, 0 for none. Dead letters do not say; it is what the service's source has to do. 0 when it
+// has none.
 func (m Manifests) Attempts(service string, code int) int {
 	for _, s := range m.sources {
 		if s.Spec.Sink.Ref == nil || s.Spec.Sink.Ref.Name != service {
@@ -189,8 +190,8 @@ type delivery struct {
 	DeadLetterSink *destination `json:"deadLetterSink,omitempty"`
 }
 
-// Load reads every KafkaSource, KafkaSink and PingSource of the YAML files. A field that is not known is an
-// error: a misspelt one would be ignored in silence.
+// Load reads every KafkaSource, KafkaSink and PingSource of the YAML files. A field that is not
+// known is an error: a misspelt one would be ignored in silence.
 func Load(fsys fs.FS) (Manifests, error) {
 	m := Manifests{sinks: map[string]kafkaSink{}}
 	err := fs.WalkDir(fsys, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -257,7 +258,8 @@ func (m *Manifests) read(file []byte) error {
 	return nil
 }
 
-// unmarshalStrict refuses fields that are unknown, doubled, or written in another case, as a cluster does.
+// unmarshalStrict refuses fields that are unknown, doubled, or written in another case, as a
+// cluster does.
 func unmarshalStrict(doc []byte, into any) error {
 	asJSON, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {

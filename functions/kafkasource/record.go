@@ -27,8 +27,8 @@ import (
 const (
 	headerPrefix      = "ce_"
 	contentTypeHeader = "content-type"
-	// maxAttributes bounds an event's attributes, names included: servers of HTTP refuse headers that are longer by far than
-	// those of our functions, and hang up on longer ones.
+	// maxAttributes bounds an event's attributes, names included: servers of HTTP refuse headers
+	// that are longer by far than those of our functions, and hang up on longer ones.
 	maxAttributes = 64 << 10
 )
 
@@ -37,7 +37,8 @@ type message struct {
 	header http.Header
 	body   []byte
 	record *sarama.ConsumerMessage // that holds it; nil for an event that comes from no record
-	// refused is the answer that is given in the sink's place, since no sink could take the event; nil otherwise.
+	// refused is the answer that is given in the sink's place, since no sink could take the event;
+	// nil otherwise.
 	refused *failure
 }
 
@@ -50,8 +51,8 @@ func (m message) setPosition() {
 	m.set(event.ExtKafkaOffset, strconv.FormatInt(m.record.Offset, 10))
 }
 
-// ReadRecord gives a record as the event that a source of this name would deliver, without what the source adds. It is
-// always a valid event.
+// ReadRecord gives a record as the event that a source of this name would deliver, without what the
+// source adds. It is always a valid event.
 func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) cloudevents.Event {
 	s := kafkaSource{typeMeta: typeMeta{Metadata: metadata{Name: source}}}
 	if e, err := toEvent(read(s, m)); err == nil {
@@ -75,8 +76,9 @@ func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) clo
 	return described(e)
 }
 
-// described says what the data are, where the record did not, or said that they are JSON and they are none: an event in JSON
-// needs to know, and one broken event must not end a command that lists many.
+// described says what the data are, where the record did not, or said that they are JSON and they
+// are none: an event in JSON needs to know, and one broken event must not end a command that lists
+// many.
 func described(e cloudevents.Event) cloudevents.Event {
 	switch {
 	case isJSON(e.DataContentType()) && len(e.Data()) > 0 && !json.Valid(e.Data()):
@@ -132,8 +134,8 @@ func readRecord(s kafkaSource, m *sarama.ConsumerMessage) message {
 	return out
 }
 
-// read wraps a record that is no CloudEvent. So it does with one that claims to be and is broken: where plain records may
-// settle it settles, and elsewhere the sink can say what is wrong with it.
+// read wraps a record that is no CloudEvent. So it does with one that claims to be and is broken:
+// where plain records may settle it settles, and elsewhere the sink can say what is wrong with it.
 func read(s kafkaSource, m *sarama.ConsumerMessage) message {
 	out, err := event.Foreign(func() (message, error) { return cloudEvent(m) })
 	if err != nil {
@@ -143,8 +145,9 @@ func read(s kafkaSource, m *sarama.ConsumerMessage) message {
 	return out
 }
 
-// unwritable is the answer to an event whose attributes no HTTP header can carry. KafkaSource tries to send it nevertheless,
-// for as long as its retries last, and then drops it, since its dead letter can't be sent either.
+// unwritable is the answer to an event whose attributes no HTTP header can carry. KafkaSource tries
+// to send it nevertheless, for as long as its retries last, and then drops it, since its dead
+// letter can't be sent either.
 func unwritable(h http.Header) *failure {
 	size := 0
 	for name, values := range h {
@@ -184,7 +187,8 @@ func writable(text string) bool {
 // errNoEvent means a record that is no CloudEvent, or a broken one.
 var errNoEvent = errors.New("no CloudEvent")
 
-// lastHeader gives the value of the last header of this name, which is in small letters in Kafka's binding.
+// lastHeader gives the value of the last header of this name, which is in small letters in Kafka's
+// binding.
 func lastHeader(m *sarama.ConsumerMessage, name string) (value []byte, there bool) {
 	for _, h := range m.Headers {
 		if h != nil && string(h.Key) == name {
@@ -275,11 +279,12 @@ func checkURI(text string) error {
 	return err
 }
 
-// A time as java.time reads it, but for years of more than four digits: CloudEvents' times are RFC 3339.
+// A time as java.time reads it, but for years of more than four digits: CloudEvents' times are RFC
+// 3339.
 var javaTime = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d)(?::(\d\d)(?:\.(\d{0,9}))?)?(?:([Zz])|([+-])(\d\d)(?::(\d\d)(?::(\d\d))?)?)$`)
 
-// rewriteTime gives the same instant with the same offset as KafkaSource writes it: with seconds, without zeros at the end of
-// their fraction, Z for an offset of zero.
+// rewriteTime gives the same instant with the same offset as KafkaSource writes it: with seconds,
+// without zeros at the end of their fraction, Z for an offset of zero.
 func rewriteTime(text string) (string, error) {
 	part := javaTime.FindStringSubmatch(text)
 	if part == nil {
@@ -317,8 +322,9 @@ func rewriteTime(text string) (string, error) {
 	return written, nil
 }
 
-// structured reads an event in JSON. Its data leave as KafkaSource writes them anew: without space, and without escapes that
-// JSON does not need. Numbers stay as they are; KafkaSource may write them another way too.
+// structured reads an event in JSON. Its data leave as KafkaSource writes them anew: without space,
+// and without escapes that JSON does not need. Numbers stay as they are; KafkaSource may write them
+// another way too.
 func structured(m *sarama.ConsumerMessage) (message, error) {
 	e := cloudevents.New()
 	var raw struct {
@@ -348,8 +354,8 @@ func structured(m *sarama.ConsumerMessage) (message, error) {
 		}
 		out.set("time", written)
 	}
-	// KafkaSource delivers it, and the sink says that the signature is wrong, unless the data happened to be as KafkaSource
-	// writes them. A producer is better told each time, and why.
+	// KafkaSource delivers it, and the sink says that the signature is wrong, unless the data
+	// happened to be as KafkaSource writes them. A producer is better told each time, and why.
 	if e.Extensions()[event.ExtSignature] != nil {
 		out.refused = &failure{code: http.StatusForbidden, body: []byte(event.SignedStructured(e.Type(), e.ID()).Error())}
 	}
@@ -373,14 +379,16 @@ func wrap(s kafkaSource, m *sarama.ConsumerMessage) message {
 	if !m.Timestamp.IsZero() {
 		out.set("time", m.Timestamp.UTC().Truncate(time.Millisecond).Format(time.RFC3339Nano))
 	}
-	// KafkaSource writes any key as text. One that no HTTP header can carry has it try for 38 s, and then lose the record;
-	// here such a key is left out, and the record is delivered. The same holds for values of headers.
+	// KafkaSource writes any key as text. One that no HTTP header can carry has it try for 38 s,
+	// and then lose the record; here such a key is left out, and the record is delivered. The same
+	// holds for values of headers.
 	if key := string(m.Key); key != "" && utf8.ValidString(key) && writable(key) {
 		out.set("partitionkey", key)
 		out.set("key", key)
 	}
 	for _, h := range m.Headers {
-		// At a null value KafkaSource fails, and loses this record and all plain ones of the same poll. Here it is left out.
+		// At a null value KafkaSource fails, and loses this record and all plain ones of the same
+		// poll. Here it is left out.
 		if h == nil || h.Value == nil {
 			continue
 		}

@@ -151,7 +151,8 @@ func TestASignedStructuredEventIsRefusedInWords(t *testing.T) {
 	}
 }
 
-// What a sink says in headers kne-NAME goes with the dead letter. It can't set what the event itself says.
+// What a sink says in headers kne-NAME goes with the dead letter. It can't set what the event
+// itself says.
 func TestReplyHeadersGoWithTheDeadLetter(t *testing.T) {
 	r := newRig(t, 1, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Kne-Why", "because")
@@ -203,7 +204,8 @@ func TestFiftyInFlightForEachConsumer(t *testing.T) {
 	r.committed(events)
 }
 
-// One record the like of which stopped a partition, or the process, is settled; what stands behind it is delivered.
+// One record the like of which stopped a partition, or the process, is settled; what stands behind
+// it is delivered.
 func TestNoRecordStopsAPartition(t *testing.T) {
 	h := event.HTTP(func(_ context.Context, e cloudevents.Event) error {
 		if e.Type() != "good" {

@@ -130,8 +130,8 @@ func (f actFlags) Validate() error {
 	return nil
 }
 
-// each acts on the letters that are chosen and still to be acted on. One that fails does not keep the
-// others from it.
+// each acts on the chosen letters that still need it. When one fails, the others are acted on all
+// the same.
 func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb string, act func(deadletter.Letter) error) error {
 	var errs []error
 	acted := 0

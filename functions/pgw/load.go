@@ -44,7 +44,7 @@ func (c loadCommand) Validate() error {
 // askAgainFor bounds how long a request without an answer is sent again.
 const askAgainFor = time.Minute
 
-// underLoad is what the command needs of the system.
+// underLoad is the part of the system that the command needs.
 type underLoad struct {
 	Gateway  string `envconfig:"GATEWAY_URL" required:"true"`
 	Database string `envconfig:"DATABASE_URL" required:"true"`
@@ -72,8 +72,8 @@ func (c loadCommand) Run(ctx context.Context) error {
 		return err
 	}
 	printLoad(answers, latencies, took)
-	// The system may have been started again meanwhile, with its database elsewhere; it answers payments a
-	// moment before it says where it is.
+	// The system may have been started again since, with its database elsewhere. It answers
+	// payments a moment before it writes run.json.
 	bounded, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	if err := poll(bounded, func() (err error) { at, err = c.system(); return err }); err != nil {
@@ -82,7 +82,7 @@ func (c loadCommand) Run(ctx context.Context) error {
 	return c.judge(ctx, at.Database, prefix, requests, answers)
 }
 
-// request is one body and the key in it.
+// loadRequest is one body and the key in it.
 type loadRequest struct {
 	key  string
 	body []byte
@@ -183,11 +183,11 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 			return err
 		}
 	}
-	told := make([]load.Answer, len(answers))
+	keyed := make([]load.Answer, len(answers))
 	for i, a := range answers {
-		told[i] = load.Answer{Key: requests[i].key, Told: a}
+		keyed[i] = load.Answer{Key: requests[i].key, Told: a}
 	}
-	verdict, err := load.Judge(ctx, conn, prefix, told)
+	verdict, err := load.Judge(ctx, conn, prefix, keyed)
 	if err != nil {
 		return err
 	}

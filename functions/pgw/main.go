@@ -42,7 +42,8 @@ func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
 	return table.Functions.Run(ctx, f)
 }
 
-// sourcesCommand also takes the flags that the stand-in had before it was configured by its environment alone.
+// sourcesCommand also takes the flags that the stand-in had before it was configured by its
+// environment.
 type sourcesCommand struct {
 	functionCommand
 	Manifests string `hidden:"" help:"MANIFESTS_DIR"`
@@ -106,8 +107,8 @@ func main() {
 	}
 }
 
-// command is what the arguments ask for. A function is started by its name and nothing else, and soon: building the
-// grammar of all commands takes 3 ms, of 20 until it is ready.
+// command is what the arguments ask for. A function that is named without more is started without
+// the grammar of all commands: building that takes 3 ms of the 20 until the function is ready.
 func command(ctx context.Context) (name string, run func() error) {
 	if len(os.Args) == 2 {
 		if f, ok := table.Functions.Find(os.Args[1]); ok {
@@ -120,7 +121,7 @@ func command(ctx context.Context) (name string, run func() error) {
 
 func newCommands() *commands { return &commands{Run: runCommand{Ports: portFlags()}} }
 
-// grammar is how arguments are read. Each function of the table is a command.
+// grammar is how the arguments are read. Each function of the table is a command.
 func grammar() []kong.Option {
 	options := []kong.Option{
 		kong.Name("pgw"),

@@ -14,7 +14,8 @@ import (
 	"pgw/functions/pgw/table"
 )
 
-// A function is started without the grammar. What the grammar says of functions, in the help, is about the same ones.
+// A function is started without the grammar. What the grammar says of functions, in the help, is
+// about the same ones.
 func TestFunctionsAreCommands(t *testing.T) {
 	parser, err := kong.New(newCommands(), grammar()...)
 	if err != nil {

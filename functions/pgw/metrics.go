@@ -31,7 +31,8 @@ func (metricsCommand) Run() error {
 	return writeCatalogue(os.Stdout, metrics, len(registries))
 }
 
-// registries of all processes, built and not run: they show the same names and labels as when they run.
+// registries of all processes, built and not run: they show the same names and labels as when they
+// run.
 func registries() (map[string]*prometheus.Registry, error) {
 	ports, err := table.Unconnected()
 	if err != nil {
@@ -54,8 +55,8 @@ type metric struct {
 	by               []string
 }
 
-// readMetrics gathers what the registries show. A metric that is described and has no series is an error: what has
-// never happened should be 0, so that a query for it has an answer.
+// readMetrics gathers what the registries show. A metric that is described and has no series is an
+// error: what has never happened should be 0, so that a query for it has an answer.
 func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) {
 	all := map[string]*metric{}
 	for _, process := range slices.Sorted(maps.Keys(registries)) {
@@ -94,7 +95,7 @@ func (m *metric) addLabels(family *dto.MetricFamily) {
 	}
 }
 
-// described lists the names of a registry's descriptors, which have no other way to be read than as a text.
+// described lists the names of a registry's descriptors. They can be read only as text.
 func described(r *prometheus.Registry) (names []string) {
 	descs := make(chan *prometheus.Desc)
 	go func() {
@@ -113,7 +114,7 @@ func described(r *prometheus.Registry) (names []string) {
 // maxValues is how many values of a label the catalogue lists.
 const maxValues = 10
 
-// values lists a label's, where they are the code's own closed set and few.
+// values lists a label's values, where these are few and a closed set of the code's own.
 func (m *metric) values(label string) string {
 	values := slices.Sorted(maps.Keys(m.labels[label]))
 	if len(values) > maxValues || strings.HasSuffix(m.name, "_info") || strings.HasPrefix(m.name, "grpc_") {
@@ -122,7 +123,8 @@ func (m *metric) values(label string) string {
 	return "`" + label + "` (" + strings.Join(values, ", ") + ")"
 }
 
-// ofRuntime says whether a metric is of the Go runtime, the process or the endpoint itself: those are client_golang's.
+// ofRuntime says whether a metric is of the Go runtime, the process or the endpoint itself: those
+// are client_golang's.
 func (m *metric) ofRuntime() bool {
 	for _, prefix := range []string{"go_", "process_", "promhttp_"} {
 		if strings.HasPrefix(m.name, prefix) {

@@ -8,7 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// Names are as Prometheus's linter wants them, and everything that is described is told from the start.
+// Names are as Prometheus's linter wants them, and everything that is described is there from the
+// start.
 func TestMetricsAreWellNamedAndComplete(t *testing.T) {
 	all, err := registries()
 	if err != nil {

@@ -18,14 +18,15 @@ import (
 	"pgw/shared/rpc"
 )
 
-// operatorFlags find the system that an operator's command works on. All of these commands find it in one way:
+// operatorFlags find the system that an operator's command works on. All of these commands find it
+// in one way:
 //
 //   - An environment that names a system, by KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL, describes all of it. It is
 //     never mixed with another, so that no command is sent to a system that its operator did not mean.
 //   - Otherwise it is the pgw run of the data directory, as its run.json says. The environment fills what is missing
 //     there, such as keys and tokens.
 type operatorFlags struct {
-	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Where the run.json of pgw run is. It says where the system is, and the environment fills what is missing there; unless KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL is set: then the environment says all of it."`
+	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Where the run.json of pgw run is, which names the system; the environment fills what it does not say. Where KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL is set, the environment names another system, and all of it."`
 }
 
 // naming are the variables by which an environment names a system.
@@ -47,7 +48,7 @@ func (f operatorFlags) config() (cfg operatorConfig, at function.Settings, err e
 	return cfg, at, err
 }
 
-// find says where the system is. What the command's own flags say counts as if it stood in the environment.
+// find says where the system is. The command's own flags count like variables of the environment.
 func (f operatorFlags) find(flags map[string]string) (function.Settings, error) {
 	environment := func(name string) (string, bool) {
 		if value := flags[name]; value != "" {
@@ -89,7 +90,7 @@ func (f operatorFlags) readRunFile() (map[string]string, error) {
 	if err := errors.Join(json.Unmarshal(text, &says), json.Unmarshal(text, &all)); err != nil {
 		return nil, fmt.Errorf("run.json: %w", err)
 	}
-	// What pgw run lets in.
+	// pgw run takes plain records too.
 	found := map[string]string{"KAFKA_BROKERS": strings.Join(says.Brokers, ","), "ALLOW_UNSIGNED_REQUESTS": "true"}
 	for name, value := range all {
 		if text, ok := value.(string); ok {

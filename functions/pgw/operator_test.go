@@ -9,7 +9,8 @@ import (
 	"pgw/shared/function"
 )
 
-// environmentOf sets what this process has in its environment of a system: these variables, and no others.
+// environmentOf sets what this process has in its environment of a system: these variables, and no
+// others.
 func environmentOf(t *testing.T, variables map[string]string) {
 	t.Helper()
 	for _, name := range []string{"KAFKA_BROKERS", "DATABASE_URL", "GATEWAY_URL", "DB_ADDR", "EVENT_KEYS", "RPC_TOKENS", "ALLOW_UNSIGNED_REQUESTS"} {
@@ -22,8 +23,9 @@ func environmentOf(t *testing.T, variables map[string]string) {
 	}
 }
 
-// Operators' commands work on the system that the environment names, and on no part of another. Where it names none they
-// work on the one that runs here, and the environment fills what run.json does not say.
+// Operators' commands work on the system that the environment names, and on no part of another.
+// Where it names none they work on the one that runs here, and the environment fills what run.json
+// does not say.
 func TestOperatorsFindOneSystem(t *testing.T) {
 	here := operatorFlags{DataDir: t.TempDir()}
 	write := func(name, text string) {

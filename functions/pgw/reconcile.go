@@ -19,8 +19,8 @@ import (
 	"pgw/shared/payment"
 )
 
-// reconcileCommand proves the books. Its exit code is 0 when all is well, 1 when something is not as it must
-// be, and 2 when that could not be told.
+// reconcileCommand proves the books. Its exit code is 0 when they agree, 1 when they do not, and 2
+// when it could not find out.
 type reconcileCommand struct {
 	operatorFlags
 	Since timeOrAge     `help:"Compare with events only payments accepted since this time (RFC 3339), or this long ago (such as 24h). The ledger is added up as a whole in any case."`
@@ -109,7 +109,8 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	if !c.Since.IsZero() {
 		age = time.Since(c.Since.Time)
 	}
-	return table.Functions.Run(ctx, function.Describe(function.Function{Name: "reconcile"}, func(_ struct{}, on function.Dependencies) (*function.Service, error) {
+	watcher := function.Function{Name: "reconcile"}
+	return table.Functions.Run(ctx, function.Describe(watcher, func(_ struct{}, on function.Dependencies) (*function.Service, error) {
 		w := newWatch(on.Registry)
 		return &function.Service{Background: func(ctx context.Context) error {
 			for {
@@ -127,7 +128,7 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	}))
 }
 
-// watch is what /metrics tells of reconciliations.
+// watch is what /metrics shows of reconciliations.
 type watch struct {
 	breaches *prometheus.GaugeVec
 	runs     *prometheus.CounterVec

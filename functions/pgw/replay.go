@@ -45,7 +45,7 @@ type replayCommand struct {
 	JSON       bool    `name:"json" help:"Print the summary as JSON."`
 }
 
-// timeOrAge is a moment, given as such or as how long ago it was.
+// timeOrAge is a moment, given as a time or as how long ago it was.
 type timeOrAge struct{ time.Time }
 
 // UnmarshalText implements encoding.TextUnmarshaler.

@@ -36,15 +36,15 @@ import (
 )
 
 const (
-	// In one process partitions add no parallelism; one keeps what is produced and fetched together large,
-	// which was worth a third more payments a second than eight.
+	// In one process partitions add no parallelism. With one, more records are produced and fetched
+	// together: a third more payments a second than with eight.
 	localPartitions = 1
 
 	readyWithin = 60 * time.Second
 )
 
-// runCommand is the whole system in one process: the same functions, the same manifests, a Kafka broker and
-// a private Postgres unless others are named.
+// runCommand is the whole system in one process: the same functions, the same manifests, a Kafka
+// broker and a private Postgres unless others are named.
 type runCommand struct {
 	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Where data, keys and run.json live."`
 	Fresh       bool     `help:"Start over: delete what is in the data directory first."`
@@ -114,7 +114,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err := function.ReadEnvironment(&sys.access); err != nil {
 		return err
 	}
-	// Whatever was started is ended, in the reverse order, whichever way this function is left.
+	// All that was started is ended in the reverse order, however this function returns.
 	defer sys.close()
 	if err := sys.startStores(ctx, c); err != nil {
 		return err
@@ -162,7 +162,7 @@ func (c runCommand) listen() (map[string]net.Listener, error) {
 	return listeners, nil
 }
 
-// eventKeys are kept: events signed before a restart are delivered after it.
+// eventKeys are kept, since events that were signed before a restart are delivered after it.
 func (c runCommand) eventKeys() (event.Keyring, error) {
 	var keys event.Keyring
 	text, err := c.kept("event-keys", c.EventKey, func() (string, error) {
@@ -179,15 +179,17 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 	return keys, nil
 }
 
-// readmeKey is that of the payment which the README, and what a start prints, tell people to try.
+// readmeKey is the key of the payment that the README, and the banner of pgw run, show as an
+// example.
 const readmeKey = "test-001"
 
-// riskSecret is kept: a retry hears the same after a restart.
+// riskSecret is kept, so that a retry gets the same verdict after a restart.
 func (c runCommand) riskSecret() (string, error) {
 	return c.kept("risk-secret", c.RiskSecret, func() (string, error) { return risk.MakeSecret(rand.Reader, readmeKey) })
 }
 
-// kept is a secret that is given, or else the one in a file of the data directory, which is made at the first start.
+// kept gives the secret that is given, or else the one in a file of the data directory. The first
+// start makes it.
 func (c runCommand) kept(name, given string, makeOne func() (string, error)) (string, error) {
 	if given != "" {
 		return given, nil
@@ -209,7 +211,7 @@ func (c runCommand) kept(name, given string, makeOne func() (string, error)) (st
 	return made, nil
 }
 
-// system is what runs, and what is to be ended with it.
+// system is what runs, and what has to be ended with it.
 type system struct {
 	log        *slog.Logger
 	keys       event.Keyring
@@ -260,7 +262,8 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		return err
 	}
 	if s.ledger, s.reader = s.database, s.database; s.postgres != nil {
-		// Each with as much right as it needs, as in production. The passwords are this run's alone.
+		// Each login has the rights that it needs, as in production. Each run has passwords of its
+		// own.
 		var errs [2]error
 		s.ledger, errs[0] = loginAs(s.database, "pgw_db")
 		s.reader, errs[1] = loginAs(s.database, "pgw_functions")
@@ -357,7 +360,7 @@ func (s *system) seed(ctx context.Context) error {
 	return seeds.applyMissing(ctx, s.database)
 }
 
-// becomeReady waits for the functions, then for the seeds, and then tells where all is.
+// becomeReady waits for the functions and the seeds, and then says where everything is.
 func (s *system) becomeReady(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin+seededWithin)
 	defer cancel()
@@ -371,7 +374,7 @@ func (s *system) becomeReady(ctx context.Context) error {
 	return nil
 }
 
-// poll asks until the answer is good or ctx ends, and then gives the last answer.
+// poll checks until there is no error or ctx ends. It gives the last error.
 func poll(ctx context.Context, check func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -392,7 +395,8 @@ func (s *system) runFile() string { return filepath.Join(s.dataDir, "run.json") 
 
 func (s *system) addr(name string) string { return s.listeners[name].Addr().String() }
 
-// writeRunFile says where the system is. Its names are those of the variables that say so, in lower case.
+// writeRunFile says where the system is. Its names are those of the variables that say so, in lower
+// case.
 func (s *system) writeRunFile() error {
 	found := map[string]any{"pid": os.Getpid(), "database_url": s.database, "kafka_brokers": s.kafka.Brokers}
 	for name := range s.listeners {
@@ -409,7 +413,8 @@ func (s *system) writeRunFile() error {
 	return writeWhole(s.runFile(), append(text, '\n'))
 }
 
-// writeWhole writes a file that holds a secret: whole or not at all, and for its owner alone.
+// writeWhole writes a file that holds a secret: whole or not at all, and readable only by its
+// owner.
 func writeWhole(path string, text []byte) error {
 	half := path + ".new"
 	if err := os.WriteFile(half, text, 0o600); err != nil {
@@ -422,9 +427,11 @@ func (s *system) printBanner() {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\npgw runs.\n\n  gateway     http://%s\n", s.addr("gateway"))
 	for _, name := range allinone.Listening()[1:] {
-		takes := "events"
-		if s.all.Conn(name) != nil {
+		takes := "HTTP"
+		if f, _ := table.Functions.Find(name); s.all.Conn(name) != nil {
 			takes = "gRPC"
+		} else if f.Events != "" {
+			takes = "events"
 		}
 		fmt.Fprintf(&b, "  %-11s %s (%s, /metrics)\n", name, s.addr(name), takes)
 	}

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// What a first start makes is kept for its owner alone, and used again; what is given is used as it is.
+// What a first start makes is kept, readable only by its owner, and used again. A secret that is
+// given is used as it is.
 func TestSecretsAreMadeOnceAndKept(t *testing.T) {
 	c := runCommand{DataDir: t.TempDir()}
 	for name, secret := range map[string]func() (string, error){

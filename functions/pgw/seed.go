@@ -137,16 +137,16 @@ const seededWithin = 2 * time.Minute
 
 // newSystem is one that is to have the seeds' rates, rules and accounts.
 type newSystem struct {
-	fx, risk, wallet grpc.ClientConnInterface // wallet is asked by applyAll alone
+	fx, risk, wallet grpc.ClientConnInterface // only applyAll calls wallet
 	producer         *kafka.Producer
 	topic            string
 	keys             *event.Keyring
 }
 
-// applyAll gives the system what it has not: rates of currencies that have none, rules where none were ever put,
-// accounts that are not there. What there is stays as operators have made it, unless reset says otherwise: then the
-// seeds' rates and rules are put in force, and every seeded account gets its profile back. (No balance changes: funds
-// of a seeded account count once.)
+// applyAll gives the system what is missing: rates of currencies that have none, rules where none
+// were ever set, accounts that do not exist. What there is stays as operators have made it. With
+// reset the seeds' rates and rules come into force again, and every seeded account gets its profile
+// back. No balance changes, since funds of a seeded account count once.
 func (s newSystem) applyAll(ctx context.Context, reset bool) error {
 	rates, rules, accounts, err := s.missing(ctx, reset)
 	if err != nil {
@@ -177,7 +177,7 @@ func (s newSystem) applyAll(ctx context.Context, reset bool) error {
 	return nil
 }
 
-// missing tells which of the seeds the system has not; all of them when everything is to be reset.
+// missing finds the seeds that the system lacks; all of them when everything is to be reset.
 func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate, rules bool, accounts []seeds.Account, err error) {
 	if rates, err = seeds.Rates(); err != nil {
 		return nil, false, nil, err
@@ -188,14 +188,15 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 	if rates, err = s.missingRates(ctx, rates); err != nil {
 		return nil, false, nil, fmt.Errorf("rates: %w", err)
 	}
-	// Input that is no payment: the answer names the rules in force all the same.
+	// This is no payment, but the answer names the rules in force all the same.
 	verdict, err := riskv1.NewRiskServiceClient(s.risk).Evaluate(ctx, &riskv1.ScoreRequest{})
 	if err != nil {
 		return nil, false, nil, fmt.Errorf("rules: %w", err)
 	}
 	var absent []seeds.Account
 	for _, a := range accounts {
-		// One that has no funds may be half of what was published before: its funds count once, however often they come.
+		// An account without funds may have been published only in part. Its funds count once,
+		// however often they come.
 		got, err := walletv1.NewWalletServiceClient(s.wallet).GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: a.ID})
 		if status.Code(err) == codes.NotFound || (err == nil && got.BalanceIdr == 0) {
 			absent = append(absent, a)
@@ -206,7 +207,7 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 	return rates, verdict.RuleSet == risk.DefaultRuleSet, absent, nil
 }
 
-// missingRates leaves out the rates of pairs that are priced already, in whatever way.
+// missingRates leaves out the pairs that have a rate already, whatever it is.
 func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent []seeds.Rate, err error) {
 	priced := map[string]map[string]bool{} // by quote
 	for _, r := range rates {
@@ -227,7 +228,8 @@ func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent
 	return absent, nil
 }
 
-// applyMissing gives the system what its ledger has none of, and waits until the accounts are funded.
+// applyMissing fills in rates, rules or accounts where the ledger has none, and waits until the
+// accounts are funded.
 func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
@@ -282,8 +284,8 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	})
 }
 
-// publishAccounts opens and funds the seeded accounts through the topic that operators use: the way that a
-// bank's would come.
+// publishAccounts opens and funds the seeded accounts through the topic by which a bank's accounts
+// come.
 func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account, at time.Time) error {
 	for _, a := range accounts {
 		events, err := seeds.AccountEvents(a, at)

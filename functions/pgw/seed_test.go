@@ -43,7 +43,8 @@ func (r running) Invoke(_ context.Context, method string, in, out any, _ ...grpc
 	return nil
 }
 
-// Seeds add what is missing. What operators have changed since stays, unless all of it is to be put back.
+// Seeds add what is missing. What operators have changed since stays, unless all of it is to be put
+// back.
 func TestSeedsAddWhatIsMissing(t *testing.T) {
 	allRates, err := seeds.Rates()
 	if err != nil {

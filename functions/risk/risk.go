@@ -61,13 +61,16 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if err := checkSecret(cfg.Secret); err != nil {
 		return nil, err
 	}
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: on.Registry})
+	pool, err := postgres.Open(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: on.Registry,
+	})
 	if err != nil {
 		return nil, err
 	}
 	r := &Risk{admin: dbv1.NewAdminClient(on.Conns["db"]), secret: []byte(cfg.Secret), now: on.Now}
 	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, on.Log)
-	r.starts = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: on.Registry}, func(ctx context.Context, ids []string) []batch.Result[uint32] {
+	counts := batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: on.Registry}
+	r.starts = batch.New(counts, func(ctx context.Context, ids []string) []batch.Result[uint32] {
 		return started(ctx, pool, ids, on.Now())
 	})
 	return &function.Service{

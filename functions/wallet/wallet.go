@@ -68,7 +68,9 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
-	pool, err := postgres.Open(postgres.Config{URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: on.Registry})
+	pool, err := postgres.Open(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: on.Registry,
+	})
 	if err != nil {
 		return nil, err
 	}

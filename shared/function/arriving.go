@@ -9,18 +9,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Bounds of what has been received of bodies that have not ended, in bytes. Without them the streams of one connection times the
-// size of a body would be gigabytes. Many clients may be behind one connection, where a proxy stands before the port.
+// Bounds of the bytes that are held of bodies that have not ended. Without them one connection
+// could make the port hold gigabytes: the number of its streams times the size of a body. A
+// connection may carry many clients, where a proxy stands before the port.
 const (
 	maxArriving   = 64 << 20 // of the port
 	maxArrivingOn = 16 << 20 // of a connection
-	// leastHeld is what even a body of one byte costs; of gRPC each piece has a buffer of its own.
+	// leastHeld is what even a body of one byte costs. With gRPC each piece has a buffer of its
+	// own.
 	leastHeld     = 4 << 10
 	grpcPieceHeld = 16 << 10
 )
 
-// arriving counts them. Whoever sends all of his body soon is hardly ever counted. Where there is too much, the oldest bodies
-// are given up, since a body that is sent in earnest has ended long before.
+// arriving counts these bytes. A body that arrives quickly is hardly ever counted. When too much is
+// held, the oldest bodies are given up: an honest client has sent all of its body long before.
 type arriving struct {
 	givenUp prometheus.Counter
 
@@ -36,7 +38,7 @@ func newArriving(r prometheus.Registerer) *arriving {
 	})}
 }
 
-// more counts what came of a body that goes on.
+// more counts n more bytes of a body that has not ended.
 func (a *arriving) more(b *receiving, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -60,7 +62,7 @@ func (a *arriving) more(b *receiving, n int64) {
 	}
 }
 
-// end takes a body away that has ended, or whose request has been answered. It is not given up after that.
+// end forgets a body that has ended, or whose request was answered. It is not given up after that.
 func (a *arriving) end(b *receiving) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -78,8 +80,9 @@ func (a *arriving) forget(b *receiving) {
 	b.held = 0
 }
 
-// makeRoom gives up bodies of a connection, or of those that have most, until a sixteenth is free: to look through all of them for
-// each piece would cost too much. a.mu is held.
+// makeRoom gives up bodies until a sixteenth is free: looking through all of them for each piece
+// would cost too much. They are those of the given connection, or else of the connections that hold
+// most. a.mu is held.
 func (a *arriving) makeRoom(on *connection, held *int64, most int64) {
 	type candidate struct {
 		*receiving

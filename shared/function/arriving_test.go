@@ -70,7 +70,8 @@ func post(ctx context.Context, t *testing.T, url, contentType string, body io.Re
 	return req
 }
 
-// Who may not call is told so by what stands in the header: nothing waits for his message.
+// A caller that may not call is refused as soon as its header is read. Nothing waits for its
+// message.
 func TestStrangersAreAnsweredBeforeTheirMessages(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
 		c := callers(t, rpc.Security{Mode: "required", Tokens: oneToken})
@@ -146,7 +147,8 @@ func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 	})
 }
 
-// From one connection come hundreds of bodies that never end. What is held of them is bounded, and whoever sends all of his is served.
+// From one connection come hundreds of bodies that never end. What is held of them is bounded, and
+// whoever sends all of his is served.
 func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 	const streams, each = 150, 240 << 10
 	for name, tc := range map[string]struct {
@@ -243,7 +245,8 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 	}
 }
 
-// When the port holds as much as it may, the connection that has most gives way, and its oldest bodies first.
+// When the port holds as much as it may, the connection that has most gives way, and its oldest
+// bodies first.
 func TestWhoHoldsMostGivesWay(t *testing.T) {
 	a := newArriving(prometheus.NewRegistry())
 	greedy, modest := &connection{}, &connection{}

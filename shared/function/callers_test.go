@@ -100,8 +100,8 @@ const (
 
 func hashOf(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
 
-// What a stranger, a function and an operator may call; and that a function's admin call to another is the
-// operator's, and never the function's own.
+// What a stranger, a function and an operator may call; and that a function's admin call to another
+// is the operator's, and never the function's own.
 func TestWhoMayCallWhat(t *testing.T) { overEach(t, whoMayCallWhat) }
 
 func whoMayCallWhat(t *testing.T, over Transport) {
@@ -159,7 +159,8 @@ func whoMayCallWhat(t *testing.T, over Transport) {
 	}
 }
 
-// A token is rotated without a moment in which a call fails: taken first, then shown, then taken away.
+// A token is rotated without a moment in which a call fails: taken first, then shown, then taken
+// away.
 func TestTokensRotate(t *testing.T) { overEach(t, tokensRotate) }
 
 func tokensRotate(t *testing.T, over Transport) {
@@ -260,8 +261,8 @@ func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
 	return s
 }
 
-// By certificates: gRPC wants the client's, HTTP does not, nothing is spoken in the clear, and they are changed while
-// the function runs.
+// By certificates: gRPC wants the client's, HTTP does not, nothing is spoken in the clear, and they
+// are changed while the function runs.
 func TestCertificates(t *testing.T) { overEach(t, certificates) }
 
 func certificates(t *testing.T, over Transport) {
@@ -326,7 +327,8 @@ func certificates(t *testing.T, over Transport) {
 	}
 }
 
-// A missing or contradictory configuration refuses to start, by name, and without telling the secret.
+// A missing or contradictory configuration refuses to start, by name, and without telling the
+// secret.
 func TestSecurityThatIsRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		security rpc.Security

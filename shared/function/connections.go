@@ -21,9 +21,10 @@ import (
 // defaultConnections is twice the payments that a gateway lets in at most.
 const defaultConnections = 8192
 
-// connections bounds the connections of a port, so that thousands of slow ones keep nobody out. When there are as many
-// as there may be, those make room that have been waiting longest for their next request, or have been sending it
-// for longest, and first of all those of the address that has most. A connection whose request is being answered stays.
+// connections bounds the connections of a port, so that thousands of slow ones keep nobody out.
+// When the bound is reached, it closes connections that wait for a request or are still receiving
+// one: first those of the address that has most, and of these the ones that have waited longest. A
+// connection whose request is being answered stays.
 type connections struct {
 	net.Listener
 	max    int
@@ -35,7 +36,7 @@ type connections struct {
 	all map[*connection]struct{}
 }
 
-// connection is one of them.
+// connection is one connection of the port.
 type connection struct {
 	net.Conn
 	of     *connections
@@ -111,8 +112,8 @@ func (cs *connections) add(c *connection) bool {
 	return true
 }
 
-// makeRoom closes a sixteenth at a time: looking through all of them for each new one would cost more than the new
-// one's request. cs.mu is held.
+// makeRoom closes a sixteenth of the connections at a time: looking through all of them for each
+// new one would cost more than its request. cs.mu is held.
 func (cs *connections) makeRoom() {
 	type candidate struct {
 		*connection
@@ -139,8 +140,8 @@ func (cs *connections) makeRoom() {
 // slowAfter is how long a drain lets a client go on sending its request.
 const slowAfter = time.Second
 
-// giveUpSlow closes, until ctx ends, connections that a drain would wait for in vain: whose clients are long in sending a
-// request. http.Server itself closes those that are idle.
+// giveUpSlow closes connections whose clients are slow to send a request, until ctx ends: a drain
+// would wait for them in vain. http.Server itself closes the idle ones.
 func (cs *connections) giveUpSlow(ctx context.Context) {
 	tick := time.NewTicker(slowAfter / 4)
 	defer tick.Stop()
@@ -177,12 +178,12 @@ func (c *connection) rest() {
 
 type connectionKey struct{}
 
-// remember is for http.Server's ConnContext.
+// remember puts the connection into its requests' contexts, as http.Server's ConnContext.
 func remember(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, accepted(c))
 }
 
-// underneath is what the port accepted, also where TLS is handedConn over it.
+// accepted is the connection that the port accepted, which may be under one of TLS.
 func accepted(c net.Conn) *connection {
 	if over, ok := c.(*tls.Conn); ok {
 		c = over.NetConn()

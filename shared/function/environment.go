@@ -52,8 +52,8 @@ func (c LogConfig) Logger() *slog.Logger {
 	return slog.New(trace.Handler(h))
 }
 
-// Variable is one of those that a configuration is read from. In a struct, the tags envconfig, default,
-// required and desc describe it.
+// Variable is one of those that a configuration is read from. In a struct, the tags envconfig,
+// default, required and desc describe it.
 type Variable struct {
 	Name     string
 	Default  string
@@ -162,8 +162,18 @@ func configurationError(errs []error) error {
 type Settings struct {
 	// Lookup returns the value of a variable, as os.LookupEnv does.
 	Lookup func(name string) (value string, set bool)
-	// Given are values for all fields of their type, such as a kafka.Config. Nothing is looked up for these.
+	// Given are values for all fields of their type, such as a kafka.Config. Nothing is looked up
+	// for these.
 	Given []any
+}
+
+// Values are variables in place of the environment's.
+type Values map[string]string
+
+// Lookup is for Settings.
+func (v Values) Lookup(name string) (value string, set bool) {
+	value, set = v[name]
+	return value, set
 }
 
 // Read fills configurations, given as pointers. Its errors are those of ReadEnvironment.
@@ -184,8 +194,8 @@ func (s Settings) Read(into ...any) error {
 	return configurationError(errs)
 }
 
-// decode reads one value. Types of the project's own have a method Decode; others are texts, numbers or lists
-// separated by commas.
+// decode reads one value. Types of the project's own have a method Decode; others are texts,
+// numbers or lists separated by commas.
 func decode(text string, into reflect.Value) error {
 	switch own := into.Addr().Interface().(type) {
 	case interface{ Decode(text string) error }:

@@ -43,13 +43,11 @@ type sample struct {
 	own   int
 }
 
-func from(values map[string]string) Settings {
-	return Settings{Lookup: func(name string) (string, bool) { value, set := values[name]; return value, set }}
-}
+func from(values Values) Settings { return Settings{Lookup: values.Lookup} }
 
 func TestConfigurationsAreRead(t *testing.T) {
 	var got sample
-	err := from(map[string]string{
+	err := from(Values{
 		"NAME": "n", "BIG": "9000000000", "RATE": "2.5", "LIST": "a,b", "NETS": "10.0.0.0/8,::1/128", "COLOR": "red", "HOST": "h", "ON": "false",
 	}).Read(&got)
 	if err != nil {
@@ -60,14 +58,14 @@ func TestConfigurationsAreRead(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	// A value that is set and empty is not replaced by the default.
-	if err := from(map[string]string{"NAME": "", "HOST": "", "LIST": "", "COUNT": ""}).Read(&got); err == nil || !strings.Contains(err.Error(), "COUNT") {
+	if err := from(Values{"NAME": "", "HOST": "", "LIST": "", "COUNT": ""}).Read(&got); err == nil || !strings.Contains(err.Error(), "COUNT") {
 		t.Errorf("an empty number: %v", err)
 	}
 }
 
 // All that is missing or wrong is named at once, in all configurations, and each name once.
 func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
-	err := from(map[string]string{"COUNT": "hunter2", "COLOR": "blue"}).Read(&sample{}, &inner{})
+	err := from(Values{"COUNT": "hunter2", "COLOR": "blue"}).Read(&sample{}, &inner{})
 	if err == nil {
 		t.Fatal("nothing is missing")
 	}
@@ -83,7 +81,7 @@ func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
 
 // A group that is given stands as it is, with what no variable can say.
 func TestAGroupCanBeGiven(t *testing.T) {
-	settings := from(map[string]string{"NAME": "n", "HOST": "not this one"})
+	settings := from(Values{"NAME": "n", "HOST": "not this one"})
 	settings.Given = []any{inner{Host: "given", dial: func() {}}}
 	var got sample
 	if err := settings.Read(&got); err != nil || got.Group.Host != "given" || got.Group.dial == nil {
@@ -117,7 +115,8 @@ func TestAFunctionIsBuiltOfItsDescription(t *testing.T) {
 	}
 }
 
-// The help has what the function reads itself, where the functions are that it calls, Kafka and what all functions read.
+// The help has what the function reads itself, where the functions are that it calls, Kafka and
+// what all functions read.
 func TestHelpListsEveryVariable(t *testing.T) {
 	f := described(Service{})
 	table := Table{f, {Name: "db", Port: "19095"}, {Name: "fx", Port: "19102"}}

@@ -27,7 +27,8 @@ type Function struct {
 	Name  string
 	About string // one line for the help
 
-	// Port is where callers look for the function when it runs by itself. It is empty where nobody calls it.
+	// Port is where callers look for the function when it runs by itself. It is empty where nobody
+	// calls it.
 	Port string
 	// Calls names the functions that it calls by gRPC. The reason is for the help.
 	Calls map[string]string
@@ -59,8 +60,8 @@ type Publisher interface {
 	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
-// Dependencies are what a function is built on. A test passes in the ones that it needs: Make takes the real
-// clock and randomness, a new registry and no log for those that are missing.
+// Dependencies are what a function is built on. A test passes in the ones that it needs: Make takes
+// the real clock and randomness, a new registry and no log for those that are missing.
 type Dependencies struct {
 	Conns     map[string]grpc.ClientConnInterface // by the name of the function that is called
 	Publisher Publisher
@@ -87,7 +88,8 @@ func (on Dependencies) withDefaults() Dependencies {
 	return on
 }
 
-// Describe completes a description by the function's constructor, and by the configuration C that it takes.
+// Describe completes a description by the function's constructor, and by the configuration C that
+// it takes.
 func Describe[C any](f Function, build func(C, Dependencies) (*Service, error)) Function {
 	f.config = func() any { return new(C) }
 	f.build = func(config any, on Dependencies) (*Service, error) {
@@ -122,7 +124,8 @@ func (f Function) Make(config any, on Dependencies) (*Port, error) {
 	return &Port{Name: f.Name, EventsPath: f.Events, Log: on.Log, Registry: on.Registry, Service: *service}, nil
 }
 
-// Table lists functions in the order in which they drain: a function that is called stands behind its callers.
+// Table lists functions in the order in which they drain: a function that is called stands behind
+// its callers.
 type Table []Function
 
 // Find gives the function of a name.

@@ -182,7 +182,8 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A call under way is answered before the function ends, and a function ends before a call that does not.
+// A call under way is answered before the function ends, and a function ends before a call that
+// does not.
 func TestDrainOfCalls(t *testing.T) { overEach(t, drainOfCalls) }
 
 func drainOfCalls(t *testing.T, over Transport) {
@@ -241,7 +242,8 @@ func drainOfCalls(t *testing.T, over Transport) {
 	}
 }
 
-// What a function needs to be ready is begun before anybody probes, and a probe does not begin it again.
+// What a function needs to be ready is begun before anybody probes, and a probe does not begin it
+// again.
 func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 	var times atomic.Int32
 	began, connect := make(chan struct{}), make(chan struct{})

@@ -17,8 +17,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// A peer that goes silent in the middle of a call is left by both sides, although neither has a deadline and no connection is
-// ever closed. The call is made again by a new connection.
+// A peer that goes silent in the middle of a call is left by both sides, although neither has a
+// deadline and no connection is ever closed. The call is made again by a new connection.
 func TestASilentPeerIsLeft(t *testing.T) {
 	t.Parallel()
 	overEach(t, func(t *testing.T, over Transport) {

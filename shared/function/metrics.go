@@ -18,8 +18,8 @@ import (
 	"pgw/shared/trace"
 )
 
-// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in memory to the
-// deadline of a client.
+// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in
+// memory to the deadline of a client.
 var Latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
 // NewRegistry has the collectors that each function exposes.
@@ -37,7 +37,8 @@ func init() {
 	}
 }
 
-// processBegan is when packages were initialised, which is milliseconds after the process was started.
+// processBegan is when packages were initialised, which is milliseconds after the process was
+// started.
 var processBegan = time.Now()
 
 // served counts what a function serves: how often, how that ended, and how long it took.
@@ -78,8 +79,8 @@ func (p *Port) served() *served {
 	return p.metrics
 }
 
-// NewCounters makes counters by one label. Each of its values is there from the start: what has never happened is 0, and
-// not absent.
+// NewCounters makes counters by one label. Each value of the label is there from the start, so that
+// what has never happened is 0 and not absent.
 func NewCounters(r prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
 	counters := promauto.With(r).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, value := range values {
@@ -88,8 +89,8 @@ func NewCounters(r prometheus.Registerer, name, help, label string, values ...st
 	return counters
 }
 
-// rpcMetrics show every method with every code from the start. Those are hundreds of series, most of them 0 for ever: they are
-// made when somebody first looks, and no start waits for them.
+// rpcMetrics show every method with every code from the start. Those are hundreds of series, most
+// of them 0 for ever. They are made when somebody first looks, so that no start waits for them.
 type rpcMetrics struct {
 	*grpcprom.ServerMetrics
 	server atomic.Pointer[grpc.Server] // nil until it is made
@@ -104,8 +105,8 @@ func (m *rpcMetrics) Collect(into chan<- prometheus.Metric) {
 	m.ServerMetrics.Collect(into)
 }
 
-// Mux takes the routes of a function's public API, and measures each. The patterns are http.ServeMux's, and are what
-// the route is called: a closed set.
+// Mux takes the routes of a function's public API, and measures each. The patterns are
+// http.ServeMux's. They are the labels of the metrics too: a closed set.
 type Mux struct {
 	mux    *http.ServeMux
 	served *served
@@ -121,8 +122,8 @@ func (m *Mux) Handle(pattern string, handler http.Handler) {
 	m.mux.Handle(pattern, m.served.route(pattern, handler, true))
 }
 
-// None has an answer given to what no route takes. methods are those that the path does take; without one there is no
-// such path.
+// None sets the answer to requests that no route takes. methods are those that the path does take;
+// when there are none, there is no such path.
 func (m *Mux) None(answer func(w http.ResponseWriter, r *http.Request, methods []string)) {
 	m.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		m.served.requests.WithLabelValues(noRoute, "4xx").Inc()
@@ -149,7 +150,7 @@ func (s *served) interceptor() grpc.UnaryServerInterceptor {
 	return s.grpc.UnaryServerInterceptor(grpcprom.WithExemplarFromContext(trace.Exemplar))
 }
 
-// route measures one route's handler. traced gives it a span, too.
+// route measures one route's handler. With traced it also gets a span.
 func (s *served) route(pattern string, next http.Handler, traced bool) http.Handler {
 	seconds := s.seconds.WithLabelValues(pattern)
 	var counts [len(classes)]prometheus.Counter

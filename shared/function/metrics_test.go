@@ -76,7 +76,8 @@ func TestCallsInProcessAreCounted(t *testing.T) {
 	}
 }
 
-// Every method is told with every code, called or not: what has never happened is 0, and not absent.
+// Every method is told with every code, called or not: what has never happened is 0, and not
+// absent.
 func TestRPCsAreToldFromTheStart(t *testing.T) {
 	f := &Port{Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}}
 	handler := f.Handler()

@@ -26,8 +26,8 @@ import (
 	"pgw/shared/trace"
 )
 
-// Port is how a service is served: gRPC, events, health, metrics and the public API share it. Name, Log and
-// Registry are needed.
+// Port is how a service is served: gRPC, events, health, metrics and the public API share it. Name,
+// Log and Registry are needed.
 type Port struct {
 	Name     string
 	Log      *slog.Logger
@@ -37,7 +37,8 @@ type Port struct {
 
 	// Callers says who may call the gRPC services over the network; nil lets everyone.
 	Callers *rpc.Callers
-	// Transport says what the port's HTTP/2 connections carry; Mixed when empty. Without gRPC it has no effect.
+	// Transport says what the port's HTTP/2 connections carry; Mixed when empty. Without gRPC it
+	// has no effect.
 	Transport Transport
 	// MaxConnections bounds the port's; 0 means 8,192.
 	MaxConnections int
@@ -65,7 +66,7 @@ func (p *Port) InProcess() grpc.ClientConnInterface {
 
 // EventHandler takes the function's CloudEvents, for callers in the same process.
 func (p *Port) EventHandler() http.Handler {
-	// An event's trace may stand on the event itself: its span is made where the event is read.
+	// The span is made where the event is read, since the event itself may carry the trace.
 	return p.served().route(p.eventsPattern(), event.HTTP(p.Events, p.Log), false)
 }
 
@@ -76,21 +77,21 @@ func (p *Port) eventsPattern() string {
 	return "POST " + p.EventsPath
 }
 
-// Handler is the whole port. gRPC and HTTP requests may share one connection, as behind Knative's proxies, so
-// each request is looked at.
+// Handler is the whole port. gRPC and HTTP requests may share one connection, as behind Knative's
+// proxies, so each request is looked at.
 func (p *Port) Handler() http.Handler {
 	plain := p.plain()
 	if p.GRPC == nil {
 		return plain
 	}
-	// A server has one bound for all messages, so that large ones have a server of their own.
+	// A gRPC server has one bound for all messages, so large messages have a server of their own.
 	ordinary, large := p.grpcServer(rpc.MaxOrdinary), p.grpcServer(rpc.MaxMessage)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isGRPC(r) {
 			plain.ServeHTTP(w, r)
 			return
 		}
-		// gRPC would first read the message.
+		// Here and not in gRPC, which would read the message first.
 		ctx, err := p.Callers.AdmitHTTP(r)
 		if err != nil {
 			refuse(w, err)
@@ -108,7 +109,7 @@ func isGRPC(r *http.Request) bool {
 	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 }
 
-// refuse answers an RPC that is not served, as gRPC has it.
+// refuse answers an RPC that is not served, in the form that gRPC expects.
 func refuse(w http.ResponseWriter, err error) {
 	why := status.Convert(err)
 	h := w.Header()
@@ -118,7 +119,7 @@ func refuse(w http.ResponseWriter, err error) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// plain is all that is not gRPC.
+// plain serves all that is not gRPC.
 func (p *Port) plain() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -162,7 +163,7 @@ func (p *Port) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Se
 	return server
 }
 
-// call serves an RPC: its lines of log name the payment, and a panic is one answer.
+// call serves an RPC. Log lines within it name the payment, and a panic fails that RPC only.
 func (p *Port) call(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 	if about, ok := req.(interface{ GetIdempotencyKey() string }); ok {
 		ctx = trace.WithKey(ctx, about.GetIdempotencyKey())

@@ -23,11 +23,11 @@ import (
 	"pgw/shared/trace"
 )
 
-// settled is when a start is over, and the first requests with it.
+// settled is how long after its start a process has also served its first requests.
 const settled = time.Second
 
-// gcPercent lets the heap grow to five times what is alive. A function keeps next to nothing, so that is still small, and
-// collecting at every few megabytes cost a tenth of a busy function's time.
+// gcPercent lets the heap grow to five times what is alive. A function keeps next to nothing, so
+// that is still small. Collecting at every few megabytes cost a tenth of a busy function's time.
 const gcPercent = 400
 
 // CollectLess applies gcPercent, unless the environment says how garbage is to be collected.
@@ -37,10 +37,10 @@ func CollectLess() {
 	}
 }
 
-// Run is a function as a process of its own: it reads the environment, connects to the functions that it calls and
-// to Kafka, and serves until ctx ends. Then it drains.
+// Run is a function as a process of its own: it reads the environment, connects to the functions
+// that it calls and to Kafka, and serves until ctx ends. Then it drains.
 func (t Table) Run(ctx context.Context, f Function) error {
-	CollectLess() // and not at all until it is ready: that takes less than the least heap there is
+	CollectLess() // nothing is collected before it is ready: starting takes less than the smallest heap
 	var base Config
 	config := f.config()
 	read := []any{&base, config}
@@ -72,7 +72,7 @@ func (t Table) Run(ctx context.Context, f Function) error {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
 	log.Info("serving", "addr", l.Addr().String())
-	// What starting took is not needed again, and a function at rest should be small.
+	// The memory that starting took is not needed again, and a function at rest should be small.
 	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	return port.Serve(ctx, l, base.Drain)
 }
@@ -124,7 +124,7 @@ func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc
 	return port, nil
 }
 
-// both runs side by side what may be nil and what is not.
+// both runs two things side by side. The first may be nil.
 func both(first, second func(context.Context) error) func(context.Context) error {
 	if first == nil {
 		return second

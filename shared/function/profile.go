@@ -9,15 +9,16 @@ import (
 	"runtime/pprof"
 )
 
-// Of all contention, one event in so many is sampled, and blocking of so many nanoseconds and more: next to nothing in
-// what is being measured.
+// One contended lock in mutexFraction is sampled, and each wait of blockRate nanoseconds or more.
+// That costs next to nothing in what is being measured.
 const (
 	mutexFraction = 100
 	blockRate     = 100_000
 )
 
-// Profile records what the process does until stop is called, which writes NAME.cpu, NAME.allocs, NAME.mutex and
-// NAME.block to the directory, for go tool pprof. Without a directory it does nothing.
+// Profile records what the process does until stop is called, which writes NAME.cpu, NAME.allocs,
+// NAME.mutex and NAME.block to the directory, for go tool pprof. Without a directory it does
+// nothing.
 func Profile(dir, name string) (stop func() error, err error) {
 	if dir == "" {
 		return func() error { return nil }, nil

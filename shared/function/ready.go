@@ -24,7 +24,7 @@ func (p *Port) ready(ctx context.Context) error {
 	defer cancel()
 	if p.first != nil {
 		select {
-		case <-p.first.done: // long ago, usually
+		case <-p.first.done: // usually long ago
 		default:
 			return p.first.wait(ctx)
 		}
@@ -47,8 +47,8 @@ func (c *check) wait(ctx context.Context) error {
 	}
 }
 
-// ask calls Ready before any probe comes, so that what the function needs, such as a connection to the database, is
-// under way early. Probes that arrive meanwhile wait for this first answer.
+// ask calls Ready before any probe comes, so that what the function needs, such as a connection to
+// the database, is under way early. Probes that arrive meanwhile wait for this first answer.
 func (p *Port) ask(ctx context.Context) {
 	if p.Ready == nil {
 		return
@@ -70,8 +70,8 @@ func (p *Port) serveReady(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, "ready")
 }
 
-// healthServer answers gRPC's health checks with the same readiness as /readyz. Watching is left to the
-// embedded default, which says that it is not implemented: clients then poll.
+// healthServer answers gRPC's health checks with the same readiness as /readyz. It does not
+// implement watching: clients then poll.
 type healthServer struct {
 	healthpb.UnimplementedHealthServer
 	port *Port

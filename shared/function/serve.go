@@ -34,8 +34,8 @@ type timeouts struct {
 
 var usualTimeouts = timeouts{header: 5 * time.Second, request: 30 * time.Second, answer: time.Minute, idle: 2 * time.Minute}
 
-// Serve runs the function on a listener until ctx ends, then drains: it says that it is not ready, finishes
-// what is being served, and closes, all within drain.
+// Serve runs the function on a listener until ctx ends. Then it drains, within the given time: it
+// says that it is not ready, finishes what is being served, and closes.
 func (p *Port) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

@@ -23,8 +23,8 @@ type Service struct {
 	Ready func(context.Context) error
 	// Background runs until its context ends.
 	Background func(context.Context) error
-	// BeforeDrain ends what needs the port to stay open, within its context. Until it returns the port still takes
-	// connections, and says that it is not ready.
+	// BeforeDrain ends what needs the port to stay open, within its context. Until it returns the
+	// port still takes connections, and says that it is not ready.
 	BeforeDrain func(context.Context) error
 	// Close gives back what the function holds, once nothing is being served.
 	Close func(context.Context) error

@@ -22,10 +22,12 @@ import (
 type Transport string
 
 const (
-	// Mixed is right everywhere: gRPC and all else, request by request. Knative's proxies mix them on one connection.
+	// Mixed takes gRPC and all else on one connection, and works everywhere. Knative's proxies mix
+	// them.
 	Mixed Transport = "mixed"
-	// GRPCOnly is gRPC and nothing else, by gRPC's own transport: a call takes half the processor time. All else comes by
-	// HTTP/1.1, to the same port.
+	// GRPCOnly is for connections that carry gRPC and nothing else. They are served by gRPC's own
+	// transport, which takes half the processor time a call. All else comes by HTTP/1.1 to the same
+	// port.
 	GRPCOnly Transport = "alone"
 )
 
@@ -38,7 +40,8 @@ func (t *Transport) Decode(text string) error {
 	return fmt.Errorf("%q; %s or %s", text, Mixed, GRPCOnly)
 }
 
-// grpcListener is the listener of gRPC's own server: it is given the connections that turn out to be HTTP/2.
+// grpcListener is the listener of gRPC's own server: it is given the connections that turn out to
+// be HTTP/2.
 type grpcListener struct {
 	server *grpc.Server
 	addr   net.Addr
@@ -51,7 +54,7 @@ func newGRPCListener(server *grpc.Server, addr net.Addr) *grpcListener {
 	return &grpcListener{server: server, addr: addr, found: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// options of a server that has connections of its own.
+// options of a gRPC server that has connections of its own.
 func (t timeouts) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(knownPeer{insecure.NewCredentials()}),
@@ -59,17 +62,17 @@ func (t timeouts) options() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: rpc.Unseen, Timeout: rpc.Unanswered}),
-		// Clients may ask too, also without a call. Who asks more often is cut off.
+		// Clients may send pings too, also without a call. A client that sends more is cut off.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: rpc.PingsApart, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
 }
 
-// messageKey holds what gives up an RPC whose message does not come.
+// messageKey holds the timer that gives up an RPC whose message does not come.
 type messageKey struct{}
 
-// tap looks at an RPC as soon as its header is there. It refuses callers that may not call, and gives up a message
-// that does not come.
+// tap looks at an RPC as soon as its header is there. It refuses callers that may not call, and
+// gives up a message that does not come.
 func (p *Port) tap(within time.Duration) tap.ServerInHandle {
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
 		ctx, err := p.Callers.Admit(ctx, info.FullMethodName)
@@ -98,8 +101,9 @@ func awaitedStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, 
 	return next(srv, stream)
 }
 
-// take has an http.Server give its HTTP/2 connections away: by TLS it knows them by the protocol that was agreed on, in the
-// clear by the first line, which HTTP/2 made to look like a request of HTTP/1.
+// take has an http.Server hand over its HTTP/2 connections. With TLS the server knows them by the
+// protocol that was agreed on. Without, it knows them by their first line, which looks like a
+// request of HTTP/1.
 func (a *grpcListener) take(from *http.Server) {
 	from.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
@@ -165,7 +169,7 @@ func (a *grpcListener) Close() error {
 // Addr implements net.Listener.
 func (a *grpcListener) Addr() net.Addr { return a.addr }
 
-// handedConn is a connection of which something was read already.
+// handedConn is a connection that was handed over after something had been read from it.
 type handedConn struct {
 	net.Conn
 	on     *connection
@@ -192,7 +196,7 @@ func (s *handedConn) Close() error {
 	return s.Conn.Close()
 }
 
-// knownPeer says to gRPC who is at the other end of a connection that has been made.
+// knownPeer gives gRPC what TLS has found out about the peer of a connection.
 type knownPeer struct {
 	credentials.TransportCredentials
 }

@@ -39,7 +39,8 @@ func functions() (map[string]made, error) {
 	return all, nil
 }
 
-// called are the functions that others call. The stand-in runs only where there is no Knative Eventing.
+// called are the functions that others call. The stand-in runs only where there is no Knative
+// Eventing.
 func called(fns map[string]made) map[string]made {
 	all := maps.Clone(fns)
 	delete(all, standIn)
@@ -58,8 +59,8 @@ var secrets = map[string][]string{
 	"pgw-rpc":      {"tokens", "admin-hashes"},
 }
 
-// againstEventing reads KafkaSources, KafkaSinks and PingSources as the stand-in does: strictly, and refusing what
-// their CRDs let through.
+// againstEventing reads KafkaSources, KafkaSinks and PingSources as the stand-in does: strictly,
+// and refusing what their CRDs let through.
 func againstEventing(all []object) []string {
 	var joined []byte
 	for _, o := range all {
@@ -384,7 +385,8 @@ func retryBudget(o object) (all time.Duration) {
 	return all
 }
 
-// standInProblems: where there is no KafkaSource, the stand-in must find every function that takes events.
+// standInProblems: where there is no KafkaSource, the stand-in must find every function that takes
+// events.
 func standInProblems(all []object, fns map[string]made) (found []string) {
 	for _, o := range all {
 		if o.kind != "Deployment" || o.name != standIn {

@@ -19,7 +19,8 @@ var published = map[string][]string{
 	"kafka":   {"19092"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"19097"}, "jaeger": {"16686"},
 }
 
-// contract is the host port at which earlier callers look for each of these, and the service and port behind it.
+// contract is the host port at which earlier callers look for each of these, and the service and
+// port behind it.
 var contract = map[string]struct{ port, service, behind string }{
 	"gateway":    {"18080", "ingress", "18080"},
 	"fx":         {"19102", "ingress", "19102"},
@@ -46,7 +47,8 @@ func readCompose(t *testing.T) string {
 	return string(text)
 }
 
-// composeProblems reads the file as Docker Compose does, with the defaults of .env, and holds it against the code.
+// composeProblems reads the file as Docker Compose does, with the defaults of .env, and holds it
+// against the code.
 func composeProblems(t *testing.T, text string) (found []string) {
 	t.Helper()
 	bad := func(service, format string, args ...any) {
@@ -126,7 +128,8 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	return append(append(found, portProblems(project)...), grafanaProblems(project)...)
 }
 
-// grafanaProblems holds Grafana against the page, which shows panels of it to whoever opens the page, without a login.
+// grafanaProblems holds Grafana against the page, which shows panels of it to whoever opens the
+// page, without a login.
 func grafanaProblems(project *types.Project) (found []string) {
 	if at := project.Services["gateway"].Environment.ToMapping()["GRAFANA_URL"]; at != "http://127.0.0.1:"+contract["Grafana"].port {
 		found = append(found, fmt.Sprintf("gateway: GRAFANA_URL is %q, and Grafana is at host port %s", at, contract["Grafana"].port))
@@ -143,7 +146,8 @@ func grafanaProblems(project *types.Project) (found []string) {
 	return found
 }
 
-// portProblems holds the host's ports against the contract: each leads to what it is known for, and none is taken twice.
+// portProblems holds the host's ports against the contract: each leads to what it is known for, and
+// none is taken twice.
 func portProblems(project *types.Project) (found []string) {
 	leadsTo := map[string]string{} // by host port
 	for _, name := range project.ServiceNames() {

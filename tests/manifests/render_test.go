@@ -1,5 +1,6 @@
-// Package manifests holds the manifests of knative/ and kind/ against Knative's and Kubernetes' own types, and against
-// the code: a typo, a port, a topic, a sink or a variable that does not agree fails here and not in a cluster.
+// Package manifests holds the manifests of knative/ and kind/ against Knative's and Kubernetes' own
+// types, and against the code: a typo, a port, a topic, a sink or a variable that does not agree
+// fails here and not in a cluster.
 package manifests
 
 import (
@@ -122,7 +123,8 @@ func problems(rendered []byte) []string {
 	return append(append(found, againstEventing(all)...), againstCode(all)...)
 }
 
-// One version of Kafka and one of Postgres: on kind, on Compose, and of the broker that the tests run on.
+// One version of Kafka and one of Postgres: on kind, on Compose, and of the broker that the tests
+// run on.
 func TestVersionsOfStoresAreOne(t *testing.T) {
 	versions, err := os.ReadFile(root + "/kind/versions.env")
 	if err != nil {

@@ -29,7 +29,8 @@ type defaulted interface {
 	Validate(context.Context) *apis.FieldError
 }
 
-// typed gives an empty value of the type that an object is read into; nil for those of againstEventing.
+// typed gives an empty value of the type that an object is read into; nil for those of
+// againstEventing.
 func typed(o object) (into any, known bool) {
 	switch o.apiVersion + " " + o.kind {
 	case "serving.knative.dev/v1 Service":

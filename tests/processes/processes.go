@@ -1,5 +1,6 @@
-// Package processes runs pgw the way a cluster does: every function its own process, configured by its environment, with
-// the stand-in delivering events over HTTP. Tests and benchmarks start, stop, kill and wake them one by one.
+// Package processes runs pgw the way a cluster does: every function its own process, configured by
+// its environment, with the stand-in delivering events over HTTP. Tests and benchmarks start, stop,
+// kill and wake them one by one.
 package processes
 
 import (
@@ -31,8 +32,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Functions in the order in which they are started, a function that is called before its callers. The stand-in is not
-// among them.
+// Functions in the order in which they are started, a function that is called before its callers.
+// The stand-in is not among them.
 var Functions = func() (names []string) {
 	for _, f := range slices.Backward(table.Functions) {
 		if f.Name != StandIn {
@@ -93,9 +94,9 @@ var (
 	given   = map[int]bool{}
 )
 
-// FreePort picks one that nobody listens at, and that this process has not given before. It is below those
-// that systems give to outgoing connections and to listeners that do not care: a process that is away for a
-// moment finds its port free when it comes back.
+// FreePort picks one that nobody listens at, and that this process has not given before. It is
+// below those that systems give to outgoing connections and to listeners that do not care: a
+// process that is away for a moment finds its port free when it comes back.
 func FreePort() (int, error) {
 	givenMu.Lock()
 	defer givenMu.Unlock()
@@ -150,8 +151,8 @@ func (s *System) env(name string) []string {
 	return append(env, s.cfg.Env...)
 }
 
-// Launch starts a function, the stand-in or another command that serves, and does not wait. The channel is closed when the
-// process ends.
+// Launch starts a function, the stand-in or another command that serves, and does not wait. The
+// channel is closed when the process ends.
 func (s *System) Launch(name string, args ...string) (ended <-chan struct{}, err error) {
 	if s.ports[name] == "" {
 		port, err := FreePort()
@@ -227,8 +228,8 @@ func (s *System) StartAll(ctx context.Context, but ...string) error {
 	return nil
 }
 
-// StartSeeded starts all functions but those that are named, and the stand-in, with so many accounts. The gateway comes
-// last: it is ready once there are rates and accounts.
+// StartSeeded starts all functions but those that are named, and the stand-in, with so many
+// accounts. The gateway comes last: it is ready once there are rates and accounts.
 func (s *System) StartSeeded(ctx context.Context, accounts int, but ...string) error {
 	if err := s.StartAll(ctx, append([]string{"gateway"}, but...)...); err != nil {
 		return err
@@ -318,8 +319,8 @@ func (s *System) Resident(name string) (int64, error) {
 // Account is the name of the i-th account that Seed opens.
 func Account(i int) string { return fmt.Sprintf("A%d", i) }
 
-// Seed opens n accounts with a thousand million rupiah each, and sets the dollar's rate and rules that leave
-// nothing to chance, through the admin RPCs of wallet, fx and risk.
+// Seed opens n accounts with a thousand million rupiah each, and sets the dollar's rate and rules
+// that leave nothing to chance, through the admin RPCs of wallet, fx and risk.
 func (s *System) Seed(ctx context.Context, n int) error {
 	accounts := &walletv1.SeedAccountsRequest{}
 	for i := range n {

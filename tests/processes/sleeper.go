@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Sleeper stands in front of a function at zero, as Knative's activator does: the first connection has it started, and
-// waits until it is ready.
+// Sleeper stands in front of a function at zero, as Knative's activator does: the first connection
+// has it started, and waits until it is ready.
 type Sleeper struct {
 	system   *System
 	name     string
@@ -46,7 +46,8 @@ func (s *System) Sleep(ctx context.Context, name string) (*Sleeper, error) {
 	return z, nil
 }
 
-// Awake tells when the function was knocked at and when it was ready; zero times when it still sleeps.
+// Awake tells when the function was knocked at and when it was ready; zero times when it still
+// sleeps.
 func (z *Sleeper) Awake() (knocked, ready time.Time, startToReady time.Duration) {
 	z.mu.Lock()
 	defer z.mu.Unlock()

@@ -53,7 +53,8 @@ func Topics(partitions int32) ([]kafka.Topic, error) {
 	return topics, nil
 }
 
-// Delivered says what has been published and not been delivered yet; nil when the sources have taken all.
+// Delivered says what has been published and not been delivered yet; nil when the sources have
+// taken all.
 func Delivered(cfg kafka.Config, groupPrefix string) error {
 	manifests, err := allinone.Manifests()
 	if err != nil {

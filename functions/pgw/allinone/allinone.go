@@ -1,5 +1,5 @@
-// Package allinone holds all functions in one process, the stand-in for KafkaSource too: they call each other
-// without a network, and meet at a real Kafka and a real Postgres.
+// Package allinone holds all functions in one process, the stand-in for KafkaSource too: they call
+// each other without a network, and meet at a real Kafka and a real Postgres.
 package allinone
 
 import (
@@ -50,8 +50,8 @@ type Config struct {
 	Callers     *rpc.Callers            // who may call over the network; everybody when nil
 	Links       Links
 	Log         *slog.Logger
-	// Seed gives a new system what it needs before the first payment. It runs once all functions but the gateway are
-	// ready; only then is the gateway's port served. nil: nothing is missing.
+	// Seed gives a new system what it needs before the first payment. It runs when all functions
+	// but the gateway are ready. The gateway's port is served after it. nil: nothing is missing.
 	Seed func(context.Context) error
 
 	// Faults between functions, for tests; nil where there are none.
@@ -68,7 +68,7 @@ type Links struct {
 // Publisher is how functions publish.
 type Publisher = function.Publisher
 
-// System is all of it.
+// System is all functions of a process.
 type System struct {
 	cfg      Config
 	ports    map[string]*function.Port
@@ -106,7 +106,7 @@ func New(cfg Config) (*System, error) {
 		publisher = cfg.Publish(publisher)
 	}
 	reach := transport{}
-	// From the back: a function that is called is there before its callers.
+	// From the back, so that a function is built before its callers.
 	for _, f := range slices.Backward(table.Functions) {
 		on := function.Dependencies{
 			Conns: map[string]grpc.ClientConnInterface{}, Publisher: publisher, Now: time.Now, Random: rand.Float64,
@@ -116,7 +116,8 @@ func New(cfg Config) (*System, error) {
 			on.Conns[callee] = s.conns[callee]
 		}
 		if f.Port == "" {
-			// Without a port it delivers events to the others, and is measured where the first of them is.
+			// It has no port: it reaches the others by function calls, and worker's port shows its
+			// metrics.
 			on.HTTP, on.Registry = reach, s.ports["worker"].Registry
 		}
 		config, err := f.Configure(cfg.settings(f.Name))
@@ -135,27 +136,26 @@ func New(cfg Config) (*System, error) {
 	return s, nil
 }
 
-// settings are what the functions read in place of their environment, which is that of the whole process. What is not
-// here is as each function has it by default.
+// settings are what a function reads in place of the environment, which belongs to the whole
+// process. Other variables have their defaults.
 func (cfg Config) settings(name string) function.Settings {
-	values := map[string]string{
+	values := function.Values{
 		"DATABASE_URL": cfg.Reader, "RISK_SECRET": cfg.RiskSecret, "KAFKA_GROUP_PREFIX": cfg.GroupPrefix,
 		"RESULT_TIMEOUT": cfg.AnswerIn.String(), "REPLICA_URL": "http://" + cfg.addr(front), "TRACE_URL": cfg.Links.Trace,
 		"CORS_ORIGINS": strings.Join(cfg.Origins, ","), "QUEUE_MAX": "4096",
-		// Who can reach the broker on this machine may pay: plain records are let in, as earlier producers write them.
+		// Plain records of earlier producers are taken: whoever reaches the broker on this machine
+		// may pay.
 		"ALLOW_UNSIGNED_REQUESTS": "true",
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
-		// One lane of each kind: the processors are shared with everything else here, and fewer, larger transactions cost
-		// them less.
-		"BATCH_LANES": "1", "LOCK_TIMEOUT": "0s",
+		// One lane of each kind: all functions share the processors, and fewer, larger transactions
+		// cost less.
+		"BATCH_LANES":  "1",
+		"LOCK_TIMEOUT": "0s", // nobody else locks rows for long
 	}
 	if name == "db" {
 		values["DATABASE_URL"] = cfg.Database
 	}
-	return function.Settings{
-		Lookup: func(name string) (string, bool) { value, set := values[name]; return value, set },
-		Given:  []any{cfg.Kafka, cfg.Keys, cfg.Access, cfg.Links.Grafana},
-	}
+	return function.Settings{Lookup: values.Lookup, Given: []any{cfg.Kafka, cfg.Keys, cfg.Access, cfg.Links.Grafana}}
 }
 
 func (s *System) add(port *function.Port) {
@@ -193,7 +193,7 @@ func (s *System) Ready(ctx context.Context) error {
 	return s.ports[front].Ready(ctx)
 }
 
-// readyBehind says what of all but the gateway is not ready yet.
+// readyBehind says which functions behind the gateway are not ready yet.
 func (s *System) readyBehind(ctx context.Context) error {
 	var errs []error
 	for name, port := range s.ports {
@@ -207,7 +207,8 @@ func (s *System) readyBehind(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// seed waits until all functions behind the gateway are ready, and gives them what a new system lacks.
+// seed waits until all functions behind the gateway are ready, and gives them what a new system
+// lacks.
 func (s *System) seed(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, s.readyBehind(ctx) },
 		backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(0))
@@ -220,8 +221,8 @@ func (s *System) seed(ctx context.Context) error {
 	return nil
 }
 
-// Run serves until ctx ends, and then drains in the table's order, so that payments under way are answered while the
-// whole flow still runs. It returns early when a part fails.
+// Run serves until ctx ends, and then drains in the table's order, so that payments under way are
+// answered while the whole flow still runs. It returns early when a part fails.
 func (s *System) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -269,7 +270,7 @@ func (s *System) Run(ctx context.Context) error {
 	return err
 }
 
-// serve runs a function until ctx ends. What one without a port does, it does in the background.
+// serve runs a function until ctx ends. One that has no port only runs in the background.
 func (s *System) serve(ctx context.Context, name string) error {
 	port := s.ports[name]
 	if l, listens := s.cfg.Listeners[name]; listens {

@@ -7,8 +7,8 @@ import (
 	"net/http"
 )
 
-// transport reaches the functions of this process by function calls: the way of KafkaSource's
-// deliveries when all is one process. The URLs' hosts are the functions' names.
+// transport reaches the functions of this process by function calls. Events are delivered by it
+// when all functions are in one process. The hosts in its URLs are the functions' names.
 type transport map[string]http.Handler
 
 // RoundTrip implements http.RoundTripper.
@@ -17,7 +17,8 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, fmt.Errorf("there is no function %s in this process", r.URL.Host)
 	}
-	// What a server would have made of the request: a handler may change it, a transport may not.
+	// The request as a server would give it to the handler, which may change it. A transport may
+	// not.
 	in := r.Clone(r.Context())
 	in.Host, in.RequestURI = r.URL.Host, r.URL.RequestURI()
 	if in.Body == nil {
@@ -34,7 +35,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// serve turns a panic into an error, as the server of a function that runs by itself does: no event ends the process.
+// serve turns a panic into an error, as an HTTP server does, so that no event ends the process.
 func serve(handler http.Handler, w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

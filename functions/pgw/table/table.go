@@ -17,7 +17,8 @@ import (
 	"pgw/shared/function"
 )
 
-// Functions are all functions, in the order in which they drain: a function that is called stands behind its callers.
+// Functions are all functions, in the order in which they drain: a function that is called stands
+// behind its callers.
 var Functions = function.Table{
 	gateway.Function,
 	kafkasource.Function,
@@ -29,7 +30,8 @@ var Functions = function.Table{
 	db.Function,
 }
 
-// Sinks are the functions that take events, as the variable SINKS has them: each with the URL that url gives it.
+// Sinks are the functions that take events, as the variable SINKS has them: each with the URL that
+// url gives it.
 func Sinks(url func(name string) string) string {
 	var sinks []string
 	for _, f := range Functions {
@@ -40,17 +42,14 @@ func Sinks(url func(name string) string) string {
 	return strings.Join(sinks, ",")
 }
 
-// Unconnected builds every function on its defaults and on nothing else, to be looked at and not run: what it
-// serves and measures is the same as when it runs.
+// Unconnected builds every function on its defaults and on nothing else, to be looked at and not
+// run: what it serves and measures is the same as when it runs.
 func Unconnected() (map[string]*function.Port, error) {
-	needed := map[string]string{
-		"DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092", "RISK_SECRET": "of no use to anybody",
-		"SINKS": Sinks(func(name string) string { return "http://" + name }),
+	needed := function.Values{
+		"DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092",
+		"RISK_SECRET": "of no use to anybody", "SINKS": Sinks(func(name string) string { return "http://" + name }),
 	}
-	settings := function.Settings{
-		Lookup: func(name string) (string, bool) { value, set := needed[name]; return value, set },
-		Given:  []any{event.Keyring{}},
-	}
+	settings := function.Settings{Lookup: needed.Lookup, Given: []any{event.Keyring{}}}
 	ports := map[string]*function.Port{}
 	for _, f := range Functions {
 		config, err := f.Configure(settings)

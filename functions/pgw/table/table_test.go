@@ -9,7 +9,8 @@ import (
 	"pgw/shared/function"
 )
 
-// A function that runs by itself is where callers look for it by default; PORT says otherwise in a container.
+// A function that runs by itself is where callers look for it by default; PORT says otherwise in a
+// container.
 func TestFunctionsListenWhereCallersLook(t *testing.T) {
 	want := map[string]string{
 		"gateway": ":18080", "fx": ":19102", "wallet": ":19093", "risk": ":19094", "db": ":19095", "payments": ":19096", "worker": ":19091",
@@ -43,7 +44,8 @@ func TestCallersDrainFirst(t *testing.T) {
 	}
 }
 
-// Every variable of every function is described: its own, those of its connections, and those that all have.
+// Every variable of every function is described: its own, those of its connections, and those that
+// all have.
 func TestEveryVariableIsDescribed(t *testing.T) {
 	for _, f := range Functions {
 		var out bytes.Buffer
