@@ -56,11 +56,8 @@ type Rate struct{ Base, Quote, Rate string }
 
 // Transaction is one payment to make.
 type Transaction struct {
-	Key, Sender, Receiver string
-	Amount                money.Amount
-	AmountIDR             int64
-	Rate                  money.Rate
-	At                    time.Time
+	payment.Payment
+	At time.Time
 }
 
 var transactionsHeader = []string{"idempotency_key", "sender_id", "receiver_id", "currency", "amount", "tx_date"}
@@ -141,7 +138,7 @@ func WriteTransactions(w io.Writer, txs []Transaction) error {
 	c := csv.NewWriter(w)
 	c.Write(transactionsHeader)
 	for _, t := range txs {
-		c.Write([]string{t.Key, t.Sender, t.Receiver, t.Amount.Currency.String(), t.Amount.String(), t.At.Format(time.RFC3339)})
+		c.Write([]string{t.Key, t.Sender, t.Receiver, t.Currency.String(), t.Sent().String(), t.TxDate})
 	}
 	c.Flush()
 	return c.Error()
@@ -164,10 +161,7 @@ func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
 
 // Event returns the event that requests the transaction's payment.
 func (t Transaction) Event() (cloudevents.Event, error) {
-	return event.Requested(Source, payment.Payment{
-		Key: t.Key, Sender: t.Sender, Receiver: t.Receiver, Minor: t.Amount.Minor, Currency: t.Amount.Currency, AmountIDR: t.AmountIDR, Rate: t.Rate,
-		TxDate: t.At.Format(time.RFC3339), AttemptID: t.Key,
-	}, "", t.At)
+	return event.Requested(Source, t.Payment, "", t.At)
 }
 
 // named are the accounts that examples and tests use.
@@ -248,10 +242,11 @@ func MakeTransactions(seed uint64, n int, accounts []Account) ([]Transaction, er
 		if err != nil {
 			return nil, err
 		}
-		txs[i] = Transaction{
-			Key: fmt.Sprintf("seed-%d-%07d", seed, i+1), Sender: ids[from], Receiver: ids[to], Amount: amount,
-			AmountIDR: priced.Minor, Rate: rate.rate, At: epoch.Add(time.Duration(i) * time.Second),
-		}
+		key, at := fmt.Sprintf("seed-%d-%07d", seed, i+1), epoch.Add(time.Duration(i)*time.Second)
+		txs[i] = Transaction{payment.Payment{
+			Key: key, Sender: ids[from], Receiver: ids[to], Currency: amount.Currency, Minor: amount.Minor,
+			AmountIDR: priced.Minor, Rate: rate.rate, TxDate: at.Format(time.RFC3339), AttemptID: key,
+		}, at}
 	}
 	return txs, nil
 }

@@ -124,7 +124,7 @@ func TestSameSeedSameData(t *testing.T) {
 		if x[i].Sender == x[i].Receiver {
 			t.Errorf("%s pays itself", x[i].Key)
 		}
-		if x[i].Amount == y[i].Amount && x[i].Sender == y[i].Sender && a[i] == b[i] {
+		if x[i].Sent() == y[i].Sent() && x[i].Sender == y[i].Sender && a[i] == b[i] {
 			same++
 		}
 		if x[i].Sender != other[i].Sender {
