@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -74,6 +75,39 @@ func TestListNewestFirst(t *testing.T) {
 		if _, err := w.List(t.Context(), in); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+":") {
 			t.Errorf("bad %s: %v", field, err)
 		}
+	}
+}
+
+// What a client notes with its payment is kept, and told by each way to read it. Rows of before have none.
+func TestMetadataIsKept(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000, "A", "B")
+	noted := pay("noted", "A", "B", 10)
+	noted.Metadata = map[string]string{"order": "4711", "note": `"<&>" 山田`}
+	w.mustReserve(pay("bare", "A", "B", 10))
+	w.mustReserve(noted)
+	if again := w.mustReserve(noted); again.Mismatch(noted) || again.Status != payment.Pending {
+		t.Errorf("again: %+v", again)
+	}
+	other := noted
+	other.Metadata = map[string]string{"order": "4712"}
+	if got := w.mustReserve(other); !got.Mismatch(other) {
+		t.Errorf("with other metadata: %+v", got)
+	}
+	for key, want := range map[string]map[string]string{"noted": noted.Metadata, "bare": nil} {
+		rec, err := w.reads.payment(t.Context(), key)
+		if err != nil || !maps.Equal(rec.Metadata, want) || rec.Claimed != rec.Fingerprint() {
+			t.Errorf("%s: %v, %v", key, rec.Metadata, err)
+		}
+	}
+	got, err := w.List(t.Context(), &dbv1.ListRequest{})
+	if err != nil || len(got.Payments) != 2 || !maps.Equal(got.Payments[0].Payment.Metadata, noted.Metadata) || got.Payments[1].Payment.Metadata != nil {
+		t.Errorf("the list: %v, %v", got, err)
+	}
+	var order string
+	err = w.pool.QueryRow(t.Context(), `SELECT metadata->>'order' FROM payment_history WHERE idempotency_key = 'noted'`).Scan(&order)
+	if err != nil || order != "4711" {
+		t.Errorf("the view: %q, %v", order, err)
 	}
 }
 

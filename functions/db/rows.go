@@ -2,6 +2,7 @@ package db
 
 import (
 	"encoding"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -49,6 +50,7 @@ var columns = []column{
 	timeColumn("accepted_at", func(r *row) *time.Time { return &r.AcceptedAt }),
 	timeColumn("deadline", func(r *row) *time.Time { return &r.Deadline }),
 	timeColumn("created_at", func(r *row) *time.Time { return &r.ReservedAt }),
+	jsonColumn("metadata", func(r *row) *map[string]string { return &r.Metadata }),
 }
 
 var (
@@ -77,6 +79,18 @@ func plainColumn[T any](name, kind string, at func(*row) *T) column {
 // timeColumn is a column that is null for the zero time.
 func timeColumn(name string, at func(*row) *time.Time) column {
 	return columnOf(name, "timestamptz", func(r *row) pgtype.Timestamptz { return timestamp(*at(r)) }, func(r *row) any { return zeroTime{at(r)} })
+}
+
+// jsonColumn is a column of JSON that is null for an empty map.
+func jsonColumn(name string, at func(*row) *map[string]string) column {
+	write := func(r *row) string {
+		if len(*at(r)) == 0 {
+			return ""
+		}
+		text, _ := json.Marshal(*at(r)) // texts can always be encoded
+		return string(text)
+	}
+	return columnOf(name, "text", write, func(r *row) any { return asJSON{at(r)} }).as("jsonb")
 }
 
 func columnOf[T any](name, kind string, value func(*row) T, into func(*row) any) column {
@@ -122,6 +136,17 @@ type asText struct{ into encoding.TextUnmarshaler }
 
 // ScanText implements pgtype.TextScanner.
 func (t asText) ScanText(v pgtype.Text) error { return t.into.UnmarshalText([]byte(v.String)) }
+
+// asJSON reads what is kept as JSON; nothing where there is none.
+type asJSON struct{ into *map[string]string }
+
+// ScanText implements pgtype.TextScanner.
+func (j asJSON) ScanText(v pgtype.Text) error {
+	if v.String == "" {
+		return nil
+	}
+	return json.Unmarshal([]byte(v.String), j.into)
+}
 
 // zeroTime reads null as the zero time.
 type zeroTime struct{ into *time.Time }

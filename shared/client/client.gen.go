@@ -332,6 +332,13 @@ type EventIDType string
 // IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 type IdempotencyKey = string
 
+// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
+// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+// Names and texts have at most 4,096 bytes together.
+//
+// Examples: {"order":"4711"}
+type Metadata = map[string]string
+
 // Payment defines model for Payment.
 type Payment struct {
 	AcceptedAt *time.Time `json:"accepted_at,omitempty"`
@@ -358,6 +365,14 @@ type Payment struct {
 
 	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 	IdempotencyKey IdempotencyKey `json:"idempotency_key"`
+
+	// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
+	// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+	// Names and texts have at most 4,096 bytes together.
+	//
+	//
+	// Examples: {"order":"4711"}
+	Metadata *Metadata `json:"metadata,omitempty"`
 
 	// Rate Rupiah for one unit of the currency, an exact decimal.
 	//
@@ -421,6 +436,14 @@ type PaymentRequest struct {
 
 	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
 	IdempotencyKey *IdempotencyKey `json:"idempotency_key,omitempty"`
+
+	// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
+	// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+	// Names and texts have at most 4,096 bytes together.
+	//
+	//
+	// Examples: {"order":"4711"}
+	Metadata *Metadata `json:"metadata,omitempty"`
 
 	// ReceiverID Printable ASCII, with no space at either end.
 	ReceiverID AccountID `json:"receiver_id"`

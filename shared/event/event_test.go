@@ -118,6 +118,12 @@ func TestRequestSurvivesItsEvent(t *testing.T) {
 	if again.ID() != e.ID() {
 		t.Error("the same payment's event has another id")
 	}
+	r.Metadata = map[string]string{"order": "4711"}
+	noted, _ := Requested("/pgw/gateway", r, "http://other", noon)
+	if !strings.Contains(string(noted.Data()), `"attempt_id":"attempt-1","metadata":{"order":"4711"},"reply_to"`) || noted.ID() == e.ID() {
+		t.Errorf("with metadata: %s", noted)
+	}
+	r.Metadata = nil
 	r.Minor++
 	if other, _ := Requested("/pgw/gateway", r, "", noon); other.ID() == e.ID() {
 		t.Error("another payment's event has the same id")
@@ -341,12 +347,12 @@ func readCloser(text string) stringBody { return stringBody{strings.NewReader(te
 func TestReadRequest(t *testing.T) {
 	plain := cloudevents.New()
 	plain.SetType(TypeKafkaRecord)
-	plain.DataEncoded = []byte(`{"idempotency_key":"k","sender_id":"A","receiver_id":"B","amount_idr":5,"currency_input":"USD","tx_date":"","reply_to":"http://evil","attempt_id":"x"}`)
+	plain.DataEncoded = []byte(`{"idempotency_key":"k","sender_id":"A","receiver_id":"B","amount_idr":5,"currency_input":"USD","tx_date":"","reply_to":"http://evil","attempt_id":"x","metadata":{"a":"b"}}`)
 	if _, err := ReadRequest(plain, ring(t, keys), false); !errors.Is(err, ErrSignature) {
 		t.Errorf("not allowed: %v", err)
 	}
 	got, err := ReadRequest(plain, ring(t, keys), true)
-	if err != nil || got.Key != "k" || got.AmountIDR != 5 || got.ReplyTo != "" || got.AttemptID != "" {
+	if err != nil || got.Key != "k" || got.AmountIDR != 5 || got.ReplyTo != "" || got.AttemptID != "" || got.Metadata != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
 	unsigned, _ := Requested("/pgw/gateway", request(), "", noon)

@@ -9,10 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	jsonexp "github.com/go-json-experiment/json"
 
 	"pgw/shared/money"
 )
@@ -28,6 +32,9 @@ const (
 	MaxAccountID = 64
 	// MaxOwner and MaxNote bound what people write about an account and about a funding, in bytes.
 	MaxOwner, MaxNote = 200, 500
+	// MaxMetadata bounds the entries that a client may note with a payment. The others are in bytes: of a name, of a
+	// value, and of all names and values together.
+	MaxMetadata, MaxMetadataName, MaxMetadataValue, MaxMetadataSize = 20, 40, 500, 4 << 10
 
 	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver. It is the house's own: no
 	// payment from outside names it.
@@ -127,6 +134,8 @@ type Payment struct {
 	// AttemptID tells a redelivery of one attempt (the client has heard nothing yet: SUCCESS) from a
 	// second attempt (SUCCESS_REPLAY).
 	AttemptID string `json:"attempt_id,omitempty"`
+	// Metadata is what the client notes with the payment; pgw keeps it and reads nothing from it.
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // Sent is the amount as the client sent it.
@@ -140,6 +149,7 @@ type Order struct {
 	Amount   json.RawMessage `json:"amount"` // in major units: a number, or a decimal string
 	TxDate   string          `json:"tx_date"`
 	Key      string          `json:"idempotency_key"`
+	Metadata json.RawMessage `json:"metadata"` // an object of strings
 }
 
 // maxDate bounds the text of a client's date, in bytes.
@@ -188,7 +198,30 @@ func (o Order) Payment() (Payment, error) {
 		return p, &FieldError{"amount", "must be positive"}
 	}
 	p.Minor = amount.Minor
+	if p.Metadata, err = readMetadata(o.Metadata); err != nil {
+		return p, err
+	}
 	return p, nil
+}
+
+// readMetadata reads JSON in which each name stands once: of two values it would not be known which is meant.
+func readMetadata(raw json.RawMessage) (map[string]string, error) {
+	if len(raw) == 0 {
+		return nil, nil
+	}
+	var texts map[string]*string
+	err := jsonexp.Unmarshal(raw, &texts)
+	if err != nil || slices.Contains(slices.Collect(maps.Values(texts)), nil) {
+		return nil, &FieldError{"metadata", "must be an object of strings, with each name once"}
+	}
+	if len(texts) == 0 {
+		return nil, nil
+	}
+	metadata := make(map[string]string, len(texts))
+	for name, text := range texts {
+		metadata[name] = *text
+	}
+	return metadata, checkMetadata(metadata)
 }
 
 // decimalText gives the digits of an amount. A number is taken by its digits, not through a float.
@@ -240,6 +273,11 @@ func (p Payment) Fingerprint() Fingerprint {
 	}
 	buf = append(buf, unit)
 	buf = binary.BigEndian.AppendUint64(buf, uint64(amount))
+	for _, name := range slices.Sorted(maps.Keys(p.Metadata)) {
+		for _, text := range [...]string{name, p.Metadata[name]} {
+			buf = append(binary.BigEndian.AppendUint32(buf, uint32(len(text))), text...)
+		}
+	}
 	sum := sha256.Sum256(buf)
 	return Fingerprint(sum[:16])
 }
@@ -314,9 +352,36 @@ func (p Payment) validate() error {
 		return &FieldError{"amount_idr", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
 	if p.TxDate != "" {
-		return checkDate(p.TxDate)
+		if err := checkDate(p.TxDate); err != nil {
+			return err
+		}
+	}
+	return checkMetadata(p.Metadata)
+}
+
+// checkMetadata checks what a client notes with a payment, within bounds that let it travel and be kept everywhere.
+func checkMetadata(metadata map[string]string) error {
+	if n := len(metadata); n > MaxMetadata {
+		return &FieldError{"metadata", fmt.Sprintf("has %d entries; at most %d", n, MaxMetadata)}
+	}
+	size := 0
+	for _, name := range slices.Sorted(maps.Keys(metadata)) {
+		if name == "" || len(name) > MaxMetadataName || strings.ContainsFunc(name, notOfAName) {
+			return &FieldError{"metadata", fmt.Sprintf("has the name %.50q; want 1 to %d of A to Z, a to z, 0 to 9, _, . and -", name, MaxMetadataName)}
+		}
+		if err := CheckText("metadata."+name, metadata[name], MaxMetadataValue); err != nil {
+			return err
+		}
+		size += len(name) + len(metadata[name])
+	}
+	if size > MaxMetadataSize {
+		return &FieldError{"metadata", fmt.Sprintf("is %d bytes long; at most %d", size, MaxMetadataSize)}
 	}
 	return nil
+}
+
+func notOfAName(r rune) bool {
+	return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '.' && r != '-'
 }
 
 func checkDate(text string) error {

@@ -2,6 +2,7 @@ package payment
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -46,12 +47,91 @@ func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 		func(r *Payment) { r.Minor++ },
 		func(r *Payment) { r.Currency = sgd },
 		func(r *Payment) { r.Minor = 0 }, // an earlier producer's: only rupiah
+		func(r *Payment) { r.Metadata = map[string]string{"a": ""} },
 	}
 	for i, change := range other {
 		r := base
 		change(&r)
 		if r.Fingerprint() == base.Fingerprint() {
 			t.Errorf("change %d leaves the fingerprint as it was", i)
+		}
+	}
+}
+
+// Metadata is part of what a key is claimed with; without it the fingerprint is what it was before there was any.
+func TestFingerprintOfMetadata(t *testing.T) {
+	with := func(pairs ...string) Fingerprint {
+		p := request()
+		p.Metadata = map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			p.Metadata[pairs[i]] = pairs[i+1]
+		}
+		return p.Fingerprint()
+	}
+	if text, _ := with().MarshalText(); string(text) != "c33ce282d26d73dbd9e5d91932fae5e8" || with() != request().Fingerprint() {
+		t.Errorf("of none it is %s", text)
+	}
+	if with("a", "1", "b", "2") != with("b", "2", "a", "1") {
+		t.Error("the order counts")
+	}
+	seen := map[Fingerprint]int{}
+	for i, f := range []Fingerprint{with(), with("a", "1"), with("a", "12"), with("a1", "2"), with("a", "1", "b", "2"), with("a", "2", "b", "1")} {
+		if first, ok := seen[f]; ok {
+			t.Errorf("%d and %d are alike", first, i)
+		}
+		seen[f] = i
+	}
+}
+
+func TestMetadataIsBounded(t *testing.T) {
+	many := func(n, size int) map[string]string {
+		m := map[string]string{}
+		for i := range n {
+			m[fmt.Sprintf("%040d", i)] = strings.Repeat("x", size)
+		}
+		return m
+	}
+	for name, tc := range map[string]struct {
+		metadata map[string]string
+		want     string
+	}{
+		"none":                 {map[string]string{}, ""},
+		"usual":                {map[string]string{"order.id": "4711", "A-z_0": "Søren 山田", "empty": ""}, ""},
+		"as many as may be":    {many(MaxMetadata, 164), ""},
+		"one more":             {many(MaxMetadata+1, 1), "metadata: has 21 entries; at most 20"},
+		"too large in all":     {many(MaxMetadata, 165), "metadata: is 4100 bytes long; at most 4096"},
+		"an empty name":        {map[string]string{"": "x"}, "metadata: has the name"},
+		"a long name":          {map[string]string{strings.Repeat("a", MaxMetadataName+1): "x"}, "metadata: has the name"},
+		"a name with a space":  {map[string]string{"a b": "x"}, "metadata: has the name"},
+		"a long value":         {map[string]string{"a": strings.Repeat("x", MaxMetadataValue+1)}, "metadata.a: is 501 bytes long; at most 500"},
+		"a value on two lines": {map[string]string{"a": "x\ny"}, "metadata.a: has a control character"},
+		"no UTF-8":             {map[string]string{"a": "\xff"}, "metadata.a: is not valid UTF-8"},
+	} {
+		p := request()
+		p.Metadata = tc.metadata
+		err := p.Validate()
+		if (err == nil) != (tc.want == "") || (err != nil && (!errors.Is(err, ErrInvalid) || !strings.HasPrefix(err.Error(), tc.want))) {
+			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+	}
+}
+
+// What a client sends as metadata is an object of texts, each name once.
+func TestOrderedMetadata(t *testing.T) {
+	for text, want := range map[string]string{
+		``: "map[]", `null`: "map[]", `{}`: "map[]", `{"a":"1","b":"\u00f8"}`: "map[a:1 b:ø]",
+		`{"a":"1","a":"2"}`: "refused", `{"a":1}`: "refused", `{"a":null}`: "refused", `{"a":{}}`: "refused", `[]`: "refused",
+		`"a"`: "refused", `{"a":"\ud800"}`: "refused", `{"a b":"1"}`: "refused",
+	} {
+		p, err := Order{
+			Sender: "A", Receiver: "B", Currency: "USD", Amount: []byte("1"), TxDate: "2026-01-31T09:30:00Z", Key: "k", Metadata: []byte(text),
+		}.Payment()
+		got := fmt.Sprint(p.Metadata)
+		if err != nil {
+			got = "refused"
+		}
+		if got != want || (err != nil && (!errors.Is(err, ErrInvalid) || !strings.HasPrefix(err.Error(), "metadata"))) {
+			t.Errorf("%s: %s, %v; want %s", text, got, err, want)
 		}
 	}
 }

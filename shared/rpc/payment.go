@@ -27,6 +27,7 @@ func FromPayment(p payment.Payment) *commonv1.Payment {
 		AcceptedAt:     Timestamp(p.AcceptedAt),
 		Deadline:       Timestamp(p.Deadline),
 		AttemptId:      p.AttemptID,
+		Metadata:       p.Metadata,
 	}
 }
 
@@ -46,6 +47,7 @@ func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 		AcceptedAt: Time(in.GetAcceptedAt()),
 		Deadline:   Time(in.GetDeadline()),
 		AttemptID:  in.GetAttemptId(),
+		Metadata:   in.GetMetadata(),
 	}
 	var err error
 	if code := in.GetCurrencyInput(); code != "" {

@@ -1,8 +1,10 @@
 package flow
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -13,6 +15,8 @@ import (
 
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
 )
 
 // The outcomes of the HTTP table that need no fault.
@@ -148,6 +152,58 @@ func TestAKeyBelongsToOneRequest(t *testing.T) {
 		t.Errorf("the sender paid %d more", a-s.balance("A"))
 	}
 	s.expect(s.pay("k", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
+}
+
+// A client gets the metadata of its payment back from GET and from the list. The event that asks for the payment has it too.
+func TestMetadata(t *testing.T) {
+	s := start(t, options{})
+	order := func(value any) string { return body("noted", "A", "B", "USD", 10, "metadata", value) }
+	for name, bad := range map[string]any{
+		"a number": map[string]any{"a": 1}, "a list": []string{"a"}, "a bad name": map[string]string{"a b": "c"},
+		"too long": map[string]string{"a": strings.Repeat("x", 501)}, "two lines": map[string]string{"a": "b\nc"},
+	} {
+		if got := s.post(order(bad)); got.outcome() != "400 FAILED invalid_input" || !strings.HasPrefix(got.Message, "metadata") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	want := map[string]string{"order": "4711", "note": "<Søren & 山田>"}
+	first := s.expect(s.post(order(want)), "200 SUCCESS committed")
+	if again := s.expect(s.post(order(want)), "200 SUCCESS_REPLAY duplicate_idempo"); again.Ref != first.Ref {
+		t.Errorf("again: %s", again)
+	}
+	s.expect(s.post(order(map[string]string{"order": "4712"})), "422 FAILED idempotency_mismatch")
+	s.expect(s.pay("noted", "A", "B", "USD", 10), "422 FAILED idempotency_mismatch")
+	s.expect(s.post(body("bare", "A", "B", "USD", 10, "metadata", map[string]string{})), "200 SUCCESS committed")
+	s.expect(s.pay("bare", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
+
+	if code, st := s.state("noted"); code != 200 || !maps.Equal(st.Metadata, want) {
+		t.Errorf("GET: %d %v", code, st.Metadata)
+	}
+	var list struct{ Payments []state }
+	resp, err := http.Get(s.url + "/api/payments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Payments) != 2 ||
+		list.Payments[0].Metadata != nil || !maps.Equal(list.Payments[1].Metadata, want) {
+		t.Errorf("the list: %+v, %v", list, err)
+	}
+	seen := map[string]int{} // what the events of each key have, also of those whose requests were answered 422
+	for _, m := range s.records(s.kafka.RequestTopic) {
+		e, err := kafka.ReadRecord(t.Context(), m, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := event.ReadRequest(e, &s.keys, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[fmt.Sprint(data.Key, " ", data.Metadata)]++
+	}
+	if seen[fmt.Sprint("noted ", want)] == 0 || seen["bare map[]"] == 0 {
+		t.Errorf("the events: %v", seen)
+	}
 }
 
 // Retries get the outcome of the payment, whatever has changed since.

@@ -450,6 +450,7 @@ type state struct {
 	RateID                                     string `json:"rate_id"`
 	RuleSet                                    string `json:"rule_set"`
 	AcceptedAt, Deadline, DecidedAt            time.Time
+	Metadata                                   map[string]string
 }
 
 func (s *system) state(key string) (int, state) {

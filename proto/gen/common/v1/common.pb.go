@@ -303,7 +303,8 @@ type Payment struct {
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// Tells a redelivery of one attempt, which hears SUCCESS again, from a second attempt, which hears
 	// SUCCESS_REPLAY.
-	AttemptId     string `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	AttemptId     string            `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	Metadata      map[string]string `protobuf:"bytes,15,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +435,13 @@ func (x *Payment) GetAttemptId() string {
 		return x.AttemptId
 	}
 	return ""
+}
+
+func (x *Payment) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
 }
 
 // Outcome is what a payment has come to.
@@ -603,7 +611,7 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x16common/v1/common.proto\x12\tcommon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n" +
 	"\x05Money\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
-	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\x87\x04\n" +
+	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\x82\x05\n" +
 	"\aPayment\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
 	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
@@ -623,7 +631,11 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"acceptedAt\x126\n" +
 	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1d\n" +
 	"\n" +
-	"attempt_id\x18\x0e \x01(\tR\tattemptId\"\xbe\x01\n" +
+	"attempt_id\x18\x0e \x01(\tR\tattemptId\x12<\n" +
+	"\bmetadata\x18\x0f \x03(\v2 .common.v1.Payment.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
 	"\aOutcome\x12)\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x11.common.v1.StatusR\x06status\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12%\n" +
@@ -685,7 +697,7 @@ func file_common_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_common_v1_common_proto_goTypes = []any{
 	(Currency)(0),                 // 0: common.v1.Currency
 	(Status)(0),                   // 1: common.v1.Status
@@ -694,24 +706,26 @@ var file_common_v1_common_proto_goTypes = []any{
 	(*Payment)(nil),               // 4: common.v1.Payment
 	(*Outcome)(nil),               // 5: common.v1.Outcome
 	(*Record)(nil),                // 6: common.v1.Record
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	nil,                           // 7: common.v1.Payment.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_common_v1_common_proto_depIdxs = []int32{
 	0,  // 0: common.v1.Money.currency:type_name -> common.v1.Currency
-	7,  // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
-	7,  // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
-	7,  // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 4: common.v1.Outcome.status:type_name -> common.v1.Status
-	2,  // 5: common.v1.Outcome.state:type_name -> common.v1.ReservationState
-	4,  // 6: common.v1.Record.payment:type_name -> common.v1.Payment
-	5,  // 7: common.v1.Record.outcome:type_name -> common.v1.Outcome
-	7,  // 8: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
-	7,  // 9: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
+	8,  // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
+	8,  // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
+	7,  // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
+	1,  // 5: common.v1.Outcome.status:type_name -> common.v1.Status
+	2,  // 6: common.v1.Outcome.state:type_name -> common.v1.ReservationState
+	4,  // 7: common.v1.Record.payment:type_name -> common.v1.Payment
+	5,  // 8: common.v1.Record.outcome:type_name -> common.v1.Outcome
+	8,  // 9: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
+	8,  // 10: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_common_v1_common_proto_init() }
@@ -725,7 +739,7 @@ func file_common_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_v1_common_proto_rawDesc), len(file_common_v1_common_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
