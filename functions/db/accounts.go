@@ -277,7 +277,8 @@ func (d *DB) SeedAccounts(ctx context.Context, in *dbv1.SeedAccountsRequest) (*d
 	accounts := make([]seeded, len(in.Accounts))
 	for i, a := range in.Accounts {
 		accounts[i] = seeded{event.AccountOpened{
-			AccountID: a.AccountId, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIdr, Status: payment.AccountStatus(a.Status),
+			AccountID: a.AccountId, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIdr,
+			Status: payment.AccountStatus(a.Status),
 		}, a.BalanceIdr}
 		if err := checkProfile(accounts[i].AccountOpened); err != nil {
 			return nil, invalid(fmt.Errorf("accounts[%d]: %w", i, err))
@@ -321,7 +322,9 @@ UPDATE wallet_accounts a SET balance_idr = $2, updated_at = now() FROM before b 
 
 func seed(ctx context.Context, tx pgx.Tx, accounts []seeded) error {
 	// In the order of their ids, as everyone locks accounts.
-	inOrder := slices.SortedFunc(slices.Values(accounts), func(a, b seeded) int { return cmp.Compare(a.AccountID, b.AccountID) })
+	inOrder := slices.SortedFunc(slices.Values(accounts), func(a, b seeded) int {
+		return cmp.Compare(a.AccountID, b.AccountID)
+	})
 	b := &pgx.Batch{}
 	for _, a := range inOrder {
 		// No URI begins with a colon, so no event can have this id.

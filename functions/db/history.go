@@ -19,10 +19,10 @@ import (
 const (
 	defaultPage = 20
 	maxPage     = 100
-	// maxSearched bounds how many payments one call of List looks at. An index on the accounts would
-	// be two more for every payment to write, and make the one update of a reservation's life a slow one. Without it,
-	// an account that seldom pays has the same few found among many: whoever wants them goes on from next_before, and
-	// each call is counted by itself.
+	// maxSearched bounds how many payments one call of List looks at. An index on the accounts
+	// would be two more for every payment to write, and make the one update of a reservation's life
+	// a slow one. Without it, an account that seldom pays has the same few found among many:
+	// whoever wants them goes on from next_before, and each call is counted by itself.
 	maxSearched = 500
 )
 
@@ -31,14 +31,17 @@ var (
 WHERE r.idempotency_key = $1`
 
 	// The primary key is ordered by time. It is walked from its end, until enough are found.
-	paymentsSQL = recordSQL + `FROM (SELECT * FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC LIMIT $5) r
+	paymentsSQL = recordSQL + `FROM (
+	SELECT * FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC LIMIT $5
+) r
 LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE ($2 = '' OR $2 IN (r.sender_id, r.receiver_id)) AND ($3 = '' OR r.status = $3)
 ORDER BY r.reservation_id DESC LIMIT $4`
 )
 
 const (
-	// A plan made while the table was small would gather all of it and sort, and be kept as the table grows.
+	// A plan made while the table was small would gather all of it and sort, and be kept as the
+	// table grows.
 	walkSQL = `SET LOCAL enable_bitmapscan = off`
 
 	// The last one that paymentsSQL looks at when it finds too few, if there are so many.

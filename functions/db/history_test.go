@@ -78,7 +78,8 @@ func TestListNewestFirst(t *testing.T) {
 	}
 }
 
-// What a client notes with its payment is kept, and told by each way to read it. Rows of before have none.
+// What a client notes with its payment is kept, and told by each way to read it. Rows of before
+// have none.
 func TestMetadataIsKept(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B")

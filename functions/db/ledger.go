@@ -43,7 +43,8 @@ type Reserved struct {
 // Mismatch tells that the key belongs to another request.
 func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != req.Fingerprint() }
 
-// Outcome is what the payment has come to. When the key belongs to another payment the ledger keeps nothing for this one.
+// Outcome is what the payment has come to. When the key belongs to another payment the ledger keeps
+// nothing for this one.
 func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 	if r.Mismatch(p) {
 		out := payment.Decline(payment.IdempotencyMismatch)

@@ -76,7 +76,7 @@ func TestARefusalIsAClaim(t *testing.T) {
 		t.Errorf("an event that comes after the refusal: %v, %v", got, err)
 	}
 	if got := outcome(w.Reserve(t.Context(), fundsPayment(fundsRequest("new", 1000)))); got.Reason != "risk_above_max" || got.State != payment.RolledBack {
-		t.Errorf("the same, as functions of now ask: %v", got)
+		t.Errorf("the same by Reserve: %v", got)
 	}
 	if got := refuse("new", "2", 2000); got.Reason != payment.IdempotencyMismatch || got.Status != payment.Failed || got.Ref != "" {
 		t.Errorf("another request with the key: %v", got)

@@ -32,21 +32,31 @@ type column struct {
 
 // columns are all of a payment that is kept when its key is claimed.
 var columns = []column{
-	columnOf("reservation_id", "uuid", func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }, func(r *row) any { return &r.id }),
+	columnOf("reservation_id", "uuid",
+		func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} },
+		func(r *row) any { return &r.id }),
 	plainColumn("idempotency_key", "text", func(r *row) *string { return &r.Key }),
-	columnOf("fingerprint", "bytea", func(r *row) []byte { return r.Claimed[:] }, func(r *row) any { return fingerprint{&r.Claimed} }),
+	columnOf("fingerprint", "bytea",
+		func(r *row) []byte { return r.Claimed[:] },
+		func(r *row) any { return fingerprint{&r.Claimed} }),
 	plainColumn("attempt_id", "text", func(r *row) *string { return &r.AttemptID }),
 	plainColumn("sender_id", "text", func(r *row) *string { return &r.Sender }),
 	plainColumn("receiver_id", "text", func(r *row) *string { return &r.Receiver }),
 	plainColumn("amount_idr", "bigint", func(r *row) *int64 { return &r.AmountIDR }),
-	columnOf("currency_input", "text", func(r *row) string { return r.Currency.String() }, func(r *row) any { return asText{&r.Currency} }),
+	columnOf("currency_input", "text",
+		func(r *row) string { return r.Currency.String() },
+		func(r *row) any { return asText{&r.Currency} }),
 	plainColumn("amount_minor", "bigint", func(r *row) *int64 { return &r.Minor }),
-	columnOf("rate", "text", func(r *row) string { return r.Rate.String() }, func(r *row) any { return asText{&r.Rate} }).as("numeric"),
+	columnOf("rate", "text",
+		func(r *row) string { return r.Rate.String() },
+		func(r *row) any { return asText{&r.Rate} }).as("numeric"),
 	plainColumn("rate_id", "text", func(r *row) *string { return &r.RateID }),
 	timeColumn("rate_time", func(r *row) *time.Time { return &r.RateTime }),
 	plainColumn("rule_set", "text", func(r *row) *string { return &r.RuleSet }),
 	plainColumn("tx_date", "text", func(r *row) *string { return &r.TxDate }),
-	columnOf("status", "text", func(r *row) string { return string(r.State) }, func(r *row) any { return &r.State }),
+	columnOf("status", "text",
+		func(r *row) string { return string(r.State) },
+		func(r *row) any { return &r.State }),
 	timeColumn("accepted_at", func(r *row) *time.Time { return &r.AcceptedAt }),
 	timeColumn("deadline", func(r *row) *time.Time { return &r.Deadline }),
 	timeColumn("created_at", func(r *row) *time.Time { return &r.ReservedAt }),
@@ -78,7 +88,9 @@ func plainColumn[T any](name, kind string, at func(*row) *T) column {
 
 // timeColumn is a column that is null for the zero time.
 func timeColumn(name string, at func(*row) *time.Time) column {
-	return columnOf(name, "timestamptz", func(r *row) pgtype.Timestamptz { return timestamp(*at(r)) }, func(r *row) any { return zeroTime{at(r)} })
+	return columnOf(name, "timestamptz",
+		func(r *row) pgtype.Timestamptz { return timestamp(*at(r)) },
+		func(r *row) any { return zeroTime{at(r)} })
 }
 
 // jsonColumn is a column of JSON that is null for an empty map.

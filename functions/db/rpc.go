@@ -53,8 +53,9 @@ func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*d
 		reason = out.Reason // the claim is another payment's
 	}
 	return &dbv1.ReserveFundsResponse{
-		Status: int32(code), ReservationId: out.Ref, CurrentBalance: got.Balance, Message: cmp.Or(string(reason), string(out.State)),
-		Reason: string(reason), ReservationStatus: string(out.State), Replay: got.Replay,
+		Status: int32(code), ReservationId: out.Ref, CurrentBalance: got.Balance,
+		Message: cmp.Or(string(reason), string(out.State)), Reason: string(reason),
+		ReservationStatus: string(out.State), Replay: got.Replay,
 	}, nil
 }
 
@@ -63,8 +64,8 @@ func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 	return &commonv1.Payment{
 		IdempotencyKey: in.GetIdempotencyKey(), SenderId: in.GetSenderId(), ReceiverId: in.GetReceiverId(),
 		AmountIdr: in.GetAmountIdr(), CurrencyInput: in.GetCurrencyInput(), AmountMinor: in.GetAmountMinor(),
-		Rate: in.GetRate(), RateId: in.GetRateId(), RateTime: in.GetRateTime(), RuleSet: in.GetRuleSet(), TxDate: in.GetTxDate(),
-		AcceptedAt: in.GetAcceptedAt(), Deadline: in.GetDeadline(), AttemptId: in.GetAttemptId(),
+		Rate: in.GetRate(), RateId: in.GetRateId(), RateTime: in.GetRateTime(), RuleSet: in.GetRuleSet(),
+		TxDate: in.GetTxDate(), AcceptedAt: in.GetAcceptedAt(), Deadline: in.GetDeadline(), AttemptId: in.GetAttemptId(),
 	}
 }
 
@@ -161,11 +162,13 @@ func (d *DB) Fail(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome
 
 // Refuse implements db.v1.Db.
 func (d *DB) Refuse(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
-	return closeBy(ctx, in, payment.Reason.Refusal, func(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
-		// Only a claim that an event asked for names its attempt: reconcile looks for the events of those.
+	refuse := func(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
+		// Only a claim that an event asked for names its attempt: reconcile looks for the events of
+		// those.
 		p.AttemptID = ""
 		return d.ledger.refuse(ctx, p, reason)
-	})
+	}
+	return closeBy(ctx, in, payment.Reason.Refusal, refuse)
 }
 
 // closeBy closes a payment for a reason of the kind that is allowed.

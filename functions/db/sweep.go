@@ -241,7 +241,8 @@ func (d *DB) tell(ctx context.Context, ids []pgtype.UUID, now time.Time) error {
 	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return now }}
 	for key, c := range claims {
 		err := outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
-			Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint, AttemptID: c.AttemptID, SettledAt: now.UTC(),
+			Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,
+			AttemptID: c.AttemptID, SettledAt: now.UTC(),
 		})
 		if err != nil {
 			return err

@@ -11,10 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	dbv1 "pgw/proto/gen/db/v1"
-	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
-	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
@@ -38,8 +36,8 @@ const (
 	refused
 )
 
-// assess prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of several
-// refusals fx's comes first, then wallet's, then risk's.
+// assess prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of
+// several refusals fx's comes first, then wallet's, then risk's.
 func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (payment.Payment, verdict) {
 	begun := time.Now()
 	accounts := make(chan parties, 1)
@@ -67,9 +65,7 @@ func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (
 
 // price gives the payment with the price that fx has for it.
 func (g *Gateway) price(ctx context.Context, p payment.Payment) (payment.Payment, verdict) {
-	got, err := g.fx.Convert(ctx, &fxv1.ConvertRequest{
-		FromCurrency: p.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &p.Minor,
-	})
+	got, err := g.fx.Convert(ctx, rpc.InRupiah(p.Sent()))
 	switch code := status.Code(err); {
 	case code == codes.NotFound:
 		g.metrics.fx.WithLabelValues("no_rate").Inc()
@@ -160,15 +156,16 @@ func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string,
 	reason := payment.Reason("risk_" + got.Reason)
 	message := "refused by the risk rules"
 	if !reason.Refusal() {
-		// A risk that is newer than this gateway has a rule that this one does not know. Its no is a no.
+		// A risk that is newer than this gateway has a rule that this one does not know. Its no is
+		// a no.
 		reason, message = payment.RiskOther, fmt.Sprintf("refused by the risk rule %.50q", got.Reason)
 	}
 	g.metrics.risk.WithLabelValues(strings.TrimPrefix(string(reason), "risk_")).Inc()
 	return got.RuleSet, verdict{reason, message, refused}
 }
 
-// unreachable says that a function could not be asked, and counts it among the calls of that function. That is
-// no verdict about the payment: the client may try again.
+// unreachable says that a function could not be asked, and counts it among the calls of that
+// function. That is no verdict about the payment: the client may try again.
 func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec, reason payment.Reason, err error) verdict {
 	if left(ctx) {
 		return verdict{reason: reason}
@@ -188,9 +185,9 @@ func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec,
 const notSentOn = "this request was not sent on; an earlier one with the same key may still settle; " +
 	"try again with the same key: it settles at most once"
 
-// refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands in the ledger
-// then: the refusal, or what an earlier request with the key came to. An outcome without a status means that the
-// money is held and nothing decided.
+// refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands
+// in the ledger then: the refusal, or what an earlier request with the key came to. An outcome
+// without a status means that the money is held and nothing decided.
 func (g *Gateway) refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (payment.Outcome, error) {
 	got, err := g.db.Refuse(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(p), Reason: string(reason)})
 	if err != nil {
@@ -211,9 +208,9 @@ func heardAgain(o payment.Outcome) payment.Outcome {
 	return o.Answer()
 }
 
-// lookUp asks the ledger what became of a request that has no price now. known tells whether the ledger has its key.
-// An outcome without a status means that the money is held and nothing decided: the request is returned with the
-// ledger's price.
+// lookUp asks the ledger what became of a request that has no price now. known tells whether the
+// ledger has its key. An outcome without a status means that the money is held and nothing decided:
+// the request is returned with the ledger's price.
 func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
 	rec, err := g.find(ctx, p.Key)
 	if status.Code(err) == codes.NotFound {

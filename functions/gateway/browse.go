@@ -65,7 +65,7 @@ func (g *Gateway) getQuote(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, "Bad amount", err.Error())
 		return
 	}
-	got, err := g.fx.Convert(r.Context(), &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &amount.Minor})
+	got, err := g.fx.Convert(r.Context(), rpc.InRupiah(amount))
 	if err != nil {
 		g.writeRefusal(w, r, "fx", err)
 		return
@@ -101,7 +101,10 @@ func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
 
 // reservationStatus of what a client may ask for.
 var reservationStatus = map[string]payment.ReservationStatus{
-	"": "", string(payment.Pending): payment.Pending, string(payment.Success): payment.Committed, string(payment.Failed): payment.RolledBack,
+	"":                      "",
+	string(payment.Pending): payment.Pending,
+	string(payment.Success): payment.Committed,
+	string(payment.Failed):  payment.RolledBack,
 }
 
 // listPayments tells what the ledger has recorded, the newest first. What was refused on the way there is not in it.

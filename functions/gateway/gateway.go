@@ -1,5 +1,5 @@
-// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk (assess.go), sends
-// it through Kafka, and waits for its result (flight.go).
+// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk
+// (assess.go), sends it through Kafka, and waits for its result (flight.go).
 package gateway
 
 import (

@@ -198,14 +198,16 @@ func idempotencyKey(field string, headers []string) (string, error) {
 	return header, nil
 }
 
-// record is what GET tells of a payment: all that the ledger keeps of it, but for what is the ledger's own.
+// record is what GET tells of a payment: all that the ledger keeps of it, but for what is the
+// ledger's own.
 type record struct {
 	payment.Payment
 	payment.Outcome
 	State  payment.ReservationStatus `json:"state"`
 	Status payment.Status            `json:"status,omitempty"` // absent while PENDING
 	Reason payment.Reason            `json:"reason,omitempty"`
-	// The amount is told as clients send it, in major units; it is absent where only rupiah were sent.
+	// The amount is told as clients send it, in major units; it is absent where only rupiah were
+	// sent.
 	Currency   money.Currency `json:"currency"`
 	Amount     string         `json:"amount,omitempty"`
 	TxDate     string         `json:"tx_date,omitempty"`

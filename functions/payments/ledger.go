@@ -14,7 +14,8 @@ import (
 
 // What payments asks of the ledger. No message of db's goes further than this file.
 
-// reserve claims the payment's key and holds the funds. The state of the outcome is PENDING when they are held.
+// reserve claims the payment's key and holds the funds. The state of the outcome is PENDING when
+// they are held.
 func (p *Payments) reserve(ctx context.Context, r payment.Payment) (payment.Outcome, error) {
 	return outcome(p.db.Reserve(ctx, rpc.FromPayment(r)))
 }
@@ -35,8 +36,8 @@ func outcome(got *commonv1.Outcome, err error) (payment.Outcome, error) {
 	return o, nil
 }
 
-// commit pays the receiver. refused is empty when that is done; else it is the reason to roll back for. Whether it is too
-// late is the ledger's to say: its clock judges the deadline.
+// commit pays the receiver. refused is empty when that is done; else it is the reason to roll back
+// for. Whether it is too late is the ledger's to say: its clock judges the deadline.
 func (p *Payments) commit(ctx context.Context, ref, key string) (refused payment.Reason, err error) {
 	got, err := p.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: ref, IdempotencyKey: key})
 	if err != nil {
@@ -52,8 +53,8 @@ func (p *Payments) commit(ctx context.Context, ref, key string) (refused payment
 	}
 }
 
-// rollBack gives the hold back to the sender. stands is the reason for which the payment is rolled back; it is empty when
-// the payment is committed after all.
+// rollBack gives the hold back to the sender. stands is the reason for which the payment is rolled
+// back; it is empty when the payment is committed after all.
 func (p *Payments) rollBack(ctx context.Context, ref string, why payment.Reason) (stands payment.Reason, err error) {
 	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: ref, Reason: string(why)})
 	if err != nil {

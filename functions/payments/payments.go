@@ -91,8 +91,8 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 // timings of the two ledger calls.
 type timings struct{ reserve, commit time.Duration }
 
-// settle takes one payment to its outcome, and counts it. An error means that the outcome is not known: the same call
-// may be made again, and goes on where this one stopped.
+// settle takes one payment to its outcome, and counts it. An error means that the outcome is not
+// known: the same call may be made again, and goes on where this one stopped.
 func (p *Payments) settle(ctx context.Context, r payment.Payment) (payment.Outcome, timings, error) {
 	outcome, took, err := p.reserveAndCommit(ctx, r)
 	if err == nil {
@@ -170,7 +170,7 @@ func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePayme
 	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor {
 		return nil, status.Errorf(codes.InvalidArgument, "amount_minor: must be positive and at most %d", int64(money.MaxMinor))
 	}
-	price, err := p.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	price, err := p.fx.Convert(ctx, rpc.InRupiah(money.Amount{Minor: in.AmountMinor, Currency: currency}))
 	if status.Code(err) == codes.NotFound {
 		return created(payment.Decline(payment.UnsupportedCurrency)), nil
 	}
@@ -178,7 +178,8 @@ func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePayme
 		return nil, err
 	}
 	r, err := rpc.Priced(payment.Payment{
-		Key: in.ClientTxId, Sender: in.SourceAccount, Receiver: in.DestinationAccount, Currency: currency, Minor: in.AmountMinor,
+		Key: in.ClientTxId, Sender: in.SourceAccount, Receiver: in.DestinationAccount,
+		Currency: currency, Minor: in.AmountMinor,
 		AcceptedAt: p.now(), // no deadline: the ledger gives it one by its own clock
 	}, price)
 	if err != nil {

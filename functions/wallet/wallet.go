@@ -215,7 +215,7 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 		payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.InvalidInput)}, nil
 	}
-	price, err := w.fx.Convert(ctx, &fxv1.ConvertRequest{FromCurrency: currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &in.AmountMinor})
+	price, err := w.fx.Convert(ctx, rpc.InRupiah(money.Amount{Minor: in.AmountMinor, Currency: currency}))
 	if status.Code(err) == codes.NotFound {
 		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
 	}
@@ -223,7 +223,8 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 		return nil, err
 	}
 	hold, err := rpc.Priced(payment.Payment{
-		Key: holdKey(in.PaymentId), Sender: in.AccountId, Receiver: payment.SettlementAccount, Currency: currency, Minor: in.AmountMinor,
+		Key: holdKey(in.PaymentId), Sender: in.AccountId, Receiver: payment.SettlementAccount,
+		Currency: currency, Minor: in.AmountMinor,
 	}, price)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())

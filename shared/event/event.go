@@ -140,8 +140,9 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 	return data, nil
 }
 
-// ReadRequest gives the data of an event from the request topic, checked: one of TypePaymentRequested with a good
-// signature, or, where the operator allows it, the plain record of an earlier producer.
+// ReadRequest gives the data of an event from the request topic, checked: one of
+// TypePaymentRequested with a good signature, or, where the operator allows it, the plain record of
+// an earlier producer.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
 	switch {
 	case e.Type() == TypePaymentRequested:

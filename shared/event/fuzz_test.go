@@ -50,7 +50,7 @@ func FuzzPlainRecord(f *testing.F) {
 		e.SetType(TypeKafkaRecord)
 		e.DataEncoded = record
 		data, err := ReadRequest(e, &Keyring{}, true)
-		if err == nil && (data.ReplyTo != "" || !data.Deadline.IsZero() || !data.Rate.IsZero() || data.AttemptID != "") {
+		if err == nil && (data.ReplyTo != "" || !data.Deadline.IsZero() || !data.Rate.IsZero() || data.AttemptID != "" || data.Metadata != nil) {
 			t.Fatalf("taken from an unsigned record: %+v", data)
 		}
 		if err == nil {

@@ -32,8 +32,8 @@ const (
 	MaxAccountID = 64
 	// MaxOwner and MaxNote bound what people write about an account and about a funding, in bytes.
 	MaxOwner, MaxNote = 200, 500
-	// MaxMetadata bounds the entries that a client may note with a payment. The others are in bytes: of a name, of a
-	// value, and of all names and values together.
+	// MaxMetadata bounds the entries that a client may note with a payment. The others are in
+	// bytes: of a name, of a value, and of all names and values together.
 	MaxMetadata, MaxMetadataName, MaxMetadataValue, MaxMetadataSize = 20, 40, 500, 4 << 10
 
 	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver. It is the house's own: no
@@ -64,7 +64,8 @@ const (
 	RolledBack ReservationStatus = "ROLLEDBACK"
 )
 
-// Outcome is the one answer that an idempotency key has. Its JSON is what clients and events are told of it.
+// Outcome is the one answer that an idempotency key has. Its JSON is what clients and events are
+// told of it.
 type Outcome struct {
 	Status Status `json:"status"` // empty while nothing is decided
 	Reason Reason `json:"reason"`
@@ -77,8 +78,8 @@ type Outcome struct {
 // Decline is the outcome of a refusal for a reason.
 func Decline(r Reason) Outcome { return Outcome{Status: Failed, Reason: r} }
 
-// Standing is the outcome of a reservation in a state. reason is why it was rolled back; replay says that an earlier
-// attempt than the one that asks made it.
+// Standing is the outcome of a reservation in a state. reason is why it was rolled back; replay
+// says that an earlier attempt than the one that asks made it.
 func Standing(state ReservationStatus, reason Reason, ref string, replay bool) Outcome {
 	o := Outcome{Ref: ref, State: state, Replay: replay}
 	switch {
@@ -92,7 +93,8 @@ func Standing(state ReservationStatus, reason Reason, ref string, replay bool) O
 	return o
 }
 
-// Answer is the outcome as a client hears it: a refusal names no reservation, also where the ledger keeps one.
+// Answer is the outcome as a client hears it: a refusal names no reservation, also where the ledger
+// keeps one.
 func (o Outcome) Answer() Outcome {
 	if o.Status == Failed {
 		o.Ref = ""
@@ -109,8 +111,9 @@ type Record struct {
 	DecidedAt  time.Time // zero while PENDING
 }
 
-// Payment is one payment, priced. Its JSON is the data of the event that asks for it; with the first six fields alone it
-// is the plain record of earlier producers. common.v1.Payment is its message, and shared/rpc turns one into the other.
+// Payment is one payment, priced. Its JSON is the data of the event that asks for it; with the
+// first six fields alone it is the plain record of earlier producers. common.v1.Payment is its
+// message, and shared/rpc turns one into the other.
 type Payment struct {
 	Key      string `json:"idempotency_key"`
 	Sender   string `json:"sender_id"`
@@ -119,8 +122,9 @@ type Payment struct {
 	AmountIDR int64          `json:"amount_idr"`
 	Currency  money.Currency `json:"currency_input"` // that the client pays in
 	TxDate    string         `json:"tx_date"`        // RFC 3339, as sent
-	// Minor is the amount as the client sent it, in minor units of Currency. It is 0 where only rupiah are known: earlier
-	// Kafka producers and gRPC callers name the currency but not the amount in it.
+	// Minor is the amount as the client sent it, in minor units of Currency. It is 0 where only
+	// rupiah are known: earlier Kafka producers and gRPC callers name the currency but not the
+	// amount in it.
 	Minor int64 `json:"amount_minor,omitempty"`
 
 	// How Minor became AmountIDR; zero where the caller did the pricing.
@@ -155,8 +159,8 @@ type Order struct {
 // maxDate bounds the text of a client's date, in bytes.
 const maxDate = 40
 
-// Payment gives the payment that is ordered, checked, and not priced yet. The error names the field and its limit; it
-// wraps money.ErrCurrency where the currency is none.
+// Payment gives the payment that is ordered, checked, and not priced yet. The error names the field
+// and its limit; it wraps money.ErrCurrency where the currency is none.
 func (o Order) Payment() (Payment, error) {
 	p := Payment{Key: o.Key, Sender: o.Sender, Receiver: o.Receiver, TxDate: o.TxDate}
 	if err := CheckID("idempotency_key", o.Key, MaxKey); err != nil {
@@ -204,7 +208,8 @@ func (o Order) Payment() (Payment, error) {
 	return p, nil
 }
 
-// readMetadata reads JSON in which each name stands once: of two values it would not be known which is meant.
+// readMetadata reads JSON in which each name stands once: of two values it would not be known which
+// is meant.
 func readMetadata(raw json.RawMessage) (map[string]string, error) {
 	if len(raw) == 0 {
 		return nil, nil
@@ -359,7 +364,8 @@ func (p Payment) validate() error {
 	return checkMetadata(p.Metadata)
 }
 
-// checkMetadata checks what a client notes with a payment, within bounds that let it travel and be kept everywhere.
+// checkMetadata checks what a client notes with a payment, within bounds that let it travel and be
+// kept everywhere.
 func checkMetadata(metadata map[string]string) error {
 	if n := len(metadata); n > MaxMetadata {
 		return &FieldError{"metadata", fmt.Sprintf("has %d entries; at most %d", n, MaxMetadata)}
@@ -367,7 +373,8 @@ func checkMetadata(metadata map[string]string) error {
 	size := 0
 	for _, name := range slices.Sorted(maps.Keys(metadata)) {
 		if name == "" || len(name) > MaxMetadataName || strings.ContainsFunc(name, notOfAName) {
-			return &FieldError{"metadata", fmt.Sprintf("has the name %.50q; want 1 to %d of A to Z, a to z, 0 to 9, _, . and -", name, MaxMetadataName)}
+			return &FieldError{"metadata", fmt.Sprintf(
+				"has the name %.50q; want 1 to %d of A to Z, a to z, 0 to 9, _, . and -", name, MaxMetadataName)}
 		}
 		if err := CheckText("metadata."+name, metadata[name], MaxMetadataValue); err != nil {
 			return err

@@ -58,7 +58,8 @@ func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 	}
 }
 
-// Metadata is part of what a key is claimed with; without it the fingerprint is what it was before there was any.
+// Metadata is part of what a key is claimed with; without it the fingerprint is what it was before
+// there was any.
 func TestFingerprintOfMetadata(t *testing.T) {
 	with := func(pairs ...string) Fingerprint {
 		p := request()

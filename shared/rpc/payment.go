@@ -31,8 +31,8 @@ func FromPayment(p payment.Payment) *commonv1.Payment {
 	}
 }
 
-// ToPayment is the inverse of FromPayment. It refuses what can't be read, with an error that names the field; whether the
-// payment makes sense is what its Validate says.
+// ToPayment is the inverse of FromPayment. It refuses what can't be read, with an error that names
+// the field; whether the payment makes sense is what its Validate says.
 func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 	p := payment.Payment{
 		Key:        in.GetIdempotencyKey(),
@@ -61,6 +61,13 @@ func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 		}
 	}
 	return p, nil
+}
+
+// InRupiah asks fx what an amount is worth.
+func InRupiah(a money.Amount) *fxv1.ConvertRequest {
+	return &fxv1.ConvertRequest{
+		FromCurrency: a.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &a.Minor,
+	}
 }
 
 // Priced gives the payment with the price that fx has answered.
@@ -106,8 +113,8 @@ func FromOutcome(o payment.Outcome) *commonv1.Outcome {
 	}
 }
 
-// ToOutcome is the inverse of FromOutcome. What says neither that a payment is decided nor that it is under way is no
-// outcome: it must not be taken for one that was not decided yet.
+// ToOutcome is the inverse of FromOutcome. What says neither that a payment is decided nor that it
+// is under way is no outcome: it must not be taken for one that was not decided yet.
 func ToOutcome(in *commonv1.Outcome) (payment.Outcome, error) {
 	o := payment.Outcome{Reason: payment.Reason(in.GetReason()), Ref: in.GetReservationId(), Replay: in.GetReplay()}
 	var err error

@@ -52,7 +52,8 @@ func fill(t *testing.T, v reflect.Value) {
 	}
 }
 
-// Every field of a payment, an outcome and a record travels, and no field of their messages is left out.
+// Every field of a payment, an outcome and a record travels, and no field of their messages is left
+// out.
 func TestEveryFieldTravels(t *testing.T) {
 	var want payment.Record
 	fill(t, reflect.ValueOf(&want).Elem())
@@ -101,7 +102,8 @@ func TestOutcomesTravel(t *testing.T) {
 	}
 }
 
-// What an older or a newer function sends must not pass for an outcome that is not decided: money would be said to be held.
+// What an older or a newer function sends must not pass for an outcome that is not decided: money
+// would be said to be held.
 func TestWhatIsNoOutcomeIsRefused(t *testing.T) {
 	for name, in := range map[string]*commonv1.Outcome{
 		"nothing":           nil,

@@ -280,8 +280,8 @@ func (x *Money) GetCurrency() Currency {
 	return Currency_CURRENCY_UNSPECIFIED
 }
 
-// Payment is one payment, priced: what functions tell each other of it. shared/payment has its Go type and what each
-// field means; shared/rpc turns one into the other.
+// Payment is one payment, priced: what functions tell each other of it. shared/payment has its Go
+// type and what each field means; shared/rpc turns one into the other.
 type Payment struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -290,7 +290,8 @@ type Payment struct {
 	AmountIdr      int64                  `protobuf:"varint,4,opt,name=amount_idr,json=amountIdr,proto3" json:"amount_idr,omitempty"`
 	// The alphabetic code of the currency that the client pays in.
 	CurrencyInput string `protobuf:"bytes,5,opt,name=currency_input,json=currencyInput,proto3" json:"currency_input,omitempty"`
-	// The amount as the client sent it, in minor units of currency_input; 0 where only rupiah are known.
+	// The amount as the client sent it, in minor units of currency_input; 0 where only rupiah are
+	// known.
 	AmountMinor int64 `protobuf:"varint,6,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
 	// An exact decimal; empty where the caller did the pricing.
 	Rate       string                 `protobuf:"bytes,7,opt,name=rate,proto3" json:"rate,omitempty"`
@@ -301,8 +302,8 @@ type Payment struct {
 	AcceptedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=accepted_at,json=acceptedAt,proto3" json:"accepted_at,omitempty"`
 	// Past it nobody settles. Unset, or further away: 60 s from now.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// Tells a redelivery of one attempt, which hears SUCCESS again, from a second attempt, which hears
-	// SUCCESS_REPLAY.
+	// Tells a redelivery of one attempt, which hears SUCCESS again, from a second attempt, which
+	// hears SUCCESS_REPLAY.
 	AttemptId     string            `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
 	Metadata      map[string]string `protobuf:"bytes,15,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields

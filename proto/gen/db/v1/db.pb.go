@@ -751,7 +751,8 @@ func (x *GetRandomAccountsResponse) GetReceiverId() string {
 type CloseRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Payment *v1.Payment            `protobuf:"bytes,1,opt,name=payment,proto3" json:"payment,omitempty"`
-	// Why. For Refuse one of the ledger's, wallet's or risk's reasons in shared/payment; for Fail a reason to roll back.
+	// Why. For Refuse one of the ledger's, wallet's or risk's reasons in shared/payment; for Fail a
+	// reason to roll back.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -920,8 +921,9 @@ func (x *ListRequest) GetState() v1.ReservationState {
 type ListResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Payments []*v1.Record           `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
-	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a call
-	// looks at search_limit of them and may find fewer than it was asked for, or none, while older ones match.
+	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a
+	// call looks at search_limit of them and may find fewer than it was asked for, or none, while
+	// older ones match.
 	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
 	SearchLimit   uint32 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -52,23 +52,24 @@ type DbClient interface {
 	// it did, DUPLICATE when it had already, BAD_STATUS when the reservation was committed.
 	RollbackReservation(ctx context.Context, in *RollbackReservationRequest, opts ...grpc.CallOption) (*RollbackReservationResponse, error)
 	GetRandomAccounts(ctx context.Context, in *GetRandomAccountsRequest, opts ...grpc.CallOption) (*GetRandomAccountsResponse, error)
-	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key that belongs to another
-	// payment has no state.
+	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key
+	// that belongs to another payment has no state.
 	Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
-	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no earlier request with the key
-	// can settle afterwards. A key that the ledger knows keeps what it has: the outcome tells what that is.
+	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it
+	// has: the outcome tells what that is.
 	Refuse(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error)
-	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as FAILED. A payment
-	// that was committed stays committed; the outcome tells.
+	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as
+	// FAILED. A payment that was committed stays committed; the outcome tells.
 	Fail(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Find reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
 	Find(ctx context.Context, in *FindRequest, opts ...grpc.CallOption) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
-	// GetPayment, ListPayments and FailPayment are Find, List and Fail for the callers of before. They get no new fields,
-	// and go when no function of before can be running.
+	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
+	// release. They get no new fields. The next release may drop them.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
 	ListPayments(ctx context.Context, in *ListPaymentsRequest, opts ...grpc.CallOption) (*ListPaymentsResponse, error)
 	FailPayment(ctx context.Context, in *FailPaymentRequest, opts ...grpc.CallOption) (*FailPaymentResponse, error)
@@ -238,23 +239,24 @@ type DbServer interface {
 	// it did, DUPLICATE when it had already, BAD_STATUS when the reservation was committed.
 	RollbackReservation(context.Context, *RollbackReservationRequest) (*RollbackReservationResponse, error)
 	GetRandomAccounts(context.Context, *GetRandomAccountsRequest) (*GetRandomAccountsResponse, error)
-	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key that belongs to another
-	// payment has no state.
+	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key
+	// that belongs to another payment has no state.
 	Reserve(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(context.Context, *v1.Payment) (*v1.Outcome, error)
-	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no earlier request with the key
-	// can settle afterwards. A key that the ledger knows keeps what it has: the outcome tells what that is.
+	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it
+	// has: the outcome tells what that is.
 	Refuse(context.Context, *CloseRequest) (*v1.Outcome, error)
-	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as FAILED. A payment
-	// that was committed stays committed; the outcome tells.
+	// Fail closes a payment that can't be delivered: it rolls back what is held, or claims the key as
+	// FAILED. A payment that was committed stays committed; the outcome tells.
 	Fail(context.Context, *CloseRequest) (*v1.Outcome, error)
 	// Find reads what the ledger knows of a key. NOT_FOUND: the key has not reached the ledger.
 	Find(context.Context, *FindRequest) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(context.Context, *ListRequest) (*ListResponse, error)
-	// GetPayment, ListPayments and FailPayment are Find, List and Fail for the callers of before. They get no new fields,
-	// and go when no function of before can be running.
+	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
+	// release. They get no new fields. The next release may drop them.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
 	ListPayments(context.Context, *ListPaymentsRequest) (*ListPaymentsResponse, error)
 	FailPayment(context.Context, *FailPaymentRequest) (*FailPaymentResponse, error)

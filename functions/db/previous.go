@@ -10,8 +10,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// A gateway or payments of before may still be running while functions are replaced one after the other. What it asks for
-// in the shapes that it knows is answered by the RPCs of now.
+// A gateway or payments of the previous release may still run while functions are replaced one
+// after the other. These RPCs answer it in the shapes that it knows.
 
 // GetPayment implements db.v1.Db.
 func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.GetPaymentResponse, error) {
@@ -19,14 +19,16 @@ func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.
 	if err != nil {
 		return nil, err
 	}
-	return recordOfBefore(got), nil
+	return previousRecord(got), nil
 }
 
 // ListPayments implements db.v1.Db.
 func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*dbv1.ListPaymentsResponse, error) {
 	state := rpc.FromState(payment.ReservationStatus(in.ReservationStatus))
 	if state == commonv1.ReservationState_RESERVATION_STATE_UNSPECIFIED && in.ReservationStatus != "" {
-		return nil, invalid(&payment.FieldError{Field: "reservation_status", Problem: "must be PENDING, COMMITTED or ROLLEDBACK"})
+		return nil, invalid(&payment.FieldError{
+			Field: "reservation_status", Problem: "must be PENDING, COMMITTED or ROLLEDBACK",
+		})
 	}
 	got, err := d.List(ctx, &dbv1.ListRequest{Limit: in.Limit, Before: in.Before, AccountId: in.AccountId, State: state})
 	if err != nil {
@@ -34,7 +36,7 @@ func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*d
 	}
 	out := &dbv1.ListPaymentsResponse{NextBefore: got.NextBefore, SearchLimit: got.SearchLimit}
 	for _, rec := range got.Payments {
-		out.Payments = append(out.Payments, recordOfBefore(rec))
+		out.Payments = append(out.Payments, previousRecord(rec))
 	}
 	return out, nil
 }
@@ -47,22 +49,22 @@ func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv
 	}
 	return &dbv1.FailPaymentResponse{
 		ReservationId: got.ReservationId, Reason: got.Reason, Replay: got.Replay,
-		ReservationStatus: cmp.Or(stateOfBefore(got), string(payment.RolledBack)),
+		ReservationStatus: cmp.Or(stateName(got), string(payment.RolledBack)),
 	}, nil
 }
 
-func recordOfBefore(in *commonv1.Record) *dbv1.GetPaymentResponse {
+func previousRecord(in *commonv1.Record) *dbv1.GetPaymentResponse {
 	p, out := in.Payment, in.Outcome
 	return &dbv1.GetPaymentResponse{
 		IdempotencyKey: p.IdempotencyKey, SenderId: p.SenderId, ReceiverId: p.ReceiverId, CurrencyInput: p.CurrencyInput,
 		AmountMinor: p.AmountMinor, AmountIdr: p.AmountIdr, Rate: p.Rate, RateId: p.RateId, RateTime: p.RateTime,
 		RuleSet: p.RuleSet, TxDate: p.TxDate, AcceptedAt: p.AcceptedAt, Deadline: p.Deadline, AttemptId: p.AttemptId,
-		ReservationId: out.ReservationId, ReservationStatus: stateOfBefore(out), Reason: out.Reason,
+		ReservationId: out.ReservationId, ReservationStatus: stateName(out), Reason: out.Reason,
 		ReservedAt: in.ReservedAt, DecidedAt: in.DecidedAt, Fingerprint: in.Fingerprint,
 	}
 }
 
-func stateOfBefore(out *commonv1.Outcome) string {
+func stateName(out *commonv1.Outcome) string {
 	state, _ := rpc.ToState(out.State) // of our own making
 	return string(state)
 }

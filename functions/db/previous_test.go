@@ -10,9 +10,9 @@ import (
 	"pgw/shared/payment"
 )
 
-// A function of before hears the same as one of now, in the shapes that it knows: above all it must not take what is
-// committed for something else.
-func TestCallersOfBeforeAreServed(t *testing.T) {
+// A function of the previous release is answered in the shapes that it knows. Above all it must not
+// take a payment that is committed for one that failed.
+func TestThePreviousReleaseIsServed(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
 	held, err := w.ReserveFunds(t.Context(), fundsRequest("paid", 1000))
