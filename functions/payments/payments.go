@@ -49,9 +49,34 @@ type Payments struct {
 	dead    Letters
 	publish Publisher
 	now     func() time.Time
-	settled *prometheus.CounterVec
-	closed  *prometheus.CounterVec
-	letters *prometheus.CounterVec
+	metrics
+}
+
+type metrics struct {
+	settled, closed *prometheus.CounterVec // by status and reason
+	letters         *prometheus.CounterVec // by outcome
+}
+
+func newMetrics(r *prometheus.Registry) metrics {
+	auto := promauto.With(r)
+	m := metrics{
+		settled: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
+		}, []string{"status", "reason"}),
+		closed: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
+		}, []string{"status", "reason"}),
+		letters: function.NewCounters(r, "pgw_payments_dead_letters_total",
+			"Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
+			"outcome", "closed_out", "put_off", "refused"),
+	}
+	for _, reason := range payment.Reasons {
+		if reason.Recorded() {
+			m.settled.WithLabelValues(string(reason.Status()), string(reason))
+			m.closed.WithLabelValues(string(reason.Status()), string(reason))
+		}
+	}
+	return m
 }
 
 // Function describes payments.
@@ -62,25 +87,9 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
-	auto := promauto.With(on.Registry)
 	p := &Payments{
 		cfg: cfg, db: dbv1.NewDbClient(on.Conns["db"]), fx: fxv1.NewFxServiceClient(on.Conns["fx"]),
-		dead: NewLetters(cfg.Kafka), publish: on.Publisher, now: on.Now,
-		settled: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
-		}, []string{"status", "reason"}),
-		closed: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
-		}, []string{"status", "reason"}),
-		letters: function.NewCounters(on.Registry, "pgw_payments_dead_letters_total",
-			"Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
-			"outcome", "closed_out", "put_off", "refused"),
-	}
-	for _, reason := range payment.Reasons {
-		if reason.Recorded() {
-			p.settled.WithLabelValues(string(reason.Status()), string(reason))
-			p.closed.WithLabelValues(string(reason.Status()), string(reason))
-		}
+		dead: NewLetters(cfg.Kafka), publish: on.Publisher, now: on.Now, metrics: newMetrics(on.Registry),
 	}
 	return &function.Service{
 		GRPC:   func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, p) },
