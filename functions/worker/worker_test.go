@@ -1,0 +1,137 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	paymentsv1 "pgw/proto/gen/payments/v1"
+	"pgw/shared/event"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
+)
+
+// payments is a fake of the function payments.
+type payments struct {
+	paymentsv1.UnimplementedPaymentsServiceServer
+	outcome *commonv1.Outcome
+	err     error
+	asked   []*commonv1.Payment
+}
+
+func (p *payments) Settle(_ context.Context, in *commonv1.Payment) (*paymentsv1.SettleResponse, error) {
+	p.asked = append(p.asked, in)
+	return &paymentsv1.SettleResponse{Outcome: p.outcome, ReserveMicros: 3, CommitMicros: 4}, p.err
+}
+
+// outbox notes what is published.
+type outbox struct {
+	events []cloudevents.Event
+	topics []string
+	err    error
+}
+
+func (o *outbox) Publish(_ context.Context, topic, key string, e cloudevents.Event) error {
+	if o.err == nil {
+		o.events, o.topics = append(o.events, e), append(o.topics, topic+" "+key)
+	}
+	return o.err
+}
+
+const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=:v2"
+
+// A request is acknowledged once its result is published, and only then. What may work later is put off; what never can
+// is refused.
+func TestHandle(t *testing.T) {
+	var keys event.Keyring
+	if err := keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	p := payment.Payment{Key: "k", Sender: "A", Receiver: "B", AmountIDR: 5000, Currency: money.IDR, Minor: 5000, AttemptID: "attempt"}
+	requested := func(change func(*cloudevents.Event)) cloudevents.Event {
+		e, err := event.Requested("/pgw/gateway", p, "http://waits.here", time.Now())
+		if err == nil {
+			err = keys.Sign(&e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&e)
+		return e
+	}
+	good := requested(func(*cloudevents.Event) {})
+	settled := rpc.FromOutcome(payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false))
+	for name, tc := range map[string]struct {
+		event    cloudevents.Event
+		payments payments
+		outbox   outbox
+		want     string // acknowledged, put_off or refused, and the published outcome
+		asked    bool
+	}{
+		"settled": {good, payments{outcome: settled}, outbox{}, "acknowledged SUCCESS committed r", true},
+		"declined": {
+			good, payments{outcome: rpc.FromOutcome(payment.Decline(payment.InsufficientFunds))}, outbox{},
+			"acknowledged FAILED insufficient_funds ", true,
+		},
+		"payments is away":      {good, payments{err: status.Error(codes.Unavailable, "down")}, outbox{}, "put_off", true},
+		"payments is full":      {good, payments{err: status.Error(codes.ResourceExhausted, "full")}, outbox{}, "put_off", true},
+		"payments takes long":   {good, payments{err: status.Error(codes.DeadlineExceeded, "late")}, outbox{}, "put_off", true},
+		"payments is older":     {good, payments{err: status.Error(codes.Unimplemented, "what?")}, outbox{}, "put_off", true},
+		"it can never work":     {good, payments{err: status.Error(codes.InvalidArgument, "no")}, outbox{}, "refused", true},
+		"the ledger refuses it": {good, payments{err: status.Error(codes.FailedPrecondition, "no")}, outbox{}, "refused", true},
+		"no outcome":            {good, payments{outcome: &commonv1.Outcome{}}, outbox{}, "put_off", true},
+		"an unknown outcome":    {good, payments{outcome: &commonv1.Outcome{Status: 99}}, outbox{}, "put_off", true},
+		"the broker is away":    {good, payments{outcome: settled}, outbox{err: kafka.ErrNotSent}, "put_off", true},
+		"not signed": {
+			requested(func(e *cloudevents.Event) { e.SetExtension(event.ExtSignature, nil) }), payments{outcome: settled}, outbox{}, "refused", false,
+		},
+		"changed": {
+			requested(func(e *cloudevents.Event) { e.SetID("other") }), payments{outcome: settled}, outbox{}, "refused", false,
+		},
+		"of another type": {
+			requested(func(e *cloudevents.Event) { e.SetType(event.TypePaymentResult) }), payments{outcome: settled}, outbox{}, "refused", false,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := rpc.InProcess(func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, &tc.payments) }, nil)
+			service, err := build(Config{Keys: keys, Kafka: kafka.Config{ResultTopic: "results"}}, function.Dependencies{
+				Conns: map[string]grpc.ClientConnInterface{"payments": conn}, Publisher: &tc.outbox, Now: time.Now, Registry: function.NewRegistry(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = service.Events(t.Context(), tc.event)
+			got := "acknowledged"
+			switch {
+			case event.Refused(err):
+				got = "refused"
+			case err != nil:
+				got = "put_off"
+			}
+			for i, e := range tc.outbox.events {
+				result, err := event.Decode[event.PaymentResult](e)
+				if err != nil || keys.Verify(e) != nil || tc.outbox.topics[i] != "results k" {
+					t.Fatalf("published %s to %s: %v", e, tc.outbox.topics[i], err)
+				}
+				if result.ReplyTo != "http://waits.here" || result.AttemptID != "attempt" || result.Fingerprint != p.Fingerprint() ||
+					result.ReserveMicros != 3 || result.CommitMicros != 4 {
+					t.Errorf("published %+v", result)
+				}
+				got += fmt.Sprintf(" %s %s %s", result.Status, result.Reason, result.Ref)
+			}
+			if got != tc.want || (len(tc.payments.asked) > 0) != tc.asked {
+				t.Errorf("%s, %v, after %d calls; want %s", got, err, len(tc.payments.asked), tc.want)
+			}
+		})
+	}
+}
