@@ -23,7 +23,7 @@ import (
 type commands struct {
 	Run        runCommand        `cmd:"" help:"Run everything in one process, on embedded defaults."`
 	Migrate    migrateCommand    `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
-	Topics     topicsCommand     `cmd:"" help:"Make the topics that are missing (KAFKA_BROKERS), or show what is waiting in them."`
+	Topics     topicsCommand     `cmd:"" help:"Make the topics that are missing, or show what is waiting in them."`
 	Seed       seedCommand       `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
 	Load       loadCommand       `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
 	Replay     replayCommand     `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
