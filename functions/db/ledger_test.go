@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -385,7 +386,7 @@ func TestSweepRollsBackAndTells(t *testing.T) {
 func TestSweepMarkNeverPassesAHold(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
-	old := uuid.UUID(w.madeBefore("k", time.Hour))
+	old := w.madeBefore("k", time.Hour)
 	w.exec(`UPDATE reservations SET deadline = now() + interval '1 hour'`)
 	if _, _, err := w.sweep(t.Context()); err != nil {
 		t.Fatal(err)
@@ -866,7 +867,7 @@ func TestQueueIsBounded(t *testing.T) {
 			}
 		})
 	}
-	if err := <-full; err != batch.ErrFull {
+	if err := <-full; !errors.Is(err, batch.ErrFull) {
 		t.Errorf("beyond the queue: %v", err)
 	}
 	if err := tx.Rollback(t.Context()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -210,7 +211,7 @@ func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.U
 	})
 	var done []pgtype.UUID
 	for i, r := range expire(ctx, calls) {
-		if r.Err != nil && r.Err != errLocked {
+		if r.Err != nil && !errors.Is(r.Err, errLocked) {
 			return nil, r.Err
 		}
 		if r.Value.Done {

@@ -16,7 +16,7 @@ func environmentOf(t *testing.T, variables map[string]string) {
 	for _, name := range []string{"KAFKA_BROKERS", "DATABASE_URL", "GATEWAY_URL", "DB_ADDR", "EVENT_KEYS", "RPC_TOKENS", "ALLOW_UNSIGNED_REQUESTS"} {
 		t.Setenv(name, "")
 		if value, set := variables[name]; set {
-			os.Setenv(name, value)
+			t.Setenv(name, value)
 		} else {
 			os.Unsetenv(name)
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -29,7 +28,7 @@ func (c topicsCommand) Validate() error {
 	return nil
 }
 
-func (c topicsCommand) Run(ctx context.Context) error {
+func (c topicsCommand) Run() error {
 	manifests, err := allinone.Manifests()
 	if err != nil {
 		return err

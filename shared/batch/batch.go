@@ -110,7 +110,7 @@ func (b *Batcher[C, R]) Do(ctx context.Context, value C) (_ R, err error) {
 	}
 	if err := b.enqueue(c); err != nil {
 		var none R
-		if b.metrics != nil && err == ErrFull {
+		if b.metrics != nil && errors.Is(err, ErrFull) {
 			b.metrics.refused.Inc()
 		}
 		return none, err

@@ -258,7 +258,7 @@ func TestBatchesAreMeasured(t *testing.T) {
 	for len(b.queue) < 3 {
 		time.Sleep(time.Millisecond)
 	}
-	if _, err := b.Do(t.Context(), 1); err != ErrFull {
+	if _, err := b.Do(t.Context(), 1); !errors.Is(err, ErrFull) {
 		t.Errorf("the fourth waiting call: %v", err)
 	}
 	want := `

@@ -40,7 +40,7 @@ type sample struct {
 	Nets  []netip.Prefix `envconfig:"NETS"`
 	Color color          `envconfig:"COLOR"`
 	Group inner
-	own   int
+	own   int //nolint:unused // what is not exported is not read
 }
 
 func from(values Values) Settings { return Settings{Lookup: values.Lookup} }

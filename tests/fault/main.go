@@ -298,7 +298,7 @@ func (w *world) inflict(ctx context.Context, i int, f *fault) error {
 		return w.redeliver(ctx, f.Target, uint64(i))
 	case fullDisk:
 		if w.server.disk == "" {
-			return errors.New("Postgres has no disk of its own")
+			return errors.New("this Postgres has no disk of its own")
 		}
 		undo, err := w.server.fill()
 		if err != nil {

@@ -201,10 +201,10 @@ func TestAHundredAtOnceKeepTheVelocity(t *testing.T) {
 	for i := range 90 {
 		key := fmt.Sprint("at once ", i)
 		all.Go(func() {
-			outcome := ""
+			var outcome string
 			if i%2 == 0 {
 				got := s.pay(key, "A", "B", "IDR", 5000)
-				outcome = string(got.Status) + " " + string(got.Reason)
+				outcome = got.Status + " " + got.Reason
 			} else {
 				got, err := settle.LogAndSettle(context.Background(), &paymentsv1.LogAndSettleRequest{IdempotencyKey: key, SenderId: "A", ReceiverId: "B", AmountIdr: 5000, Currency: "IDR"})
 				outcome = fmt.Sprint(got.GetStatus(), " ", got.GetMessage())
