@@ -23,8 +23,8 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-manifests test-broken test-kafka test-queueproxy test-browser test-compose fuzz chaos \
-	lint vulncheck sbom licenses lint-docs generate check-generated bench bench-go profile grow overload clean \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-units test-manifests test-broken test-kafka test-queueproxy test-browser test-compose fuzz chaos \
+	check lint vulncheck sbom licenses lint-docs generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
@@ -62,10 +62,17 @@ topics: ## List the topics with their records and each consumer group's lag.
 # The test cache only tracks the packages of a test and the files that it opens within its module. So there are no cached
 # results for tests/manifests, which is a module that reads files outside itself, and for tests/, whose tests run
 # programs that they build.
-test: test-manifests ## Run all tests, with a real Postgres and the embedded broker.
+test: ## Run all tests, with a real Postgres and the embedded broker: units, flows, then the manifests.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
-	go test $(RACE) -timeout 20m $$(go list ./... | grep -v '^pgw/tests/')
+	go test $(RACE) -timeout 20m $(units)
 	go test $(RACE) -count=1 -timeout 20m ./tests/...
+	$(MAKE) --no-print-directory test-manifests
+
+units = $$(go list ./... | grep -v '^pgw/tests/')
+test-units: ## Run the tests of packages on their own, without the slowest (-short) and without the race detector.
+	go test -short -timeout 5m $(units)
+
+check: lint test-units check-generated ## Check what can be checked in minutes: lint, units, generated files.
 
 test-manifests: ## Check the manifests against Knative's types and against the code.
 	cd tests/manifests && go test -count=1 ./...
@@ -128,9 +135,11 @@ generate: ## Generate proto/gen, the HTTP client, the page of the API documents,
 	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl
 	go run ./functions/pgw metrics > compose/prometheus/METRICS.md.new && mv compose/prometheus/METRICS.md.new compose/prometheus/METRICS.md
 
-generated = proto/gen shared/client functions/gateway/docs seeds compose/prometheus go.mod go.sum
-check-generated: generate ## Fail if a generated file is not current.
-	@test -z "$$(git status --porcelain $(generated))" || { echo "not current:"; git status --short $(generated); exit 1; }
+# These compare the files before and after, so that files which are current and not yet committed pass.
+generated = find proto/gen shared/client functions/gateway/docs seeds compose/prometheus go.mod go.sum -type f | sort | xargs sha256sum
+check-generated: ## Fail if a generated file is not current.
+	@before=$$(mktemp) && $(generated) > $$before && $(MAKE) --no-print-directory generate && \
+	{ $(generated) | diff $$before - || { echo "not current: the files above; commit what make generate wrote"; rm $$before; exit 1; } } && rm $$before
 
 kind-demo: kind-up knative-install image knative-deploy knative-demo ## Make a kind cluster with Knative and settle a payment in it.
 

@@ -636,6 +636,9 @@ func TestCommitAndSweepRace(t *testing.T) {
 
 // The same two at the same moment on one row, whatever the deadline says: one winner, thousands of times.
 func TestCommitAgainstSweepOnOneRow(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too long for make check")
+	}
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
 	const n = 2000

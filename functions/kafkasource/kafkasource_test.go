@@ -536,6 +536,9 @@ func TestPing(t *testing.T) {
 // a key overlap either, and the events of a key keep their order; unordered they need not, as with
 // KafkaSource.
 func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("too long for make check")
+	}
 	t.Run("unordered", func(t *testing.T) { soak(t, 70_000, manifest("retry: 2", "retry: 10")) })
 	t.Run("ordered", func(t *testing.T) { soak(t, 30_000, manifest("retry: 2", "retry: 10", "unordered", "ordered")) })
 }
