@@ -9,29 +9,29 @@ import (
 )
 
 const (
-	// window is over how long answers are counted; the busiest of the last few says what the flow can do, so
-	// that one pause does not shut the door.
+	// window is the time over which answers are counted. The busiest of the last few windows gives
+	// the rate of the flow. One pause therefore does not make the gateway refuse payments.
 	window  = 500 * time.Millisecond
 	windows = 6
 )
 
-// admission bounds the payments under way by what the flow gets done: by Little's law, whoever is let in
-// while rate x wait are under way is answered within that wait. What is more than that would only make
-// everybody too late, and is refused at once.
+// admission limits the payments under way by the rate at which the flow answers them. By Little's
+// law, a payment is answered within the time wait when at most rate x wait payments are under way.
+// More payments would make all of them late, so they are refused at once.
 type admission struct {
-	least, most int64         // bounds of the bound
-	wait        time.Duration // that a payment which is let in may meet
+	least, most int64         // the smallest and the largest limit
+	wait        time.Duration // the longest wait of an admitted payment
 	now         func() time.Time
 
 	mu       sync.Mutex
 	underWay int64
-	bound    int64
-	begun    time.Time // of the window now
-	answered int64     // in it
+	bound    int64     // the limit now
+	begun    time.Time // the start of the current window
+	answered int64     // the payments answered in the current window
 	past     [windows]int64
-	at       int // of past: the next to be overwritten
+	at       int // the index of past that is overwritten next
 	closing  bool
-	idle     chan struct{} // closed when closing and nothing is under way any more
+	idle     chan struct{} // closed when closing is set and no payment is under way
 }
 
 func newAdmission(least, most int64, wait time.Duration, now func() time.Time) *admission {
@@ -39,7 +39,8 @@ func newAdmission(least, most int64, wait time.Duration, now func() time.Time) *
 	return &admission{least: least, most: most, wait: wait, now: now, bound: least, begun: now(), idle: make(chan struct{})}
 }
 
-// enter lets a payment in, or tells how many are under way that keep it out.
+// enter admits a payment. It returns the number of payments under way, and whether it admitted this
+// one.
 func (a *admission) enter() (underWay int64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -51,7 +52,7 @@ func (a *admission) enter() (underWay int64, ok bool) {
 	return a.underWay, true
 }
 
-// leave ends a payment that was let in. answered tells that the whole flow has answered it.
+// leave ends an admitted payment. answered means that the whole flow has answered it.
 func (a *admission) leave(answered bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -65,7 +66,8 @@ func (a *admission) leave(answered bool) {
 	}
 }
 
-// close lets nobody in any more, and waits until those who are in have left, or ctx ends.
+// close admits no more payments and waits until none is under way. If ctx ends first, close returns
+// an error.
 func (a *admission) close(ctx context.Context) error {
 	a.mu.Lock()
 	if !a.closing {
@@ -83,14 +85,14 @@ func (a *admission) close(ctx context.Context) error {
 	}
 }
 
-// closed tells whether nobody is let in any more.
+// closed reports whether close was called.
 func (a *admission) closed() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.closing
 }
 
-// roll begins the windows that are due.
+// roll starts the windows that are due and computes the limit again.
 func (a *admission) roll() {
 	passed := int(a.now().Sub(a.begun) / window)
 	if passed <= 0 {

@@ -5,13 +5,15 @@ import (
 	"time"
 )
 
-// At a capacity of 400 a second and any offer, whoever is let in is answered within the wait; the bound comes
-// back down when the flow slows, and never leaves its own bounds.
+// The flow has a capacity of 400 payments per second, and the load varies. Every admitted payment
+// is answered within the wait. The limit falls again when the flow slows, and stays between least
+// and most.
 func TestAdmissionFollowsTheFlow(t *testing.T) {
 	now := time.Unix(0, 0)
 	a := newAdmission(64, 4096, 2500*time.Millisecond, func() time.Time { return now })
-	var queue []time.Time // when those under way came in; answered in order
-	// run offers and answers so many a second, and gives the longest wait and how many were refused.
+	var queue []time.Time // the arrival times of the payments under way, answered in order
+	// run offers and answers so many payments per second. It returns the longest wait and the
+	// number of refused payments.
 	run := func(seconds, offered, capacity int) (longest time.Duration, refused int) {
 		const step = 5 * time.Millisecond
 		var in, out float64
@@ -40,21 +42,21 @@ func TestAdmissionFollowsTheFlow(t *testing.T) {
 		t.Errorf("at three times capacity: %d refused, waits of up to %s", refused, longest)
 	}
 	if n := a.limit(); n < 900 || n > 1100 {
-		t.Errorf("the bound is %.0f, want 400/s x 2.5 s", n)
+		t.Errorf("the limit is %.0f, want 400/s x 2.5 s", n)
 	}
 	run(5, 0, 400) // the queue empties
 	if longest, refused := run(10, 300, 400); refused > 0 || longest > 100*time.Millisecond {
 		t.Errorf("when the load has dropped: %d refused, waits of up to %s", refused, longest)
 	}
-	run(10, 400, 0) // nothing is answered any more
+	run(10, 400, 0) // no payment is answered
 	if n := a.limit(); n != 64 {
-		t.Errorf("with nothing answered the bound is %.0f, want the least", n)
+		t.Errorf("with nothing answered the limit is %.0f, want the least", n)
 	}
 	if n := a.waiting(); n < 64 || n > 4096 {
 		t.Errorf("%.0f are under way", n)
 	}
 	run(30, 20_000, 20_000)
 	if n := a.limit(); n != 4096 {
-		t.Errorf("of a fast flow the bound is %.0f, want the most", n)
+		t.Errorf("with a fast flow the limit is %.0f, want the most", n)
 	}
 }

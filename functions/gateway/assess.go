@@ -17,27 +17,28 @@ import (
 	"pgw/shared/rpc"
 )
 
-// verdict is what fx, wallet and risk say together. The zero verdict is yes.
+// verdict is the combined result of fx, wallet and risk. The zero verdict approves the payment.
 type verdict struct {
 	reason  payment.Reason
 	message string
 	kind    verdictKind
 }
 
-// verdictKind says what has to happen before the client hears a no.
+// verdictKind says what the gateway does before it tells the client of a refusal.
 type verdictKind int
 
 const (
-	// notAsked: a function could not be asked. Nothing is known about the payment.
+	// notAsked: a function could not be reached. Nothing is known about the payment.
 	notAsked verdictKind = iota
-	// unpriced: fx has no price for it. It is no payment, and is not recorded.
+	// unpriced: fx has no price for the payment. The payment is not recorded.
 	unpriced
-	// refused: wallet or risk refuse the payment. The ledger records it first.
+	// refused: wallet or risk refuses the payment. The ledger records the refusal first.
 	refused
 )
 
-// assess prices the payment and asks for a fast no. Wallet is read while fx and risk are asked; of
-// several refusals fx's comes first, then wallet's, then risk's.
+// assess prices the payment and checks it with wallet and risk. It reads the accounts while it asks
+// fx and risk. If several of them refuse, the refusal of fx counts first, then wallet's, then
+// risk's.
 func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (payment.Payment, verdict) {
 	begun := time.Now()
 	accounts := make(chan parties, 1)
@@ -63,7 +64,7 @@ func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (
 	return p, no
 }
 
-// price gives the payment with the price that fx has for it.
+// price returns the payment with its price from fx.
 func (g *Gateway) price(ctx context.Context, p payment.Payment) (payment.Payment, verdict) {
 	got, err := g.fx.Convert(ctx, rpc.InRupiah(p.Sent()))
 	switch code := status.Code(err); {
@@ -140,7 +141,7 @@ func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Pay
 	return verdict{}
 }
 
-// judge asks risk, and tells by which rules it has judged.
+// judge asks risk. It also returns the id of the rule set that risk applied.
 func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string, _ verdict) {
 	got, err := g.risk.Evaluate(ctx, &riskv1.ScoreRequest{
 		SenderId: p.Sender, ReceiverId: p.Receiver, AmountIdr: p.AmountIDR, CurrencyInput: p.Currency.String(),
@@ -156,16 +157,16 @@ func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string,
 	reason := payment.Reason("risk_" + got.Reason)
 	message := "refused by the risk rules"
 	if !reason.Refusal() {
-		// A risk that is newer than this gateway has a rule that this one does not know. Its no is
-		// a no.
+		// A newer version of risk may have a rule that this gateway does not know. Its refusal
+		// still counts.
 		reason, message = payment.RiskOther, fmt.Sprintf("refused by the risk rule %.50q", got.Reason)
 	}
 	g.metrics.risk.WithLabelValues(strings.TrimPrefix(string(reason), "risk_")).Inc()
 	return got.RuleSet, verdict{reason, message, refused}
 }
 
-// unreachable says that a function could not be asked, and counts it among the calls of that
-// function. That is no verdict about the payment: the client may try again.
+// unreachable reports that a function could not be asked, and counts the failed call in calls. It
+// says nothing about the payment: the client may try again.
 func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec, reason payment.Reason, err error) verdict {
 	if left(ctx) {
 		return verdict{reason: reason}
@@ -174,43 +175,44 @@ func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec,
 	if status.Code(err) == codes.ResourceExhausted {
 		return verdict{reason: payment.Overloaded, message: "too many payments are under way"}
 	}
-	// That a call failed is told where calls are watched.
+	// A failed call is already logged by the watched connection.
 	if _, failed := status.FromError(err); !failed {
 		g.senseless.Note(ctx, err, "reason", string(reason))
 	}
 	return verdict{reason: reason, message: notSentOn}
 }
 
-// notSentOn is true whatever other attempts with the key do.
+// notSentOn is the message for a request that was not published. It is true whatever the other
+// attempts with the key do.
 const notSentOn = "this request was not sent on; an earlier one with the same key may still settle; " +
 	"try again with the same key: it settles at most once"
 
-// refuse records a refusal by wallet or risk before the client hears it. The outcome is what stands
-// in the ledger then: the refusal, or what an earlier request with the key came to. An outcome
-// without a status means that the money is held and nothing decided.
+// refuse records a refusal by wallet or risk before the client gets it. It returns the outcome that
+// the ledger has: the refusal, or the outcome of an earlier request with the key. An outcome
+// without a status means that the money is held and the payment is not decided.
 func (g *Gateway) refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (payment.Outcome, error) {
 	got, err := g.db.Refuse(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(p), Reason: string(reason)})
 	if err != nil {
 		return payment.Outcome{}, fmt.Errorf("record a refusal: %w", err)
 	}
-	stands, err := rpc.ToOutcome(got)
+	recorded, err := rpc.ToOutcome(got)
 	if err != nil {
 		return payment.Outcome{}, fmt.Errorf("record a refusal: %w", err)
 	}
-	return heardAgain(stands), nil
+	return replayed(recorded), nil
 }
 
-// heardAgain is what a second attempt hears of a payment that the ledger knows.
-func heardAgain(o payment.Outcome) payment.Outcome {
+// replayed is the answer to a later attempt of a payment that the ledger knows.
+func replayed(o payment.Outcome) payment.Outcome {
 	if o.State == payment.Committed {
 		return payment.Standing(payment.Committed, payment.ReasonCommitted, o.Ref, true)
 	}
 	return o.Answer()
 }
 
-// lookUp asks the ledger what became of a request that has no price now. known tells whether the
-// ledger has its key. An outcome without a status means that the money is held and nothing decided:
-// the request is returned with the ledger's price.
+// lookUp asks the ledger for the outcome of a request that has no price now. known reports whether
+// the ledger has its key. An outcome without a status means that the money is held and the payment
+// is not decided; the returned payment then has the ledger's price.
 func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
 	rec, err := g.find(ctx, p.Key)
 	if status.Code(err) == codes.NotFound {
@@ -223,5 +225,5 @@ func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Paym
 		return p, payment.Decline(payment.IdempotencyMismatch), true, nil
 	}
 	p.AmountIDR = rec.AmountIDR
-	return p, heardAgain(rec.Outcome), true, nil
+	return p, replayed(rec.Outcome), true, nil
 }

@@ -11,7 +11,7 @@ import (
 	"pgw/functions/gateway/access"
 )
 
-// Headers that every answer has. A handler may set others in their place, as the page does.
+// Headers of every response. A handler may replace them, as the page does.
 var (
 	noSniff     = []string{"nosniff"}
 	noReferrer  = []string{"no-referrer"}
@@ -19,12 +19,12 @@ var (
 	stayWithTLS = []string{"max-age=31536000; includeSubDomains"}
 )
 
-// guard stands before everything that the port serves over HTTP. What is under /api is for those who may come in, by
-// its path alone: a route that is added there needs nothing done for it. Events are let through, since their signature
-// says who sent them, and so are health, metrics and the page.
+// guard wraps all handlers of the HTTP port. It checks every path under /api by the path itself, so
+// a new route there needs no code for it. It does not check the senders of events, because events
+// are signed. Health, metrics and the page need no credentials.
 func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
-	// Browsers say whether a page of another origin is behind a request. Without this, any page that somebody opens
-	// could pay at a gateway that his machine reaches.
+	// Browsers report whether a page of another origin caused a request. Without this check, any
+	// page that a user opens could pay at a gateway that the user's machine can reach.
 	origins := http.NewCrossOriginProtection()
 	for _, o := range g.cfg.Origins {
 		if err := origins.AddTrustedOrigin(o); err != nil {
@@ -38,7 +38,7 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 	return func(next http.Handler) http.Handler {
 		var api http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if err := origins.Check(r); err != nil {
-				writeProblem(w, http.StatusForbidden, "Another origin's page", "Pages of that origin may not use this API: CORS_ORIGINS does not name it.")
+				writeProblem(w, http.StatusForbidden, "Another origin's page", "Pages of that origin may not use this API: CORS_ORIGINS does not list it.")
 				return
 			}
 			if g.access != nil {
@@ -63,7 +63,8 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 			}).Handler(api)
 		}
 		served := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// ServeMux matches decoded segments: whatever it takes for /api has a path that begins so.
+			// ServeMux matches decoded segments, so the path of every request that it routes to
+			// /api starts with /api.
 			if strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/api" {
 				api.ServeHTTP(w, r)
 				return
@@ -87,7 +88,7 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 
 type principalKey struct{}
 
-// principal tells who makes a request; nil where nobody was asked who he is.
+// principal returns the client that makes the request, or nil if requests are not authenticated.
 func principal(r *http.Request) *access.Principal {
 	p, _ := r.Context().Value(principalKey{}).(*access.Principal)
 	return p
@@ -100,6 +101,6 @@ func (g *Gateway) deny(w http.ResponseWriter, r *http.Request, d *access.Denied)
 	if d.RetryAfter > 0 {
 		w.Header().Set("Retry-After", d.Seconds())
 	}
-	g.log.DebugContext(r.Context(), "not let in", "code", d.Code, "why", d.Title)
+	g.log.DebugContext(r.Context(), "request denied", "code", d.Code, "reason", d.Title)
 	writeProblem(w, d.Code, d.Title, d.Detail)
 }

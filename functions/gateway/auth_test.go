@@ -18,8 +18,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// Who is not let in is told so before a byte of what he sends is read.
-func TestStrangersBodiesAreNotRead(t *testing.T) {
+// A denied request is answered before any of its body is read.
+func TestBodiesOfDeniedRequestsAreNotRead(t *testing.T) {
 	_, line, err := access.NewKey("a", "senders=*")
 	if err != nil {
 		t.Fatal(err)

@@ -18,10 +18,11 @@ import (
 	"pgw/shared/rpc"
 )
 
-// What a person wants to see before and after a payment: accounts, prices, and what was paid lately.
+// This file serves what a person wants to see before and after a payment: accounts, prices and
+// recent payments.
 
 func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
-	// Another's account is told of as one that is not there.
+	// The response does not show whether another client's account exists.
 	if p := principal(r); p != nil && !p.Owns(r.PathValue("id")) {
 		g.writeRefusal(w, r, "wallet", status.Errorf(codes.NotFound, "there is no account %s", r.PathValue("id")))
 		return
@@ -33,15 +34,15 @@ func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
 	}
 	writeJSON(w, http.StatusOK, struct {
 		ID            string `json:"account_id"`
-		BalanceIDR    int64  `json:"balance_idr"` // what can be spent now
-		Currency      string `json:"currency"`    // what its owner thinks in
+		BalanceIDR    int64  `json:"balance_idr"` // the amount that can be spent now
+		Currency      string `json:"currency"`    // the owner's own currency, for display
 		Status        string `json:"status"`
-		DailyLimitIDR int64  `json:"daily_limit_idr"` // 0: none
+		DailyLimitIDR int64  `json:"daily_limit_idr"` // 0: there is no limit
 		SpentTodayIDR int64  `json:"spent_today_idr"`
 	}{got.AccountId, got.BalanceIdr, got.CurrencyCode, got.Status, got.DailyLimitIdr, got.SpentTodayIdr})
 }
 
-// quoteJSON is what an amount would cost now. A payment is priced when it is made.
+// quoteJSON is the price of an amount now. It does not fix the price of a later payment.
 type quoteJSON struct {
 	Currency  string     `json:"currency"`
 	Amount    string     `json:"amount"`
@@ -75,8 +76,8 @@ func (g *Gateway) getQuote(w http.ResponseWriter, r *http.Request) {
 
 type currencyJSON struct {
 	Currency string     `json:"currency"`
-	Digits   int32      `json:"digits"` // decimal places of an amount
-	Rate     string     `json:"rate"`   // rupiah for one
+	Digits   int32      `json:"digits"` // the decimal places of an amount
+	Rate     string     `json:"rate"`   // rupiah for one unit of the currency
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
 }
@@ -89,7 +90,7 @@ func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
 	}
 	all := make([]currencyJSON, 0, len(got.Rates))
 	for _, rate := range got.Rates {
-		// One that this gateway does not know could not be paid in.
+		// Leave out a currency that this gateway does not know: it cannot take payments in it.
 		if currency, err := money.ParseCurrency(rate.BaseCurrency); err == nil {
 			all = append(all, currencyJSON{currency.String(), currency.Digits(), rate.Rate, rate.RateId, timeOf(rate.RateTime)})
 		}
@@ -99,7 +100,7 @@ func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
 	}{all})
 }
 
-// reservationStatus of what a client may ask for.
+// reservationStatus maps the status that a client asks for to the status of the reservation.
 var reservationStatus = map[string]payment.ReservationStatus{
 	"":                      "",
 	string(payment.Pending): payment.Pending,
@@ -107,7 +108,8 @@ var reservationStatus = map[string]payment.ReservationStatus{
 	string(payment.Failed):  payment.RolledBack,
 }
 
-// listPayments tells what the ledger has recorded, the newest first. What was refused on the way there is not in it.
+// listPayments returns the payments that the ledger has recorded, the newest first. A payment that
+// was refused before it reached the ledger is not in the list.
 func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 	in := &dbv1.ListRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
 	if p := principal(r); p != nil && !p.OwnsAll() && !p.Owns(in.AccountId) {
@@ -144,14 +146,16 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 	}
 	writeJSON(w, http.StatusOK, struct {
 		Payments []record `json:"payments"`
-		// Where to go on; absent when there are no older ones. There may be fewer payments than were asked for, or
-		// none, and still older ones that match: SearchLimit are looked at for one answer.
+		// NextBefore is the cursor of the next page. It is absent when there are no older payments.
+		// A page may have fewer payments than were asked for, or none, although older ones match:
+		// one request examines at most SearchLimit payments.
 		NextBefore  string `json:"next_before,omitempty"`
 		SearchLimit uint32 `json:"search_limit"`
 	}{found, got.NextBefore, got.SearchLimit})
 }
 
-// writeRefusal answers with what a function said no to, or that it could not be asked.
+// writeRefusal answers with a function's refusal, or says that the function could not be asked. who
+// is the name of the function.
 func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who string, err error) {
 	switch status.Code(err) {
 	case codes.InvalidArgument:
@@ -163,8 +167,8 @@ func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who strin
 	}
 }
 
-// writeUnreachable answers that a function could not be asked, or has too much to do, unless the client has left. The outage is
-// logged where calls are watched.
+// writeUnreachable answers that a function could not be asked or is overloaded. If the client has
+// left, it writes only a status. The watched connection logs the outage.
 func (g *Gateway) writeUnreachable(ctx context.Context, w http.ResponseWriter, err error, title, detail string) {
 	switch {
 	case left(ctx):

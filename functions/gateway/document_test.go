@@ -13,7 +13,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// Reasons, and the statuses that they come with, are the same in the document and in the code.
+// The API document and the code have the same reasons with the same statuses.
 func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 	var document struct {
 		Paths map[string]map[string]struct {
@@ -41,16 +41,16 @@ func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(reason.Meanings)); !slices.Equal(got, all) {
 		t.Errorf("the document explains %q of %q", got, all)
 	}
-	told := map[payment.Reason]int{}
+	documented := map[payment.Reason]int{}
 	for code, response := range document.Paths["/api/payments"]["post"].Responses {
 		if code == "413" { // a body that is too large, which has no reason of its own
 			continue
 		}
 		for _, r := range response.Reasons {
-			if told[r] != 0 {
-				t.Errorf("%s comes with %d and with %s", r, told[r], code)
+			if documented[r] != 0 {
+				t.Errorf("%s has the status %d and %s", r, documented[r], code)
 			}
-			told[r], _ = strconv.Atoi(code)
+			documented[r], _ = strconv.Atoi(code)
 		}
 	}
 	for _, r := range all {
@@ -58,8 +58,8 @@ func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 		if !ok {
 			want = http.StatusOK
 		}
-		if told[r] != want {
-			t.Errorf("%s comes with %d by the document, with %d by the code", r, told[r], want)
+		if documented[r] != want {
+			t.Errorf("%s has the status %d in the document, and %d in the code", r, documented[r], want)
 		}
 	}
 }

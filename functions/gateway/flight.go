@@ -18,22 +18,23 @@ import (
 )
 
 const (
-	// relayTimeout bounds the one try to hand a result to the replica at which its client waits.
+	// relayTimeout is the time limit for relaying a result to the replica whose client waits for
+	// it. There is one attempt.
 	relayTimeout = 2 * time.Second
-	// relayedHeader marks a result that another replica handed over: it is not handed on.
+	// relayedHeader marks a result that another replica has relayed. It is not relayed again.
 	relayedHeader = "Pgw-Relayed"
 )
 
-// flightID names a request under way: its key, and what it asks for.
+// flightID identifies a request under way by its key and its fingerprint.
 type flightID struct {
 	key         string
 	fingerprint payment.Fingerprint
 }
 
-// flight is one request under way at this replica, and all clients who wait for it.
+// flight is one request under way at this replica. All clients that wait for its result share it.
 type flight struct {
-	attempt   string    // the leader's
-	published time.Time // about when: taken before publishing
+	attempt   string    // the attempt id of the leader
+	published time.Time // taken just before publishing
 	done      chan struct{}
 	result    event.PaymentResult // set before done is closed
 	waiters   int                 // guarded by flights.mu
@@ -47,7 +48,7 @@ type flights struct {
 
 func newFlights() *flights { return &flights{by: map[flightID]*flight{}} }
 
-// join waits with a flight that there is; nil when there is none.
+// join adds a waiter to an existing flight. It returns nil if there is none.
 func (fs *flights) join(id flightID) *flight {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -58,7 +59,8 @@ func (fs *flights) join(id flightID) *flight {
 	return f
 }
 
-// start joins the flight, and makes it when there is none: then the caller leads.
+// start joins the flight, and creates it if there is none. leads is true for the caller that
+// created it.
 func (fs *flights) start(id flightID, attempt string) (f *flight, leads bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -71,7 +73,7 @@ func (fs *flights) start(id flightID, attempt string) (f *flight, leads bool) {
 	return f, leads
 }
 
-// leave ends a wait. The last one takes the flight away.
+// leave removes a waiter. The last waiter removes the flight.
 func (fs *flights) leave(id flightID, f *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -81,7 +83,7 @@ func (fs *flights) leave(id flightID, f *flight) {
 	}
 }
 
-// finish gives everyone who waits the result. It tells whether anyone did.
+// finish gives all waiters the result. It reports whether there was a flight.
 func (fs *flights) finish(id flightID, result event.PaymentResult) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -89,15 +91,16 @@ func (fs *flights) finish(id flightID, result event.PaymentResult) bool {
 	if f == nil {
 		return false
 	}
-	// A later request of the same payment starts a flight of its own, and hears of a replay.
+	// A later request of the same payment starts a new flight, and its result is a replay.
 	delete(fs.by, id)
 	f.result = result
 	close(f.done)
 	return true
 }
 
-// takeResult takes a result event: it answers the clients who wait here, or hands the event to the replica
-// where they wait. A result nobody waits for is done with: its outcome can be read by GET.
+// takeResult takes a result event. It answers the clients that wait at this replica, or relays the
+// event to the replica where they wait. If no client waits, it drops the result: GET returns its
+// outcome.
 func (g *Gateway) takeResult(ctx context.Context, e cloudevents.Event) error {
 	outcome, err := g.deliver(ctx, e)
 	g.metrics.results.WithLabelValues(outcome).Inc()
@@ -110,13 +113,13 @@ func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome str
 		return "refused", err
 	}
 	id := flightID{result.Key, result.Fingerprint}
-	// A result belongs to the replica that asked, even while the same payment is under way here too: each
-	// request has a result of its own coming, and this one's client waits there.
+	// A result belongs to the replica in ReplyTo, even if the same payment is under way here too.
+	// Each request gets its own result, and the client of this result waits at the other replica.
 	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
 	if elsewhere && event.Header(ctx).Get(relayedHeader) == "" {
 		err := g.relayResult(ctx, result.ReplyTo, e)
 		if g.relaying.Note(ctx, err); err != nil {
-			// One try: that replica may be gone, and its client with it.
+			// There is no retry: the other replica may be gone, and its client with it.
 			return "relay_failed", nil
 		}
 		return "relayed", nil
@@ -146,8 +149,8 @@ func (g *Gateway) relayResult(ctx context.Context, replica string, e cloudevents
 	return nil
 }
 
-// waker starts functions at zero side by side: else the cold starts of worker, payments and db would add up
-// behind the first payment after a pause.
+// waker wakes the functions that are scaled to zero, all at the same time. Otherwise the cold
+// starts of worker, payments and db would add up for the first payment after a pause.
 type waker struct {
 	urls   []string
 	client *http.Client
@@ -155,7 +158,8 @@ type waker struct {
 	last   time.Time
 }
 
-// asleepAfter is shorter than any scale-to-zero grace.
+// asleepAfter is the pause after which functions are woken. It is shorter than any scale-to-zero
+// grace period.
 const asleepAfter = 20 * time.Second
 
 func newWaker(urls []string, by http.RoundTripper) *waker {
@@ -175,7 +179,8 @@ func (w *waker) wake() {
 	}
 	for _, url := range w.urls {
 		go func() {
-			// Only the knock matters: whoever can't be woken is missed by the payment itself.
+			// The response does not matter. If a function cannot be woken, the payment itself
+			// fails.
 			if resp, err := w.client.Get(url); err == nil {
 				resp.Body.Close()
 			}

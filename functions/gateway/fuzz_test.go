@@ -10,7 +10,8 @@ import (
 	"pgw/shared/payment"
 )
 
-// Whatever a client sends is refused with a reason and a message, or is a request that the rest may rely on.
+// Every request of a client is either refused with a reason and a message, or becomes a valid
+// payment.
 func FuzzReadPayment(f *testing.F) {
 	for _, seed := range []string{
 		`{"sender_id":"ACC001","receiver_id":"ACC002","currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"k"}`,

@@ -1,5 +1,5 @@
-// Package gateway is the front door: it takes a payment over HTTP, asks fx, wallet and risk
-// (assess.go), sends it through Kafka, and waits for its result (flight.go).
+// Package gateway is the entry point for clients. It takes a payment over HTTP, asks fx, wallet and
+// risk (assess.go), publishes the payment to Kafka, and waits for its result (flight.go).
 package gateway
 
 import (
@@ -36,15 +36,15 @@ import (
 
 // Config of the function.
 type Config struct {
-	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this very replica takes results; needed with more than one. $NAMES stand for the environment's values, such as $HOSTNAME"`
-	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment comes after a pause, so that functions at zero start side by side"`
+	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this replica takes results; needed if there is more than one replica. $NAME is replaced by the environment's value, such as $HOSTNAME"`
+	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment arrives after a pause; this starts the functions that are scaled to zero at the same time"`
 	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
-	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"payments that may be under way at once however slow the flow is"`
-	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"payments that may be under way at once however fast it is; more are answered 503"`
-	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it; empty: neither"`
-	TraceURL   string        `envconfig:"TRACE_URL" desc:"where the page links to for a payment's trace, with {trace} for its id; empty: no link"`
-	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
-	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; none when empty"`
+	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"the smallest limit of payments under way, even if the flow is slow"`
+	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"the largest limit of payments under way, even if the flow is fast; payments above the limit get 503"`
+	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"URL at which browsers reach a Grafana with the dashboards; the page links to it and shows its panels; empty: no link and no panels"`
+	TraceURL   string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
+	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
 	Access     access.Config
 	Kafka      kafka.Config
 }
@@ -54,32 +54,32 @@ type Publisher interface {
 	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
-// Clients are the functions that the gateway asks.
+// Clients are the connections to the functions that the gateway asks.
 type Clients struct {
 	FX, Wallet, Risk, DB grpc.ClientConnInterface
-	// HTTP reaches other replicas, and the functions to be woken; nil is the default transport.
+	// HTTP reaches other replicas and the functions to wake; nil means the default transport.
 	HTTP http.RoundTripper
 }
 
 // Gateway is the function.
 type Gateway struct {
-	cfg     Config
-	fx      fxv1.FxServiceClient
-	wallet  walletv1.WalletServiceClient
-	risk    riskv1.RiskServiceClient
-	db      dbv1.DbClient
-	publish Publisher
-	access  *access.Access // nil: everybody may
-	flights *flights
-	relay   *http.Client
-	waker   *waker
-	doors   *admission
-	reads   *reads
-	now     func() time.Time
-	log     *slog.Logger
-	metrics *metrics
-	seeded  atomic.Bool  // there was something to pay with
-	page    func() *page // made when it is first asked for: a start should not wait for it
+	cfg      Config
+	fx       fxv1.FxServiceClient
+	wallet   walletv1.WalletServiceClient
+	risk     riskv1.RiskServiceClient
+	db       dbv1.DbClient
+	publish  Publisher
+	access   *access.Access // nil: requests are not checked
+	flights  *flights
+	relay    *http.Client
+	waker    *waker
+	admitted *admission
+	reads    *reads
+	now      func() time.Time
+	log      *slog.Logger
+	metrics  *metrics
+	seeded   atomic.Bool  // rates and accounts were found
+	page     func() *page // built at the first request, which keeps the start short
 
 	senseless, relaying *trace.Outage
 }
@@ -103,13 +103,13 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 			string(payment.UnknownSender), string(payment.UnknownReceiver), string(payment.SenderBlocked), string(payment.ReceiverBlocked),
 			string(payment.InsufficientFunds), string(payment.DailyLimitExceeded)),
 		risk:    counter("pgw_risk_total", "Verdicts asked of risk, by result.", "result", append(verdicts(), "allow", "error")...),
-		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result: error was not sent, unknown may have been.", "result", "ok", "error", "unknown"),
+		publish: counter("pgw_kafka_publish_total", "Payment requests published, by result: error means not sent, unknown means perhaps sent.", "result", "ok", "error", "unknown"),
 		wait:    counter("pgw_kafka_wait_result_total", "Waits for a payment's result, by result.", "result", "ok", "timeout", "left"),
 		payments: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_total", Help: "Payments answered.",
 		}, []string{"status", "reason"}),
 		left: auto.NewCounter(prometheus.CounterOpts{
-			Name: "pgw_payments_left_total", Help: "Payments that were not answered, since the client had left.",
+			Name: "pgw_payments_left_total", Help: "Payments that were not answered because the client had left.",
 		}),
 		results: counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome",
 			"answered", "relayed", "relay_failed", "nobody_waits", "refused"),
@@ -125,12 +125,12 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 	}
 	auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_gateway_waiting", Help: "Payments under way now."}, admitted.waiting)
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "pgw_gateway_waiting_limit", Help: "Payments that may be under way now: what the flow gets done in half of a client's wait.",
+		Name: "pgw_gateway_waiting_limit", Help: "The limit of payments under way: the number that the flow answers in half of RESULT_TIMEOUT.",
 	}, admitted.limit)
 	return m
 }
 
-// verdicts are risk's own words for its refusals.
+// verdicts are the reasons of risk for its refusals, without the prefix risk_.
 func verdicts() (all []string) {
 	for _, reason := range payment.Reasons {
 		if verdict, ok := strings.CutPrefix(string(reason), "risk_"); ok && reason != payment.RiskUnavailable {
@@ -150,8 +150,9 @@ var Function = function.Describe(function.Function{
 	HTTP: func() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() },
 }, build)
 
-// expand puts the environment's values into a replica's URL: replicas that are made from one description, as
-// Compose does, differ in their HOSTNAME alone.
+// expand replaces $NAME in a replica's URL by the environment's value. Replicas that share one
+// description, as in Compose, differ only in HOSTNAME. expand returns an error for a variable that
+// is not set.
 func expand(url string) (string, error) {
 	var unset []string
 	expanded := os.Expand(url, func(name string) string {
@@ -181,7 +182,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}.watch(on.Now, on.Log)
 	publish := watchPublisher(on.Publisher, on.Now, on.Log)
 	g := &Gateway{
-		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function answered what can't be used"),
+		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function's answer cannot be used"),
 		relaying: trace.NewOutage(on.Log, on.Now, "a result could not be relayed"),
 		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
@@ -189,25 +190,26 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 		waker: newWaker(cfg.WakeURLs, to.HTTP), now: on.Now, log: on.Log,
 		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}
-	g.doors = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
-	g.metrics = newMetrics(on.Registry, g.doors)
+	g.admitted = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
+	g.metrics = newMetrics(on.Registry, g.admitted)
 	guard, err := g.guard()
 	if err != nil {
 		return nil, err
 	}
 	return &function.Service{
 		Events: g.takeResult, Routes: g.routes, Guard: guard, Ready: g.checkSeeds,
-		// Results arrive over new connections: the port stays open until no client waits for one.
-		BeforeDrain: g.doors.close,
+		// Results arrive over new connections, so the port stays open until no client waits for
+		// one.
+		BeforeDrain: g.admitted.close,
 	}, nil
 }
 
-// seedsTimeout bounds the question whether a new system is seeded.
+// seedsTimeout is the time limit of the check whether a new system is seeded.
 const seedsTimeout = time.Second
 
-// checkSeeds says what a new system lacks before the first payment can be made: rates or accounts. A payment that came
-// earlier would be refused for a reason that is not true for long. A function that can't be asked is no reason: that is
-// told to each payment.
+// checkSeeds returns an error while a new system has no rates or no accounts. Without this check,
+// an early payment would get a refusal that is soon wrong. A function that cannot be asked is not
+// an error here: each payment reports it.
 func (g *Gateway) checkSeeds(ctx context.Context) error {
 	if g.seeded.Load() {
 		return nil
@@ -233,18 +235,19 @@ func (g *Gateway) checkSeeds(ctx context.Context) error {
 	return nil
 }
 
-// anyRate tells whether there is a rate of another currency than the rupiah, which always has one to itself.
+// anyRate reports whether there is a rate for a currency other than the rupiah. The rupiah always
+// has a rate to itself.
 func anyRate(rates *fxv1.ListRatesResponse) bool {
 	return slices.ContainsFunc(rates.GetRates(), func(r *fxv1.RateInForce) bool { return r.BaseCurrency != money.IDR.String() })
 }
 
-// reply is an outcome with what else the client should know.
+// reply is an outcome with the additional data of the response.
 type reply struct {
 	payment.Outcome
-	answered bool      // by the whole flow: a result came
-	message  string    // what is wrong, for a person
-	code     int       // of HTTP, where it is not the reason's
-	deadline time.Time // when the outcome of a payment that was not decided in time is final
+	answered bool      // a result of the whole flow arrived
+	message  string    // describes the problem, for a person
+	code     int       // the HTTP status, if it is not that of the reason
+	deadline time.Time // the payment's deadline, if it was not decided in time
 	stages   stages
 }
 
@@ -252,18 +255,18 @@ func decline(reason payment.Reason, message string) reply {
 	return reply{Outcome: payment.Decline(reason), message: message}
 }
 
-// pay takes one payment from the client's words to its outcome. tell, where it is not nil, hears of each stage
-// as it ends.
-func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTime)) (out reply) {
-	took := stages{tell: tell}
-	underWay, ok := g.doors.enter()
-	if !ok && g.doors.closed() {
-		return decline(payment.Overloaded, "this replica is being stopped; another one takes the same request")
+// pay serves one payment and returns its reply. It calls tell, if not nil, at the end of each
+// stage.
+func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stageTime)) (out reply) {
+	took := stages{onStage: onStage}
+	underWay, ok := g.admitted.enter()
+	if !ok && g.admitted.closed() {
+		return decline(payment.Overloaded, "this replica is being stopped; another replica takes the same request")
 	}
 	if !ok {
 		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
 	}
-	defer func() { g.doors.leave(out.answered) }()
+	defer func() { g.admitted.leave(out.answered) }()
 	g.waker.wake()
 
 	r.AcceptedAt = g.now().UTC()
@@ -277,7 +280,8 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTim
 		return decline(payment.Overloaded, err.Error())
 	}
 
-	// The same request is under way at this replica: its outcome is this one's, and nothing is asked twice.
+	// If the same request is under way at this replica, this one gets its outcome, and no function
+	// is asked again.
 	id := flightID{r.Key, r.Fingerprint()}
 	if f := g.flights.join(id); f != nil {
 		defer g.flights.leave(id, f)
@@ -304,7 +308,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTim
 	}
 	switch {
 	case err != nil:
-		// What stands in the ledger is not known, so neither is the answer.
+		// The outcome in the ledger is unknown, so there is no outcome to report.
 		if !left(ctx) {
 			g.log.DebugContext(ctx, "a refusal could not be recorded or checked", "error", err)
 		}
@@ -314,15 +318,16 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, tell func(stageTim
 	case outcome.Status != "":
 		return reply{Outcome: outcome, stages: took}
 	}
-	// Held, and not decided: the ledger finishes it when it sees the request again.
+	// The money is held and the payment is not decided. The ledger completes the payment when it
+	// gets the request again.
 	return g.send(ctx, id, r, &took)
 }
 
-// left tells that nobody waits for an answer any more: the client has hung up. Whatever fails because of that is no
-// function's fault.
+// left reports whether the client has disconnected. A failure after that is not a function's fault.
 func left(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
-// send publishes the request and waits for its result, unless a twin has done so meanwhile.
+// send publishes the request and waits for its result. If the same request was published in the
+// meantime, send only waits.
 func (g *Gateway) send(ctx context.Context, id flightID, r payment.Payment, took *stages) reply {
 	f, leads := g.flights.start(id, r.AttemptID)
 	defer g.flights.leave(id, f)
@@ -342,7 +347,8 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Payment, took
 		}
 		return reply{Outcome: payment.Decline(payment.QueuePublishError), message: notSentOn, stages: *took}
 	default:
-		// The broker may have the request though it did not say so: then a result comes.
+		// The broker may have the request although it did not confirm it. In that case a result
+		// arrives.
 		if !left(ctx) {
 			g.metrics.publish.WithLabelValues("unknown").Inc()
 		}
@@ -355,7 +361,8 @@ func (g *Gateway) publishRequest(ctx context.Context, r payment.Payment) error {
 	return outbox.Request(ctx, g.cfg.Kafka.RequestTopic, r, g.cfg.ReplicaURL)
 }
 
-// await waits for a flight's result. follows tells that another request of the same payment was first.
+// await waits for a flight's result. follows means that another request of the same payment leads
+// the flight.
 func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follows bool, took *stages) reply {
 	begun := time.Now()
 	_, span := trace.Start(ctx, "await result", trace.Internal)
@@ -372,7 +379,7 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follo
 		deadline := r.Deadline
 		return reply{
 			Outcome: payment.Decline(payment.QueueTimeout), deadline: deadline, stages: *took,
-			message: "not decided yet; GET /api/payments/{idempotency_key} tells the outcome, which is final at the latest a minute after the deadline",
+			message: "not decided yet; GET /api/payments/{idempotency_key} returns the outcome, which is final at the latest one minute after the deadline",
 		}
 	}
 	g.metrics.wait.WithLabelValues("ok").Inc()
@@ -386,27 +393,27 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follo
 	} else {
 		g.stage(took, "wait", time.Since(begun))
 	}
-	// A leader that could not publish ends the flight too.
+	// A leader that could not publish also ends the flight.
 	answered := result.Reason != payment.QueuePublishError
 	out := result.Outcome
 	if !answered {
 		return reply{Outcome: out, message: notSentOn, stages: *took}
 	}
-	// SUCCESS is the first attempt's to hear: not that of one who waited along, nor of a later one who is
-	// reached by the first one's result, delivered again.
+	// Only the first attempt gets SUCCESS. A request that joined the flight gets a replay. So does
+	// a later attempt that gets the first attempt's result because that was delivered again.
 	if (follows || result.AttemptID != f.attempt) && out.Status == payment.Success {
 		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
 	}
 	return reply{Outcome: out, answered: answered, stages: *took}
 }
 
-// stageNames are all stages that a payment may pass.
+// stageNames are all stages of a payment.
 var stageNames = []string{"fx", "wallet", "risk", "refuse", "lookup", "publish", "queue", "reserve", "commit", "settle", "return", "wait", "total"}
 
-// stages are a payment's stages in order, for Server-Timing.
+// stages are the stages of a payment in order, for Server-Timing.
 type stages struct {
-	times []stageTime
-	tell  func(stageTime) // as each ends; nil where nobody listens
+	times   []stageTime
+	onStage func(stageTime) // called at the end of each stage; may be nil
 }
 
 type stageTime struct {
@@ -420,13 +427,13 @@ func (g *Gateway) stage(s *stages, name string, took time.Duration) {
 	g.stageOf(context.Background(), s, name, took)
 }
 
-// stageOf is stage with ctx's trace as an exemplar.
+// stageOf is like stage, and adds the trace of ctx as an exemplar.
 func (g *Gateway) stageOf(ctx context.Context, s *stages, name string, took time.Duration) {
-	// Two machines' clocks may disagree by more than a stage takes.
+	// The clocks of two machines may differ by more than the length of a stage.
 	took = max(took, 0)
 	s.times = append(s.times, stageTime{name, took})
 	trace.Observe(ctx, g.metrics.stages.WithLabelValues(name), took.Seconds())
-	if s.tell != nil {
-		s.tell(stageTime{name, took})
+	if s.onStage != nil {
+		s.onStage(stageTime{name, took})
 	}
 }

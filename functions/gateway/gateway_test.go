@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Replicas from one description differ by their environment alone, and one that can't name itself does not start.
+// Replicas that share one description differ only in their environment. A replica whose URL cannot
+// be expanded does not start.
 func TestReplicaURLNamesTheReplica(t *testing.T) {
 	t.Setenv("HOSTNAME", "3f2a")
 	t.Setenv("EMPTY", "")

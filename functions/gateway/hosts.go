@@ -8,14 +8,15 @@ import (
 	"strings"
 )
 
-// hosts are the names by which a gateway that asks nobody who he is may be called. A page can have its own name lead to an
-// address of its visitor's network (DNS rebinding). Its requests are then of the gateway's origin, for all that the browser
-// knows, and only Host tells that they are not. An address can't be made to lead elsewhere, and nobody else can have the
-// names of this machine. With keys or tokens there is no such danger: a browser does not send them by itself.
+// hosts are the host names under which a gateway without authentication may be called. They prevent
+// DNS rebinding: a page can point its own name at an address in its visitor's network. For the
+// browser, the page's requests then have the gateway's origin, and only the Host header shows the
+// difference. An IP address cannot be pointed elsewhere, and no one else can own the names of this
+// machine. With keys or tokens the attack fails, because a browser does not send them by itself.
 type hosts struct {
 	any   bool
-	names map[string]bool // in small letters
-	below []string        // ".example.com": names that end so
+	names map[string]bool // in lower case
+	below []string        // suffixes of allowed names, such as ".example.com"
 }
 
 func readHosts(list []string) (hosts, error) {
@@ -27,7 +28,7 @@ func readHosts(list []string) (hosts, error) {
 		case name == "*":
 			h.any = true
 		case rest == "" || strings.ContainsAny(rest, "*/:@ "):
-			return h, fmt.Errorf("HOSTS: %q is no name of a host without a port, such as pay.example.com, *.example.com or *", entry)
+			return h, fmt.Errorf("HOSTS: %q is not a host name without a port, such as pay.example.com, *.example.com or *", entry)
 		case wild:
 			h.below = append(h.below, "."+rest)
 		default:
@@ -37,7 +38,8 @@ func readHosts(list []string) (hosts, error) {
 	return h, nil
 }
 
-// ours tells that the gateway may be called so. A request without Host is not from a browser.
+// ours reports whether the gateway may be called under this Host header. A request without Host
+// does not come from a browser.
 func (h hosts) ours(host string) bool {
 	if h.any || host == "" {
 		return true
@@ -57,15 +59,16 @@ func (h hosts) ours(host string) bool {
 	return false
 }
 
-// operation are the paths that are for whoever runs pgw. They are called by all kinds of names, and nothing is paid by them.
+// operation are the paths for the operator of pgw. They are called under many names, and they
+// cannot make payments.
 var operation = map[string]bool{"/healthz": true, "/readyz": true, "/metrics": true, "/events": true}
 
-// only refuses what is not for us.
+// only refuses requests whose host is not one of h.
 func (h hosts) only(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !operation[r.URL.Path] && !h.ours(r.Host) {
 			writeProblem(w, http.StatusMisdirectedRequest, "Not a host of this gateway",
-				fmt.Sprintf("%.100q is none of its names: HOSTS must list it, or AUTH be required.", r.Host))
+				fmt.Sprintf("%.100q is not one of its names. List it in HOSTS, or set AUTH=required.", r.Host))
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -26,10 +26,11 @@ import (
 	"pgw/shared/trace"
 )
 
-// maxBody bounds a payment's JSON.
+// maxBody is the largest size of a payment's JSON, in bytes.
 const maxBody = 16 << 10
 
-// clientLeft is the status of an answer that nobody waits for any more, as proxies write it in their logs.
+// clientLeft is the status of a response to a client that has disconnected. Proxies log the same
+// status.
 const clientLeft = 499
 
 func (g *Gateway) routes(mux *function.Mux) {
@@ -46,7 +47,8 @@ func (g *Gateway) routes(mux *function.Mux) {
 	docs.Routes(mux)
 }
 
-// httpStatus of the answers that are not 200: those that are not an outcome of the payment.
+// httpStatus maps reasons to statuses other than 200. These reasons are not an outcome of the
+// payment.
 var httpStatus = map[payment.Reason]int{
 	payment.BadJSON:             http.StatusBadRequest,
 	payment.InvalidInput:        http.StatusBadRequest,
@@ -61,7 +63,7 @@ var httpStatus = map[payment.Reason]int{
 	payment.Overloaded:          http.StatusServiceUnavailable,
 }
 
-// answer is the body of the contract; the last two fields are there only when they say something.
+// answer is the response body of the contract. Message and Deadline are absent if they are empty.
 type answer struct {
 	payment.Outcome
 	Message  string    `json:"message,omitempty"`
@@ -80,18 +82,18 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	var tell func(stageTime)
+	var onStage func(stageTime)
 	var stream *eventStream
 	if wantsStream(r) {
 		stream = newEventStream(w)
 		defer stream.end()
-		tell = stream.stage
+		onStage = stream.stage
 	}
 	var out reply
 	if refusal != nil {
 		out = *refusal
 	} else {
-		out = g.pay(r.Context(), request, tell)
+		out = g.pay(r.Context(), request, onStage)
 	}
 	if left(r.Context()) && !out.answered {
 		g.metrics.left.Inc()
@@ -101,9 +103,10 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
-	out.stages.tell = tell
+	out.stages.onStage = onStage
 	g.stageOf(r.Context(), &out.stages, "total", time.Since(begun))
-	// At thousands a second a line for each is for those who look for something; the counters above tell the rest.
+	// At thousands of payments per second, a log line for each is only for debugging. The counters
+	// above have the totals.
 	if g.log.Enabled(r.Context(), slog.LevelDebug) {
 		g.log.DebugContext(trace.WithKey(r.Context(), request.Key), "answered",
 			"status", string(out.Status), "reason", string(out.Reason), "ref", out.Ref, "took", time.Since(begun))
@@ -128,7 +131,7 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, code, body)
 }
 
-// header writes the stages as Server-Timing has them, in milliseconds.
+// header formats the stages for Server-Timing, in milliseconds.
 func (s stages) header() string {
 	var b strings.Builder
 	for i, stage := range s.times {
@@ -155,7 +158,7 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
-	var order payment.Order // unknown fields are let through: earlier clients may send them
+	var order payment.Order // unknown fields are accepted: existing clients may send them
 	if err := json.Unmarshal(raw, &order); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) && wrongType.Field != "" {
@@ -179,8 +182,9 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 	return p, nil
 }
 
-// idempotencyKey takes the key from the field, from the header, or from both, which must then agree. The
-// header may be a quoted string, as its specification has it, or bare, as most clients write it.
+// idempotencyKey returns the key from the field or from the header. If both are present they must
+// be equal. The header may be a quoted string, as its specification says, or unquoted, as most
+// clients write it.
 func idempotencyKey(field string, headers []string) (string, error) {
 	if len(headers) == 0 {
 		return field, nil
@@ -198,34 +202,33 @@ func idempotencyKey(field string, headers []string) (string, error) {
 	return header, nil
 }
 
-// record is what GET tells of a payment: all that the ledger keeps of it, but for what is the
-// ledger's own.
+// record is a payment as GET returns it: all that the ledger keeps of it, without the ledger's
+// internal fields.
 type record struct {
 	payment.Payment
 	payment.Outcome
 	State  payment.ReservationStatus `json:"state"`
 	Status payment.Status            `json:"status,omitempty"` // absent while PENDING
 	Reason payment.Reason            `json:"reason,omitempty"`
-	// The amount is told as clients send it, in major units; it is absent where only rupiah were
-	// sent.
+	// Amount is in major units, as clients send it. It is absent if only rupiah were sent.
 	Currency   money.Currency `json:"currency"`
 	Amount     string         `json:"amount,omitempty"`
 	TxDate     string         `json:"tx_date,omitempty"`
 	ReservedAt time.Time      `json:"reserved_at,omitzero"`
 	DecidedAt  time.Time      `json:"decided_at,omitzero"`
-	// Events are those of this payment; absent in a list.
+	// Events are the events of this payment. They are absent in a list.
 	Events []eventID `json:"events,omitempty"`
 
-	// A name given here hides the payment's own field of that name.
+	// A field here hides the payment's own field with the same JSON name.
 	CurrencyInput hidden `json:"currency_input,omitzero"`
 	AmountMinor   hidden `json:"amount_minor,omitzero"`
 	Attempt       hidden `json:"attempt_id,omitzero"`
 }
 
-// hidden is a field that is never written.
+// hidden is the type of a field that is never written.
 type hidden struct{}
 
-// eventID is by what an event is found in Kafka, where the payment came through it.
+// eventID identifies an event in Kafka, if the payment came through Kafka.
 type eventID struct {
 	Type string `json:"type"`
 	ID   string `json:"id"`
@@ -236,15 +239,15 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	key := r.PathValue("key")
 	rec, err := g.find(r.Context(), key)
 	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
-	// Another's payment is told of as one that is not there.
+	// The response does not show whether another client's payment exists.
 	if p := principal(r); err == nil && p != nil && !p.Owns(rec.Sender) && !p.Owns(rec.Receiver) {
-		err = status.Error(codes.NotFound, "another's")
+		err = status.Error(codes.NotFound, "belongs to another client")
 	}
 	switch status.Code(err) {
 	case codes.OK:
 	case codes.NotFound:
 		writeProblem(w, http.StatusNotFound, "The ledger has no payment of this key",
-			"It was refused before it reached the ledger, or is still on its way there: look again after its deadline.")
+			"It was refused before it reached the ledger, or it has not reached the ledger yet. Ask again after its deadline.")
 		return
 	case codes.InvalidArgument:
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
@@ -261,7 +264,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, out)
 }
 
-// find reads what the ledger has of a payment.
+// find reads a payment from the ledger.
 func (g *Gateway) find(ctx context.Context, key string) (payment.Record, error) {
 	got, err := g.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key})
 	if err != nil {
@@ -291,7 +294,7 @@ func timeOf(t *timestamppb.Timestamp) *time.Time {
 
 func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	if p := principal(r); p != nil && !p.OwnsAll() {
-		writeProblem(w, http.StatusForbidden, "Not your accounts", "Accounts are picked from all there are; that is for those who may send from all.")
+		writeProblem(w, http.StatusForbidden, "Not your accounts", "The accounts are picked from all accounts. Only a client that may send from all accounts can ask for them.")
 		return
 	}
 	begun := time.Now()
@@ -311,7 +314,7 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	}{got.AccountIds[0], got.AccountIds[1]})
 }
 
-// writeProblem answers outside the contract's own body, as RFC 9457 has it.
+// writeProblem writes a problem document (RFC 9457), for responses without the contract's own body.
 func writeProblem(w http.ResponseWriter, code int, title, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	writeBody(w, code, struct {

@@ -11,13 +11,14 @@ import (
 	"pgw/shared/payment"
 )
 
-// Bounds of a payment's JSON beside its size. Unknown fields are let through, but only so many, and not of any shape.
+// Limits of a payment's JSON in addition to its size. Unknown fields are accepted, but their number
+// and depth are limited.
 const (
 	maxFields = 64
 	maxDepth  = 8
 )
 
-// fieldNames are those of payment.Order.
+// fieldNames are the JSON names of the fields of payment.Order.
 var fieldNames = func() (names []string) {
 	for field := range reflect.TypeFor[payment.Order]().Fields() {
 		names = append(names, field.Tag.Get("json"))
@@ -25,8 +26,9 @@ var fieldNames = func() (names []string) {
 	return names
 }()
 
-// checkShape looks at what json.Unmarshal lets pass. Of a field that is given twice it takes the last: whoever looks
-// at the request before pgw may have judged the first. raw is valid JSON.
+// checkShape refuses JSON that json.Unmarshal accepts. For a field that is given twice,
+// json.Unmarshal takes the last value, but a proxy in front of pgw may have checked the first. raw
+// must be valid JSON.
 func checkShape(raw []byte) error {
 	depth, fields := 0, 0
 	seen := make([]bool, len(fieldNames))
@@ -57,7 +59,7 @@ func checkShape(raw []byte) error {
 	return nil
 }
 
-// stringEnd gives the place after the string that begins at a quote.
+// stringEnd returns the index after the string whose opening quote is at index at.
 func stringEnd(raw []byte, at int) int {
 	for i := at + 1; i < len(raw); i++ {
 		switch raw[i] {
@@ -70,7 +72,8 @@ func stringEnd(raw []byte, at int) int {
 	return len(raw)
 }
 
-// isName tells that what ends here is a name: in valid JSON only names stand before a colon.
+// isName reports whether the string that ends at end is a field name. In valid JSON only a name is
+// followed by a colon.
 func isName(raw []byte, end int) bool {
 	for ; end < len(raw); end++ {
 		switch raw[end] {
@@ -82,7 +85,8 @@ func isName(raw []byte, end int) bool {
 	return false
 }
 
-// fieldOf gives the field that json.Unmarshal puts a quoted name's value into: it does not mind the case.
+// fieldOf returns the index of the field that json.Unmarshal assigns a quoted name's value to, or
+// -1. Like json.Unmarshal, it ignores the case.
 func fieldOf(quoted []byte) int {
 	name := quoted[1 : len(quoted)-1]
 	if bytes.IndexByte(name, '\\') >= 0 {

@@ -22,7 +22,7 @@ import (
 	"pgw/shared/function"
 )
 
-// silent functions answer nothing: a call ends when its caller leaves.
+// silent functions never answer: a call ends when its caller leaves.
 type silent struct{ grpc.ClientConnInterface }
 
 func (silent) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.CallOption) error {
@@ -30,7 +30,7 @@ func (silent) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.CallOpti
 	return ctx.Err()
 }
 
-// agreeable functions say yes to every payment.
+// agreeable functions approve every payment.
 type agreeable struct{ grpc.ClientConnInterface }
 
 func (agreeable) Invoke(_ context.Context, _ string, _, reply any, _ ...grpc.CallOption) error {
@@ -53,7 +53,8 @@ type toNobody struct{}
 
 func (toNobody) Publish(context.Context, string, string, cloudevents.Event) error { return nil }
 
-// A client that hangs up is no function's fault and no payment undecided: nobody is to be called because of it.
+// A client that disconnects is not counted as a function's failure or as an undecided payment,
+// because both would cause alerts.
 func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 	var keys event.Keyring
 	if err := keys.Decode("k:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="); err != nil {
@@ -84,7 +85,7 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 			t.Errorf("%s: answered %s", name, resp.Status)
 		}
 		leave()
-		server.Close() // once the request has been served
+		server.Close() // returns after the request has been served
 		if log.Len() > 0 {
 			t.Errorf("%s: %s", name, log.String())
 		}
@@ -102,7 +103,7 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 	}
 }
 
-// counted gives each counter's sum, and its value for each value of a label.
+// counted returns each counter's sum, and its value for each label value.
 func counted(t *testing.T, registry prometheus.Gatherer) map[string]float64 {
 	t.Helper()
 	families, err := registry.Gather()

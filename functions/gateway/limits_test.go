@@ -10,7 +10,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// Each bound of a payment's JSON, at its edge and over it.
+// Each limit of a payment's JSON, at the limit and above it.
 func TestLimitsOfAPayment(t *testing.T) {
 	fields := func(change ...string) string {
 		all := []string{
@@ -46,8 +46,8 @@ func TestLimitsOfAPayment(t *testing.T) {
 
 	for name, tc := range map[string]struct {
 		body string
-		code int    // 0: taken
-		says string // what is wrong, and where
+		code int    // 0: accepted
+		says string // a part of the message
 	}{
 		"a payment":                          {fields(), 0, ""},
 		"body at its most":                   {sized(maxBody), 0, ""},
@@ -103,7 +103,7 @@ func TestLimitsOfAPayment(t *testing.T) {
 	}
 }
 
-// What is looked at on every payment must not cost one an allocation.
+// The check runs for every payment, so it must not allocate.
 func TestCheckingTheShapeAllocatesNothing(t *testing.T) {
 	raw := []byte(`{"sender_id":"ACC001","receiver_id":"ACC002","currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"test-001"}`)
 	if n := testing.AllocsPerRun(100, func() {

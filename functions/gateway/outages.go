@@ -12,7 +12,8 @@ import (
 	"pgw/shared/trace"
 )
 
-// watch has outages of the functions that the gateway asks told of once each, instead of once for each request that meets them.
+// watch returns clients that log an outage of a function once. Without it, each failed request
+// would log a line.
 func (to Clients) watch(now func() time.Time, log *slog.Logger) Clients {
 	watched := func(name string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 		return rpc.Watched(conn, trace.NewOutage(log, now, "a function could not be asked", "asked", name))

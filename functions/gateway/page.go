@@ -16,21 +16,23 @@ import (
 	"golang.org/x/text/language"
 )
 
-// policy lets the page load what it is made of from here, talk to here, and nothing else. No script or style
-// stands within it. Where there is a Grafana, its origin alone may be framed.
+// policy is the Content-Security-Policy of the page. It allows only the gateway's own files and
+// requests to the gateway, and no inline script or style. If GRAFANA_URL is set, its origin is the
+// only one that may be framed.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 //go:embed page
 var pageFiles embed.FS
 
-// languages of the page; the first is for whoever wants none of them. Each has its words in page/i18n.
+// languages are the languages of the page. The first is the default. The words of each are in
+// page/i18n.
 var languages = []language.Tag{language.English, language.Indonesian}
 
-// page is the web page: files that don't change while the process lives.
+// page is the web page. Its files do not change while the process runs.
 type page struct {
 	files   map[string]file // by path within page/
-	indexes []file          // one for each of the languages
+	indexes []file          // one for each language
 	matcher language.Matcher
 	policy  string
 }
@@ -41,7 +43,8 @@ type file struct {
 	body []byte
 }
 
-// kinds are told by us: what a system's tables say of an ending differs from machine to machine.
+// kinds are the content types by file extension. The tables of the operating system differ from
+// machine to machine, so they are not used.
 var kinds = map[string]string{
 	".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
 	".json": "application/json", ".svg": "image/svg+xml",
@@ -51,7 +54,7 @@ func newFile(name string, body []byte) file {
 	return file{kinds[path.Ext(name)], fmt.Sprintf(`"%x"`, sha256.Sum256(body)), body}
 }
 
-// newPage makes the page ready. What it is made of is in the binary, so what can go wrong is seen by any test.
+// newPage builds the page. All its parts are in the binary, so any test detects an error.
 func newPage(grafana GrafanaURL, traceURL string) *page {
 	p := &page{files: map[string]file{}, matcher: language.NewMatcher(languages), policy: policy}
 	if grafana.origin != "" {
@@ -90,7 +93,7 @@ func newPage(grafana GrafanaURL, traceURL string) *page {
 	return p
 }
 
-// index is in the language that is asked for by ?lang=, or that the browser prefers.
+// index serves the page in the language of ?lang=, or in the language that the browser prefers.
 func (p *page) index(w http.ResponseWriter, r *http.Request) {
 	_, best := language.MatchStrings(p.matcher, r.URL.Query().Get("lang"), r.Header.Get("Accept-Language"))
 	w.Header().Set("Vary", "Accept-Language")
@@ -100,13 +103,13 @@ func (p *page) index(w http.ResponseWriter, r *http.Request) {
 func (p *page) file(w http.ResponseWriter, r *http.Request) {
 	f, ok := p.files[r.PathValue("file")]
 	if !ok {
-		writeProblem(w, http.StatusNotFound, "The page has no such file", fmt.Sprintf("%.200q is not a part of it.", r.URL.Path))
+		writeProblem(w, http.StatusNotFound, "The page has no such file", fmt.Sprintf("%.200q is not a file of the page.", r.URL.Path))
 		return
 	}
 	f.serve(w, r, p.policy)
 }
 
-// serve has browsers ask each time whether they have the newest, and answers 304 when so.
+// serve makes browsers ask each time whether their copy is current. It answers 304 if it is.
 func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) {
 	h := w.Header()
 	h.Set("Content-Type", f.kind)

@@ -58,7 +58,7 @@ func TestPageSpeaksTheLanguageOfTheBrowser(t *testing.T) {
 	}
 }
 
-// bodyOf gives the body, or "" when it lacks a part.
+// bodyOf returns the body, or "" if it lacks one of the parts.
 func bodyOf(t *testing.T, resp *http.Response, part string) string {
 	t.Helper()
 	var b strings.Builder
@@ -99,8 +99,8 @@ func TestPageIsServedStrictly(t *testing.T) {
 	}
 }
 
-// The page may frame the origin of GRAFANA_URL and nothing else, and nothing at all where there is none.
-func TestPageFramesGrafanaAlone(t *testing.T) {
+// The page may frame only the origin of GRAFANA_URL, and no origin if GRAFANA_URL is empty.
+func TestPageFramesOnlyGrafana(t *testing.T) {
 	for address, want := range map[string]struct{ frames, base, link string }{
 		"":                                     {},
 		"http://127.0.0.1:3000":                {"http://127.0.0.1:3000", "http://127.0.0.1:3000", "http://127.0.0.1:3000"},
@@ -124,7 +124,7 @@ func TestPageFramesGrafanaAlone(t *testing.T) {
 			panels := regexp.MustCompile(`<iframe data-src="([^"]*)" title="([^"]+)"`).FindAllStringSubmatch(text, -1)
 			if want.frames == "" {
 				if strings.Contains(text, "<iframe") || strings.Contains(text, "Grafana") {
-					t.Errorf("in %s the page speaks of Grafana, and there is none", languages[i])
+					t.Errorf("in %s the page mentions Grafana, but there is none", languages[i])
 				}
 				continue
 			}
@@ -145,7 +145,8 @@ func TestPageFramesGrafanaAlone(t *testing.T) {
 	}
 }
 
-// An address that can't be framed, or that would change the policy, ends the start with words on why.
+// An address that cannot be framed, or that would change the policy, is a configuration error with
+// a reason.
 func TestGrafanaURLIsChecked(t *testing.T) {
 	for address, want := range map[string]string{
 		"grafana:3000":                         "must begin with http:// or https://",
@@ -159,14 +160,14 @@ func TestGrafanaURLIsChecked(t *testing.T) {
 		"http://[::1]:3000":                    "must have a host",
 		"http://a;script-src":                  "must have a host",
 		"http://a,b.example":                   "must have a host",
-		"http://a' 'unsafe-inline":             "is no URL",
-		"http://a b":                           "is no URL",
-		"http://a\r\nSet-Cookie: x":            "is no URL",
-		"http://grafana.example:port":          "is no URL",
-		"http://grafana.example:0":             "has a port that is none",
-		"http://grafana.example:70000":         "has a port that is none",
+		"http://a' 'unsafe-inline":             "is not a URL",
+		"http://a b":                           "is not a URL",
+		"http://a\r\nSet-Cookie: x":            "is not a URL",
+		"http://grafana.example:port":          "is not a URL",
+		"http://grafana.example:0":             "has a port that is not valid",
+		"http://grafana.example:70000":         "has a port that is not valid",
 		"http://admin:secret@grafana.example/": "must have no user and no password",
-		"%":                                    "is no URL",
+		"%":                                    "is not a URL",
 	} {
 		var g GrafanaURL
 		err := g.UnmarshalText([]byte(address))
@@ -181,7 +182,7 @@ func TestGrafanaURLIsChecked(t *testing.T) {
 	}
 }
 
-// Each panel on the page is one of a dashboard of the project, and called as it is called there.
+// Each panel on the page exists in one of the project's dashboards and has the same title there.
 func TestPanelsAreOfTheDashboards(t *testing.T) {
 	titles := map[string]string{}
 	files, err := filepath.Glob("../../compose/grafana/dashboards/*.json")
@@ -219,7 +220,8 @@ func TestPanelsAreOfTheDashboards(t *testing.T) {
 	}
 }
 
-// Everything that is said has words in each language, every word is used, and no script or style stands in the page.
+// Every text key has words in each language, every key is used, and the page has no inline script
+// or style.
 func TestPageHasItsWords(t *testing.T) {
 	p := newPage(GrafanaURL{}, "")
 	var all []map[string]string
@@ -261,16 +263,16 @@ func TestPageHasItsWords(t *testing.T) {
 			said += string(f.body)
 		}
 	}
-	// These are put together from what the gateway says.
+	// The page builds these keys from the gateway's answers.
 	made := regexp.MustCompile(`^(outcome|state|stage|live)\.`)
 	for _, key := range english {
 		if !made.MatchString(key) && !strings.Contains(said, `"`+key+`"`) && !strings.Contains(said, `'`+key+`'`) {
-			t.Errorf("nobody says %s", key)
+			t.Errorf("the key %s is not used", key)
 		}
 	}
 	for _, within := range []string{"<style", "style=", "onclick=", "javascript:"} {
 		if strings.Contains(string(index), within) {
-			t.Errorf("%s stands in the page", within)
+			t.Errorf("the page contains %s", within)
 		}
 	}
 	if scripts := regexp.MustCompile(`<script[^>]*>`).FindAllString(string(index), -1); len(scripts) != 1 || !strings.Contains(scripts[0], ` src="/page/app.js"`) {

@@ -11,7 +11,8 @@ import (
 	"pgw/shared/function"
 )
 
-// What a request costs, of the rate of its key or address. A list looks through hundreds of payments.
+// The cost of a request, charged to the rate limit of its key or address. A list examines hundreds
+// of payments.
 const (
 	usualCost  = 1
 	randomCost = 5
@@ -32,22 +33,23 @@ func cost(r *http.Request) int {
 
 const (
 	maxReads = 128
-	// maxReadsOfOne is how many of them one key or subject may have, so that it leaves room for others.
+	// maxReadsOfOne is the most reads under way of one key or subject. It leaves room for other
+	// clients.
 	maxReadsOfOne = maxReads / 4
 )
 
-// reads bounds the reads under way. They have bounds of their own: payments have admission, and the two never wait for each
-// other.
+// reads limits the reads under way. Reads and payments have separate limits, so neither waits for
+// the other.
 type reads struct {
 	refused *prometheus.CounterVec
 	mu      sync.Mutex
 	all     int
-	of      map[string]int // by principal
+	of      map[string]int // by the principal's name
 }
 
 func newReads(r prometheus.Registerer) *reads {
 	rs := &reads{of: map[string]int{}, refused: function.NewCounters(r, "pgw_gateway_reads_refused_total",
-		"Reads that were not begun since as many were under way as may be: in all, or of one client.", "bound", "all", "client")}
+		"Reads refused because too many were under way, by bound: of all clients, or of one client.", "bound", "all", "client")}
 	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_gateway_reads", Help: "Reads under way now."}, func() float64 {
 		rs.mu.Lock()
 		defer rs.mu.Unlock()
@@ -56,7 +58,8 @@ func newReads(r prometheus.Registerer) *reads {
 	return rs
 }
 
-// enter lets a read in, or tells which bound keeps it out. A nil principal is one whom nobody asked who he is.
+// enter admits a read, or returns the name of the limit that refuses it. p is nil if requests are
+// not authenticated.
 func (rs *reads) enter(p *access.Principal) (leave func(), bound string) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -93,17 +96,17 @@ func (rs *reads) leaveOf(name string) {
 	}
 }
 
-// serve answers a read, or says why it is not begun.
+// serve serves a read, or answers that there are too many.
 func (rs *reads) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	leave, bound := rs.enter(principal(r))
 	switch bound {
 	case "client":
 		w.Header().Set("Retry-After", "1")
-		writeProblem(w, http.StatusTooManyRequests, "Too many requests", "More reads of this client are under way than may be; wait for their answers.")
+		writeProblem(w, http.StatusTooManyRequests, "Too many requests", "This client has too many reads under way. Wait for their responses.")
 		return
 	case "all":
 		w.Header().Set("Retry-After", "1")
-		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "As many reads are under way as may be. Try again.")
+		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Too many reads are under way. Try again.")
 		return
 	}
 	defer leave()

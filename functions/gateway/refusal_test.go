@@ -28,7 +28,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// neighbours are the functions that a gateway asks. They say yes, unless answer says something else.
+// neighbours are the functions that a gateway asks. They approve the payment unless answer changes
+// that.
 type neighbours struct {
 	grpc.ClientConnInterface
 	answer func(in, out proto.Message) error
@@ -88,8 +89,8 @@ func payAt(f *function.Port) *httptest.ResponseRecorder {
 
 func notPublished() error { return errors.New("published, and should not be") }
 
-// A risk that is newer than the gateway refuses for a reason that the gateway does not know.
-func TestANewerRisksNoStaysANo(t *testing.T) {
+// A newer version of risk refuses for a reason that the gateway does not know.
+func TestAnUnknownRefusalOfRiskCounts(t *testing.T) {
 	n := &neighbours{answer: func(_, out proto.Message) error {
 		if out, ok := out.(*riskv1.EvaluateResponse); ok {
 			out.Allow, out.Reason = false, "sanctions_list"
@@ -105,8 +106,9 @@ func TestANewerRisksNoStaysANo(t *testing.T) {
 	}
 }
 
-// A refusal that could not be recorded is not told: an earlier request with the key may settle.
-func TestARefusalThatCouldNotBeRecordedIsNotTold(t *testing.T) {
+// If a refusal cannot be recorded, the client does not get it: an earlier request with the key may
+// still settle.
+func TestARefusalThatCouldNotBeRecordedIsNotReported(t *testing.T) {
 	n := &neighbours{answer: func(_, out proto.Message) error {
 		switch out := out.(type) {
 		case *walletv1.GetAccountResponse:
@@ -122,10 +124,10 @@ func TestARefusalThatCouldNotBeRecordedIsNotTold(t *testing.T) {
 	}
 }
 
-// The port of a new system answers before its rates and accounts are in. A payment then is not refused for the lack of
-// them: it is not taken.
+// The port of a new system is open before there are rates and accounts. A payment at that time is
+// not refused for the lack of them; the gateway asks the client to try again.
 func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
-	var lacks atomic.Value // what the system lacks; a call that nobody waits for may still read it
+	var lacks atomic.Value // what the system lacks; an abandoned call may still read it
 	lacks.Store("")
 	n := &neighbours{answer: func(_, out proto.Message) error {
 		missing := lacks.Load()
@@ -156,7 +158,7 @@ func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
 			t.Errorf("ready without %s", missing)
 		}
 	}
-	// What can't be asked is not known to be missing.
+	// If a function cannot be asked, nothing counts as missing.
 	lacks.Store("fx")
 	if err := f.Ready(t.Context()); err != nil {
 		t.Errorf("not ready while fx is down: %v", err)
@@ -171,14 +173,15 @@ func TestNoPaymentIsTakenBeforeThereAreRatesAndAccounts(t *testing.T) {
 	if err := f.Ready(t.Context()); err != nil {
 		t.Error(err)
 	}
-	lacks.Store("rates") // seen once is enough: nobody asks again
+	lacks.Store("rates") // they were found once, so the gateway does not ask again
 	if payAt(f); published != 1 {
 		t.Errorf("%d payments were published", published)
 	}
 }
 
-// Only what certainly was not sent is told so. All else may settle, and waits for its result.
-func TestOnlyWhatWasNotSentIsToldSo(t *testing.T) {
+// Only a request that was certainly not sent is reported as not sent. Every other request may
+// settle, and waits for its result.
+func TestOnlyAnUnsentRequestIsReportedAsNotSent(t *testing.T) {
 	w := payAt(gatewayBeside(t, &neighbours{}, func() error { return kafka.ErrNotSent }))
 	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), `"reason":"queue_publish_error"`) || !strings.Contains(w.Body.String(), "an earlier one") {
 		t.Errorf("not sent: %d %s", w.Code, w.Body)

@@ -9,30 +9,32 @@ import (
 	"time"
 )
 
-// wantsStream tells that the client would rather hear of each stage as it ends.
+// wantsStream reports whether the client asks for an event at the end of each stage.
 func wantsStream(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// holdBack is how long the first events wait for each other. Go's reverse proxies, queue-proxy among them, break a
-// connection whose answer begins before they have seen the end of the request, and the first stage takes microseconds.
+// holdBack is how long the first events are held back. Go's reverse proxies, such as queue-proxy,
+// break a connection whose response starts before they have seen the end of the request. The first
+// stage takes only microseconds.
 const holdBack = 5 * time.Millisecond
 
-// eventStream answers a payment as server-sent events, on the connection of its request: "stage" for each stage
-// as it ends, and "answer" at the end. Its status is 200 before anything is known, so the answer has its own.
+// eventStream answers a payment with server-sent events on the connection of its request: "stage"
+// at the end of each stage, and "answer" at the end. The HTTP status is 200 before the outcome is
+// known, so the answer event has its own status.
 type eventStream struct {
 	mu   sync.Mutex
 	w    http.ResponseWriter
 	ctrl *http.ResponseController
-	open bool // events go out as they come
-	over bool
+	open bool // events are flushed as they are written
+	over bool // the handler has returned or is about to
 }
 
-// newEventStream begins the answer: the request has been read.
+// newEventStream starts the response. The request's body must have been read.
 func newEventStream(w http.ResponseWriter) *eventStream {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	// Proxies would otherwise keep the events until they have a bufferful.
+	// Otherwise proxies would hold the events until their buffer is full.
 	w.Header().Set("X-Accel-Buffering", "no")
 	s := &eventStream{w: w, ctrl: http.NewResponseController(w)}
 	time.AfterFunc(holdBack, func() {
@@ -59,14 +61,14 @@ func (s *eventStream) answer(code int, body answer) {
 	}{code, body})
 }
 
-// end comes before the handler returns: nothing may be flushed after that.
+// end must be called before the handler returns: no flush is allowed after that.
 func (s *eventStream) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true
 }
 
-// send writes one event. A client that went away is not told anything any more: its payment goes on.
+// send writes one event. Errors are ignored, because the payment continues if the client has left.
 func (s *eventStream) send(name string, data any) {
 	text, err := json.Marshal(data)
 	if err != nil {

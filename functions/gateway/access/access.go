@@ -1,5 +1,6 @@
-// Package access says who may come in: by an API key (keys.go) or by a token of an OpenID provider (oidc.go), how often,
-// and with whose accounts.
+// Package access decides which requests the gateway admits. It identifies clients by an API key
+// (keys.go) or by a token of an OpenID provider (oidc.go), limits their rate, and knows their
+// accounts.
 package access
 
 import (
@@ -19,23 +20,23 @@ import (
 	"pgw/shared/secret"
 )
 
-// Config of who may come in. With Mode off everybody may.
+// Config of the access checks. If Mode is off, every request is admitted.
 type Config struct {
-	Mode       string  `envconfig:"AUTH" default:"off" desc:"off: everyone who reaches the port may pay; required: only with an API key or a token"`
-	KeysFile   string  `envconfig:"API_KEYS_FILE" desc:"file of API keys, read again when it changes; pgw apikey new makes its lines"`
+	Mode       string  `envconfig:"AUTH" default:"off" desc:"off: everyone who reaches the port may pay; required: requests need an API key or a token"`
+	KeysFile   string  `envconfig:"API_KEYS_FILE" desc:"file of API keys, one a line, read again when it changes; pgw apikey new makes the lines"`
 	Keys       string  `envconfig:"API_KEYS" desc:"the same lines, separated by semicolons; a change needs a restart"`
-	Issuer     string  `envconfig:"OIDC_ISSUER" desc:"URL of the OpenID provider whose JWTs are taken"`
-	Audience   string  `envconfig:"OIDC_AUDIENCE" desc:"what their aud must name"`
-	JWKSURL    string  `envconfig:"OIDC_JWKS_URL" desc:"where the provider's keys are; asked of the provider when empty"`
-	Scope      string  `envconfig:"OIDC_SCOPE" desc:"a scope that tokens must have; none when empty"`
+	Issuer     string  `envconfig:"OIDC_ISSUER" desc:"URL of the OpenID provider whose JWTs are accepted"`
+	Audience   string  `envconfig:"OIDC_AUDIENCE" desc:"the audience that the JWT's aud must contain"`
+	JWKSURL    string  `envconfig:"OIDC_JWKS_URL" desc:"URL of the provider's keys; empty: the provider's discovery document gives it"`
+	Scope      string  `envconfig:"OIDC_SCOPE" desc:"a scope that tokens must have; empty: none"`
 	SendersIn  string  `envconfig:"OIDC_SENDERS_CLAIM" default:"pgw_senders" desc:"claim with the accounts that the bearer may send from"`
-	TokenRate  float64 `envconfig:"OIDC_RATE" default:"100" desc:"requests a second for each subject"`
-	TokenBurst int     `envconfig:"OIDC_BURST" default:"200" desc:"requests at once for each subject"`
+	TokenRate  float64 `envconfig:"OIDC_RATE" default:"100" desc:"requests per second of each subject"`
+	TokenBurst int     `envconfig:"OIDC_BURST" default:"200" desc:"the most requests in one burst of each subject"`
 
-	Hosts []string `envconfig:"HOSTS" desc:"names by which clients may call while AUTH is off, beside localhost and addresses: pay.example.com, *.example.com, or * where what stands before it decides"`
+	Hosts []string `envconfig:"HOSTS" desc:"host names under which clients may call while AUTH is off, in addition to localhost and IP addresses: pay.example.com, *.example.com, or * if a proxy in front checks the host"`
 
-	AddressRate float64        `envconfig:"ADDRESS_RATE" default:"0" desc:"requests a second for each client address, before anything else is looked at; 0: no bound"`
-	Proxies     []netip.Prefix `envconfig:"TRUSTED_PROXIES" desc:"networks whose X-Forwarded-For is believed"`
+	AddressRate float64        `envconfig:"ADDRESS_RATE" default:"0" desc:"requests per second of each client address, checked before everything else; 0: no limit"`
+	Proxies     []netip.Prefix `envconfig:"TRUSTED_PROXIES" desc:"networks of proxies whose X-Forwarded-For is trusted"`
 }
 
 // Modes.
@@ -44,7 +45,7 @@ const (
 	Required = "required"
 )
 
-// Principal is who makes a request.
+// Principal is the client that makes a request.
 type Principal struct {
 	Name    string
 	senders accounts
@@ -52,13 +53,13 @@ type Principal struct {
 	burst   int
 }
 
-// Owns tells that the account is one of those the principal may send from.
+// Owns reports whether the principal may send from the account.
 func (p *Principal) Owns(account string) bool { return p.senders.match(account) }
 
-// OwnsAll tells that every account is.
+// OwnsAll reports whether the principal may send from every account.
 func (p *Principal) OwnsAll() bool { return p.senders.all() }
 
-// accounts are names, and beginnings of names that end in *.
+// accounts are account ids, or prefixes of ids that end in *.
 type accounts []string
 
 func (as accounts) match(id string) bool {
@@ -79,7 +80,7 @@ func (as accounts) all() bool {
 	return false
 }
 
-// Denied is why a request is not let in, as the client is told it.
+// Denied is the error of a request that is not admitted, as the client gets it.
 type Denied struct {
 	Code          int
 	Title, Detail string
@@ -90,35 +91,35 @@ type Denied struct {
 
 func (d *Denied) Error() string { return d.Title + ": " + d.Detail }
 
-// Access decides who comes in.
+// Access decides which requests are admitted.
 type Access struct {
-	keys      func() keys  // nil: none
-	tokens    *tokens      // nil: none
+	keys      func() keys  // nil: API keys are not accepted
+	tokens    *tokens      // nil: tokens are not accepted
 	limits    limiters     // by principal
-	addresses *addressRate // nil: none
+	addresses *addressRate // nil: addresses have no rate limit
 	outcomes  *prometheus.CounterVec
 	now       func() time.Time
 }
 
-// Open reads the configuration. It gives nil when there is nothing to be checked: then nothing is spent on it.
+// Open checks the configuration and reads the keys. It returns nil if there is nothing to check.
 func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.Logger) (*Access, error) {
-	a := &Access{now: now, outcomes: function.NewCounters(r, "pgw_gateway_access_total", "API requests, by whether they were let in.", "outcome",
+	a := &Access{now: now, outcomes: function.NewCounters(r, "pgw_gateway_access_total", "API requests, by outcome of the access check: let_in means admitted.", "outcome",
 		"let_in", "no_credentials", "bad_key", "bad_token", "provider_unavailable", "not_allowed", "too_many", "foreign_account")}
 	configured := cfg.KeysFile != "" || cfg.Keys != "" || cfg.Issuer != ""
 	switch cfg.Mode {
 	case Off, "":
 		if configured {
-			return nil, errors.New("AUTH is off, and yet there are API_KEYS_FILE, API_KEYS or OIDC_ISSUER: say AUTH=required, or take them away")
+			return nil, errors.New("AUTH is off, but API_KEYS_FILE, API_KEYS or OIDC_ISSUER is set: set AUTH=required, or unset them")
 		}
 		if cfg.AddressRate == 0 {
 			return nil, nil
 		}
 	case Required:
 		if !configured {
-			return nil, errors.New("AUTH is required, and nobody could come in: set API_KEYS_FILE, API_KEYS or OIDC_ISSUER")
+			return nil, errors.New("AUTH is required, but no client could be admitted: set API_KEYS_FILE, API_KEYS or OIDC_ISSUER")
 		}
 	default:
-		return nil, fmt.Errorf("AUTH: %q; off or required", cfg.Mode)
+		return nil, fmt.Errorf("AUTH: is %q; must be off or required", cfg.Mode)
 	}
 	var err error
 	readLines := func(text []byte) (keys, error) { return readKeys(string(text)) }
@@ -135,13 +136,14 @@ func Open(cfg Config, r prometheus.Registerer, now func() time.Time, log *slog.L
 	return a, nil
 }
 
-// KeyHeader carries an API key.
+// KeyHeader is the header of an API key.
 const KeyHeader = "X-API-Key"
 
-// Check tells who makes a request, or why it is not let in. The principal is nil where nobody is asked who he is.
+// Check returns the client that makes a request, or why the request is denied. The principal is nil
+// if requests are not authenticated.
 func (a *Access) Check(r *http.Request) (*Principal, *Denied) { return a.Charge(r, 1) }
 
-// Charge is Check for a request that counts as several.
+// Charge is like Check for a request that counts as cost requests.
 func (a *Access) Charge(r *http.Request, cost int) (*Principal, *Denied) {
 	p, denied := a.check(r, cost)
 	if denied != nil {
@@ -179,7 +181,7 @@ func (a *Access) identify(r *http.Request) (*Principal, *Denied) {
 	case len(given) == 1 && a.keys != nil:
 		k := a.keys().find(given[0], a.now())
 		if k == nil {
-			// Unknown, wrong, withdrawn and expired are told alike.
+			// The response is the same for an unknown, wrong, withdrawn or expired key.
 			return nil, a.unauthorized("bad_key", "The API key is not valid", "It is wrong, has expired, or was withdrawn.")
 		}
 		return &k.Principal, nil
@@ -222,11 +224,12 @@ func (a *Access) unauthorized(outcome, title, detail string) *Denied {
 func tooMany(wait time.Duration, of string) *Denied {
 	return &Denied{
 		Code: http.StatusTooManyRequests, Title: "Too many requests", RetryAfter: wait, outcome: "too_many",
-		Detail: "There are more " + of + " than may be; see Retry-After.",
+		Detail: "There are too many " + of + "; see Retry-After.",
 	}
 }
 
-// MaySend denies money from an account that is another's. A nil principal is one whom nobody asked who he is.
+// MaySend denies a payment from another client's account. p is nil if requests are not
+// authenticated.
 func (a *Access) MaySend(p *Principal, account string) *Denied {
 	if p == nil || p.Owns(account) {
 		return nil
@@ -238,5 +241,5 @@ func (a *Access) MaySend(p *Principal, account string) *Denied {
 	}
 }
 
-// Seconds writes RetryAfter as the header has it.
+// Seconds formats RetryAfter for the header, in whole seconds.
 func (d *Denied) Seconds() string { return strconv.Itoa(int(math.Ceil(d.RetryAfter.Seconds()))) }

@@ -50,7 +50,8 @@ func newKey(t *testing.T, id string, options ...string) (given, line string) {
 	return given, line
 }
 
-// A missing or contradictory configuration refuses to start, and is never open.
+// A missing or contradictory configuration is an error; the gateway never starts without
+// protection.
 func TestConfigurationsThatAreRefused(t *testing.T) {
 	_, line := newKey(t, "a", "senders=A")
 	file := filepath.Join(t.TempDir(), "keys")
@@ -61,7 +62,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		"required, and no way in":     {Config{Mode: Required}, "nobody could come in"},
+		"required, and no way in":     {Config{Mode: Required}, "no client could be admitted"},
 		"off, and keys":               {Config{Mode: Off, Keys: line}, "AUTH is off"},
 		"off, and a provider":         {Config{Issuer: "https://id.example.com"}, "AUTH is off"},
 		"another mode":                {Config{Mode: "on", Keys: line}, `"on"`},
@@ -105,7 +106,7 @@ func TestKeysThatAreTaken(t *testing.T) {
 	given, line := newKey(t, "acme-1", "senders=ACME-*,JOINT")
 	other, otherLine := newKey(t, "other", "senders=*")
 	ends, endsLine := newKey(t, "ends", "senders=A", "until="+noon.Format(time.RFC3339))
-	// The line tells who holds which rights, and nothing to come in by.
+	// The line has the client's rights, but not its secret.
 	if secret := given[strings.IndexByte(given, '.')+1:]; strings.Contains(line, secret) || len(secret) != 43 {
 		t.Errorf("%s beside %s", given, line)
 	}
@@ -147,11 +148,12 @@ func TestKeysThatAreTaken(t *testing.T) {
 		}
 	}
 	if p.OwnsAll() || a.MaySend(nil, "OTHER") != nil {
-		t.Error("who owns what")
+		t.Error("OwnsAll is wrong")
 	}
 }
 
-// Rotation: the new key is added, both are good, the old one is taken away and is worth nothing. Nothing is restarted.
+// Rotation: the new key is added, both keys are valid, then the old key is removed and is invalid.
+// Nothing is restarted.
 func TestKeysRotate(t *testing.T) {
 	old, oldLine := newKey(t, "acme-1", "senders=A")
 	fresh, freshLine := newKey(t, "acme-2", "senders=A")
@@ -185,7 +187,7 @@ func TestKeysRotate(t *testing.T) {
 	if !in(fresh) {
 		t.Error("the new key is refused")
 	}
-	// A file that was spoiled shuts nobody out.
+	// A mistake in the file does not lock out the clients.
 	put("nonsense")
 	time.Sleep(1100 * time.Millisecond) // until it is looked at again
 	if !in(fresh) || in(old) {
@@ -219,7 +221,7 @@ func TestRateOfAKey(t *testing.T) {
 	if got := []int{ask(one), ask(one)}; !slices.Equal(got, []int{200, 429}) {
 		t.Errorf("half a second later: %v", got)
 	}
-	// Who is refused for who he is takes nothing from anyone.
+	// A request with a wrong key does not use up the rate of another key.
 	clock.at = clock.at.Add(time.Hour)
 	for range 10 {
 		ask(one[:len(one)-1] + "!")
@@ -236,10 +238,10 @@ func TestRateOfAnAddress(t *testing.T) {
 		want            int
 	}{
 		{"192.0.2.1:1", "", 200}, {"192.0.2.1:2", "", 200}, {"192.0.2.1:3", "", 429},
-		{"192.0.2.1:4", "198.51.100.7", 429}, // not a proxy of ours: what it says of others is not believed
+		{"192.0.2.1:4", "198.51.100.7", 429}, // not a trusted proxy: its X-Forwarded-For is ignored
 		{"192.0.2.2:1", "", 200},
 		{"10.0.0.1:1", "203.0.113.5", 200}, {"10.0.0.1:2", "203.0.113.5", 200}, {"10.0.0.2:1", "203.0.113.5", 429},
-		{"10.0.0.1:3", "192.0.2.99, 203.0.113.5, 10.9.9.9", 429}, // the first is what the client wrote
+		{"10.0.0.1:3", "192.0.2.99, 203.0.113.5, 10.9.9.9", 429}, // the client wrote the first entry
 		{"10.0.0.1:4", "203.0.113.6", 200},
 		{"[2001:db8::1]:1", "", 200}, {"[2001:db8::2]:1", "", 200}, {"[2001:db8::3]:1", "", 429}, {"[2001:db8:0:1::1]:1", "", 200},
 		{"10.0.0.3:1", "nonsense", 200}, {"10.0.0.3:1", "nonsense", 200}, {"10.0.0.3:1", "nonsense", 429},
@@ -256,7 +258,7 @@ func TestRateOfAnAddress(t *testing.T) {
 			t.Errorf("%s, %q: %d; want %d", tc.from, tc.forwarded, got, tc.want)
 		}
 	}
-	// However many addresses there are, so many are kept.
+	// The number of limiters is limited, even if there are more addresses.
 	for i := range 3 * maxLimiters {
 		r := request()
 		r.RemoteAddr = fmt.Sprintf("100.%d.%d.%d:1", i>>16, i>>8&255, i&255)

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// A key reads pgw_ID.SECRET: the prefix lets scanners find one that was committed by mistake, the id finds its line
-// without telling anything, and the secret is 256 random bits. That is why its hash may be a fast one, at each request:
-// a slow hash makes guessing dear where there are few likely secrets, as with passwords. Here there are 2^256.
+// A key is pgw_ID.SECRET. The prefix lets scanners find a key that was committed by mistake. The id
+// finds the key's line and is not secret. The secret is 256 random bits, so a fast hash at each
+// request is safe: a slow hash only protects secrets that can be guessed, such as passwords.
 const (
 	keyPrefix   = "pgw_"
 	secretBytes = 32
@@ -30,13 +30,14 @@ const (
 type key struct {
 	Principal
 	hash  [sha256.Size]byte
-	until time.Time // zero: for ever
+	until time.Time // zero: the key does not expire
 }
 
-// keys by id.
+// keys are the keys by id.
 type keys map[string]*key
 
-// readKeys reads lines of: ID sha256=HEX senders=A,B* [rate=50] [burst=100] [until=2027-01-31T00:00:00Z].
+// readKeys parses lines of: ID sha256=HEX senders=A,B* [rate=50] [burst=100]
+// [until=2027-01-31T00:00:00Z].
 func readKeys(text string) (keys, error) {
 	all := keys{}
 	n := 0
@@ -51,7 +52,7 @@ func readKeys(text string) (keys, error) {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
 		if all[k.Name] != nil {
-			return nil, fmt.Errorf("line %d: key %s is given twice; two keys of a client have two ids", n, k.Name)
+			return nil, fmt.Errorf("line %d: key %s is given twice; two keys of one client need two ids", n, k.Name)
 		}
 		all[k.Name] = k
 	}
@@ -61,7 +62,8 @@ func readKeys(text string) (keys, error) {
 	return all, nil
 }
 
-// readKey's errors tell options by their names alone: a line may hold a key where its hash should be.
+// The errors of readKey contain the names of options but not their values, because a line may
+// contain a key in place of its hash.
 func readKey(fields []string) (*key, error) {
 	k := &key{Principal: Principal{Name: fields[0], rate: defaultRate}}
 	if err := CheckKeyID(k.Name); err != nil {
@@ -126,7 +128,7 @@ func CheckKeyID(id string) error {
 func readAccounts(names []string) (accounts, error) {
 	for _, name := range names {
 		if at := strings.IndexByte(name, '*'); name == "" || at >= 0 && at != len(name)-1 {
-			return nil, errors.New("accounts are names, or beginnings of names that end in *")
+			return nil, errors.New("accounts are ids, or prefixes of ids that end in *")
 		}
 	}
 	if len(names) == 0 {
@@ -135,7 +137,7 @@ func readAccounts(names []string) (accounts, error) {
 	return names, nil
 }
 
-// find gives the key that is meant, when it is right and holds.
+// find returns the given key if it is known, correct and not expired, else nil.
 func (ks keys) find(given string, now time.Time) *key {
 	id, _, _ := strings.Cut(strings.TrimPrefix(given, keyPrefix), ".")
 	if len(given) > maxKey {
@@ -144,7 +146,7 @@ func (ks keys) find(given string, now time.Time) *key {
 	k := ks[id]
 	sum := sha256.Sum256([]byte(given))
 	if k == nil {
-		// As long as for one that there is.
+		// An unknown id takes as long as a known one.
 		subtle.ConstantTimeCompare(sum[:], make([]byte, len(sum)))
 		return nil
 	}
@@ -154,7 +156,8 @@ func (ks keys) find(given string, now time.Time) *key {
 	return k
 }
 
-// NewKey makes a key: what the client is given, and the line that is kept. options are those of the line.
+// NewKey makes a key. given is the key for the client, and line is the line for the file of keys.
+// options are the options of the line.
 func NewKey(id string, options ...string) (given, line string, err error) {
 	raw := make([]byte, secretBytes)
 	rand.Read(raw)
