@@ -1,4 +1,4 @@
-// Package fx prices amounts: it converts at the newest rate, and says which rate that was.
+// Package fx prices amounts. It converts at the newest rate and returns the id of that rate.
 package fx
 
 import (
@@ -26,7 +26,7 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; fx only reads"`
 }
 
 // FX is the function.
@@ -36,10 +36,10 @@ type FX struct {
 
 	rates *postgres.Cached[rates]
 	admin dbv1.AdminClient
-	draw  func() float64 // in [0, 1)
+	draw  func() float64 // returns a number in [0, 1)
 }
 
-// rates by pair: the newest of each.
+// rates are the newest rates by pair.
 type rates map[pair]quote
 
 type pair struct{ base, quote money.Currency }
@@ -53,7 +53,7 @@ type quote struct {
 // Function describes fx.
 var Function = function.Describe(function.Function{
 	Name: "fx", About: "prices amounts at the newest rates",
-	Port: "19102", Calls: map[string]string{"db": "keeps new rates"},
+	Port: "19102", Calls: map[string]string{"db": "stores new rates"},
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
@@ -76,7 +76,8 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}, nil
 }
 
-// newestSQL steps from pair to pair by the index, however long the history of each is.
+// newestSQL goes from pair to pair by the index, so its cost does not depend on the length of a
+// pair's history.
 const newestSQL = `
 WITH RECURSIVE pairs AS (
 	(SELECT base, quote FROM fx_rates ORDER BY base, quote LIMIT 1)
@@ -117,25 +118,25 @@ func load(ctx context.Context, pool *pgxpool.Pool) (rates, error) {
 
 var one, _ = money.ParseRate("1")
 
-// find gives the rate of a pair: as kept, or across rupiah.
+// find returns the rate of a pair: a stored rate, or else a rate computed through the rupiah.
 func (rs rates) find(p pair) (quote, bool) {
 	if p.base == p.quote {
 		return quote{rate: one, id: "identity"}, true
 	}
-	if q, ok := rs.kept(p); ok {
+	if q, ok := rs.stored(p); ok {
 		return q, true
 	}
-	base, haveBase := rs.kept(pair{p.base, money.IDR})
-	to, haveQuote := rs.kept(pair{p.quote, money.IDR})
+	base, haveBase := rs.stored(pair{p.base, money.IDR})
+	to, haveQuote := rs.stored(pair{p.quote, money.IDR})
 	if !haveBase || !haveQuote {
 		return quote{}, false
 	}
 	return crossed(base, to)
 }
 
-// kept gives the rate that was put last for two currencies, in whichever direction: whoever puts a rate changes what
-// both cost.
-func (rs rates) kept(p pair) (quote, bool) {
+// stored returns the newest rate that was stored for two currencies in either direction. A stored
+// rate also sets the rate of the other direction.
+func (rs rates) stored(p pair) (quote, bool) {
 	q, ok := rs[p]
 	back, okBack := rs[pair{p.quote, p.base}]
 	if okBack && (!ok || back.newer(q)) {
@@ -150,7 +151,8 @@ func (q quote) newer(than quote) bool {
 	return cmp.Or(q.at.Compare(than.at), cmp.Compare(q.id, than.id)) > 0
 }
 
-// crossed is named by both rates, and holds since the later one.
+// crossed returns the rate that results from two rates. Its id contains both ids, and its time is
+// the later of the two.
 func crossed(base, to quote) (quote, bool) {
 	rate, err := money.Cross(base.rate, to.rate)
 	if err != nil {
@@ -258,7 +260,8 @@ func (f *FX) put(ctx context.Context, put *dbv1.PutRatesRequest) error {
 	if _, err := f.admin.PutRates(ctx, put); err != nil {
 		return err
 	}
-	// This replica knows at once; should that fail, the next refresh is a second away.
+	// This replica reads the new rates at once. If that fails, the next refresh follows within a
+	// second.
 	_ = f.rates.Refresh(ctx)
 	return nil
 }
@@ -272,7 +275,7 @@ func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesR
 	put, out := &dbv1.PutRatesRequest{}, &fxv1.RefreshRandomRatesResponse{}
 	for p, q := range all {
 		if back, ok := all[pair{p.quote, p.base}]; ok && back.newer(q) {
-			continue // the other direction holds
+			continue // the other direction is newer
 		}
 		rate, err := moved(q.rate, f.draw())
 		if err != nil {
@@ -293,7 +296,8 @@ func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesR
 	return out, nil
 }
 
-// moved shifts a rate by up to one percent either way, in steps of a basis point, and keeps 8 digits.
+// moved changes a rate by at most one percent up or down, in steps of a basis point. It keeps 8
+// digits.
 func moved(r money.Rate, draw float64) (money.Rate, error) {
 	points := int64(draw*201) - 100
 	d, _, err := apd.NewFromString(r.String())

@@ -16,8 +16,8 @@ func currency(t *testing.T, code string) money.Currency {
 	return c
 }
 
-// A rate that is put is the one in force, whichever direction it is said in.
-func TestTheNewestRateOfTwoCurrenciesHolds(t *testing.T) {
+// The newest stored rate of two currencies is in force, in whichever direction it was stored.
+func TestTheNewestRateOfTwoCurrenciesIsInForce(t *testing.T) {
 	usd, sgd := currency(t, "USD"), currency(t, "SGD")
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	at := func(text, id string, after time.Duration) quote {
@@ -31,7 +31,7 @@ func TestTheNewestRateOfTwoCurrenciesHolds(t *testing.T) {
 	expect := func(base, to money.Currency, want, id string) {
 		t.Helper()
 		if q, ok := rs.find(pair{base, to}); !ok || q.rate.String() != want || q.id != id {
-			t.Errorf("%s to %s: %s by %s, want %s by %s", base, to, q.rate, q.id, want, id)
+			t.Errorf("%s to %s: %s (%s), want %s (%s)", base, to, q.rate, q.id, want, id)
 		}
 	}
 	expect(usd, money.IDR, "15500", "a")
@@ -47,7 +47,7 @@ func TestTheNewestRateOfTwoCurrenciesHolds(t *testing.T) {
 	expect(usd, money.IDR, "16000", "d")
 	expect(money.IDR, usd, "0.0000625", "d")
 
-	rs[pair{money.IDR, usd}] = at("0.0001", "e", 2*time.Second) // at the same time: the later of the call
+	rs[pair{money.IDR, usd}] = at("0.0001", "e", 2*time.Second) // at the same time, so the larger id counts
 	expect(usd, money.IDR, "10000", "e")
 
 	delete(rs, pair{sgd, money.IDR})
@@ -56,6 +56,6 @@ func TestTheNewestRateOfTwoCurrenciesHolds(t *testing.T) {
 	expect(sgd, usd, "1", "f/e")
 
 	if _, ok := rs.find(pair{currency(t, "JPY"), money.IDR}); ok {
-		t.Error("there is a rate of yen")
+		t.Error("there is a rate for yen")
 	}
 }

@@ -12,15 +12,15 @@ import (
 	"pgw/shared/rpc"
 )
 
-// What payments asks of the ledger. No message of db's goes further than this file.
+// This file has all calls to the ledger. The rest of the package does not use the messages of db.
 
-// reserve claims the payment's key and holds the funds. The state of the outcome is PENDING when
-// they are held.
+// reserve claims the payment's key and holds the funds. The state of the outcome is PENDING if they
+// are held.
 func (p *Payments) reserve(ctx context.Context, r payment.Payment) (payment.Outcome, error) {
 	return outcome(p.db.Reserve(ctx, rpc.FromPayment(r)))
 }
 
-// fail closes a payment out that can't be delivered.
+// fail closes out a payment that cannot be delivered.
 func (p *Payments) fail(ctx context.Context, r payment.Payment) (payment.Outcome, error) {
 	return outcome(p.db.Fail(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(r), Reason: string(payment.Undeliverable)}))
 }
@@ -31,13 +31,14 @@ func outcome(got *commonv1.Outcome, err error) (payment.Outcome, error) {
 	}
 	o, err := rpc.ToOutcome(got)
 	if err != nil {
-		return payment.Outcome{}, status.Errorf(codes.Internal, "the ledger answered what can't be used: %v", err)
+		return payment.Outcome{}, status.Errorf(codes.Internal, "the ledger's answer cannot be used: %v", err)
 	}
 	return o, nil
 }
 
-// commit pays the receiver. refused is empty when that is done; else it is the reason to roll back
-// for. Whether it is too late is the ledger's to say: its clock judges the deadline.
+// commit pays the receiver. refused is empty if that succeeded, else it is the reason for the
+// rollback. The ledger decides whether the payment is too late, because its clock judges the
+// deadline.
 func (p *Payments) commit(ctx context.Context, ref, key string) (refused payment.Reason, err error) {
 	got, err := p.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: ref, IdempotencyKey: key})
 	if err != nil {
@@ -53,10 +54,10 @@ func (p *Payments) commit(ctx context.Context, ref, key string) (refused payment
 	}
 }
 
-// rollBack gives the hold back to the sender. stands is the reason for which the payment is rolled
-// back; it is empty when the payment is committed after all.
-func (p *Payments) rollBack(ctx context.Context, ref string, why payment.Reason) (stands payment.Reason, err error) {
-	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: ref, Reason: string(why)})
+// rollBack returns the held money to the sender. recorded is the reason for which the payment is
+// rolled back. It is empty if the payment is already committed.
+func (p *Payments) rollBack(ctx context.Context, ref string, reason payment.Reason) (recorded payment.Reason, err error) {
+	got, err := p.db.RollbackReservation(ctx, &dbv1.RollbackReservationRequest{ReservationId: ref, Reason: string(reason)})
 	if err != nil {
 		return "", err
 	}

@@ -15,25 +15,25 @@ import (
 	"pgw/shared/kafka"
 )
 
-// Bounds of looking up a letter. Letters are rare, and one record is read for each.
+// Limits of reading dead letters. Dead letters are rare, and each needs one record.
 const (
 	readWithin = 5 * time.Second
-	maxReads   = 8 // at once
+	maxReads   = 8 // at the same time
 )
 
-// Letters reads the topic of dead letters.
+// Letters reads the dead-letter topic.
 type Letters interface {
-	// Read gives the event that stands at a place; false when none does.
+	// Read returns the event at an offset, or false if there is none.
 	Read(ctx context.Context, partition int32, offset int64) (cloudevents.Event, bool, error)
 }
 
-// topic is Letters by Kafka.
+// topic implements Letters with Kafka.
 type topic struct {
 	cfg   kafka.Config
 	reads *semaphore.Weighted
 }
 
-// NewLetters reads the dead-letter topic of a Kafka.
+// NewLetters returns a reader of the dead-letter topic in Kafka.
 func NewLetters(cfg kafka.Config) Letters { return topic{cfg, semaphore.NewWeighted(maxReads)} }
 
 // Read implements Letters.
@@ -59,22 +59,23 @@ func (t topic) Read(ctx context.Context, partition int32, offset int64) (e cloud
 	return e, found, nil
 }
 
-// givenUp refuses an event that does not stand in the topic of dead letters. Whoever has read an event can post it here, and
-// its signature is good; that delivery gave up on it is said by attributes that nobody signs. What proves it is the
-// record: only delivery and operators write to that topic. So the record is read again where the event says that it
-// stands, and must be the same.
+// givenUp refuses an event that is not in the dead-letter topic. Anyone who has read an event can
+// post it here with its valid signature, and the attributes that mark a dead letter are not signed.
+// The proof is the record, because only delivery and operators can write to that topic. givenUp
+// therefore reads the record at the partition and offset that the event names. The two must be the
+// same.
 func (p *Payments) givenUp(ctx context.Context, e cloudevents.Event) error {
 	partition, err1 := extension(e, event.ExtKafkaPartition, 32)
 	offset, err2 := extension(e, event.ExtKafkaOffset, 64)
 	if err1 != nil || err2 != nil || partition < 0 || offset < 0 {
-		return fmt.Errorf("%w: it does not say where it stands among the dead letters: only what delivery gave up on is closed out", event.ErrRefused)
+		return fmt.Errorf("%w: it does not name its partition and offset in the dead-letter topic: only dead letters are closed out", event.ErrRefused)
 	}
 	letter, found, err := p.dead.Read(ctx, int32(partition), offset)
 	if err != nil {
 		return err
 	}
 	if !found || !same(letter, e) {
-		return fmt.Errorf("%w: it does not stand among the dead letters, at %d/%d: only what delivery gave up on is closed out",
+		return fmt.Errorf("%w: it is not in the dead-letter topic at partition %d, offset %d: only dead letters are closed out",
 			event.ErrRefused, partition, offset)
 	}
 	return nil
@@ -84,7 +85,8 @@ func extension(e cloudevents.Event, name string, bits int) (int64, error) {
 	return strconv.ParseInt(fmt.Sprint(e.Extensions()[name]), 10, bits)
 }
 
-// same tells that it is the same event, whatever delivery has added. Where there is a signature it covers the rest.
+// same reports whether a and b are the same event. It ignores the attributes that delivery adds.
+// The signature, if there is one, covers the other attributes.
 func same(a, b cloudevents.Event) bool {
 	signature := func(e cloudevents.Event) string { text, _ := e.Extensions()[event.ExtSignature].(string); return text }
 	return a.Context != nil && a.Type() == b.Type() && a.ID() == b.ID() && a.Source() == b.Source() &&

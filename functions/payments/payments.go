@@ -1,5 +1,5 @@
-// Package payments settles: it reserves in the ledger, then commits, or rolls back. It also closes out the
-// payments whose delivery gave up.
+// Package payments settles payments: it reserves the money in the ledger, then commits or rolls
+// back. It also closes out the payments whose delivery was given up.
 package payments
 
 import (
@@ -28,9 +28,10 @@ import (
 
 // Config of the function.
 type Config struct {
-	Keys event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
-	// AllowUnsigned must be what worker's is: a dead letter is a request that worker could not settle.
-	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	Keys event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	// AllowUnsigned must be the same as in worker: a dead letter is a request that worker could not
+	// settle.
+	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"accept unsigned plain records of earlier producers"`
 	Kafka         kafka.Config
 }
 
@@ -61,13 +62,13 @@ func newMetrics(r *prometheus.Registry) metrics {
 	auto := promauto.With(r)
 	m := metrics{
 		settled: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_payments_settled_total", Help: "Outcomes of settling.",
+			Name: "pgw_payments_settled_total", Help: "Settled payments, by outcome.",
 		}, []string{"status", "reason"}),
 		closed: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
 		}, []string{"status", "reason"}),
 		letters: function.NewCounters(r, "pgw_payments_dead_letters_total",
-			"Dead letters: closed_out, put_off until later, or refused for good, which parks them for a person.",
+			"Dead letters by outcome: closed_out; put_off, which are tried again later; refused, which are parked for an operator.",
 			"outcome", "closed_out", "put_off", "refused"),
 	}
 	for _, reason := range payment.Reasons {
@@ -81,8 +82,8 @@ func newMetrics(r *prometheus.Registry) metrics {
 
 // Function describes payments.
 var Function = function.Describe(function.Function{
-	Name: "payments", About: "settles payments in the ledger, and closes out those whose delivery gave up",
-	Port: "19096", Calls: map[string]string{"db": "holds and moves the money", "fx": "prices what CreatePayment is asked for"},
+	Name: "payments", About: "settles payments in the ledger, and closes out those whose delivery was given up",
+	Port: "19096", Calls: map[string]string{"db": "holds and moves the money", "fx": "prices the payments of CreatePayment"},
 	Publishes: function.Rarely, Events: "/",
 }, build)
 
@@ -97,11 +98,11 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}, nil
 }
 
-// timings of the two ledger calls.
+// timings are the durations of the two ledger calls.
 type timings struct{ reserve, commit time.Duration }
 
-// settle takes one payment to its outcome, and counts it. An error means that the outcome is not
-// known: the same call may be made again, and goes on where this one stopped.
+// settle settles one payment and counts its outcome. An error means that the outcome is unknown.
+// The same call may then be made again, and continues where this one stopped.
 func (p *Payments) settle(ctx context.Context, r payment.Payment) (payment.Outcome, timings, error) {
 	outcome, took, err := p.reserveAndCommit(ctx, r)
 	if err == nil {
@@ -125,10 +126,11 @@ func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (pay
 		return payment.Outcome{}, took, err
 	}
 	if refused != "" {
-		// Someone else may have ended the reservation meanwhile; then theirs is the outcome.
-		why, err := p.rollBack(ctx, reserved.Ref, refused)
-		if err != nil || why != "" {
-			return payment.Decline(why), took, err
+		// Another caller may have ended the reservation in the meantime. Then the outcome is that
+		// caller's.
+		reason, err := p.rollBack(ctx, reserved.Ref, refused)
+		if err != nil || reason != "" {
+			return payment.Decline(reason), took, err
 		}
 	}
 	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), took, nil
@@ -189,7 +191,7 @@ func (p *Payments) CreatePayment(ctx context.Context, in *paymentsv1.CreatePayme
 	r, err := rpc.Priced(payment.Payment{
 		Key: in.ClientTxId, Sender: in.SourceAccount, Receiver: in.DestinationAccount,
 		Currency: currency, Minor: in.AmountMinor,
-		AcceptedAt: p.now(), // no deadline: the ledger gives it one by its own clock
+		AcceptedAt: p.now(), // no deadline: the ledger sets one by its own clock
 	}, price)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -217,9 +219,9 @@ func (p *Payments) takeDeadLetter(ctx context.Context, e cloudevents.Event) erro
 	return err
 }
 
-// closeOut ends a payment whose request could not be delivered: what is held goes back, the ledger says
-// FAILED, and the result is published. A payment that was settled all the same stays settled, and that is
-// what is published.
+// closeOut ends a payment whose request could not be delivered. The held money goes back, the
+// ledger records FAILED, and the result is published. A payment that was settled in the meantime
+// stays settled, and that result is published.
 func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	r, err := event.ReadRequest(e, &p.cfg.Keys, p.cfg.AllowUnsigned)
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"pgw/shared/rpc"
 )
 
-// refusing is a ledger that holds the funds and then commits nothing.
+// refusing is a ledger that holds the funds and refuses every commit.
 type refusing struct {
 	dbv1.UnimplementedDbServer
-	reason payment.Reason // of the refused commit
+	reason payment.Reason // the reason of the refused commit
 }
 
 func (refusing) Reserve(context.Context, *commonv1.Payment) (*commonv1.Outcome, error) {
@@ -34,8 +34,8 @@ func (refusing) RollbackReservation(_ context.Context, in *dbv1.RollbackReservat
 	return &dbv1.RollbackReservationResponse{Status: dbv1.TxStatus_OK, Message: in.Reason}, nil
 }
 
-// Whether a payment was too late is the ledger's to say, whatever this function's clock says.
-func TestTheLedgerSaysWhatIsLate(t *testing.T) {
+// The ledger decides whether a payment was too late, whatever the clock of this function says.
+func TestTheLedgerDecidesWhatIsLate(t *testing.T) {
 	for _, reason := range []payment.Reason{payment.Expired, payment.CommitFailed} {
 		for name, skew := range map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second} {
 			now := time.Now()
@@ -50,7 +50,7 @@ func TestTheLedgerSaysWhatIsLate(t *testing.T) {
 				IdempotencyKey: "k", Deadline: timestamppb.New(now),
 			})
 			if err != nil || got.Message != string(reason) {
-				t.Errorf("%s, by a clock that is %s: %v, %v", reason, name, got, err)
+				t.Errorf("%s, with a clock that is %s: %v, %v", reason, name, got, err)
 			}
 		}
 	}

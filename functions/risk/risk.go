@@ -1,5 +1,5 @@
-// Package risk judges payments before they are sent on: by rules that are data (rules.go), and the same
-// payment always alike.
+// Package risk judges payments before they are published. Its rules are data (rules.go). The same
+// payment always gets the same result from the same rules.
 package risk
 
 import (
@@ -25,16 +25,17 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
-	Secret      string `envconfig:"RISK_SECRET" required:"true" desc:"keys the random draw: at least 16 bytes that nobody else knows, the same for all replicas, for ever"`
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; risk only reads"`
+	Secret      string `envconfig:"RISK_SECRET" required:"true" desc:"secret key of the random draw, at least 16 bytes; it must be the same for all replicas and must never change"`
 }
 
-// minSecret is the least a secret may have, in bytes: who could guess it could choose keys that pass.
+// minSecret is the minimum length of the secret, in bytes. A client that guessed the secret could
+// choose idempotency keys that pass the random draw.
 const minSecret = 16
 
 func checkSecret(secret string) error {
 	if n := len(strings.TrimSpace(secret)); n < minSecret {
-		return fmt.Errorf("RISK_SECRET: is %d bytes long; at least %d", n, minSecret)
+		return fmt.Errorf("RISK_SECRET: is %d bytes long; must have at least %d", n, minSecret)
 	}
 	return nil
 }
@@ -54,7 +55,7 @@ type Risk struct {
 // Function describes risk.
 var Function = function.Describe(function.Function{
 	Name: "risk", About: "judges payments by rules",
-	Port: "19094", Calls: map[string]string{"db": "keeps new rules"},
+	Port: "19094", Calls: map[string]string{"db": "stores new rules"},
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
@@ -99,8 +100,8 @@ func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
 	return parseRules(id, text)
 }
 
-// started reads how many payments each sender has started this minute, which the ledger counts when it
-// holds funds.
+// started returns the number of payments that each sender has started in this minute. The ledger
+// counts them when it holds the funds.
 func started(ctx context.Context, pool *pgxpool.Pool, ids []string, now time.Time) []batch.Result[uint32] {
 	results := make([]batch.Result[uint32], len(ids))
 	counts := map[string]uint32{}
@@ -135,7 +136,8 @@ func (r *Risk) Evaluate(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.E
 
 // SeedRules implements risk.v1.Admin.
 func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
-	// What is not mentioned stays as it is in the newest rules, not in those read a second ago.
+	// Fields that are not set keep their value from the newest rules. The cached rules may be a
+	// second old, so read them again.
 	if err := r.rules.Refresh(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
@@ -161,7 +163,8 @@ func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*ris
 	if err != nil {
 		return nil, err
 	}
-	// This replica knows at once; should that fail, the next refresh is a second away.
+	// This replica reads the new rules at once. If that fails, the next refresh follows within a
+	// second.
 	_ = r.rules.Refresh(ctx)
 	return &riskv1.SeedRulesResponse{Ok: true, RuleSet: got.RuleSet}, nil
 }

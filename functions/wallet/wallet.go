@@ -1,4 +1,5 @@
-// Package wallet reads accounts. It has no right to write: holds and captures go to the ledger.
+// Package wallet reads accounts. It cannot write to the database; it sends holds and captures to
+// the ledger.
 package wallet
 
 import (
@@ -26,14 +27,14 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres; read only"`
-	QueueMax    int    `envconfig:"QUEUE_MAX" default:"4096" desc:"reads that may wait for a batch; more are refused"`
+	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; wallet only reads"`
+	QueueMax    int    `envconfig:"QUEUE_MAX" default:"4096" desc:"the most reads that wait for a batch; further reads are refused"`
 }
 
 const (
-	// maxRandom bounds GetRandomAccounts.
+	// maxRandom is the most accounts of one GetRandomAccounts.
 	maxRandom = 100
-	// pickWithin bounds it too, its wait for a connection included.
+	// pickWithin is the time limit of GetRandomAccounts, including its wait for a connection.
 	pickWithin = 5 * time.Second
 )
 
@@ -43,7 +44,7 @@ type Wallet struct {
 	walletv1.UnimplementedAdminServer
 
 	pool  *pgxpool.Pool
-	picks *pgxpool.Pool // random accounts are picked by it, so that no payment's account is read behind them
+	picks *pgxpool.Pool // for random accounts, which therefore never delay the reads of payments
 	reads *batch.Batcher[string, *account]
 	db    dbv1.DbClient
 	admin dbv1.AdminClient
@@ -86,7 +87,8 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 		pool: pool, picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db),
 		fx: fxv1.NewFxServiceClient(on.Conns["fx"]), now: on.Now,
 	}
-	// One lane: reads are short, and one query for many accounts costs hardly more than for one.
+	// One lane is enough: reads are short, and a query for many accounts costs little more than a
+	// query for one.
 	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: on.Registry}, w.readAll)
 	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
@@ -107,8 +109,8 @@ const accountsSQL = `
 SELECT account_id, balance_idr, currency, status, daily_limit_idr, spent_day, spent_today_idr
 FROM wallet_accounts WHERE account_id = ANY($1)`
 
-// readAll reads the accounts of all calls that arrived together in one query. A call for an account that
-// does not exist gets nil.
+// readAll reads the accounts of all calls of a batch in one query. A call for an unknown account
+// gets nil.
 func (w *Wallet) readAll(ctx context.Context, ids []string) []batch.Result[*account] {
 	results := make([]batch.Result[*account], len(ids))
 	found, err := w.read(ctx, ids)
@@ -188,7 +190,7 @@ func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAc
 		n = 2
 	}
 	if n > maxRandom {
-		return nil, status.Errorf(codes.InvalidArgument, "count: %d; at most %d", n, maxRandom)
+		return nil, status.Errorf(codes.InvalidArgument, "count: is %d; at most %d", n, maxRandom)
 	}
 	ctx, cancel := context.WithTimeout(ctx, pickWithin)
 	defer cancel()
@@ -202,7 +204,8 @@ func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAc
 	return &walletv1.GetRandomAccountsResponse{AccountIds: ids}, nil
 }
 
-// holdKey keeps the names of wallet holds apart from the keys of payments.
+// holdKey returns the key of a wallet hold. The prefix keeps it different from the keys of
+// payments.
 func holdKey(paymentID string) string { return payment.HoldPrefix + paymentID }
 
 // Reserve implements wallet.v1.WalletService.
@@ -236,7 +239,7 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 	outcome, err := rpc.ToOutcome(got)
 	switch {
 	case err != nil:
-		return nil, status.Errorf(codes.Internal, "the ledger answered what can't be used: %v", err)
+		return nil, status.Errorf(codes.Internal, "the ledger's answer cannot be used: %v", err)
 	case outcome.Status == payment.Failed:
 		return &walletv1.ReserveResponse{Reason: string(outcome.Reason)}, nil
 	}

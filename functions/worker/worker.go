@@ -1,5 +1,5 @@
-// Package worker takes payment requests from Kafka, has them settled, and publishes their results. It
-// acknowledges a request once the broker has the result.
+// Package worker takes payment requests from Kafka, calls payments to settle them, and publishes
+// their results. It acknowledges a request after the broker has the result.
 package worker
 
 import (
@@ -23,8 +23,8 @@ import (
 
 // Config of the function.
 type Config struct {
-	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
-	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"take plain records of earlier producers"`
+	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"accept unsigned plain records of earlier producers"`
 	Kafka         kafka.Config
 }
 
@@ -45,14 +45,14 @@ type Worker struct {
 
 // Function describes worker.
 var Function = function.Describe(function.Function{
-	Name: "worker", About: "takes payment requests from Kafka, has them settled and publishes their results",
-	Port: "19091", Calls: map[string]string{"payments": "settles"}, Publishes: function.Always, Events: "/",
+	Name: "worker", About: "takes payment requests from Kafka, calls payments to settle them and publishes their results",
+	Port: "19091", Calls: map[string]string{"payments": "settles payments"}, Publishes: function.Always, Events: "/",
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	w := &Worker{
 		cfg: cfg, payments: paymentsv1.NewPaymentsServiceClient(on.Conns["payments"]), publish: on.Publisher, now: on.Now,
-		events: function.NewCounters(on.Registry, "pgw_worker_requests_total", "Payment requests by what became of them.",
+		events: function.NewCounters(on.Registry, "pgw_worker_requests_total", "Payment requests, by outcome; put_off means tried again later.",
 			"outcome", "settled", "refused", "put_off"),
 		stages: promauto.With(on.Registry).NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_worker_stage_seconds", Help: "How long settling and publishing took.", Buckets: function.Latency,
@@ -96,7 +96,7 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 
 	outcome, err := rpc.ToOutcome(got.Outcome)
 	if err != nil {
-		return fmt.Errorf("settle %s: payments answered what can't be used: %w", r.Key, err)
+		return fmt.Errorf("settle %s: the answer of payments cannot be used: %w", r.Key, err)
 	}
 	outbox := event.Outbox{Source: "/pgw/worker", Keys: &w.cfg.Keys, To: w.publish, Now: w.now}
 	begun = time.Now()
