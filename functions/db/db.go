@@ -1,16 +1,14 @@
-// Package db is the ledger's function: the only writer of the database. It reserves, commits and rolls back
-// (ledger.go), opens and funds accounts (accounts.go), keeps rates and rules for fx and risk (settings.go),
-// and sweeps what was left behind (sweep.go).
+// Package db is the ledger's function: the only writer of the database. It turns RPCs and events into calls of
+// shared/ledger and its answers back. Payments are in rpc.go, settings and operators' actions in admin.go, events in
+// events.go.
 package db
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
@@ -19,8 +17,8 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
-	"pgw/shared/postgres"
 )
 
 // Config of the function.
@@ -34,8 +32,6 @@ type Config struct {
 	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
 	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
 	Kafka        kafka.Config
-
-	readWithin time.Duration // the usual when zero
 }
 
 // Publisher publishes the results of swept payments.
@@ -49,12 +45,8 @@ type DB struct {
 	dbv1.UnimplementedAdminServer
 
 	cfg     Config
-	pool    *pgxpool.Pool
-	ledger  *ledger
-	reads   *reads
+	ledger  *ledger.Ledger
 	publish Publisher
-	rules   *postgres.Cached[payment.Rules] // nil: none are enforced
-	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
 }
@@ -108,61 +100,31 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
-	pool, err := openPool(cfg, on.Now, on.Registry)
+	d, err := open(cfg, on)
 	if err != nil {
 		return nil, err
 	}
-	reading, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "db", Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: on.Registry,
-	})
-	if err != nil {
-		pool.Close()
-		return nil, err
-	}
-	d := &DB{
-		cfg: cfg, pool: pool, ledger: newLedger(pool, cfg, on.Registry), reads: newReads(reading, cmp.Or(cfg.readWithin, readWithin)),
-		publish: on.Publisher, now: on.Now, log: on.Log, metrics: newMetrics(on.Registry),
-	}
-	d.enforceRules()
 	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			dbv1.RegisterDbServer(r, d)
 			dbv1.RegisterAdminServer(r, d)
 		},
 		Events:     d.handle,
-		Ready:      func(ctx context.Context) error { return CheckSchema(ctx, pool, KnownSchema()) },
-		Background: d.rules.Run,
-		Close: func(ctx context.Context) error {
-			err := d.ledger.close(ctx)
-			pool.Close()
-			reading.Close()
-			return err
-		},
+		Ready:      d.ledger.Ready,
+		Background: d.ledger.Run,
+		Close:      d.ledger.Close,
 	}, nil
 }
 
-// openPool opens the ledger's. Each lane of both kinds holds a connection while it works; a few more serve reads.
-func openPool(cfg Config, now func() time.Time, r prometheus.Registerer) (*pgxpool.Pool, error) {
-	return postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "db", Lookups: true, MaxConns: int32(2*cfg.BatchLanes + 4),
-		LockTimeout: cfg.LockTimeout, Now: now, Registerer: r,
+func open(cfg Config, on function.Dependencies) (*DB, error) {
+	l, err := ledger.Open(ledger.Config{
+		URL: cfg.DatabaseURL, Name: "db", BatchMax: cfg.BatchMax, BatchLanes: cfg.BatchLanes, QueueMax: cfg.QueueMax,
+		BatchTimeout: cfg.BatchTimeout, LockTimeout: cfg.LockTimeout, Now: on.Now, Log: on.Log, Registerer: on.Registry,
 	})
-}
-
-// handle takes account events and the sweep's ping.
-func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
-	switch e.Type() {
-	case event.TypePing:
-		// Unsigned: a ping carries nothing, and sweeping is harmless however often it is asked for.
-		_, _, err := d.sweep(ctx)
-		return err
-	case event.TypeAccountOpened, event.TypeAccountFunded:
-		outcome, err := d.applyAccountEvent(ctx, e)
-		d.metrics.accountEvents.WithLabelValues(outcome).Inc()
-		return err
-	default:
-		return refused("%s is not for db", e.Type())
+	if err != nil {
+		return nil, err
 	}
+	return &DB{cfg: cfg, ledger: l, publish: on.Publisher, log: on.Log, metrics: newMetrics(on.Registry)}, nil
 }
 
 // txStatus gives a refusal the TxStatus that earlier callers switch on.

@@ -7,14 +7,12 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
-	"pgw/shared/batch"
-	"pgw/shared/event"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 	"pgw/shared/rpc"
@@ -71,14 +69,14 @@ func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 
 // reserve has the ledger decide a payment, and counts what came of it.
 func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error) (
-	got Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
+	got ledger.Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
 ) {
 	p, err := read(in, check)
 	if err != nil {
 		return got, out, code, invalid(err)
 	}
-	if got, err = d.ledger.reserve(ctx, p); err != nil {
-		return got, out, code, unavailable(err)
+	if got, err = d.ledger.Reserve(ctx, p); err != nil {
+		return got, out, code, translated(err)
 	}
 	out, code = got.Outcome(p), dbv1.TxStatus_OK
 	switch {
@@ -97,9 +95,9 @@ func (d *DB) CommitReservation(ctx context.Context, in *dbv1.CommitReservationRe
 	if err != nil {
 		return nil, invalid(fmt.Errorf("reservation_id: %w", err))
 	}
-	got, err := d.ledger.finish(ctx, Finish{ReservationID: id, Key: in.IdempotencyKey})
+	got, err := d.ledger.Finish(ctx, ledger.Finish{ReservationID: id, Key: in.IdempotencyKey})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, translated(err)
 	}
 	out := &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_OK, Reason: string(got.Claim.Reason)}
 	switch {
@@ -137,9 +135,9 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 		d.log.DebugContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
 		reason = payment.CallerRolledBack
 	}
-	got, err := d.ledger.finish(ctx, Finish{ReservationID: id, RollBack: reason})
+	got, err := d.ledger.Finish(ctx, ledger.Finish{ReservationID: id, RollBack: reason})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, translated(err)
 	}
 	out := &dbv1.RollbackReservationResponse{Status: dbv1.TxStatus_OK, Message: string(got.Claim.Reason)}
 	switch {
@@ -157,23 +155,23 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 
 // Fail implements db.v1.Db.
 func (d *DB) Fail(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
-	return closeBy(ctx, in, payment.Reason.RollBack, d.ledger.fail)
+	return closeBy(ctx, in, payment.Reason.RollBack, d.ledger.Fail)
 }
 
 // Refuse implements db.v1.Db.
 func (d *DB) Refuse(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
-	refuse := func(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
-		// Only a claim that an event asked for names its attempt: reconcile looks for the events of
-		// those.
+	refuse := func(ctx context.Context, p payment.Payment, reason payment.Reason) (ledger.Reserved, error) {
+		// Only the claim of an event names its attempt, because reconcile looks for the event of
+		// each attempt.
 		p.AttemptID = ""
-		return d.ledger.refuse(ctx, p, reason)
+		return d.ledger.Refuse(ctx, p, reason)
 	}
 	return closeBy(ctx, in, payment.Reason.Refusal, refuse)
 }
 
 // closeBy closes a payment for a reason of the kind that is allowed.
 func closeBy(ctx context.Context, in *dbv1.CloseRequest, allowed func(payment.Reason) bool,
-	end func(context.Context, payment.Payment, payment.Reason) (Reserved, error),
+	end func(context.Context, payment.Payment, payment.Reason) (ledger.Reserved, error),
 ) (*commonv1.Outcome, error) {
 	p, err := read(in.GetPayment(), payment.Payment.Validate)
 	if err != nil {
@@ -185,7 +183,7 @@ func closeBy(ctx context.Context, in *dbv1.CloseRequest, allowed func(payment.Re
 	}
 	got, err := end(ctx, p, reason)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, translated(err)
 	}
 	return rpc.FromOutcome(got.Outcome(p)), nil
 }
@@ -198,33 +196,85 @@ func (d *DB) CheckBalance(ctx context.Context, in *dbv1.CheckBalanceRequest) (*d
 	if in.AmountIdr < 0 {
 		return nil, invalid(&payment.FieldError{Field: "amount_idr", Problem: "must not be negative"})
 	}
-	var balance int64
-	err := d.reads.rows.run(ctx, func(ctx context.Context) error {
-		return d.reads.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, in.AccountId).Scan(&balance)
-	})
-	if errors.Is(err, pgx.ErrNoRows) {
+	balance, err := d.ledger.Balance(ctx, in.AccountId)
+	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, status.Errorf(codes.NotFound, "there is no account %s", in.AccountId)
 	}
 	if err != nil {
-		return nil, unavailable(fmt.Errorf("read balance: %w", err))
+		return nil, translated(err)
 	}
 	return &dbv1.CheckBalanceResponse{Sufficient: balance >= in.AmountIdr, CurrentBalance: balance}, nil
 }
 
 // GetRandomAccounts implements db.v1.Db.
 func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsRequest) (*dbv1.GetRandomAccountsResponse, error) {
-	var ids []string
-	err := d.reads.lists.run(ctx, func(ctx context.Context) (err error) {
-		ids, err = postgres.RandomAccounts(ctx, d.reads.pool, 2)
-		return err
-	})
+	ids, err := d.ledger.RandomAccounts(ctx, 2)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, translated(err)
 	}
 	if len(ids) < 2 {
 		return nil, status.Error(codes.FailedPrecondition, "the ledger has fewer than two active accounts")
 	}
 	return &dbv1.GetRandomAccountsResponse{SenderId: ids[0], ReceiverId: ids[1]}, nil
+}
+
+// defaultPage is how many payments a page has where the caller does not say.
+const defaultPage = 20
+
+// Find implements db.v1.Db.
+func (d *DB) Find(ctx context.Context, in *dbv1.FindRequest) (*commonv1.Record, error) {
+	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
+		return nil, invalid(err)
+	}
+	rec, err := d.ledger.Payment(ctx, in.IdempotencyKey)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
+	}
+	if err != nil {
+		return nil, translated(err)
+	}
+	return rpc.FromRecord(rec), nil
+}
+
+// List implements db.v1.Db.
+func (d *DB) List(ctx context.Context, in *dbv1.ListRequest) (*dbv1.ListResponse, error) {
+	s, err := searchOf(in)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	found, next, err := d.ledger.Payments(ctx, s)
+	if err != nil {
+		return nil, translated(err)
+	}
+	out := &dbv1.ListResponse{SearchLimit: ledger.MaxSearched, NextBefore: next, Payments: make([]*commonv1.Record, len(found))}
+	for i, rec := range found {
+		out.Payments[i] = rpc.FromRecord(rec)
+	}
+	return out, nil
+}
+
+func searchOf(in *dbv1.ListRequest) (s ledger.Search, err error) {
+	s = ledger.Search{Limit: int(in.Limit), Before: ledger.Newest, Account: in.AccountId}
+	if s.Limit == 0 {
+		s.Limit = defaultPage
+	}
+	if s.Limit > ledger.MaxPage {
+		return s, &payment.FieldError{Field: "limit", Problem: fmt.Sprintf("is %d; at most %d", in.Limit, ledger.MaxPage)}
+	}
+	if in.Before != "" {
+		if s.Before, err = uuid.Parse(in.Before); err != nil {
+			return s, &payment.FieldError{Field: "before", Problem: "is not the id of a reservation"}
+		}
+	}
+	if s.Account != "" {
+		if err := payment.CheckID("account_id", s.Account, payment.MaxAccountID); err != nil {
+			return s, err
+		}
+	}
+	if s.Status, err = rpc.ToState(in.State); err != nil {
+		return s, &payment.FieldError{Field: "state", Problem: err.Error()}
+	}
+	return s, nil
 }
 
 // read gives a payment that came over the wire, checked.
@@ -238,11 +288,14 @@ func read(in *commonv1.Payment, check func(payment.Payment) error) (payment.Paym
 
 func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
 
-// unavailable translates what the ledger could not do. Whether a batch whose connection broke was committed
-// is not known; the same call may be made again, and then the claim tells.
-func unavailable(err error) error {
+// translated gives an error of the ledger as gRPC's. Whether a batch whose connection broke was committed is not known; the
+// same call may be made again, and then the claim tells.
+func translated(err error) error {
+	var bad *ledger.InvalidError
 	switch {
-	case errors.Is(err, batch.ErrFull):
+	case errors.As(err, &bad):
+		return invalid(err)
+	case errors.Is(err, ledger.ErrFull):
 		return status.Error(codes.ResourceExhausted, "the ledger's queue is full: try again later")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()
@@ -251,8 +304,4 @@ func unavailable(err error) error {
 	default:
 		return status.Error(codes.Unavailable, err.Error())
 	}
-}
-
-func refused(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", event.ErrRefused, fmt.Sprintf(format, args...))
 }

@@ -4,14 +4,12 @@ package fx
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/cockroachdb/apd/v3"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,6 +18,7 @@ import (
 	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
 	"pgw/shared/function"
+	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/postgres"
 )
@@ -34,7 +33,7 @@ type FX struct {
 	fxv1.UnimplementedFxServiceServer
 	fxv1.UnimplementedFxAdminServiceServer
 
-	rates *postgres.Cached[rates]
+	rates *ledger.Cached[rates]
 	admin dbv1.AdminClient
 	draw  func() float64 // returns a number in [0, 1)
 }
@@ -57,63 +56,36 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
-	pool, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, ReadOnly: true, Registerer: on.Registry,
+	reader, err := ledger.OpenReader(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, Registerer: on.Registry,
 	})
 	if err != nil {
 		return nil, err
 	}
 	f := &FX{admin: dbv1.NewAdminClient(on.Conns["db"]), draw: on.Random}
-	f.rates = postgres.NewCached(func(ctx context.Context) (rates, error) { return load(ctx, pool) }, on.Log)
+	f.rates = ledger.NewCached(reader, func(ctx context.Context) (rates, error) { return load(ctx, reader) }, on.Log)
 	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			fxv1.RegisterFxServiceServer(r, f)
 			fxv1.RegisterFxAdminServiceServer(r, f)
 		},
-		Ready:      func(ctx context.Context) error { _, err := f.rates.Get(ctx); return err },
+		Ready:      f.rates.Ready,
 		Background: f.rates.Run,
-		Close:      func(context.Context) error { pool.Close(); return nil },
+		Close:      func(context.Context) error { reader.Close(); return nil },
 	}, nil
 }
 
-// newestSQL goes from pair to pair by the index, so its cost does not depend on the length of a
-// pair's history.
-const newestSQL = `
-WITH RECURSIVE pairs AS (
-	(SELECT base, quote FROM fx_rates ORDER BY base, quote LIMIT 1)
-	UNION ALL
-	SELECT n.base, n.quote FROM pairs p, LATERAL (
-		SELECT r.base, r.quote FROM fx_rates r WHERE (r.base, r.quote) > (p.base, p.quote) ORDER BY r.base, r.quote LIMIT 1) n
-)
-SELECT p.base, p.quote, n.rate::text, n.rate_id::text, n.effective_at
-FROM pairs p, LATERAL (
-	SELECT rate, rate_id, effective_at FROM fx_rates r WHERE r.base = p.base AND r.quote = p.quote
-	ORDER BY effective_at DESC, rate_id DESC LIMIT 1) n`
-
-func load(ctx context.Context, pool *pgxpool.Pool) (rates, error) {
-	rows, err := pool.Query(ctx, newestSQL)
+// load reads the newest rate of each pair.
+func load(ctx context.Context, from *ledger.Reader) (rates, error) {
+	newest, err := from.Rates(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read rates: %w", err)
+		return nil, err
 	}
-	defer rows.Close()
 	all := rates{}
-	for rows.Next() {
-		var base, to, rate string
-		var q quote
-		if err := rows.Scan(&base, &to, &rate, &q.id, &q.at); err != nil {
-			return nil, fmt.Errorf("read rates: %w", err)
-		}
-		var p pair
-		var baseErr, quoteErr, rateErr error
-		p.base, baseErr = money.ParseCurrency(base)
-		p.quote, quoteErr = money.ParseCurrency(to)
-		q.rate, rateErr = money.ParseRate(rate)
-		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
-			return nil, fmt.Errorf("rate %s: %w", q.id, err)
-		}
-		all[p] = q
+	for _, r := range newest {
+		all[pair{r.Base, r.Quote}] = quote{rate: r.Rate, id: r.ID, at: r.At}
 	}
-	return all, rows.Err()
+	return all, nil
 }
 
 var one, _ = money.ParseRate("1")

@@ -14,8 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/functions/pgw/load"
+	"pgw/shared/ledger"
 )
 
 // loadCommand makes payments over HTTP and then holds every answer against the ledger.
@@ -174,7 +174,7 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 		bounded, cancel := context.WithTimeout(ctx, 3*time.Minute)
 		defer cancel()
 		if err := poll(bounded, func() error {
-			sum, err := db.ReadSum(bounded, conn)
+			sum, err := ledger.ReadSum(bounded, conn)
 			if err == nil && sum.Pending > 0 {
 				err = fmt.Errorf("%d reservations are still pending", sum.Pending)
 			}
@@ -194,7 +194,7 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 	for _, problem := range verdict.Wrong[:min(len(verdict.Wrong), 10)] {
 		fmt.Println(" ", problem)
 	}
-	sum, err := db.ReadSum(ctx, conn)
+	sum, err := ledger.ReadSum(ctx, conn)
 	if err != nil {
 		return err
 	}

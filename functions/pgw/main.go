@@ -12,11 +12,11 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"pgw/functions/db"
 	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/reconcile"
 	"pgw/functions/pgw/table"
 	"pgw/shared/function"
+	"pgw/shared/ledger"
 	"pgw/shared/secret"
 )
 
@@ -74,17 +74,17 @@ type migrateCommand struct {
 }
 
 func (c migrateCommand) Run(ctx context.Context) error {
-	if err := db.Migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
+	if err := ledger.Migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
 		return err
 	}
-	var logins []db.Login
+	var logins []ledger.Login
 	if c.Ledger != "" {
-		logins = append(logins, db.Login{URL: c.Ledger, Role: db.LedgerRole})
+		logins = append(logins, ledger.Login{URL: c.Ledger, Role: ledger.LedgerRole})
 	}
 	if c.Reader != "" {
-		logins = append(logins, db.Login{URL: c.Reader, Role: db.ReaderRole})
+		logins = append(logins, ledger.Login{URL: c.Reader, Role: ledger.ReaderRole})
 	}
-	return db.Roles(ctx, c.DatabaseURL, logins...)
+	return ledger.Roles(ctx, c.DatabaseURL, logins...)
 }
 
 func main() {

@@ -22,7 +22,6 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/gofrs/flock"
 
-	"pgw/functions/db"
 	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
@@ -32,6 +31,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/trace"
 )
 
@@ -258,7 +258,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		s.database, s.postgres = pg.URL(), pg
 		s.stores = append(s.stores, "Postgres    private, in "+c.postgresDir())
 	}
-	if err := db.Migrate(ctx, s.database); err != nil {
+	if err := ledger.Migrate(ctx, s.database); err != nil {
 		return err
 	}
 	if s.ledger, s.reader = s.database, s.database; s.postgres != nil {
@@ -270,7 +270,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		if err := errors.Join(errs[:]...); err != nil {
 			return err
 		}
-		if err := db.Roles(ctx, s.database, db.Login{URL: s.ledger, Role: db.LedgerRole}, db.Login{URL: s.reader, Role: db.ReaderRole}); err != nil {
+		if err := ledger.Roles(ctx, s.database, ledger.Login{URL: s.ledger, Role: ledger.LedgerRole}, ledger.Login{URL: s.reader, Role: ledger.ReaderRole}); err != nil {
 			return err
 		}
 	}

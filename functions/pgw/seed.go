@@ -23,6 +23,7 @@ import (
 	"pgw/seeds"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/rpc"
 )
 
@@ -236,14 +237,11 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	has := func(table string) (bool, error) {
-		var exists bool
-		err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+table+")").Scan(&exists)
-		return exists, err
-	}
-	if seeded, err := has("fx_rates"); err != nil {
+	there, err := ledger.ReadSeeded(ctx, conn)
+	if err != nil {
 		return err
-	} else if !seeded {
+	}
+	if !there.Rates {
 		rates, err := seeds.Rates()
 		if err == nil {
 			err = seedRates(ctx, s.fx, rates)
@@ -252,15 +250,13 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 			return fmt.Errorf("rates: %w", err)
 		}
 	}
-	if seeded, err := has("risk_rules"); err != nil {
-		return err
-	} else if !seeded {
+	if !there.Rules {
 		if err := seedRules(ctx, s.risk); err != nil {
 			return fmt.Errorf("rules: %w", err)
 		}
 	}
-	if seeded, err := has("fundings"); err != nil || seeded {
-		return err
+	if there.Fundings {
+		return nil
 	}
 	fmt.Println("first start: opening the accounts of seeds/ …")
 	accounts, err := seeds.Accounts()
@@ -273,14 +269,11 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
 	return poll(ctx, func() error {
-		var funded int
-		if err := conn.QueryRow(ctx, `SELECT count(*) FROM fundings`).Scan(&funded); err != nil {
-			return err
+		n, err := ledger.ReadCounts(ctx, conn)
+		if err == nil && n.Fundings < int64(len(accounts)) {
+			err = fmt.Errorf("%d of %d accounts are funded", n.Fundings, len(accounts))
 		}
-		if funded < len(accounts) {
-			return fmt.Errorf("%d of %d accounts are funded", funded, len(accounts))
-		}
-		return nil
+		return err
 	})
 }
 

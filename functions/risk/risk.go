@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +17,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/batch"
 	"pgw/shared/function"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -45,7 +44,7 @@ type Risk struct {
 	riskv1.UnimplementedRiskServiceServer
 	riskv1.UnimplementedAdminServer
 
-	rules  *postgres.Cached[ruleSet]
+	rules  *ledger.Cached[ruleSet]
 	starts *batch.Batcher[string, uint32]
 	admin  dbv1.AdminClient
 	secret []byte
@@ -62,35 +61,35 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if err := checkSecret(cfg.Secret); err != nil {
 		return nil, err
 	}
-	pool, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, ReadOnly: true, Registerer: on.Registry,
+	reader, err := ledger.OpenReader(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, Registerer: on.Registry,
 	})
 	if err != nil {
 		return nil, err
 	}
 	r := &Risk{admin: dbv1.NewAdminClient(on.Conns["db"]), secret: []byte(cfg.Secret), now: on.Now}
-	r.rules = postgres.NewCached(func(ctx context.Context) (ruleSet, error) { return load(ctx, pool) }, on.Log)
+	r.rules = ledger.NewCached(reader, func(ctx context.Context) (ruleSet, error) { return load(ctx, reader) }, on.Log)
 	counts := batch.Config{Max: 256, Lanes: 1, Queue: 4096, Kind: "velocity", Registerer: on.Registry}
 	r.starts = batch.New(counts, func(ctx context.Context, ids []string) []batch.Result[uint32] {
-		return started(ctx, pool, ids, on.Now())
+		return started(ctx, reader, ids, on.Now())
 	})
 	return &function.Service{
 		GRPC: func(s grpc.ServiceRegistrar) {
 			riskv1.RegisterRiskServiceServer(s, r)
 			riskv1.RegisterAdminServer(s, r)
 		},
-		Ready:      func(ctx context.Context) error { _, err := r.rules.Get(ctx); return err },
+		Ready:      r.rules.Ready,
 		Background: r.rules.Run,
 		Close: func(ctx context.Context) error {
 			err := r.starts.Close(ctx)
-			pool.Close()
+			reader.Close()
 			return err
 		},
 	}, nil
 }
 
-func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
-	id, text, err := postgres.NewestRules(ctx, pool)
+func load(ctx context.Context, from *ledger.Reader) (ruleSet, error) {
+	id, text, err := from.Rules(ctx)
 	if err != nil {
 		return ruleSet{}, err
 	}
@@ -102,16 +101,9 @@ func load(ctx context.Context, pool *pgxpool.Pool) (ruleSet, error) {
 
 // started returns the number of payments that each sender has started in this minute. The ledger
 // counts them when it holds the funds.
-func started(ctx context.Context, pool *pgxpool.Pool, ids []string, now time.Time) []batch.Result[uint32] {
+func started(ctx context.Context, from *ledger.Reader, ids []string, now time.Time) []batch.Result[uint32] {
 	results := make([]batch.Result[uint32], len(ids))
-	counts := map[string]uint32{}
-	rows, err := pool.Query(ctx, `SELECT account_id, started_count FROM wallet_accounts WHERE account_id = ANY($1) AND started_minute = $2`,
-		ids, int32(now.Unix()/60))
-	if err == nil {
-		var id string
-		var n uint32
-		_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error { counts[id] = n; return nil })
-	}
+	counts, err := from.Started(ctx, ids, now)
 	for i, id := range ids {
 		results[i] = batch.Result[uint32]{Value: counts[id], Err: err}
 	}

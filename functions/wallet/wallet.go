@@ -5,10 +5,8 @@ package wallet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +17,7 @@ import (
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/batch"
 	"pgw/shared/function"
+	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
@@ -43,23 +42,12 @@ type Wallet struct {
 	walletv1.UnimplementedWalletServiceServer
 	walletv1.UnimplementedAdminServer
 
-	pool  *pgxpool.Pool
-	picks *pgxpool.Pool // for random accounts, which therefore never delay the reads of payments
-	reads *batch.Batcher[string, *account]
+	picks *ledger.Reader // for random accounts, which therefore never delay the reads of payments
+	reads *batch.Batcher[string, *ledger.Account]
 	db    dbv1.DbClient
 	admin dbv1.AdminClient
 	fx    fxv1.FxServiceClient
 	now   func() time.Time
-}
-
-type account struct {
-	id         string
-	balance    int64
-	currency   string
-	status     payment.AccountStatus
-	dailyLimit int64
-	day        int32
-	spent      int64
 }
 
 // Function describes wallet.
@@ -69,78 +57,61 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
-	pool, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, ReadOnly: true, Registerer: on.Registry,
+	reader, err := ledger.OpenReader(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, Registerer: on.Registry,
 	})
 	if err != nil {
 		return nil, err
 	}
-	picks, err := postgres.Open(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, ReadOnly: true, Registerer: on.Registry,
+	picks, err := ledger.OpenReader(postgres.Config{
+		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, Registerer: on.Registry,
 	})
 	if err != nil {
-		pool.Close()
+		reader.Close()
 		return nil, err
 	}
 	db := on.Conns["db"]
 	w := &Wallet{
-		pool: pool, picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db),
+		picks: picks, db: dbv1.NewDbClient(db), admin: dbv1.NewAdminClient(db),
 		fx: fxv1.NewFxServiceClient(on.Conns["fx"]), now: on.Now,
 	}
 	// One lane is enough: reads are short, and a query for many accounts costs little more than a
 	// query for one.
-	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: on.Registry}, w.readAll)
+	w.reads = batch.New(batch.Config{Max: 256, Lanes: 1, Queue: cfg.QueueMax, Kind: "account", Registerer: on.Registry},
+		func(ctx context.Context, ids []string) []batch.Result[*ledger.Account] {
+			return readAll(ctx, reader, ids)
+		})
 	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			walletv1.RegisterWalletServiceServer(r, w)
 			walletv1.RegisterAdminServer(r, w)
 		},
-		Ready: pool.Ping,
+		Ready: reader.Ready,
 		Close: func(ctx context.Context) error {
 			err := w.reads.Close(ctx)
-			pool.Close()
+			reader.Close()
 			picks.Close()
 			return err
 		},
 	}, nil
 }
 
-const accountsSQL = `
-SELECT account_id, balance_idr, currency, status, daily_limit_idr, spent_day, spent_today_idr
-FROM wallet_accounts WHERE account_id = ANY($1)`
-
 // readAll reads the accounts of all calls of a batch in one query. A call for an unknown account
 // gets nil.
-func (w *Wallet) readAll(ctx context.Context, ids []string) []batch.Result[*account] {
-	results := make([]batch.Result[*account], len(ids))
-	found, err := w.read(ctx, ids)
+func readAll(ctx context.Context, from *ledger.Reader, ids []string) []batch.Result[*ledger.Account] {
+	results := make([]batch.Result[*ledger.Account], len(ids))
+	found, err := from.Accounts(ctx, ids)
 	for i, id := range ids {
-		results[i] = batch.Result[*account]{Value: found[id], Err: err}
+		if results[i].Err = err; err == nil {
+			if a, exists := found[id]; exists {
+				results[i].Value = &a
+			}
+		}
 	}
 	return results
 }
 
-func (w *Wallet) read(ctx context.Context, ids []string) (map[string]*account, error) {
-	rows, err := w.pool.Query(ctx, accountsSQL, ids)
-	if err != nil {
-		return nil, fmt.Errorf("read accounts: %w", err)
-	}
-	defer rows.Close()
-	found := make(map[string]*account, len(ids))
-	for rows.Next() {
-		a := &account{}
-		if err := rows.Scan(&a.id, &a.balance, &a.currency, &a.status, &a.dailyLimit, &a.day, &a.spent); err != nil {
-			return nil, fmt.Errorf("read accounts: %w", err)
-		}
-		found[a.id] = a
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read accounts: %w", err)
-	}
-	return found, nil
-}
-
-func (w *Wallet) account(ctx context.Context, id string) (*account, error) {
+func (w *Wallet) account(ctx context.Context, id string) (*ledger.Account, error) {
 	if err := payment.CheckID("account_id", id, payment.MaxAccountID); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -164,14 +135,10 @@ func (w *Wallet) GetAccount(ctx context.Context, in *walletv1.GetAccountRequest)
 	if err != nil {
 		return nil, err
 	}
-	out := &walletv1.GetAccountResponse{
-		AccountId: a.id, BalanceIdr: a.balance, Currency: commonv1.Currency(commonv1.Currency_value[a.currency]),
-		CurrencyCode: a.currency, Status: string(a.status), DailyLimitIdr: a.dailyLimit,
-	}
-	if a.day == payment.Day(w.now()) {
-		out.SpentTodayIdr = a.spent
-	}
-	return out, nil
+	return &walletv1.GetAccountResponse{
+		AccountId: a.ID, BalanceIdr: a.BalanceIDR, Currency: commonv1.Currency(commonv1.Currency_value[a.Currency]),
+		CurrencyCode: a.Currency, Status: string(a.Status), DailyLimitIdr: a.DailyLimitIDR, SpentTodayIdr: a.SpentOn(payment.Day(w.now())),
+	}, nil
 }
 
 // GetBalance implements wallet.v1.WalletService.
@@ -180,7 +147,7 @@ func (w *Wallet) GetBalance(ctx context.Context, in *walletv1.GetBalanceRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &walletv1.GetBalanceResponse{BalanceMinor: a.balance, Currency: commonv1.Currency_IDR}, nil
+	return &walletv1.GetBalanceResponse{BalanceMinor: a.BalanceIDR, Currency: commonv1.Currency_IDR}, nil
 }
 
 // GetRandomAccounts implements wallet.v1.WalletService.
@@ -194,7 +161,7 @@ func (w *Wallet) GetRandomAccounts(ctx context.Context, in *walletv1.GetRandomAc
 	}
 	ctx, cancel := context.WithTimeout(ctx, pickWithin)
 	defer cancel()
-	ids, err := postgres.RandomAccounts(ctx, w.picks, int(n))
+	ids, err := w.picks.RandomAccounts(ctx, int(n))
 	if ctx.Err() != nil {
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}

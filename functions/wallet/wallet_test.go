@@ -21,8 +21,8 @@ import (
 
 var errDown = status.Error(codes.Unavailable, "down")
 
-// ledger is a fake of db. It answers as it is told, and notes what it is asked.
-type ledger struct {
+// fakeLedger is a fake of db. It answers as it is told, and notes what it is asked.
+type fakeLedger struct {
 	dbv1.UnimplementedDbServer
 	dbv1.UnimplementedAdminServer
 
@@ -33,16 +33,16 @@ type ledger struct {
 	accounts  []*dbv1.Account
 }
 
-func (l *ledger) Hold(_ context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
+func (l *fakeLedger) Hold(_ context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
 	l.holds = append(l.holds, in)
 	return l.outcome, l.err
 }
 
-func (l *ledger) CommitReservation(context.Context, *dbv1.CommitReservationRequest) (*dbv1.CommitReservationResponse, error) {
+func (l *fakeLedger) CommitReservation(context.Context, *dbv1.CommitReservationRequest) (*dbv1.CommitReservationResponse, error) {
 	return l.committed, l.err
 }
 
-func (l *ledger) SeedAccounts(_ context.Context, in *dbv1.SeedAccountsRequest) (*dbv1.SeedAccountsResponse, error) {
+func (l *fakeLedger) SeedAccounts(_ context.Context, in *dbv1.SeedAccountsRequest) (*dbv1.SeedAccountsResponse, error) {
 	l.accounts = in.Accounts
 	return &dbv1.SeedAccountsResponse{Upserted: uint32(len(in.Accounts))}, l.err
 }
@@ -58,7 +58,7 @@ func (r rates) Convert(_ context.Context, in *fxv1.ConvertRequest) (*fxv1.Conver
 }
 
 // newWallet makes the function. Nothing here reads the database.
-func newWallet(t *testing.T, l *ledger, fx rates) grpc.ClientConnInterface {
+func newWallet(t *testing.T, l *fakeLedger, fx rates) grpc.ClientConnInterface {
 	t.Helper()
 	f, err := Function.Make(Config{DatabaseURL: "postgres://nowhere.invalid/", QueueMax: 1}, function.Dependencies{
 		Conns: map[string]grpc.ClientConnInterface{
@@ -86,25 +86,25 @@ func TestReserve(t *testing.T) {
 	held := rpc.FromOutcome(payment.Standing(payment.Pending, "", "r", false))
 	for name, tc := range map[string]struct {
 		in     *walletv1.ReserveRequest
-		ledger ledger
+		ledger fakeLedger
 		fx     rates
 		want   string
 		asked  bool
 	}{
-		"held":          {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{outcome: held}, rates{}, "held r", true},
-		"captured once": {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{outcome: rpc.FromOutcome(payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true))}, rates{}, "held r", true},
+		"held":          {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: held}, rates{}, "held r", true},
+		"captured once": {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: rpc.FromOutcome(payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true))}, rates{}, "held r", true},
 		"refused": {
-			reserve("p", "A", 1000, commonv1.Currency_USD), ledger{outcome: rpc.FromOutcome(payment.Decline(payment.InsufficientFunds))}, rates{},
+			reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: rpc.FromOutcome(payment.Decline(payment.InsufficientFunds))}, rates{},
 			"insufficient_funds", true,
 		},
-		"no currency":        {reserve("p", "A", 1000, 0), ledger{}, rates{}, "unsupported_currency", false},
-		"no rate":            {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{}, rates{err: status.Error(codes.NotFound, "none")}, "unsupported_currency", false},
-		"no amount":          {reserve("p", "A", 0, commonv1.Currency_USD), ledger{}, rates{}, "invalid_input", false},
-		"no payment":         {reserve("", "A", 1000, commonv1.Currency_USD), ledger{}, rates{}, "invalid_input", false},
-		"the house's":        {reserve("p", payment.SettlementAccount, 1000, commonv1.Currency_USD), ledger{}, rates{}, "invalid_input", false},
-		"fx is away":         {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{}, rates{err: errDown}, "Unavailable", false},
-		"the ledger is away": {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{err: errDown}, rates{}, "Unavailable", true},
-		"no outcome":         {reserve("p", "A", 1000, commonv1.Currency_USD), ledger{outcome: &commonv1.Outcome{}}, rates{}, "Internal", true},
+		"no currency":        {reserve("p", "A", 1000, 0), fakeLedger{}, rates{}, "unsupported_currency", false},
+		"no rate":            {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{}, rates{err: status.Error(codes.NotFound, "none")}, "unsupported_currency", false},
+		"no amount":          {reserve("p", "A", 0, commonv1.Currency_USD), fakeLedger{}, rates{}, "invalid_input", false},
+		"no payment":         {reserve("", "A", 1000, commonv1.Currency_USD), fakeLedger{}, rates{}, "invalid_input", false},
+		"the house's":        {reserve("p", payment.SettlementAccount, 1000, commonv1.Currency_USD), fakeLedger{}, rates{}, "invalid_input", false},
+		"fx is away":         {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{}, rates{err: errDown}, "Unavailable", false},
+		"the ledger is away": {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{err: errDown}, rates{}, "Unavailable", true},
+		"no outcome":         {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: &commonv1.Outcome{}}, rates{}, "Internal", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := walletv1.NewWalletServiceClient(newWallet(t, &tc.ledger, tc.fx)).Reserve(t.Context(), tc.in)
@@ -133,14 +133,14 @@ func reserve(id, account string, amount int64, currency commonv1.Currency) *wall
 
 func TestCapture(t *testing.T) {
 	for name, tc := range map[string]struct {
-		ledger ledger
+		ledger fakeLedger
 		want   string
 	}{
-		"captured":           {ledger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_OK}}, "true "},
-		"captured before":    {ledger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_DUPLICATE}}, "true "},
-		"rolled back":        {ledger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_BAD_STATUS, Reason: "expired"}}, "false expired"},
-		"unknown":            {ledger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_NOT_FOUND, Message: "no such"}}, "false no such"},
-		"the ledger is away": {ledger{err: errDown}, "Unavailable"},
+		"captured":           {fakeLedger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_OK}}, "true "},
+		"captured before":    {fakeLedger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_DUPLICATE}}, "true "},
+		"rolled back":        {fakeLedger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_BAD_STATUS, Reason: "expired"}}, "false expired"},
+		"unknown":            {fakeLedger{committed: &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_NOT_FOUND, Message: "no such"}}, "false no such"},
+		"the ledger is away": {fakeLedger{err: errDown}, "Unavailable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := walletv1.NewWalletServiceClient(newWallet(t, &tc.ledger, rates{})).Capture(t.Context(), &walletv1.CaptureRequest{ReservationId: "r"})
@@ -157,7 +157,7 @@ func TestCapture(t *testing.T) {
 
 // Accounts of earlier callers come with doubles, and with what is left out.
 func TestSeedAccounts(t *testing.T) {
-	l := &ledger{}
+	l := &fakeLedger{}
 	admin := walletv1.NewAdminClient(newWallet(t, l, rates{}))
 	if _, err := admin.SeedAccounts(t.Context(), &walletv1.SeedAccountsRequest{Accounts: []*walletv1.AccountSeed{
 		{AccountId: "A", Owner: "Ayu", Balance: 1500, DailyLimit: 50},

@@ -1,5 +1,5 @@
-// Package postgres opens connection pools and classifies the database's errors. It also holds the
-// queries that two functions share.
+// Package postgres opens connection pools, classifies the database's errors, and keeps small tables in
+// memory.
 package postgres
 
 import (
@@ -208,40 +208,4 @@ func sqlState(err error) string {
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
-// NewestRules reads the current rules: risk applies them, and the ledger enforces them. rules is
-// nil when there are none.
-func NewestRules(ctx context.Context, q Querier) (id string, rules []byte, err error) {
-	err = q.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &rules)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", nil, nil
-	}
-	if err != nil {
-		return "", nil, fmt.Errorf("read rules: %w", err)
-	}
-	return id, rules, nil
-}
-
-// The sample reads about 50 pages of a large table, and all of a small one. ORDER BY random() over
-// ten million accounts would take seconds.
-const randomAccountsSQL = `
-SELECT account_id
-FROM wallet_accounts TABLESAMPLE SYSTEM (
-	LEAST(100, 5000.0 / GREATEST(1, (SELECT relpages FROM pg_class WHERE oid = 'wallet_accounts'::regclass))))
-WHERE status = 'ACTIVE' AND NOT internal
-ORDER BY random()
-LIMIT $1`
-
-// RandomAccounts picks up to n different active accounts at random.
-func RandomAccounts(ctx context.Context, q Querier, n int) ([]string, error) {
-	rows, err := q.Query(ctx, randomAccountsSQL, n)
-	if err != nil {
-		return nil, fmt.Errorf("pick random accounts: %w", err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("pick random accounts: %w", err)
-	}
-	return ids, nil
 }

@@ -25,10 +25,10 @@ import (
 	"github.com/chromedp/chromedp/kb"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/ledger"
 	"pgw/shared/rpc"
 	"pgw/tests/processes"
 )
@@ -256,7 +256,7 @@ func (s *suite) open(t *testing.T, l look) *tab {
 		}
 		cancel()
 		p.checkConsole()
-		sum, err := db.ReadSum(context.Background(), s.conn)
+		sum, err := ledger.ReadSum(context.Background(), s.conn)
 		if err == nil {
 			err = sum.Err()
 		}

@@ -25,10 +25,10 @@ import (
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 
-	"pgw/functions/db"
 	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/tests/processes"
 )
 
@@ -203,7 +203,7 @@ func (w *world) startStores(ctx, keep context.Context) (err error) {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := db.Migrate(ctx, w.server.direct()); err != nil {
+	if err := ledger.Migrate(ctx, w.server.direct()); err != nil {
 		return err
 	}
 	w.kafka = kafka.Config{

@@ -14,7 +14,6 @@ import (
 	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
 	dbv1 "pgw/proto/gen/db/v1"
@@ -23,6 +22,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 	"pgw/tests/processes"
@@ -59,7 +59,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	database := embeddedtest.Postgres(t)
-	if err := db.Migrate(t.Context(), database); err != nil {
+	if err := ledger.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
 	if r.conn, err = pgx.Connect(t.Context(), database); err != nil {

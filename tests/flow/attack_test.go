@@ -413,7 +413,7 @@ func TestThreatsNameTheirTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all strings.Builder
-	for _, dir := range []string{".", "../../functions/db", "../../functions/gateway", "../../functions/gateway/access", "../../shared/function", "../../shared/secret", "../../shared/event", "../../functions/kafkasource", "../manifests"} {
+	for _, dir := range []string{".", "../../functions/db", "../../shared/ledger", "../../functions/gateway", "../../functions/gateway/access", "../../shared/function", "../../shared/secret", "../../shared/event", "../../functions/kafkasource", "../manifests"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/ledger"
 	"pgw/tests/processes"
 )
 
@@ -25,7 +25,7 @@ func separate(t *testing.T, log *processes.Output) *processes.System {
 		t.Fatal(err)
 	}
 	database := embeddedtest.Postgres(t)
-	if err := db.Migrate(t.Context(), database); err != nil {
+	if err := ledger.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
 	topics, err := processes.Topics(4)
@@ -48,7 +48,7 @@ func separate(t *testing.T, log *processes.Output) *processes.System {
 			t.Fatal(err)
 		}
 		defer conn.Close(context.Background())
-		sum, err := db.ReadSum(context.Background(), conn)
+		sum, err := ledger.ReadSum(context.Background(), conn)
 		if err == nil {
 			err = sum.Err()
 		}

@@ -25,7 +25,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 
-	"pgw/functions/db"
 	"pgw/functions/gateway/access"
 	"pgw/functions/pgw/allinone"
 	fxv1 "pgw/proto/gen/fx/v1"
@@ -35,6 +34,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 	"pgw/tests/processes"
@@ -176,14 +176,15 @@ func start(t testing.TB, o options) *system {
 	fresh := o.database == ""
 	if fresh {
 		o.database = embeddedtest.Postgres(t)
-		if err := db.Migrate(t.Context(), o.database); err != nil {
+		if err := ledger.Migrate(t.Context(), o.database); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := &system{t: t, faults: &faults{}}
 	// Each function has the rights that it has in production; s.conn has the owner's.
-	ledger, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
-	err := db.Roles(t.Context(), o.database, db.Login{URL: ledger, Role: db.LedgerRole}, db.Login{URL: reader, Role: db.ReaderRole})
+	writer, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
+	err := ledger.Roles(t.Context(), o.database,
+		ledger.Login{URL: writer, Role: ledger.LedgerRole}, ledger.Login{URL: reader, Role: ledger.ReaderRole})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +221,7 @@ func start(t testing.TB, o options) *system {
 				return ctx.Err()
 			}
 		},
-		Database: ledger, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
+		Database: writer, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
@@ -307,7 +308,7 @@ func (s *system) open(balance float64, ids ...string) {
 
 func (s *system) checkSum() {
 	s.t.Helper()
-	sum, err := db.ReadSum(context.Background(), s.conn)
+	sum, err := ledger.ReadSum(context.Background(), s.conn)
 	if err == nil {
 		err = sum.Err()
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
+	"pgw/shared/ledger"
 	"pgw/tests/processes"
 )
 
@@ -156,7 +156,7 @@ func TestKillInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	sum, err := db.ReadSum(t.Context(), conn)
+	sum, err := ledger.ReadSum(t.Context(), conn)
 	if err == nil {
 		err = sum.Err()
 	}

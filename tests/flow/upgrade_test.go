@@ -17,12 +17,12 @@ import (
 	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 	"pgw/tests/processes"
 )
@@ -160,7 +160,7 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 
 	// Expand: the previous release goes on, and no client notices.
 	retried := c.retried.Load()
-	if err := db.Migrate(t.Context(), database); err != nil {
+	if err := ledger.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
 	c.more(100)
@@ -197,7 +197,7 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	sum, err := db.ReadSum(t.Context(), conn)
+	sum, err := ledger.ReadSum(t.Context(), conn)
 	if err == nil {
 		err = sum.Err()
 	}

@@ -179,7 +179,7 @@ const accounts = 10_000
 const pastImages = 250_000
 
 // fullLedger returns a warmed ledger with past payments; n = 0 means none.
-func (b *bench) fullLedger(name string, past int) (*ledger, error) {
+func (b *bench) fullLedger(name string, past int) (*testLedger, error) {
 	l, err := b.m.ledger(name, accounts)
 	if err != nil {
 		return nil, err

@@ -32,8 +32,8 @@ const callers = 512
 // over ten million accounts still fits the ledger's integers.
 const rich = 100_000_000_000
 
-// ledger is db in this process, called as payments calls it.
-type ledger struct {
+// testLedger is db in this process, called as payments calls it.
+type testLedger struct {
 	m        *machine
 	database string
 	accounts int
@@ -42,19 +42,19 @@ type ledger struct {
 }
 
 // ledger makes a database with the given number of accounts, and db in front of it.
-func (m *machine) ledger(kind string, accounts int) (*ledger, error) {
+func (m *machine) ledger(kind string, accounts int) (*testLedger, error) {
 	database, err := m.database(kind)
 	if err != nil {
 		return nil, err
 	}
-	l := &ledger{m: m, database: database, accounts: accounts}
+	l := &testLedger{m: m, database: database, accounts: accounts}
 	if err := l.open(kind); err != nil {
 		return nil, err
 	}
 	return l, m.openAccounts(database, accounts)
 }
 
-func (l *ledger) open(kind string) error {
+func (l *testLedger) open(kind string) error {
 	f, err := db.Function.Make(db.Config{DatabaseURL: l.database, BatchMax: 256, BatchLanes: 1, QueueMax: 4096}, function.Dependencies{})
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (m *machine) openAccounts(database string, n int) error {
 
 // pastPayments fills the tables with finished payments. Each is paid back by the next, so the
 // ledger still adds up. Their keys are spread over the index like clients' keys.
-func (l *ledger) pastPayments(n int) error {
+func (l *testLedger) pastPayments(n int) error {
 	return l.m.exec(l.database,
 		`ALTER TABLE reservations DROP CONSTRAINT reservations_idempotency_key_key`,
 		fmt.Sprintf(`
@@ -118,7 +118,7 @@ func fromOne(rng *rand.Rand, accounts int) (from, to int) { return 0, 1 + rng.In
 
 // pay reserves and commits n payments, and returns the payments per second. It fails if any payment
 // is not in the ledger exactly once.
-func (l *ledger) pay(n int, choose way) (float64, error) {
+func (l *testLedger) pay(n int, choose way) (float64, error) {
 	run := fmt.Sprintf("run-%d", time.Now().UnixNano())
 	perSecond, err := closedLoop(l.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
 		conn := dbv1.NewDbClient(l.conns[worker%len(l.conns)])

@@ -19,9 +19,9 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/db"
 	"pgw/shared/embedded"
 	"pgw/shared/function"
+	"pgw/shared/ledger"
 )
 
 // machine is shared by all scenarios of a run. Above all it is one Postgres, for pgbench and for
@@ -136,7 +136,7 @@ func (m *machine) database(kind string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return target, db.Migrate(m.ctx, target)
+	return target, ledger.Migrate(m.ctx, target)
 }
 
 func (m *machine) exec(database string, statements ...string) error {
@@ -164,7 +164,7 @@ func (m *machine) sum(database string) error {
 	}
 	defer conn.Close(context.WithoutCancel(m.ctx))
 	for deadline := time.Now().Add(settled); ; time.Sleep(time.Second) {
-		sum, err := db.ReadSum(m.ctx, conn)
+		sum, err := ledger.ReadSum(m.ctx, conn)
 		switch {
 		case err != nil:
 			return err

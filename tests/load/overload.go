@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
-	"pgw/functions/db"
 	"pgw/functions/pgw/load"
+	"pgw/shared/ledger"
 )
 
 // promise is the time limit for the answer to an admitted payment.
@@ -190,7 +190,7 @@ func (a *attack) judge() error {
 	if err != nil {
 		return err
 	}
-	sum, err := db.ReadSum(ctx, conn)
+	sum, err := ledger.ReadSum(ctx, conn)
 	if err != nil {
 		return err
 	}

@@ -22,11 +22,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"pgw/functions/db"
 	"pgw/functions/kafkasource"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
@@ -224,7 +224,7 @@ func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error
 		}
 	}
 	switch {
-	case len(l.Actions) > 0 && l.Actions[len(l.Actions)-1].Action == db.Discarded:
+	case len(l.Actions) > 0 && l.Actions[len(l.Actions)-1].Action == string(ledger.Discarded):
 		l.State = Discarded
 	case len(l.Actions) > 0:
 		l.State = Redriven
@@ -333,19 +333,19 @@ func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, o
 	if err := producer.Publish(bounded, front, l.Key, l.Event); err != nil {
 		return fmt.Errorf("%s: %w", l.Place, err)
 	}
-	return b.record(ctx, l, db.Redriven, operator, note)
+	return b.record(ctx, l, ledger.Redriven, operator, note)
 }
 
 // Discard records that nothing more is to be done about a letter.
 func (b *Box) Discard(ctx context.Context, l Letter, operator, note string) error {
-	return b.record(ctx, l, db.Discarded, operator, note)
+	return b.record(ctx, l, ledger.Discarded, operator, note)
 }
 
-func (b *Box) record(ctx context.Context, l Letter, action, operator, note string) error {
+func (b *Box) record(ctx context.Context, l Letter, action ledger.Action, operator, note string) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	_, err := dbv1.NewAdminClient(b.DB).RecordDeadLetterAction(ctx, &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
-		Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, EventId: l.Event.ID(), EventKey: l.Key, Action: action, Operator: operator, Note: note,
+		Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, EventId: l.Event.ID(), EventKey: l.Key, Action: string(action), Operator: operator, Note: note,
 	}})
 	if err != nil {
 		return fmt.Errorf("record what was done about %s: %w", l.Place, err)

@@ -21,13 +21,13 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// ledger knows no payment, and what was done about letters. Every question must have a bound.
-type ledger struct {
+// fakeLedger knows no payment, and what was done about letters. Every question must have a bound.
+type fakeLedger struct {
 	t    *testing.T
 	done []*dbv1.DeadLetterAction
 }
 
-func (l *ledger) Invoke(ctx context.Context, method string, asked, answer any, _ ...grpc.CallOption) error {
+func (l *fakeLedger) Invoke(ctx context.Context, method string, asked, answer any, _ ...grpc.CallOption) error {
 	if _, bounded := ctx.Deadline(); !bounded {
 		l.t.Errorf("%s may wait for ever", method)
 	}
@@ -52,11 +52,11 @@ func (l *ledger) Invoke(ctx context.Context, method string, asked, answer any, _
 	return nil
 }
 
-func (l *ledger) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+func (l *fakeLedger) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Error(codes.Unimplemented, "no stream")
 }
 
-func box(t *testing.T) (*Box, *kafka.Producer, *ledger) {
+func box(t *testing.T) (*Box, *kafka.Producer, *fakeLedger) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "payments.deadletter", Partitions: 1}, kafka.Topic{Name: "payments.parked", Partitions: 1},
 		kafka.Topic{Name: "payments.request", Partitions: 1})
 	producer, err := kafka.NewProducer(broker.Config, "test")
@@ -64,7 +64,7 @@ func box(t *testing.T) (*Box, *kafka.Producer, *ledger) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { producer.Close(context.Background()) })
-	l := &ledger{t: t}
+	l := &fakeLedger{t: t}
 	return &Box{Kafka: broker.Config, DB: l}, producer, l
 }
 

@@ -11,10 +11,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"pgw/seeds"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // NoAnswer is what a request heard when nobody was there.
@@ -98,27 +98,22 @@ type Kept struct {
 }
 
 // Judge holds answers against the ledger. All keys begin with prefix.
-func Judge(ctx context.Context, conn *pgx.Conn, prefix string, answers []Answer) (Verdict, error) {
+func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []Answer) (Verdict, error) {
 	var v Verdict
-	rows, err := conn.Query(ctx, `
-SELECT r.idempotency_key, r.reservation_id::text, r.status, coalesce(p.reason, '')
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`, prefix)
+	claims, err := ledger.ReadClaims(ctx, conn, prefix)
 	if err != nil {
 		return v, err
 	}
-	ledger := map[string]Kept{}
-	var key string
-	var k Kept
-	if _, err := pgx.ForEachRow(rows, []any{&key, &k.Ref, &k.Status, &k.Reason}, func() error { ledger[key] = k; return nil }); err != nil {
-		return v, err
-	}
-	v.Ends = make(map[string]string, len(ledger))
-	for key, k := range ledger {
+	v.Ends = make(map[string]string, len(claims))
+	kept := make(map[string]Kept, len(claims))
+	for key, c := range claims {
+		k := Kept{c.ReservationID.String(), c.Status, c.Reason}
+		kept[key] = k
 		v.Ends[key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.Status, k.Reason))
 	}
 	successes := map[string]int{}
 	for _, a := range answers {
-		k, known := ledger[a.Key]
+		k, known := kept[a.Key]
 		problem := a.Contradiction(k, known)
 		if a.Status == payment.Success {
 			if successes[a.Key]++; successes[a.Key] > 1 {

@@ -17,12 +17,11 @@ import (
 	"github.com/IBM/sarama"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
-	"pgw/functions/db"
 	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 )
 
@@ -208,16 +207,17 @@ func (r *reconciliation) readClock(ctx context.Context) error {
 
 // addUp proves the ledger by itself.
 func (r *reconciliation) addUp(ctx context.Context) error {
-	sum, err := db.ReadSum(ctx, r.tx)
+	sum, err := ledger.ReadSum(ctx, r.tx)
 	if err != nil {
 		return err
 	}
-	var claims int64
-	if err := r.tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM wallet_accounts), (SELECT count(*) FROM reservations)`).Scan(&r.report.Accounts, &claims); err != nil {
-		return fmt.Errorf("count accounts: %w", err)
+	n, err := ledger.ReadCounts(ctx, r.tx)
+	if err != nil {
+		return err
 	}
+	r.report.Accounts = n.Accounts
 	r.report.Balances, r.report.Holds, r.report.Funded, r.report.Pending = sum.Balances, sum.Holds, sum.Funded, sum.Pending
-	r.examined[Conservation], r.examined[Account], r.examined[Outcome], r.examined[Overdue] = 1, r.report.Accounts, claims, sum.Pending
+	r.examined[Conservation], r.examined[Account], r.examined[Outcome], r.examined[Overdue] = 1, n.Accounts, n.Claims, sum.Pending
 	if sum.Balances+sum.Holds != sum.Funded {
 		r.breach(Breach{Check: Conservation, Problem: fmt.Sprintf("balances %d + holds %d are %+d off the %d that were funded",
 			sum.Balances, sum.Holds, sum.Balances+sum.Holds-sum.Funded, sum.Funded)})
@@ -231,11 +231,11 @@ func (r *reconciliation) addUp(ctx context.Context) error {
 	return r.listOverdue(ctx)
 }
 
-func (r *reconciliation) listAccounts(ctx context.Context, sum db.Sum) error {
+func (r *reconciliation) listAccounts(ctx context.Context, sum ledger.Sum) error {
 	if sum.AccountsOff == 0 {
 		return nil
 	}
-	accounts, err := db.ReadAccountsOff(ctx, r.tx, MaxListed)
+	accounts, err := ledger.ReadAccountsOff(ctx, r.tx, MaxListed)
 	if err != nil {
 		return err
 	}
@@ -251,11 +251,11 @@ func (r *reconciliation) listAccounts(ctx context.Context, sum db.Sum) error {
 	return nil
 }
 
-func (r *reconciliation) listOutcomes(ctx context.Context, sum db.Sum) error {
+func (r *reconciliation) listOutcomes(ctx context.Context, sum ledger.Sum) error {
 	if sum.OutcomesOff+sum.KeysUnclaimed == 0 {
 		return nil
 	}
-	outcomes, err := db.ReadOutcomesOff(ctx, r.tx, MaxListed)
+	outcomes, err := ledger.ReadOutcomesOff(ctx, r.tx, MaxListed)
 	if err != nil {
 		return err
 	}
@@ -267,17 +267,14 @@ func (r *reconciliation) listOutcomes(ctx context.Context, sum db.Sum) error {
 }
 
 func (r *reconciliation) listOverdue(ctx context.Context) error {
-	rows, err := r.tx.Query(ctx, `SELECT idempotency_key, deadline FROM reservations WHERE status = 'PENDING' AND deadline < $1 ORDER BY deadline`, r.judged)
+	overdue, err := ledger.ReadOverdue(ctx, r.tx, r.judged)
 	if err != nil {
-		return fmt.Errorf("list overdue holds: %w", err)
+		return err
 	}
-	var key string
-	var deadline time.Time
-	_, err = pgx.ForEachRow(rows, []any{&key, &deadline}, func() error {
-		r.breach(Breach{Check: Overdue, Payment: key, Problem: "is PENDING, and its deadline was " + deadline.UTC().Format(time.RFC3339)})
-		return nil
-	})
-	return err
+	for _, o := range overdue {
+		r.breach(Breach{Check: Overdue, Payment: o.Key, Problem: "is PENDING, and its deadline was " + o.Deadline.UTC().Format(time.RFC3339)})
+	}
+	return nil
 }
 
 // readLedger reads the claims that events may be compared with.
@@ -287,28 +284,12 @@ func (r *reconciliation) readLedger(ctx context.Context) error {
 	if !since.IsZero() {
 		since = since.Add(-2 * payment.DecideWithin)
 	}
-	rows, err := r.tx.Query(ctx, `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
-	r.accepted_at, p.decided_at
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE r.created_at >= $1`, since)
-	if err != nil {
-		return fmt.Errorf("read the ledger: %w", err)
-	}
-	var key string
-	var e entry
-	var fingerprint []byte
-	var accepted, decided pgtype.Timestamptz
-	_, err = pgx.ForEachRow(rows, []any{&key, &e.id, &fingerprint, &e.attempt, &e.status, &e.reason, &accepted, &decided}, func() error {
-		next := e
-		copy(next.fingerprint[:], fingerprint)
-		next.accepted, next.decided = accepted.Time, decided.Time
-		r.entries[hashKey(key)] = &next
-		return nil
+	return ledger.EachClaim(ctx, r.tx, since, func(c ledger.DatedClaim) {
+		r.entries[hashKey(c.Key)] = &entry{
+			id: c.ReservationID, fingerprint: c.Fingerprint, attempt: c.AttemptID, status: c.Status, reason: c.Reason,
+			accepted: c.Accepted, decided: c.Decided,
+		}
 	})
-	if err != nil {
-		return fmt.Errorf("read the ledger: %w", err)
-	}
-	return nil
 }
 
 // read gives the events of a topic, and notes where the topic begins to remember.
@@ -440,13 +421,9 @@ func (r *reconciliation) compare(ctx context.Context) error {
 // name finds the keys of reservations.
 func (r *reconciliation) name(ctx context.Context, ids []uuid.UUID, b Breach) error {
 	listed := ids[:min(len(ids), MaxListed)]
-	rows, err := r.tx.Query(ctx, `SELECT idempotency_key FROM reservations WHERE reservation_id = ANY($1) ORDER BY reservation_id`, listed)
+	keys, err := ledger.ReadKeys(ctx, r.tx, listed)
 	if err != nil {
-		return fmt.Errorf("read keys: %w", err)
-	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("read keys: %w", err)
+		return err
 	}
 	for _, key := range keys {
 		b.Payment = key
@@ -470,14 +447,9 @@ func (r *reconciliation) excuse(ctx context.Context) error {
 			return err
 		}
 	}
-	rows, err := r.tx.Query(ctx, `SELECT DISTINCT event_key FROM dead_letter_actions WHERE action = $1`, db.Discarded)
+	discarded, err := ledger.ReadDiscarded(ctx, r.tx)
 	if err != nil {
-		return fmt.Errorf("read what was discarded: %w", err)
-	}
-	discarded := map[string]bool{}
-	var key string
-	if _, err := pgx.ForEachRow(rows, []any{&key}, func() error { discarded[key] = true; return nil }); err != nil {
-		return fmt.Errorf("read what was discarded: %w", err)
+		return err
 	}
 	for _, u := range r.undecided {
 		if discarded[u.key] {

@@ -7,10 +7,10 @@ import (
 
 	"github.com/IBM/sarama"
 
-	"pgw/functions/db"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { embeddedtest.Main(m) }
 // A transaction marker, or another hole, at a topic's end does not keep a reconciliation from its end.
 func TestTopicsThatEndInAMarker(t *testing.T) {
 	database := embeddedtest.Postgres(t)
-	if err := db.Migrate(t.Context(), database); err != nil {
+	if err := ledger.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
 	names := []string{"payments.request", "payments.result", "payments.deadletter", "payments.parked"}

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/google/uuid"
 
 	"pgw/shared/embedded/embeddedtest"
 )
@@ -176,5 +178,33 @@ func TestMigrationsLetPaymentsGoOn(t *testing.T) {
 				t.Errorf("%s %s", name, problem)
 			}
 		}
+	}
+}
+
+// The schema refuses outcomes that a client could be told and that can't be true.
+func TestTheSchemaRefusesFalseOutcomes(t *testing.T) {
+	w := newWorld(t)
+	const payments = `INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+VALUES ($1, 'k', 'A', 'B', 'IDR', $2, $3, $4)`
+	for name, tc := range map[string]struct {
+		amount         int64
+		status, reason string
+	}{
+		"failed, and committed":  {1, "FAILED", "committed"},
+		"success, and a refusal": {1, "SUCCESS", "insufficient_funds"},
+		"no reason":              {1, "FAILED", ""},
+		"no amount":              {0, "FAILED", "expired"},
+	} {
+		if _, err := w.pool.Exec(context.Background(), payments, uuid.New(), tc.amount, tc.status, tc.reason); err == nil {
+			t.Errorf("%s: was taken", name)
+		}
+	}
+	const reservations = `INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr,
+	currency_input, amount_minor, status, deadline) VALUES ($1, 'k', $2, 'A', 'B', 1, 'IDR', $3, 'PENDING', now())`
+	if _, err := w.pool.Exec(context.Background(), reservations, uuid.New(), make([]byte, 15), 1); err == nil {
+		t.Error("a fingerprint of 15 bytes was taken")
+	}
+	if _, err := w.pool.Exec(context.Background(), reservations, uuid.New(), make([]byte, 16), -1); err == nil {
+		t.Error("a negative amount was taken")
 	}
 }

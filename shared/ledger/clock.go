@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"time"
@@ -20,7 +20,7 @@ func acceptedAge(r prometheus.Registerer) prometheus.Histogram {
 	})
 }
 
-func (l *ledger) observeAccepted(calls []reserve, fresh []int, now time.Time) {
+func (l *Ledger) observeAccepted(calls []reserve, fresh []int, now time.Time) {
 	if l.accepted == nil {
 		return
 	}

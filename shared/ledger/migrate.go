@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -93,21 +93,21 @@ var KnownSchema = sync.OnceValue(func() int {
 
 const schemaSQL = `SELECT (SELECT max(version_id) FROM goose_db_version), (SELECT oldest_release FROM schema_support)`
 
-// CheckSchema says why a release that knows a schema can't work with the one that is there: it is older, or it is newer
-// and has lost what this release uses.
+// CheckSchema says why a release that knows a schema can't work with the one that is there, by an ErrSchema: it is older,
+// or it is newer and has lost what this release uses. Other errors are the database's.
 func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
 	var version, oldest int
 	err := q.QueryRow(ctx, schemaSQL).Scan(&version, &oldest)
 	switch {
 	case postgres.NoSuchTable(err), errors.Is(err, pgx.ErrNoRows):
-		return fmt.Errorf("the schema is older than this release, which needs version %d: run pgw migrate", known)
+		return schemaError(fmt.Sprintf("the schema is older than this release, which needs version %d: run pgw migrate", known))
 	case err != nil:
 		return err
 	case version < known:
-		return fmt.Errorf("the schema has version %d, and this release needs %d: run pgw migrate", version, known)
+		return schemaError(fmt.Sprintf("the schema has version %d, and this release needs %d: run pgw migrate", version, known))
 	case known < oldest:
-		return fmt.Errorf("the schema has version %d, which releases that know less than version %d can't work with; this one knows %d: "+
-			"deploy a newer release", version, oldest, known)
+		return schemaError(fmt.Sprintf("the schema has version %d, which releases that know less than version %d can't work with; this one knows %d: "+
+			"deploy a newer release", version, oldest, known))
 	}
 	return nil
 }

@@ -2,19 +2,64 @@ package db
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/ledger"
 	"pgw/shared/payment"
 )
+
+// Each of the ledger's errors tells a caller what to do: wait, try again, or give up.
+func TestTheLedgersErrorsAreTranslated(t *testing.T) {
+	for want, errs := range map[codes.Code][]error{
+		codes.ResourceExhausted:  {ledger.ErrFull, fmt.Errorf("reads: %w", ledger.ErrFull)},
+		codes.Unavailable:        {ledger.ErrLocked, &pgconn.PgError{Code: "55P03"}, errors.New("broken")},
+		codes.FailedPrecondition: {&pgconn.PgError{Code: "22003"}, &pgconn.PgError{Code: "23514"}},
+		codes.InvalidArgument:    {&ledger.InvalidError{Err: &payment.FieldError{Field: "rates", Problem: "0 in one call"}}},
+		codes.Canceled:           {context.Canceled},
+		codes.DeadlineExceeded:   {context.DeadlineExceeded},
+	} {
+		for _, err := range errs {
+			if got := status.Code(translated(err)); got != want {
+				t.Errorf("%v: %s, want %s", err, got, want)
+			}
+		}
+	}
+}
+
+// Who commits too late hears that it is too late, and who commits to a blocked receiver hears that it failed.
+func TestALateCommitIsToldToBeLate(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 10))
+	commit := func() *dbv1.CommitReservationResponse {
+		t.Helper()
+		got, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationID.String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.CommitFailed) {
+		t.Errorf("to a blocked receiver: %+v", got)
+	}
+	w.exec(`UPDATE reservations SET deadline = now() - interval '1 second'`)
+	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.Expired) {
+		t.Errorf("past the deadline: %+v", got)
+	}
+}
 
 // keys pages through the list and gives the keys it saw, and how many calls that took.
 func (w *world) keys(in *dbv1.ListRequest) (keys []string, calls int) {
@@ -40,7 +85,7 @@ func TestListNewestFirst(t *testing.T) {
 	for i, to := range []string{"B", "C", "B", "C", "B"} {
 		r := w.mustReserve(pay(fmt.Sprint("p", i), "A", to, 10))
 		if i < 3 {
-			w.mustFinish(Finish{ReservationID: r.ReservationID})
+			w.mustFinish(ledger.Finish{ReservationID: r.ReservationID})
 		}
 	}
 	w.mustReserve(pay("too much", "B", "C", 5_000))
@@ -67,7 +112,7 @@ func TestListNewestFirst(t *testing.T) {
 		t.Errorf("%v: %v", got, err)
 	}
 	for field, in := range map[string]*dbv1.ListRequest{
-		"limit":      {Limit: maxPage + 1},
+		"limit":      {Limit: ledger.MaxPage + 1},
 		"before":     {Before: "yesterday"},
 		"account_id": {AccountId: strings.Repeat("x", payment.MaxAccountID+1)},
 		"state":      {State: 99},
@@ -96,7 +141,7 @@ func TestMetadataIsKept(t *testing.T) {
 		t.Errorf("with other metadata: %+v", got)
 	}
 	for key, want := range map[string]map[string]string{"noted": noted.Metadata, "bare": nil} {
-		rec, err := w.reads.payment(t.Context(), key)
+		rec, err := w.ledger.Payment(t.Context(), key)
 		if err != nil || !maps.Equal(rec.Metadata, want) || rec.Claimed != rec.Fingerprint() {
 			t.Errorf("%s: %v, %v", key, rec.Metadata, err)
 		}
@@ -112,40 +157,55 @@ func TestMetadataIsKept(t *testing.T) {
 	}
 }
 
-// However long the ledger is, one call looks at so many payments and no more; the next goes on from there.
-func TestListIsBounded(t *testing.T) {
-	w := newWorld(t)
-	w.open(1_000, "A", "B", "C")
-	oldest := w.mustReserve(pay("oldest", "A", "B", 10))
-	w.mustFinish(Finish{ReservationID: oldest.ReservationID})
-	w.exec(`
-WITH r AS (
-	INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
-	SELECT overlay('ffffffff-0000-7000-8000-000000000000' PLACING lpad(i::text, 12, '0') FROM 25)::uuid, 'k' || i, decode(repeat('00', 16), 'hex'), 'B', 'C', 1, 'IDR', 'ROLLEDBACK', now()
-	FROM generate_series(1, $1) i RETURNING *)
-INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
-SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', 'expired' FROM r`, 2*maxSearched+1)
-
-	if keys, calls := w.keys(&dbv1.ListRequest{AccountId: "A"}); strings.Join(keys, " ") != "oldest" || calls != 3 {
-		t.Errorf("%q after %d calls; want the oldest after 3", keys, calls)
+// Through the RPCs, with many payments under way while an account stays locked: strangers settle, and nobody waits for long.
+func TestStrangersSettleBesideALockedAccount(t *testing.T) {
+	w := newWorldWith(t, impatient)
+	w.open(10_000, "A", "B", "LOCKED")
+	w.hold(lockAccountSQL, "LOCKED")
+	var all sync.WaitGroup
+	for g := range 16 {
+		all.Go(func() {
+			for i := range 10 {
+				from := "A"
+				if g == 0 {
+					from = "LOCKED"
+				}
+				key := fmt.Sprint("k", g, "-", i)
+				var got *dbv1.ReserveFundsResponse
+				// A stranger's lane may hold A when a batch goes around locks; who is put off comes again.
+				for deadline := time.Now().Add(60 * time.Second); ; {
+					var err error
+					got, err = w.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{IdempotencyKey: key, SenderId: from, ReceiverId: "B", AmountIdr: 1, CurrencyInput: "IDR"})
+					if err == nil {
+						break
+					}
+					if status.Code(err) != codes.Unavailable {
+						t.Errorf("%s: %v", key, err)
+						return
+					}
+					if from == "LOCKED" {
+						return
+					}
+					if time.Now().After(deadline) {
+						t.Errorf("%s, a stranger's, does not settle: %v", key, err)
+						return
+					}
+				}
+				for deadline := time.Now().Add(60 * time.Second); ; {
+					committed, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: key})
+					if err == nil && committed.Status == dbv1.TxStatus_OK {
+						break
+					}
+					if err == nil || status.Code(err) != codes.Unavailable || time.Now().After(deadline) {
+						t.Errorf("commit of %s: %+v, %v", key, committed, err)
+						return
+					}
+				}
+			}
+		})
 	}
-	var lines []string
-	err := pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(t.Context(), walkSQL); err != nil {
-			return err
-		}
-		rows, err := tx.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) `+paymentsSQL, newest, "A", "", maxPage, maxSearched)
-		if err == nil {
-			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	plan := strings.Join(lines, "\n")
-	if !strings.Contains(plan, "Index Scan Backward using reservations_pkey") || !strings.Contains(plan, fmt.Sprintf("rows=%d ", maxSearched)) ||
-		strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") {
-		t.Errorf("the plan:\n%s", plan)
+	all.Wait()
+	if got := w.balance("B"); got != 10_150 {
+		t.Errorf("B has %d", got)
 	}
 }

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"fmt"
@@ -95,12 +95,12 @@ func TestBehindPgBouncer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var setting string
 			w := newWorldWith(t, func(cfg *Config) {
-				conn := connect(t, cfg.DatabaseURL)
+				conn := connect(t, cfg.URL)
 				name := pgx.Identifier{conn.Config().Database}.Sanitize()
 				if _, err := conn.Exec(t.Context(), "ALTER DATABASE "+name+" SET enable_nestloop = "+planner); err != nil {
 					t.Fatal(err)
 				}
-				cfg.DatabaseURL = behindPgBouncer(t, cfg.DatabaseURL)
+				cfg.URL = behindPgBouncer(t, cfg.URL)
 			})
 			if err := w.pool.QueryRow(t.Context(), `SELECT current_setting('enable_hashjoin')`).Scan(&setting); err != nil || setting != "on" {
 				t.Fatalf("enable_hashjoin is %s: %v", setting, err)

@@ -1,8 +1,7 @@
-package db
+package ledger
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -24,9 +23,6 @@ import (
 // A batch waits for such a lock no longer than LOCK_TIMEOUT. Then it runs once more around the
 // locked rows: it takes the free locks, and puts off only the calls that need a locked row. Their
 // callers get Unavailable and try again.
-
-// errLocked is the error of a call that is put off. The call has had no effect.
-var errLocked = errors.New("another transaction has locked the account or the reservation: try again later")
 
 const (
 	// locksLast is the time after a lock timeout in which batches wait only briefly. The same lock
@@ -73,7 +69,7 @@ func (s *seenLocks) recent() bool { return time.Since(time.Unix(0, s.last.Load()
 
 // servePatiently runs a batch. If a call runs into the lock timeout, it runs those calls once more
 // around the locked rows.
-func servePatiently[C, R any](l *ledger, run batch.Func[C, R], free func(context.Context, []C) ([]batch.Result[R], error)) batch.Func[C, R] {
+func servePatiently[C, R any](l *Ledger, run batch.Func[C, R], free func(context.Context, []C) ([]batch.Result[R], error)) batch.Func[C, R] {
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := run(ctx, calls)
 		if !slices.ContainsFunc(results, func(r batch.Result[R]) bool { return postgres.LockTimeout(r.Err) }) {
@@ -121,8 +117,8 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 
 // reserveFree is reserveAll without waiting for an account. It puts off a new claim whose sender is
 // locked. A refusal holds no money and needs no account.
-func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
-	limit, err := l.velocityLimit(ctx)
+func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
+	rules, err := l.rules.Get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w", err)
 	}
@@ -131,7 +127,7 @@ func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Resu
 		return nil, fmt.Errorf("reserve: %w", err)
 	}
 	defer conn.Release()
-	results, err := l.reserveFreeOn(ctx, conn, calls, limit)
+	results, err := l.reserveFreeOn(ctx, conn, calls, rules.VelocityPerMin)
 	if err != nil {
 		postgres.RollBack(ctx, conn)
 		return nil, fmt.Errorf("reserve around locks, of a batch of %d: %w", len(calls), err)
@@ -139,7 +135,7 @@ func (l *ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Resu
 	return results, nil
 }
 
-func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
+func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
 	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockFreeSendersSQL)
 	if err != nil {
 		return nil, err
@@ -159,7 +155,7 @@ func (l *ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	var at []int
 	for i, c := range calls {
 		if _, claimed := claims[c.Key]; locked[c.Sender] && !claimed && c.refuse == "" {
-			results[i].Err = errLocked
+			results[i].Err = ErrLocked
 			continue
 		}
 		kept, at = append(kept, c), append(at, i)
@@ -193,7 +189,7 @@ func idSet(ctx context.Context, q postgres.Querier, sql string, args []string) (
 }
 
 // finishBriefly is finishAll for the time after a lock timeout. It waits only briefly.
-func (l *ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
+func (l *Ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
 		finished, err = finishOn(ctx, conn, calls, false)
 		return err
@@ -202,7 +198,7 @@ func (l *ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []
 }
 
 // transact runs a transaction that waits only briefly for locks.
-func (l *ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) error {
+func (l *Ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) error {
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -224,11 +220,11 @@ func (l *ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) er
 
 // finishFree is finishAll without waiting. It puts off a reservation that is locked or whose
 // account is locked.
-func (l *ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
+func (l *Ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
 	return l.finishAround(ctx, calls, false)
 }
 
-func (l *ledger) finishAround(ctx context.Context, calls []Finish, untold bool) (results []batch.Result[Finished], err error) {
+func (l *Ledger) finishAround(ctx context.Context, calls []Finish, untold bool) (results []batch.Result[Finished], err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
 		results, err = finishFreeOn(ctx, conn, calls, untold)
 		return err
@@ -298,7 +294,7 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, untol
 	for i, f := range standing {
 		results[restAt[i]].Value = f
 		if f.Claim.Status == payment.Pending {
-			results[restAt[i]] = batch.Result[Finished]{Err: errLocked}
+			results[restAt[i]] = batch.Result[Finished]{Err: ErrLocked}
 		}
 	}
 	return results, nil

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"fmt"
@@ -26,7 +26,7 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 					n++
 					calls[i].Payment = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
 				}
-				reserved, err := w.ledger.reserveAll(b.Context(), calls)
+				reserved, err := w.reserveAll(b.Context(), calls)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -34,7 +34,7 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 				for i, r := range reserved {
 					finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
 				}
-				finished, err := w.ledger.finishAll(b.Context(), finishes)
+				finished, err := w.finishAll(b.Context(), finishes)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -8,11 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
-	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // hold locks rows as a person does who looks at them by SELECT … FOR UPDATE and goes to lunch.
@@ -52,14 +49,14 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	}
 	calls = append(calls, reserve{Payment: pay("waits", "LOCKED", "B", 1)}, reserve{Payment: pay("waits too", "LOCKED", "B", 1)},
 		reserve{Payment: pay("before", "LOCKED", "B", 10)}, reserve{Payment: pay("nobody", "X", "B", 1)})
-	results := servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls)
+	results := servePatiently(w.Ledger, serve(w.reserveAll), w.reserveFree)(t.Context(), calls)
 	for i, r := range results[:20] {
 		if r.Err != nil || r.Value.Status != payment.Pending {
 			t.Errorf("a stranger, %d: %+v", i, r)
 		}
 	}
 	for _, r := range results[20:22] {
-		if !errors.Is(r.Err, errLocked) || status.Code(unavailable(r.Err)) != codes.Unavailable {
+		if !errors.Is(r.Err, ErrLocked) {
 			t.Errorf("on the locked account: %+v", r)
 		}
 	}
@@ -69,7 +66,7 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	if r := results[23]; r.Err != nil || r.Value.Reason != payment.UnknownSender {
 		t.Errorf("an account that is not there: %+v", r)
 	}
-	if got, err := w.ledger.fail(t.Context(), pay("refused", "LOCKED", "B", 1), payment.Undeliverable); err != nil || got.Reason != payment.Undeliverable {
+	if got, err := w.Fail(t.Context(), pay("refused", "LOCKED", "B", 1), payment.Undeliverable); err != nil || got.Reason != payment.Undeliverable {
 		t.Errorf("a refusal, which needs no account: %+v, %v", got, err)
 	}
 	release()
@@ -104,7 +101,7 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 			w.mustFinish(Finish{ReservationID: done.ReservationID})
 			calls = append(calls, Finish{ReservationID: done.ReservationID}, Finish{ReservationID: newID()})
 			release := w.hold(lock)
-			run := servePatiently(w.ledger, serve(w.ledger.finishAll), w.ledger.finishFree)
+			run := servePatiently(w.Ledger, serve(w.finishAll), w.finishFree)
 			results := run(t.Context(), calls)
 			for i, r := range results[:20] {
 				if r.Err != nil || !r.Value.Done {
@@ -112,7 +109,7 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 				}
 			}
 			for _, r := range results[20:22] {
-				if !errors.Is(r.Err, errLocked) {
+				if !errors.Is(r.Err, ErrLocked) {
 					t.Errorf("what is locked: %+v", r)
 				}
 			}
@@ -152,9 +149,9 @@ VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B',
 	for i := range 8 {
 		calls = append(calls, reserve{Payment: pay(fmt.Sprint("k", i), "A", "B", 1)})
 	}
-	for i, r := range servePatiently(w.ledger, serve(w.ledger.reserveAll), w.ledger.reserveFree)(t.Context(), calls) {
+	for i, r := range servePatiently(w.Ledger, serve(w.reserveAll), w.reserveFree)(t.Context(), calls) {
 		if i == 3 {
-			if r.Err == nil || status.Code(unavailable(r.Err)) != codes.Unavailable {
+			if !postgres.LockTimeout(r.Err) {
 				t.Errorf("the claimed key: %+v", r)
 			}
 		} else if r.Err != nil || r.Value.Status != payment.Pending {
@@ -164,58 +161,5 @@ VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B',
 	release()
 	if got := w.mustReserve(pay("k3", "A", "B", 1)); got.Status != payment.Pending {
 		t.Errorf("once the lock is gone: %+v", got)
-	}
-}
-
-// Through the RPCs, with many payments under way while an account stays locked: strangers settle, and nobody waits for long.
-func TestStrangersSettleBesideALockedAccount(t *testing.T) {
-	w := newWorldWith(t, impatient)
-	w.open(10_000, "A", "B", "LOCKED")
-	w.hold(lockAccountSQL, "LOCKED")
-	var all sync.WaitGroup
-	for g := range 16 {
-		all.Go(func() {
-			for i := range 10 {
-				from := "A"
-				if g == 0 {
-					from = "LOCKED"
-				}
-				key := fmt.Sprint("k", g, "-", i)
-				var got *dbv1.ReserveFundsResponse
-				// A stranger's lane may hold A when a batch goes around locks; who is put off comes again.
-				for deadline := time.Now().Add(60 * time.Second); ; {
-					var err error
-					got, err = w.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{IdempotencyKey: key, SenderId: from, ReceiverId: "B", AmountIdr: 1, CurrencyInput: "IDR"})
-					if err == nil {
-						break
-					}
-					if status.Code(err) != codes.Unavailable {
-						t.Errorf("%s: %v", key, err)
-						return
-					}
-					if from == "LOCKED" {
-						return
-					}
-					if time.Now().After(deadline) {
-						t.Errorf("%s, a stranger's, does not settle: %v", key, err)
-						return
-					}
-				}
-				for deadline := time.Now().Add(60 * time.Second); ; {
-					committed, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: key})
-					if err == nil && committed.Status == dbv1.TxStatus_OK {
-						break
-					}
-					if err == nil || status.Code(err) != codes.Unavailable || time.Now().After(deadline) {
-						t.Errorf("commit of %s: %+v, %v", key, committed, err)
-						return
-					}
-				}
-			}
-		})
-	}
-	all.Wait()
-	if got := w.balance("B"); got != 10_150 {
-		t.Errorf("B has %d", got)
 	}
 }

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"testing"
@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 )
 
@@ -51,7 +51,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 			none.Deadline = time.Time{}
 			for _, r := range []payment.Payment{long, none} {
 				w.mustReserve(r)
-				rec, err := w.reads.payment(t.Context(), r.Key)
+				rec, err := w.Payment(t.Context(), r.Key)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -60,29 +60,6 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// Who commits too late hears that it is too late, and who commits to a blocked receiver hears that it failed.
-func TestALateCommitIsToldToBeLate(t *testing.T) {
-	w := newWorld(t)
-	w.open(100, "A", "B")
-	held := w.mustReserve(pay("k", "A", "B", 10))
-	commit := func() *dbv1.CommitReservationResponse {
-		t.Helper()
-		got, err := w.CommitReservation(t.Context(), &dbv1.CommitReservationRequest{ReservationId: held.ReservationID.String()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got
-	}
-	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
-	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.CommitFailed) {
-		t.Errorf("to a blocked receiver: %+v", got)
-	}
-	w.exec(`UPDATE reservations SET deadline = now() - interval '1 second'`)
-	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.Expired) {
-		t.Errorf("past the deadline: %+v", got)
 	}
 }
 
@@ -172,12 +149,20 @@ FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM paym
 // left.
 func TestWhatIsPutLastHolds(t *testing.T) {
 	w := newWorld(t)
+	usd, err := money.ParseCurrency("USD")
+	if err != nil {
+		t.Fatal(err)
+	}
 	put := func(rate string) {
 		t.Helper()
-		if _, err := w.PutRates(t.Context(), &dbv1.PutRatesRequest{Rates: []*dbv1.Rate{{Base: "USD", Quote: "IDR", Rate: rate}}}); err != nil {
+		price, err := money.ParseRate(rate)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(`{"min_amount_idr": ` + rate + `}`)}); err != nil {
+		if _, err := w.PutRates(t.Context(), []Rate{{Base: usd, Quote: money.IDR, Rate: price}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.PutRules(t.Context(), []byte(`{"min_amount_idr": `+rate+`}`)); err != nil {
 			t.Fatal(err)
 		}
 		newest := `SELECT rate::text FROM fx_rates WHERE base = 'USD' AND quote = 'IDR' ORDER BY effective_at DESC, rate_id DESC LIMIT 1`
@@ -210,7 +195,7 @@ func TestTheRulesInForceStayInForce(t *testing.T) {
 	w.exec(`DELETE FROM goose_db_version WHERE version_id >= 4`)
 	w.exec(`INSERT INTO risk_rules VALUES ('01900000-0000-7000-8000-000000000000', '{"n": 1}', now() + interval '1 hour'),
 		('01900000-0000-7000-8000-000000000001', '{"n": 2}', now() - interval '1 hour')`)
-	if err := Migrate(t.Context(), w.cfg.DatabaseURL); err != nil {
+	if err := Migrate(t.Context(), w.cfg.URL); err != nil {
 		t.Fatal(err)
 	}
 	var n string

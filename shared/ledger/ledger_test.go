@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -11,17 +11,12 @@ import (
 	"testing"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
-	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/batch"
 	"pgw/shared/embedded/embeddedtest"
-	"pgw/shared/event"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
@@ -29,28 +24,15 @@ import (
 
 // world is one ledger on a database of its own.
 type world struct {
-	*DB
-	t         testing.TB
-	published *published
-}
+	*Ledger
+	t   testing.TB
+	cfg Config
+	now func() time.Time // the process's clock
 
-type published struct {
-	mu     sync.Mutex
-	events []cloudevents.Event
-	fail   error
+	mu       sync.Mutex
+	told     map[string]payment.Reason // by key: what sweeps have told
+	failTell error
 }
-
-func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fail != nil {
-		return p.fail
-	}
-	p.events = append(p.events, e)
-	return nil
-}
-
-const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
@@ -61,45 +43,54 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 	if err := Migrate(context.Background(), url); err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute}
-	change(&cfg)
-	if err := cfg.Keys.Decode(testKeys); err != nil {
+	w := &world{t: t, now: time.Now, told: map[string]payment.Reason{}}
+	w.cfg = Config{
+		URL: url, Name: "test", BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute, ReadTimeout: patience,
+		Now: func() time.Time { return w.now() }, Log: slog.New(slog.DiscardHandler),
+	}
+	change(&w.cfg)
+	var err error
+	if w.Ledger, err = Open(w.cfg); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Kafka.ResultTopic = "payments.result"
-	pool, err := openPool(cfg, time.Now, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{t: t, published: &published{}}
-	w.DB = &DB{cfg: cfg, pool: pool, publish: w.published, now: time.Now, log: slog.New(slog.DiscardHandler), metrics: discardMetrics()}
-	w.ledger = newLedger(pool, cfg, nil)
-	w.reads = newReads(pool, patience)
 	t.Cleanup(func() {
 		w.checkSum()
-		if err := w.ledger.close(context.Background()); err != nil {
+		if err := w.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		pool.Close()
 	})
 	return w
+}
+
+// sweep sweeps, and remembers what was told.
+func (w *world) sweep(ctx context.Context) (rolledBack, told int, err error) {
+	swept, err := w.Sweep(ctx, func(_ context.Context, key string, c Claim, _ time.Time) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.failTell == nil {
+			w.told[key] = c.Reason
+		}
+		return w.failTell
+	})
+	return swept.RolledBack, swept.Told, err
 }
 
 // open makes accounts with funds.
 func (w *world) open(balance int64, ids ...string) {
 	w.t.Helper()
-	in := &dbv1.SeedAccountsRequest{}
+	var accounts []Seed
 	for _, id := range ids {
-		in.Accounts = append(in.Accounts, &dbv1.Account{AccountId: id, Owner: id, Currency: "IDR", Status: "ACTIVE", BalanceIdr: balance})
+		accounts = append(accounts, Seed{Profile{AccountID: id, Owner: id, Currency: "IDR", Status: payment.Active}, balance})
 	}
-	if _, err := w.SeedAccounts(context.Background(), in); err != nil {
+	if err := w.SeedAccounts(context.Background(), accounts); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-func (w *world) balance(id string) (balance int64) {
+func (w *world) balance(id string) int64 {
 	w.t.Helper()
-	if err := w.pool.QueryRow(context.Background(), `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, id).Scan(&balance); err != nil {
+	balance, err := w.Balance(context.Background(), id)
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	return balance
@@ -133,7 +124,7 @@ func pay(key, from, to string, amount int64) payment.Payment {
 
 func (w *world) mustReserve(r payment.Payment) Reserved {
 	w.t.Helper()
-	got, err := w.ledger.reserve(context.Background(), r)
+	got, err := w.Reserve(context.Background(), r)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -142,7 +133,7 @@ func (w *world) mustReserve(r payment.Payment) Reserved {
 
 func (w *world) mustFinish(f Finish) Finished {
 	w.t.Helper()
-	got, err := w.ledger.finish(context.Background(), f)
+	got, err := w.Finish(context.Background(), f)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -263,7 +254,7 @@ func TestABadMemberFailsAlone(t *testing.T) {
 		{Payment: pay("too large for the rest", "A", "B", 41)},
 		{Payment: pay("the rest", "A", "B", 40)},
 	}
-	got, err := w.ledger.reserveAll(t.Context(), calls)
+	got, err := w.reserveAll(t.Context(), calls)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +270,7 @@ func TestABadMemberFailsAlone(t *testing.T) {
 	// The edge checks amounts; the ledger's constraint is what is left when the edge is passed by.
 	bad := pay("bad", "B", "A", 10)
 	bad.AmountIDR = -5
-	results := serve(w.ledger.reserveAll)(t.Context(), []reserve{{Payment: pay("good", "B", "A", 10)}, {Payment: bad}, {Payment: pay("good too", "B", "A", 10)}})
+	results := serve(w.reserveAll)(t.Context(), []reserve{{Payment: pay("good", "B", "A", 10)}, {Payment: bad}, {Payment: pay("good too", "B", "A", 10)}})
 	if results[0].Err != nil || results[2].Err != nil || results[0].Value.Status != payment.Pending || results[2].Value.Status != payment.Pending {
 		t.Errorf("the neighbours: %+v, %+v", results[0], results[2])
 	}
@@ -332,18 +323,18 @@ func TestFailClosesAPaymentOut(t *testing.T) {
 	w.open(100, "A", "B")
 	ctx := t.Context()
 
-	unseen, err := w.ledger.fail(ctx, pay("unseen", "A", "B", 10), payment.Undeliverable)
+	unseen, err := w.Fail(ctx, pay("unseen", "A", "B", 10), payment.Undeliverable)
 	if err != nil || unseen.Status != payment.RolledBack || unseen.Reason != payment.Undeliverable {
 		t.Errorf("unseen: %+v, %v", unseen, err)
 	}
 	w.mustReserve(pay("held", "A", "B", 10))
-	held, err := w.ledger.fail(ctx, pay("held", "A", "B", 10), payment.Undeliverable)
+	held, err := w.Fail(ctx, pay("held", "A", "B", 10), payment.Undeliverable)
 	if err != nil || held.Status != payment.RolledBack || held.Reason != payment.Undeliverable {
 		t.Errorf("held: %+v, %v", held, err)
 	}
 	done := w.mustReserve(pay("done", "A", "B", 10))
 	w.mustFinish(Finish{ReservationID: done.ReservationID})
-	settled, err := w.ledger.fail(ctx, pay("done", "A", "B", 10), payment.Undeliverable)
+	settled, err := w.Fail(ctx, pay("done", "A", "B", 10), payment.Undeliverable)
 	if err != nil || settled.Status != payment.Committed {
 		t.Errorf("settled: %+v, %v", settled, err)
 	}
@@ -359,21 +350,17 @@ func TestSweepRollsBackAndTells(t *testing.T) {
 	w.expire(w.mustReserve(pay("short", "A", "B", 10)).ReservationID)
 	w.mustReserve(pay("long", "A", "B", 20))
 
-	w.published.fail = context.DeadlineExceeded
+	w.failTell = context.DeadlineExceeded
 	if _, _, err := w.sweep(ctx); err == nil {
 		t.Fatal("a sweep that could not tell says nothing")
 	}
-	w.published.fail = nil
+	w.failTell = nil
 	rolledBack, told, err := w.sweep(ctx)
 	if err != nil || rolledBack != 0 || told != 1 {
 		t.Fatalf("second sweep: %d, %d, %v", rolledBack, told, err)
 	}
-	result, err := event.Decode[event.PaymentResult](w.published.events[0])
-	if err != nil || result.Key != "short" || result.Status != payment.Failed || result.Reason != payment.Expired {
-		t.Errorf("told %+v, %v", result, err)
-	}
-	if err := w.cfg.Keys.Verify(w.published.events[0]); err != nil {
-		t.Error(err)
+	if len(w.told) != 1 || w.told["short"] != payment.Expired {
+		t.Errorf("told %v", w.told)
 	}
 	if _, told, err := w.sweep(ctx); err != nil || told != 0 {
 		t.Errorf("third sweep: %d, %v", told, err)
@@ -467,7 +454,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 			}
 			results := make(chan []batch.Result[Finished])
 			go func() {
-				results <- serve(w.ledger.finishAll)(context.Background(), []Finish{{ReservationID: held.ReservationID}, {ReservationID: other.ReservationID}})
+				results <- serve(w.finishAll)(context.Background(), []Finish{{ReservationID: held.ReservationID}, {ReservationID: other.ReservationID}})
 			}()
 			w.waitsForALock()
 			if _, err := holder.Exec(t.Context(), tc.meanwhile, "B"); err != nil {
@@ -613,12 +600,11 @@ func TestCommitAndSweepRace(t *testing.T) {
 	}
 
 	expired := map[string]bool{}
-	for _, e := range w.published.events {
-		result, err := event.Decode[event.PaymentResult](e)
-		if err != nil || result.Reason != payment.Expired {
-			t.Fatalf("told %+v, %v", result, err)
+	for key, reason := range w.told {
+		if reason != payment.Expired {
+			t.Fatalf("told %s: %s", key, reason)
 		}
-		expired[result.Key] = true
+		expired[key] = true
 	}
 	won := 0
 	for i, done := range committed {
@@ -688,7 +674,7 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 				from, to := ids[rng.IntN(4)], ids[rng.IntN(4)]
 				r := pay(fmt.Sprint("k", rng.IntN(400)), from, to, 1+rng.Int64N(300))
 				r.AttemptID = fmt.Sprint(g, "-", i)
-				got, err := w.ledger.reserve(t.Context(), r)
+				got, err := w.Reserve(t.Context(), r)
 				if err != nil {
 					t.Error(err)
 					return
@@ -700,7 +686,7 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 				if rng.IntN(4) == 0 {
 					f.RollBack = payment.CommitFailed
 				}
-				if _, err := w.ledger.finish(t.Context(), f); err != nil {
+				if _, err := w.Finish(t.Context(), f); err != nil {
 					t.Error(err)
 				}
 			}
@@ -731,7 +717,7 @@ func neverDeadlock(t *testing.T, w *world) {
 	for round := range 15 {
 		var held []uuid.UUID
 		for i := range 2 {
-			decided, err := w.ledger.reserveAll(t.Context(), batch(rand.New(rand.NewPCG(uint64(round), uint64(i))), fmt.Sprintf("held-%d-%d-", round, i)))
+			decided, err := w.reserveAll(t.Context(), batch(rand.New(rand.NewPCG(uint64(round), uint64(i))), fmt.Sprintf("held-%d-%d-", round, i)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -745,7 +731,7 @@ func neverDeadlock(t *testing.T, w *world) {
 				var err error
 				switch g % 3 {
 				case 0:
-					_, err = w.ledger.reserveAll(t.Context(), batch(rng, fmt.Sprintf("more-%d-%d-", round, g)))
+					_, err = w.reserveAll(t.Context(), batch(rng, fmt.Sprintf("more-%d-%d-", round, g)))
 				case 1, 2: // both want each reservation, some to commit it and some to roll it back
 					var calls []Finish
 					for _, i := range rng.Perm(len(held)) {
@@ -755,7 +741,7 @@ func neverDeadlock(t *testing.T, w *world) {
 						}
 						calls = append(calls, f)
 					}
-					_, err = w.ledger.finishAll(t.Context(), calls)
+					_, err = w.finishAll(t.Context(), calls)
 				}
 				if err != nil {
 					t.Error(err)
@@ -795,7 +781,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 					key := fmt.Sprintf("k%d-%d", round, rapid.IntRange(0, 8).Draw(t, "key"))
 					calls = append(calls, reserve{Payment: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount"))})
 				}
-				got, err := w.ledger.reserveAll(context.Background(), calls)
+				got, err := w.reserveAll(context.Background(), calls)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -822,7 +808,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 			if rapid.Bool().Draw(t, "roll back") {
 				f.RollBack = payment.CommitFailed
 			}
-			got, err := w.ledger.finishAll(context.Background(), []Finish{f, f})
+			got, err := w.finishAll(context.Background(), []Finish{f, f})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -852,8 +838,11 @@ func TestQueueIsBounded(t *testing.T) {
 	w.open(100, "A", "B")
 	// One lane, held up by a lock on the sender.
 	w.cfg.BatchLanes, w.cfg.BatchMax, w.cfg.QueueMax = 1, 1, 1
-	small := newLedger(w.pool, w.cfg, nil)
-	defer small.close(context.Background())
+	small, err := Open(w.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer small.Close(context.Background())
 	tx, err := w.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -865,12 +854,12 @@ func TestQueueIsBounded(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if _, err := small.reserve(context.Background(), pay(fmt.Sprint(i), "A", "B", 1)); err != nil {
+			if _, err := small.Reserve(context.Background(), pay(fmt.Sprint(i), "A", "B", 1)); err != nil {
 				full <- err
 			}
 		})
 	}
-	if err := <-full; !errors.Is(err, batch.ErrFull) {
+	if err := <-full; !errors.Is(err, ErrFull) {
 		t.Errorf("beyond the queue: %v", err)
 	}
 	if err := tx.Rollback(t.Context()); err != nil {
@@ -930,9 +919,8 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B")
-	w.enforceRules()
 	put := func(rules string) error {
-		_, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(rules)})
+		_, err := w.PutRules(t.Context(), []byte(rules))
 		return err
 	}
 	if err := put(`{"velocity_per_min":3}`); err != nil {
@@ -1029,7 +1017,8 @@ func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
 func TestRulesAreValidatedBeforeTheyAreKept(t *testing.T) {
 	w := newWorld(t)
 	for _, bad := range []string{`null`, `[]`, `{"max_amount_idr":"x"}`, `{"velocity_per_min":-1}`, `{"min_amount_idr":5,"max_amount_idr":4}`, `{"blocked_accounts":["\u0000"]}`} {
-		if _, err := w.PutRules(t.Context(), &dbv1.PutRulesRequest{Rules: []byte(bad)}); status.Code(err) != codes.InvalidArgument {
+		var invalid *InvalidError
+		if _, err := w.PutRules(t.Context(), []byte(bad)); !errors.As(err, &invalid) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -7,45 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
-	dbv1 "pgw/proto/gen/db/v1"
-	"pgw/shared/embedded/embeddedtest"
-	"pgw/shared/function"
+	"pgw/shared/payment"
 )
 
 const patience = time.Minute
-
-// wholeDB gives a whole db with one account A and B each, and the database's URL.
-func wholeDB(t *testing.T) (dbv1.DbClient, string) {
-	t.Helper()
-	url := embeddedtest.Postgres(t)
-	if err := Migrate(t.Context(), url); err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, readWithin: time.Hour}
-	if err := cfg.Keys.Decode(testKeys); err != nil {
-		t.Fatal(err)
-	}
-	f, err := Function.Make(cfg, function.Dependencies{Publisher: &published{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := f.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	conn := f.InProcess()
-	_, err = dbv1.NewAdminClient(conn).SeedAccounts(t.Context(), &dbv1.SeedAccountsRequest{Accounts: []*dbv1.Account{
-		{AccountId: "A", Owner: "A", Currency: "IDR", Status: "ACTIVE", BalanceIdr: 1_000_000}, {AccountId: "B", Owner: "B", Currency: "IDR", Status: "ACTIVE"},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dbv1.NewDbClient(conn), url
-}
 
 func eventually(t *testing.T, what string, holds func() error) {
 	t.Helper()
@@ -63,8 +28,9 @@ func eventually(t *testing.T, what string, holds func() error) {
 // However many lists are stuck, payments are settled and single payments are read. Those who list hang up, and nothing of
 // theirs is left at the database.
 func TestListsDoNotHoldUpPayments(t *testing.T) {
-	ledger, url := wholeDB(t)
-	watch := connect(t, url)
+	w := newWorldWith(t, func(cfg *Config) { cfg.ReadTimeout = time.Hour })
+	w.open(1_000_000, "A", "B")
+	watch := connect(t, w.cfg.URL)
 	// Each row that a list looks at takes it longer than it has.
 	if _, err := watch.Exec(t.Context(), `
 		ALTER TABLE reservations RENAME TO reservations_kept;
@@ -76,11 +42,9 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		got, err := ledger.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
-			IdempotencyKey: key, SenderId: "A", ReceiverId: "B", AmountIdr: 10, CurrencyInput: "IDR", AmountMinor: 10,
-		})
-		if err != nil || got.Status != int32(dbv1.TxStatus_OK) {
-			t.Fatalf("payment %s: %v, %v", key, got, err)
+		got, err := w.Reserve(ctx, pay(key, "A", "B", 10))
+		if err != nil || got.Status != payment.Pending {
+			t.Fatalf("payment %s: %+v, %v", key, got, err)
 		}
 	}
 	reserve("first")
@@ -90,7 +54,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	const lists = 300
 	for range lists {
 		go func() {
-			_, err := ledger.List(listing, &dbv1.ListRequest{AccountId: "A"})
+			_, _, err := w.Payments(listing, Search{Limit: 20, Before: Newest, Account: "A"})
 			ended <- err
 		}()
 	}
@@ -110,7 +74,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	for i := range 20 {
 		reserve(fmt.Sprint("k", i))
 	}
-	if got, err := ledger.CheckBalance(t.Context(), &dbv1.CheckBalanceRequest{AccountId: "A", AmountIdr: 1}); err != nil || !got.Sufficient {
+	if got, err := w.Balance(t.Context(), "A"); err != nil || got < 1 {
 		t.Errorf("a read that is no list: %v, %v", got, err)
 	}
 	if n := stuck(); n > maxLists {
@@ -119,7 +83,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	hangUp()
 	for range lists {
 		err := <-ended
-		if code := status.Code(err); code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.ResourceExhausted {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrFull) {
 			t.Errorf("a list: %v", err)
 		}
 	}
@@ -132,7 +96,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	if _, err := watch.Exec(t.Context(), `DROP VIEW reservations; ALTER TABLE reservations_kept RENAME TO reservations`); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ledger.List(t.Context(), &dbv1.ListRequest{AccountId: "A", Limit: 100}); err != nil || len(got.Payments) != 21 {
+	if got, _, err := w.Payments(t.Context(), Search{Limit: 100, Before: Newest, Account: "A"}); err != nil || len(got) != 21 {
 		t.Errorf("a list afterwards: %v, %v", got, err)
 	}
 }
@@ -158,7 +122,7 @@ func TestReadsThatWaitAreBounded(t *testing.T) {
 		return nil
 	})
 	err := r.run(t.Context(), func(context.Context) error { return errors.New("was run") })
-	if got := status.Code(unavailable(err)); got != codes.ResourceExhausted {
+	if !errors.Is(err, ErrFull) {
 		t.Errorf("one more: %v", err)
 	}
 	close(block)

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"bytes"
@@ -13,9 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/batch"
-	"pgw/shared/event"
 	"pgw/shared/payment"
 )
 
@@ -28,15 +26,6 @@ const (
 	// anything. No other clock has a part in the ids of reservations or in the mark.
 	clockStep = time.Minute
 )
-
-// Sweep implements db.v1.Admin.
-func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepResponse, error) {
-	rolledBack, told, err := d.sweep(ctx)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	return &dbv1.SweepResponse{RolledBack: uint32(rolledBack), Told: uint32(told)}, nil
-}
 
 const (
 	markedSQL = `SELECT swept_to, clock_timestamp() FROM sweep_state`
@@ -82,35 +71,41 @@ type unfinished struct {
 	last    bool // of a page that is full
 }
 
-// sweep rolls back what is past its deadline, and publishes the outcomes. A crash in between leaves them
-// marked untold, and the next sweep publishes them: at least once, with the same event id.
-func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
+// Swept is what a sweep did and saw.
+type Swept struct {
+	RolledBack int // reservations past their deadline
+	Told       int // ends that were told, of this sweep and of earlier ones
+
+	At      time.Time // when the sweep began; zero: it did not get to the end, and has not counted what holds money
+	Pending int64     // reservations that hold money
+	HeldIDR int64     // what they hold
+	Oldest  time.Time // when the oldest of them was made; zero when there is none
+}
+
+// Tell tells the world how a reservation ended that a sweep has rolled back. at is when the sweep began.
+type Tell func(ctx context.Context, key string, c Claim, at time.Time) error
+
+// Sweep rolls back the reservations that are past their deadline, and tells of each. An error may come after a part of
+// that, which Swept has. A crash before an end is told leaves it marked, and the next sweep tells it: at least once.
+func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) {
 	defer func() {
-		result := "ok"
 		if err != nil {
 			err = fmt.Errorf("sweep: %w", err)
-			result = "error"
-		}
-		d.metrics.sweeps.WithLabelValues(result).Inc()
-		d.metrics.swept.Add(float64(rolledBack))
-		d.metrics.told.Add(float64(told))
-		if rolledBack > 0 {
-			d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", rolledBack, "told", told)
 		}
 	}()
 	var mark, now time.Time
-	if err := d.pool.QueryRow(ctx, markedSQL).Scan(&mark, &now); err != nil {
-		return 0, 0, err
+	if err := l.pool.QueryRow(ctx, markedSQL).Scan(&mark, &now); err != nil {
+		return swept, err
 	}
 	if mark.After(now) {
-		d.log.WarnContext(ctx, "the mark of the last sweep lies in the future: all reservations are looked at again", "mark", mark, "now", now)
+		l.log.WarnContext(ctx, "the mark of the last sweep lies in the future: all reservations are looked at again", "mark", mark, "now", now)
 		mark = time.Unix(0, 0)
 	}
 	// No hold lives longer than DecideWithin, so nothing made before this can become PENDING any more.
 	finished := now.Add(-payment.DecideWithin - clockStep)
-	open, looked, err := d.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
+	open, looked, err := l.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
 	if err != nil {
-		return 0, 0, err
+		return swept, err
 	}
 	if looked != uuid.Nil {
 		finished = minTime(finished, timeOf(looked)) // the next sweep goes on from there
@@ -133,32 +128,27 @@ func (d *DB) sweep(ctx context.Context) (rolledBack, told int, err error) {
 		}
 	}
 	for ids := range slices.Chunk(overdue, sweepBatch) {
-		done, err := d.rollBackOverdue(ctx, ids)
+		done, err := l.rollBackOverdue(ctx, ids)
 		if err != nil {
-			return rolledBack, told, err
+			return swept, err
 		}
-		rolledBack += len(done)
+		swept.RolledBack += len(done)
 		untold = append(untold, done...)
 	}
 	// Whoever locks reservations does so in the order of their ids.
 	slices.SortFunc(untold, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
 	for ids := range slices.Chunk(untold, sweepBatch) {
-		if err := d.tell(ctx, ids, now); err != nil {
-			return rolledBack, told, err
+		if err := l.tell(ctx, ids, now, tell); err != nil {
+			return swept, err
 		}
-		told += len(ids)
+		swept.Told += len(ids)
 	}
-	d.metrics.pending.Set(float64(pending))
-	d.metrics.pendingIDR.Set(float64(held))
-	d.metrics.oldestPending.Set(0)
+	swept.At, swept.Pending, swept.HeldIDR, swept.Oldest = now, pending, held, oldest
 	if !oldest.IsZero() {
-		d.metrics.oldestPending.Set(now.Sub(oldest).Seconds())
 		finished = minTime(finished, oldest)
 	}
-	if _, err = d.pool.Exec(ctx, markSQL, finished); err == nil {
-		d.metrics.lastSweep.Set(float64(now.Unix()))
-	}
-	return rolledBack, told, err
+	_, err = l.pool.Exec(ctx, markSQL, finished)
+	return swept, err
 }
 
 func minTime(a, b time.Time) time.Time {
@@ -169,10 +159,10 @@ func minTime(a, b time.Time) time.Time {
 }
 
 // unfinished finds them page by page, from an id on. looked is the last one looked at; uuid.Nil when there are no more.
-func (d *DB) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
+func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
 	looked = from
 	for range maxLooked / sweepPage {
-		rows, err := d.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: looked, Valid: true}, sweepPage)
+		rows, err := l.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: looked, Valid: true}, sweepPage)
 		if err != nil {
 			return nil, uuid.Nil, err
 		}
@@ -199,19 +189,19 @@ func (d *DB) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished
 
 // rollBackOverdue uses the same compare-and-set as everyone else: what a commit took meanwhile stays
 // committed, and is not among those returned. What is locked is left to the next sweep.
-func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
+func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
 	calls := make([]Finish, len(ids))
 	for i, id := range ids {
 		calls[i] = Finish{ReservationID: id.Bytes, RollBack: payment.Expired}
 	}
-	expire := servePatiently(d.ledger, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
-		return finishOn(ctx, d.pool, calls, true)
+	expire := servePatiently(l, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
+		return finishOn(ctx, l.pool, calls, true)
 	}), func(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
-		return d.ledger.finishAround(ctx, calls, true)
+		return l.finishAround(ctx, calls, true)
 	})
 	var done []pgtype.UUID
 	for i, r := range expire(ctx, calls) {
-		if r.Err != nil && !errors.Is(r.Err, errLocked) {
+		if r.Err != nil && !errors.Is(r.Err, ErrLocked) {
 			return nil, r.Err
 		}
 		if r.Value.Done {
@@ -221,35 +211,21 @@ func (d *DB) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.U
 	return done, nil
 }
 
-func (d *DB) tell(ctx context.Context, ids []pgtype.UUID, now time.Time) error {
-	rows, err := d.pool.Query(ctx, untoldSQL, ids)
+func (l *Ledger) tell(ctx context.Context, ids []pgtype.UUID, now time.Time, tell Tell) error {
+	rows, err := l.pool.Query(ctx, untoldSQL, ids)
 	if err != nil {
 		return err
 	}
-	claims := map[string]Claim{}
-	for rows.Next() {
-		var key string
-		c, err := scanClaim(rows, &key)
-		if err != nil {
-			rows.Close()
-			return err
-		}
-		claims[key] = c
-	}
-	if err := rows.Err(); err != nil {
+	claims, err := collectClaims(rows)
+	if err != nil {
 		return err
 	}
-	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return now }}
 	for key, c := range claims {
-		err := outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
-			Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,
-			AttemptID: c.AttemptID, SettledAt: now.UTC(),
-		})
-		if err != nil {
+		if err := tell(ctx, key, c, now); err != nil {
 			return err
 		}
 	}
-	_, err = d.pool.Exec(ctx, toldSQL, ids)
+	_, err = l.pool.Exec(ctx, toldSQL, ids)
 	return err
 }
 

@@ -1,11 +1,23 @@
-package db
+// Package ledger owns the database: its schema, and all SQL over accounts, fundings, reservations, payments, rates,
+// rules, the sweep's mark and the actions on dead letters. Pure decisions stand beside the SQL that they serve.
+//
+//   - A Ledger writes, and reads what clients ask for. Only db has one.
+//   - A Reader reads with the right to read alone, for fx, wallet and risk.
+//   - Functions named Read… read on a connection or in a snapshot of the caller, for operators' commands.
+//   - Migrate, Roles and CheckSchema keep the schema (UPGRADES.md).
+//
+// Amounts are whole rupiah unless a name says minor units. Times are the database's unless said otherwise. Errors are
+// this package's own (errors.go), the end of a context, or the database's, which shared/postgres tells apart.
+package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -26,7 +38,7 @@ const maxTries = 6
 
 // Claim is what the ledger knows of one idempotency key.
 type Claim struct {
-	ReservationID uuid.UUID
+	ReservationID uuid.UUID // zero: there is no claim
 	Fingerprint   payment.Fingerprint
 	AttemptID     string
 	Status        payment.ReservationStatus
@@ -75,33 +87,82 @@ type Finished struct {
 	Overdue bool // it is PENDING, and past its deadline by the database's clock
 }
 
-// ledger is the only writer of accounts, reservations and payments. Calls that arrive together become one
-// transaction.
-type ledger struct {
-	pool     *pgxpool.Pool
-	velocity func(context.Context) (uint32, error) // payments that a sender may start in a minute, 0: no limit; nil: none
-	reserves *batch.Batcher[reserve, Reserved]
-	finishes *batch.Batcher[Finish, Finished]
-	locks    seenLocks
-	accepted prometheus.Histogram // nil: not measured
+// Config of a Ledger.
+type Config struct {
+	URL  string // of the database, for a user with the right to write
+	Name string // of the function, for application_name in pg_stat_activity
+
+	BatchMax     int           // payments in one transaction
+	BatchLanes   int           // transactions of one kind at the same time
+	QueueMax     int           // calls that may wait for a batch; more get ErrFull
+	BatchTimeout time.Duration // bound of one batch with all its waits; 0 means batch.DefaultTimeout
+	LockTimeout  time.Duration // bound of waiting for a locked row; 0 means as long as a statement may take
+	ReadTimeout  time.Duration // bound of one read with its wait for a connection; 0 means 5 s
+
+	Now        func() time.Time      // the process's clock: only its distance from the database's is measured; nil means time.Now
+	Log        *slog.Logger          // nil means slog.Default
+	Registerer prometheus.Registerer // nil: there are no metrics
 }
 
-func newLedger(pool *pgxpool.Pool, cfg Config, r prometheus.Registerer) *ledger {
-	l := &ledger{pool: pool}
-	if r != nil {
-		l.accepted = acceptedAge(r)
-		l.locks.measure(r)
+// spareConns serve what is neither a reserve nor a finish: settings, accounts and the sweep.
+const spareConns = 4
+
+// Ledger writes accounts, reservations, payments and all else that the database holds. Calls that arrive
+// together become one transaction. Make it with Open; end it with Close.
+type Ledger struct {
+	pool     *pgxpool.Pool
+	reads    *reads
+	reserves *batch.Batcher[reserve, Reserved]
+	finishes *batch.Batcher[Finish, Finished]
+	rules    *postgres.Cached[payment.Rules]
+	locks    seenLocks
+	accepted prometheus.Histogram // nil: not measured
+	log      *slog.Logger
+}
+
+// Open makes a ledger on a database. It connects when it is first used. An error names DATABASE_URL.
+func Open(cfg Config) (*Ledger, error) {
+	// Each lane of both kinds holds a connection while it works.
+	pool, err := postgres.Open(postgres.Config{
+		URL: cfg.URL, Name: cfg.Name, Lookups: true, MaxConns: int32(2*cfg.BatchLanes + spareConns),
+		LockTimeout: cfg.LockTimeout, Now: cfg.Now, Registerer: cfg.Registerer,
+	})
+	if err != nil {
+		return nil, err
 	}
-	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Timeout: cfg.BatchTimeout, Registerer: r}
+	reading, err := postgres.Open(postgres.Config{
+		URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: cfg.Registerer,
+	})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	l := &Ledger{pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)), log: cmp.Or(cfg.Log, slog.Default())}
+	l.rules = postgres.NewCached(l.readRules, l.log)
+	if cfg.Registerer != nil {
+		l.accepted = acceptedAge(cfg.Registerer)
+		l.locks.measure(cfg.Registerer)
+	}
+	bounds := batch.Config{Max: cfg.BatchMax, Lanes: cfg.BatchLanes, Queue: cfg.QueueMax, Timeout: cfg.BatchTimeout, Registerer: cfg.Registerer}
 	bounds.Kind = "reserve"
 	l.reserves = batch.New(bounds, servePatiently(l, serve(l.reserveAll), l.reserveFree))
 	bounds.Kind = "finish"
 	l.finishes = batch.New(bounds, servePatiently(l, serve(l.finishAll), l.finishFree))
-	return l
+	return l, nil
 }
 
-func (l *ledger) close(ctx context.Context) error {
-	return errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
+// Ready says why the ledger can't work: the database does not answer, or its schema does not fit this release.
+func (l *Ledger) Ready(ctx context.Context) error { return CheckSchema(ctx, l.pool, KnownSchema()) }
+
+// Run keeps the rules that the ledger enforces itself up to date, until ctx ends.
+func (l *Ledger) Run(ctx context.Context) error { return l.rules.Run(ctx) }
+
+// Close serves the calls that have been taken, as long as ctx allows, and closes the connections.
+func (l *Ledger) Close(ctx context.Context) error {
+	err := errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
+	l.pool.Close()
+	l.reads.pool.Close()
+	return err
 }
 
 // serve runs a batch as one transaction, again when it lost against another. Values that the database
@@ -190,16 +251,9 @@ type sender struct {
 	debited         bool
 }
 
-func (l *ledger) velocityLimit(ctx context.Context) (uint32, error) {
-	if l.velocity == nil {
-		return 0, nil
-	}
-	return l.velocity(ctx)
-}
-
 // reserveAll decides a batch: two round trips, one transaction.
-func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
-	limit, err := l.velocityLimit(ctx)
+func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
+	rules, err := l.rules.Get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reserve: %w", err)
 	}
@@ -211,7 +265,7 @@ func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockSendersSQL)
 	if err == nil {
 		var decided []Reserved
-		decided, fresh := decide(calls, senders, blocked, claims, now, limit)
+		decided, fresh := decide(calls, senders, blocked, claims, now, rules.VelocityPerMin)
 		if err = writeReserved(ctx, conn, calls, decided, fresh, senders, now); err == nil {
 			l.observeAccepted(calls, fresh, now)
 			return decided, nil
@@ -223,14 +277,14 @@ func (l *ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 }
 
 // lockForReserve begins the transaction and reads what deciding needs. lockSQL is how the senders are locked.
-func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve, lockSQL string) (
+func (l *Ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve, lockSQL string) (
 	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, err error,
 ) {
 	keys, from, to := make([]string, len(calls)), make([]string, len(calls)), make([]string, len(calls))
 	for i, c := range calls {
 		keys[i], from[i], to[i] = c.Key, c.Sender, c.Receiver
 	}
-	senders, blocked, claims = map[string]*sender{}, map[string]bool{}, map[string]Claim{}
+	senders, blocked = map[string]*sender{}, map[string]bool{}
 
 	b := &pgx.Batch{}
 	b.Queue("BEGIN")
@@ -260,16 +314,9 @@ func (l *ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 		}
 		return rows.Err()
 	})
-	b.Queue(claimsSQL, distinct(keys)).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			var key string
-			c, err := scanClaim(rows, &key)
-			if err != nil {
-				return err
-			}
-			claims[key] = c
-		}
-		return rows.Err()
+	b.Queue(claimsSQL, distinct(keys)).Query(func(rows pgx.Rows) (err error) {
+		claims, err = collectClaims(rows)
+		return err
 	})
 	b.Queue(clockSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now) })
 	err = conn.SendBatch(ctx, b).Close()
@@ -287,6 +334,21 @@ func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 		return c, fmt.Errorf("reservation %s has a fingerprint of %d bytes", c.ReservationID, len(fingerprint))
 	}
 	return c, nil
+}
+
+// collectClaims reads claims, by their keys.
+func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
+	defer rows.Close()
+	claims := map[string]Claim{}
+	for rows.Next() {
+		var key string
+		c, err := scanClaim(rows, &key)
+		if err != nil {
+			return nil, err
+		}
+		claims[key] = c
+	}
+	return claims, rows.Err()
 }
 
 // decide is pure but for the new ids: it takes the calls one after the other, each against what the ones
@@ -492,7 +554,7 @@ WHERE r.reservation_id = ANY($1::uuid[])`
 
 // finishAll ends a batch of reservations: commits are one statement and so one transaction, rollbacks another. Last it
 // reads how those stand that were not this batch's to end.
-func (l *ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
+func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
 	if l.locks.recent() {
 		return l.finishBriefly(ctx, calls)
 	}
@@ -587,28 +649,31 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	return rows.Err()
 }
 
-// reserve claims the key and holds the funds, or says why not.
-func (l *ledger) reserve(ctx context.Context, r payment.Payment) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Payment: r})
+// Reserve claims the payment's key and holds its funds, or records why not. A known key keeps what it has: that is
+// returned. After ErrFull and ErrLocked the call has had no effect. After any other error that is not known, and the
+// same call may be made again: the claim then tells.
+func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, error) {
+	return l.reserves.Do(ctx, reserve{Payment: p})
 }
 
-// finish commits or rolls back one reservation.
-func (l *ledger) finish(ctx context.Context, f Finish) (Finished, error) {
+// Finish commits or rolls back one reservation. Its errors are those of Reserve.
+func (l *Ledger) Finish(ctx context.Context, f Finish) (Finished, error) {
 	return l.finishes.Do(ctx, f)
 }
 
-// refuse claims the key as refused for a reason. A key that is known keeps what it has: that is returned.
-func (l *ledger) refuse(ctx context.Context, r payment.Payment, reason payment.Reason) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Payment: r, refuse: reason})
+// Refuse claims the key as refused for a reason, and holds nothing. A known key keeps what it has: that is returned. Its
+// errors are those of Reserve.
+func (l *Ledger) Refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
+	return l.reserves.Do(ctx, reserve{Payment: p, refuse: reason})
 }
 
-// fail closes a payment as FAILED for a reason, unless it is decided already.
-func (l *ledger) fail(ctx context.Context, r payment.Payment, reason payment.Reason) (Reserved, error) {
-	got, err := l.refuse(ctx, r, reason)
-	if err != nil || got.Status != payment.Pending || got.Mismatch(r) {
+// Fail closes a payment as FAILED for a reason, unless it is decided already. Its errors are those of Reserve.
+func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
+	got, err := l.Refuse(ctx, p, reason)
+	if err != nil || got.Status != payment.Pending || got.Mismatch(p) {
 		return got, err
 	}
-	ended, err := l.finish(ctx, Finish{ReservationID: got.ReservationID, RollBack: reason})
+	ended, err := l.Finish(ctx, Finish{ReservationID: got.ReservationID, RollBack: reason})
 	got.Status, got.Reason = ended.Claim.Status, ended.Claim.Reason
 	return got, err
 }

@@ -1,4 +1,4 @@
-package db
+package ledger
 
 import (
 	"context"
@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"pgw/shared/batch"
 )
 
 const (
@@ -17,8 +15,8 @@ const (
 	maxRows, maxLists = 3, 3
 	// maxWaitingRows and maxWaitingLists are the most reads that run or wait.
 	maxWaitingRows, maxWaitingLists = 256, 64
-	// readWithin is the time limit of a read, including its wait.
-	readWithin = 5 * time.Second
+	// readTimeout is the time limit of a read, including its wait.
+	readTimeout = 5 * time.Second
 )
 
 // reads are the clients' reads. They have their own connections, so that no payment waits for them.
@@ -48,7 +46,7 @@ func newReaders(running int, most int64, within time.Duration) *readers {
 func (r *readers) run(ctx context.Context, read func(context.Context) error) error {
 	defer r.there.Add(-1)
 	if r.there.Add(1) > r.most {
-		return fmt.Errorf("reads: %w", batch.ErrFull)
+		return fmt.Errorf("reads: %w", ErrFull)
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()

@@ -1,0 +1,109 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/ledger"
+	"pgw/shared/money"
+	"pgw/shared/payment"
+)
+
+// SeedAccounts implements db.v1.Admin.
+func (d *DB) SeedAccounts(ctx context.Context, in *dbv1.SeedAccountsRequest) (*dbv1.SeedAccountsResponse, error) {
+	accounts := make([]ledger.Seed, len(in.Accounts))
+	for i, a := range in.Accounts {
+		accounts[i] = ledger.Seed{Profile: ledger.Profile{
+			AccountID: a.AccountId, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIdr,
+			Status: payment.AccountStatus(a.Status),
+		}, BalanceIDR: a.BalanceIdr}
+	}
+	if err := d.ledger.SeedAccounts(ctx, accounts); err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.SeedAccountsResponse{Upserted: uint32(len(accounts))}, nil
+}
+
+// PutRates implements db.v1.Admin. Rates are only added; fx reads the newest rate of each pair.
+func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutRatesResponse, error) {
+	rates := make([]ledger.Rate, len(in.Rates))
+	for i, r := range in.Rates {
+		var baseErr, quoteErr, rateErr error
+		rates[i].Base, baseErr = money.ParseCurrency(r.Base)
+		rates[i].Quote, quoteErr = money.ParseCurrency(r.Quote)
+		rates[i].Rate, rateErr = money.ParseRate(r.Rate)
+		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+			return nil, invalid(fmt.Errorf("rates[%d]: %w", i, err))
+		}
+	}
+	ids, err := d.ledger.PutRates(ctx, rates)
+	if err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.PutRatesResponse{RateIds: ids}, nil
+}
+
+// PutRules implements db.v1.Admin.
+func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
+	id, err := d.ledger.PutRules(ctx, in.Rules)
+	if err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.PutRulesResponse{RuleSet: id}, nil
+}
+
+// Sweep implements db.v1.Admin.
+func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepResponse, error) {
+	swept, err := d.sweep(ctx)
+	if err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.SweepResponse{RolledBack: uint32(swept.RolledBack), Told: uint32(swept.Told)}, nil
+}
+
+// RecordDeadLetterAction implements db.v1.Admin.
+func (d *DB) RecordDeadLetterAction(ctx context.Context, in *dbv1.RecordDeadLetterActionRequest) (*dbv1.RecordDeadLetterActionResponse, error) {
+	a := in.GetAction()
+	if a == nil {
+		return nil, invalid(&payment.FieldError{Field: "action", Problem: "is missing"})
+	}
+	err := d.ledger.RecordAction(ctx, ledger.DeadLetterAction{
+		Topic: a.Topic, Partition: a.Partition, Offset: a.Offset, EventID: a.EventId, EventKey: a.EventKey,
+		Action: ledger.Action(a.Action), Operator: a.Operator, Note: a.Note,
+	})
+	if err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.RecordDeadLetterActionResponse{}, nil
+}
+
+// ListDeadLetterActions implements db.v1.Admin.
+func (d *DB) ListDeadLetterActions(ctx context.Context, in *dbv1.ListDeadLetterActionsRequest) (*dbv1.ListDeadLetterActionsResponse, error) {
+	after := uuid.Nil
+	if in.PageToken != "" {
+		var err error
+		if after, err = uuid.Parse(in.PageToken); err != nil {
+			return nil, invalid(&payment.FieldError{Field: "page_token", Problem: "is none of this ledger"})
+		}
+	}
+	actions, next, err := d.ledger.Actions(ctx, in.Topic, after)
+	if err != nil {
+		return nil, translated(err)
+	}
+	out := &dbv1.ListDeadLetterActionsResponse{}
+	for _, a := range actions {
+		out.Actions = append(out.Actions, &dbv1.DeadLetterAction{
+			Topic: a.Topic, Partition: a.Partition, Offset: a.Offset, EventId: a.EventID, EventKey: a.EventKey,
+			Action: string(a.Action), Operator: a.Operator, Note: a.Note, ActedAt: timestamppb.New(a.ActedAt),
+		})
+	}
+	if next != uuid.Nil {
+		out.NextPageToken = next.String()
+	}
+	return out, nil
+}

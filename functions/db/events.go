@@ -1,0 +1,186 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+
+	"pgw/shared/event"
+	"pgw/shared/ledger"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// What became of an account's event: the values of a metric's label. An event that changes nothing is ignored: it
+// comes again, or it is older than what has been applied.
+const (
+	applied = "applied"
+	ignored = "ignored"
+	refusal = "refused"
+	putOff  = "put_off"
+)
+
+// handle takes account events and the sweep's ping.
+func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
+	switch e.Type() {
+	case event.TypePing:
+		// Unsigned: a ping carries nothing, and sweeping is harmless however often it is asked for.
+		_, err := d.sweep(ctx)
+		return err
+	case event.TypeAccountOpened, event.TypeAccountFunded:
+		outcome, err := d.applyAccountEvent(ctx, e)
+		d.metrics.accountEvents.WithLabelValues(outcome).Inc()
+		return err
+	default:
+		return refused("%s is not for db", e.Type())
+	}
+}
+
+func refused(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", event.ErrRefused, fmt.Errorf(format, args...))
+}
+
+// applyAccountEvent opens or funds an account. outcome is the label of what became of the event.
+func (d *DB) applyAccountEvent(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
+	changed, err := d.changeAccount(ctx, e)
+	// What the database refuses in an event, it will refuse for ever.
+	if postgres.BadData(err) && !postgres.Transient(err) {
+		err = fmt.Errorf("%w: %w", event.ErrRefused, err)
+	}
+	switch {
+	case event.Refused(err):
+		return refusal, err
+	case err != nil:
+		return putOff, err
+	case changed:
+		return applied, nil
+	}
+	return ignored, nil
+}
+
+func (d *DB) changeAccount(ctx context.Context, e cloudevents.Event) (changed bool, err error) {
+	version, err := d.cfg.Keys.Verified(e)
+	if err != nil {
+		return false, err
+	}
+	// A time that the signature does not cover is not looked at.
+	dated := version >= event.V2
+	if dated {
+		if err := d.checkTime(ctx, e); err != nil {
+			return false, err
+		}
+	}
+	if e.Type() == event.TypeAccountOpened {
+		return d.openAccount(ctx, e, dated)
+	}
+	return d.fundAccount(ctx, e)
+}
+
+// checkTime refuses what claims to be of the future: a profile from there would hold against all that come after it.
+func (d *DB) checkTime(ctx context.Context, e cloudevents.Event) error {
+	if e.Time().IsZero() {
+		return fmt.Errorf("%w: the event has no time", event.ErrMalformed)
+	}
+	ahead, err := d.ledger.Ahead(ctx, e.Time())
+	if err == nil && ahead > ledger.MaxAhead {
+		err = refused("the event's time, %s, lies in the future: %s ahead of the ledger's clock; at most %s",
+			e.Time().UTC().Format(time.RFC3339), ahead.Round(time.Second), ledger.MaxAhead)
+	}
+	return err
+}
+
+func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (changed bool, err error) {
+	in, err := event.Decode[event.AccountOpened](e)
+	if err != nil {
+		return false, err
+	}
+	if dated {
+		changed, err = d.ledger.OpenAccount(ctx, ledger.Profile(in), e.Time(), origin(e))
+	} else {
+		changed, err = d.ledger.OpenUndated(ctx, ledger.Profile(in))
+	}
+	switch {
+	case err != nil:
+		return false, eventError(err, "open", in.AccountID)
+	case changed:
+	case dated:
+		d.log.WarnContext(ctx, "an account's event is ignored: a newer event has set the profile",
+			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", string(in.Status))
+	default:
+		d.log.InfoContext(ctx, "an account's event is ignored: the account has this profile", "account", payment.Masked(in.AccountID))
+	}
+	return changed, nil
+}
+
+func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool, err error) {
+	in, err := event.Decode[event.AccountFunded](e)
+	if err != nil {
+		return false, err
+	}
+	changed, err = d.ledger.FundAccount(ctx, ledger.Funding(in), origin(e))
+	if err != nil {
+		return false, eventError(err, "fund", in.AccountID)
+	}
+	if !changed {
+		d.log.InfoContext(ctx, "an account's event is ignored: this funding has counted", "account", payment.Masked(in.AccountID))
+	}
+	return changed, nil
+}
+
+func origin(e cloudevents.Event) ledger.Origin { return ledger.Origin{Source: e.Source(), ID: e.ID()} }
+
+// eventError says what the ledger's error means for the event that asked for a change of an account.
+func eventError(err error, change, account string) error {
+	var bad *ledger.InvalidError
+	switch {
+	case errors.As(err, &bad):
+		return fmt.Errorf("%w: %w", event.ErrMalformed, err)
+	case errors.Is(err, ledger.ErrOtherProfile):
+		err = refused("%w, and a signature of v1 does not cover the time that would tell which is newer: sign the event anew, as pgw replay --sign does", err)
+	case errors.Is(err, ledger.ErrOtherFunding):
+		err = refused("%w", err)
+	case errors.Is(err, ledger.ErrNoAccount):
+		// The topic is ordered, and its key is the account: the event that opens an account stands before those that fund
+		// it, and has been taken or given up. So waiting would open nothing, and hold up all that stands behind.
+		err = refused("%w: open it, and have this event sent again (pgw deadletter redrive)", err)
+	}
+	return fmt.Errorf("%s account %s: %w", change, payment.Masked(account), err)
+}
+
+// sweep has the ledger sweep, publishes the outcomes, and measures. An outcome that comes again has the same event id.
+func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
+	swept, err := d.ledger.Sweep(ctx, d.tell)
+	if !swept.At.IsZero() {
+		d.metrics.pending.Set(float64(swept.Pending))
+		d.metrics.pendingIDR.Set(float64(swept.HeldIDR))
+		d.metrics.oldestPending.Set(0)
+		if !swept.Oldest.IsZero() {
+			d.metrics.oldestPending.Set(swept.At.Sub(swept.Oldest).Seconds())
+		}
+	}
+	result := "ok"
+	if err != nil {
+		result = "error"
+	} else {
+		d.metrics.lastSweep.Set(float64(swept.At.Unix()))
+	}
+	d.metrics.sweeps.WithLabelValues(result).Inc()
+	d.metrics.swept.Add(float64(swept.RolledBack))
+	d.metrics.told.Add(float64(swept.Told))
+	if swept.RolledBack > 0 {
+		d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", swept.RolledBack, "told", swept.Told)
+	}
+	return swept, err
+}
+
+// tell publishes the result of a payment that a sweep has rolled back.
+func (d *DB) tell(ctx context.Context, key string, c ledger.Claim, at time.Time) error {
+	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return at }}
+	return outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
+		Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,
+		AttemptID: c.AttemptID, SettledAt: at.UTC(),
+	})
+}

@@ -1,0 +1,19 @@
+package ledger
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// Two origins whose source and id run together to the same text are two.
+func TestOriginsAreUnambiguous(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		part := rapid.StringMatching(`[a0-9:#]{1,6}`)
+		s1, i1, s2, i2 := part.Draw(t, "s1"), part.Draw(t, "i1"), part.Draw(t, "s2"), part.Draw(t, "i2")
+		// No URI, and so no source, begins with a number and a colon.
+		if (Origin{"/" + s1, i1}).key() == (Origin{"/" + s2, i2}).key() && (s1 != s2 || i1 != i2) {
+			t.Fatalf("/%s, %s and /%s, %s", s1, i1, s2, i2)
+		}
+	})
+}

@@ -1,0 +1,114 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// Action is what an operator does about a dead letter.
+type Action string
+
+// The actions.
+const (
+	Redriven  Action = "REDRIVEN"
+	Discarded Action = "DISCARDED"
+)
+
+// DeadLetterAction is the record of an action. Kafka can't mark a letter, so it is named by its place.
+type DeadLetterAction struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+	EventID   string // of the event in it, if it has one
+	EventKey  string
+	Action    Action
+	Operator  string // who acted
+	Note      string // why
+	ActedAt   time.Time
+}
+
+const (
+	maxNote     = 500
+	actionsPage = 1000
+)
+
+// RecordAction records an action, whose ActedAt is ignored. An InvalidError names the field that can't be kept.
+func (l *Ledger) RecordAction(ctx context.Context, a DeadLetterAction) error {
+	if err := a.check(); err != nil {
+		return &InvalidError{err}
+	}
+	_, err := l.pool.Exec(ctx, `
+INSERT INTO dead_letter_actions (action_id, topic, partition, record_offset, event_id, event_key, action, operator, note)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		newID(), a.Topic, a.Partition, a.Offset, a.EventID, a.EventKey, a.Action, a.Operator, a.Note)
+	if err != nil {
+		return fmt.Errorf("record what was done about a dead letter: %w", err)
+	}
+	return nil
+}
+
+func (a DeadLetterAction) check() error {
+	bad := func(field, problem string) error { return &payment.FieldError{Field: field, Problem: problem} }
+	switch {
+	case a.Topic == "" || len(a.Topic) > 249: // Kafka's own limit
+		return bad("topic", "must have 1 to 249 characters")
+	case a.Partition < 0:
+		return bad("partition", "must not be negative")
+	case a.Offset < 0:
+		return bad("offset", "must not be negative")
+	case a.Action != Redriven && a.Action != Discarded:
+		return bad("action", "must be REDRIVEN or DISCARDED")
+	case a.Operator == "" || len(a.Operator) > maxNote:
+		return bad("operator", fmt.Sprintf("must have 1 to %d bytes", maxNote))
+	case len(a.Note) > maxNote, len(a.EventID) > maxNote, len(a.EventKey) > maxNote:
+		return bad("note, event_id, event_key", fmt.Sprintf("must have at most %d bytes", maxNote))
+	}
+	return nil
+}
+
+// Actions reads a page of a topic's actions, the oldest first. It goes on after the id that the page before gave as next;
+// uuid.Nil begins, and a next of uuid.Nil says that there are no more.
+func (l *Ledger) Actions(ctx context.Context, topic string, after uuid.UUID) (actions []DeadLetterAction, next uuid.UUID, err error) {
+	rows, err := l.pool.Query(ctx, `
+SELECT action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, acted_at
+FROM dead_letter_actions WHERE topic = $1 AND action_id > $2 ORDER BY action_id LIMIT $3`, topic, after, actionsPage)
+	if err != nil {
+		return nil, uuid.Nil, fmt.Errorf("read actions: %w", err)
+	}
+	var last uuid.UUID
+	actions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a DeadLetterAction, err error) {
+		err = row.Scan(&last, &a.Topic, &a.Partition, &a.Offset, &a.EventID, &a.EventKey, &a.Action, &a.Operator, &a.Note, &a.ActedAt)
+		return a, err
+	})
+	if err != nil {
+		return nil, uuid.Nil, fmt.Errorf("read actions: %w", err)
+	}
+	if len(actions) == actionsPage {
+		next = last
+	}
+	return actions, next, nil
+}
+
+// ReadDiscarded reads the keys of all events that operators have discarded.
+func ReadDiscarded(ctx context.Context, q postgres.Querier) (map[string]bool, error) {
+	rows, err := q.Query(ctx, `SELECT DISTINCT event_key FROM dead_letter_actions WHERE action = $1`, Discarded)
+	if err != nil {
+		return nil, fmt.Errorf("read what was discarded: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read what was discarded: %w", err)
+	}
+	discarded := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		discarded[key] = true
+	}
+	return discarded, nil
+}

@@ -1,0 +1,162 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// The limits of one call.
+const (
+	maxRates      = 500
+	maxRulesBytes = 1 << 20
+)
+
+// The database's clock decides which row is the newest. A row in the future must not stay the
+// newest, because a clock may have been set back. So a new row gets a time after every existing
+// row.
+const (
+	putRateSQL = `
+INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at)
+SELECT $1, $2, $3, $4::text::numeric, greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond')
+FROM fx_rates WHERE base = $2 AND quote = $3`
+
+	putRulesSQL = `
+INSERT INTO risk_rules (rule_set, rules, created_at)
+SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules`
+)
+
+// Rate is the price of one unit of a currency in another.
+type Rate struct {
+	Base, Quote money.Currency
+	Rate        money.Rate
+	ID          string    // given by the ledger
+	At          time.Time // since when it is in force; given by the ledger
+}
+
+// PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once. The ID and At of rates
+// are ignored. An InvalidError names the rate that can't be used.
+func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err error) {
+	if len(rates) == 0 || len(rates) > maxRates {
+		return nil, &InvalidError{&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(rates), maxRates)}}
+	}
+	b := &pgx.Batch{}
+	for i, r := range rates {
+		if err := r.check(); err != nil {
+			return nil, &InvalidError{fmt.Errorf("rates[%d]: %w", i, err)}
+		}
+		id := newID()
+		ids = append(ids, id.String())
+		b.Queue(putRateSQL, id, r.Base.String(), r.Quote.String(), r.Rate.String())
+	}
+	if err := l.pool.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("put rates: %w", err)
+	}
+	return ids, nil
+}
+
+var one, _ = money.ParseRate("1")
+
+func (r Rate) check() error {
+	// A rate is used in both directions.
+	if _, err := money.Cross(one, r.Rate); err != nil {
+		return &payment.FieldError{Field: "rate", Problem: fmt.Sprintf("%s of %s to %s has no inverse that can be used", r.Rate, r.Base, r.Quote)}
+	}
+	if r.Base == r.Quote {
+		return &payment.FieldError{Field: "quote_currency", Problem: "is the base currency"}
+	}
+	return nil
+}
+
+// newestRatesSQL goes from pair to pair by the index, so its cost does not depend on the length of a
+// pair's history.
+const newestRatesSQL = `
+WITH RECURSIVE pairs AS (
+	(SELECT base, quote FROM fx_rates ORDER BY base, quote LIMIT 1)
+	UNION ALL
+	SELECT n.base, n.quote FROM pairs p, LATERAL (
+		SELECT r.base, r.quote FROM fx_rates r WHERE (r.base, r.quote) > (p.base, p.quote) ORDER BY r.base, r.quote LIMIT 1) n
+)
+SELECT p.base, p.quote, n.rate::text, n.rate_id::text, n.effective_at
+FROM pairs p, LATERAL (
+	SELECT rate, rate_id, effective_at FROM fx_rates r WHERE r.base = p.base AND r.quote = p.quote
+	ORDER BY effective_at DESC, rate_id DESC LIMIT 1) n`
+
+func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
+	rows, err := q.Query(ctx, newestRatesSQL)
+	if err != nil {
+		return nil, fmt.Errorf("read rates: %w", err)
+	}
+	rates, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Rate, err error) {
+		var base, quote, rate string
+		if err := row.Scan(&base, &quote, &rate, &r.ID, &r.At); err != nil {
+			return r, err
+		}
+		var baseErr, quoteErr, rateErr error
+		r.Base, baseErr = money.ParseCurrency(base)
+		r.Quote, quoteErr = money.ParseCurrency(quote)
+		r.Rate, rateErr = money.ParseRate(rate)
+		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+			return r, fmt.Errorf("rate %s: %w", r.ID, err)
+		}
+		return r, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read rates: %w", err)
+	}
+	return rates, nil
+}
+
+// PutRules puts a rule set in force: the JSON of a payment.Rules, 1 MiB at most. It returns the set's id. An InvalidError
+// refuses rules that risk could not use, because they would stop every payment.
+func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err error) {
+	if len(text) > maxRulesBytes {
+		return "", &InvalidError{&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(text), maxRulesBytes)}}
+	}
+	rules, err := payment.ParseRules(text)
+	if err == nil {
+		err = rules.Validate()
+	}
+	if err != nil {
+		return "", &InvalidError{err}
+	}
+	set := newID()
+	if _, err := l.pool.Exec(ctx, putRulesSQL, set, string(text)); err != nil {
+		return "", fmt.Errorf("put rules: %w", err)
+	}
+	// This replica uses the rules at once. If that fails, the next refresh follows within a second.
+	_ = l.rules.Refresh(ctx)
+	return set.String(), nil
+}
+
+// readRules reads the rules of which the ledger enforces the limit that it counts itself: the payments that a sender
+// starts in a minute. Like risk, it uses rules that are at most two seconds old.
+func (l *Ledger) readRules(ctx context.Context) (payment.Rules, error) {
+	id, text, err := readRules(ctx, l.pool)
+	if err != nil || text == nil {
+		return payment.Rules{}, err // there are no rules yet: risk's defaults limit no counts
+	}
+	r, err := payment.ParseRules(text)
+	if err != nil {
+		err = fmt.Errorf("rule set %s: %w", id, err)
+	}
+	return r, err
+}
+
+func readRules(ctx context.Context, q postgres.Querier) (id string, text []byte, err error) {
+	err = q.QueryRow(ctx, `SELECT rule_set::text, rules FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`).Scan(&id, &text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil, nil
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("read rules: %w", err)
+	}
+	return id, text, nil
+}
