@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,8 +47,8 @@ listen_port = %d
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-ignore_startup_parameters = extra_float_digits, statement_timeout, lock_timeout, idle_in_transaction_session_timeout, jit, plan_cache_mode, enable_seqscan, enable_hashjoin, enable_mergejoin, default_transaction_read_only
-`, u.Hostname(), u.Port(), u.User.Username(), password, addr.Port)
+%s
+`, u.Hostname(), u.Port(), u.User.Username(), password, addr.Port, documented(t, "ignore_startup_parameters"))
 	file := filepath.Join(dir, "pgbouncer.ini")
 	if err := os.WriteFile(file, []byte(settings), 0o644); err != nil {
 		t.Fatal(err)
@@ -84,6 +85,22 @@ ignore_startup_parameters = extra_float_digits, statement_timeout, lock_timeout,
 	query.Set("default_query_exec_mode", "exec")
 	u.RawQuery = query.Encode()
 	return u.String()
+}
+
+// documented gives the line of a setting, as knative/README.md has it.
+func documented(t *testing.T, setting string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../knative/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, setting+" = ") {
+			return strings.TrimSpace(line)
+		}
+	}
+	t.Fatalf("knative/README.md does not name %s", setting)
+	return ""
 }
 
 // Behind PgBouncer in transaction mode no setting of a session reaches the server: the ledger is right all the same, and
