@@ -1,6 +1,6 @@
-// Package db is the ledger's function: the only writer of the database. It turns RPCs and events into calls of
-// shared/ledger and its answers back. Payments are in rpc.go, settings and operators' actions in admin.go, events in
-// events.go.
+// Package db is the ledger's function: the only writer of the database. It turns RPCs and events
+// into calls of shared/ledger and its answers back. Payments are in rpc.go, settings and operators'
+// actions in admin.go, events in events.go.
 package db
 
 import (
@@ -27,7 +27,8 @@ type Config struct {
 	BatchMax    int    `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
 	BatchLanes  int    `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
 	QueueMax    int    `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
-	// BatchTimeout is a little longer than a silent server is waited for: that it was silent is the better answer.
+	// BatchTimeout is a little longer than the wait for a silent server, because "the server was
+	// silent" is the better answer.
 	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"bound of one batch, with all its waits; whether one that took longer took effect is not known"`
 	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
 	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`

@@ -14,8 +14,8 @@ import (
 	"pgw/shared/postgres"
 )
 
-// What became of an account's event: the values of a metric's label. An event that changes nothing is ignored: it
-// comes again, or it is older than what has been applied.
+// What became of an account's event; these are the values of a metric's label. An event is ignored
+// when it comes again, or when it is older than the profile.
 const (
 	applied = "applied"
 	ignored = "ignored"
@@ -27,7 +27,7 @@ const (
 func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
 	switch e.Type() {
 	case event.TypePing:
-		// Unsigned: a ping carries nothing, and sweeping is harmless however often it is asked for.
+		// A ping is not signed. It carries no data, and a sweep does no harm however often it runs.
 		_, err := d.sweep(ctx)
 		return err
 	case event.TypeAccountOpened, event.TypeAccountFunded:
@@ -46,7 +46,7 @@ func refused(format string, args ...any) error {
 // applyAccountEvent opens or funds an account. outcome is the label of what became of the event.
 func (d *DB) applyAccountEvent(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
 	changed, err := d.changeAccount(ctx, e)
-	// What the database refuses in an event, it will refuse for ever.
+	// The database will always refuse the values that it has refused once.
 	if postgres.BadData(err) && !postgres.Transient(err) {
 		err = fmt.Errorf("%w: %w", event.ErrRefused, err)
 	}
@@ -66,7 +66,7 @@ func (d *DB) changeAccount(ctx context.Context, e cloudevents.Event) (changed bo
 	if err != nil {
 		return false, err
 	}
-	// A time that the signature does not cover is not looked at.
+	// A time that the signature does not cover is ignored.
 	dated := version >= event.V2
 	if dated {
 		if err := d.checkTime(ctx, e); err != nil {
@@ -79,7 +79,8 @@ func (d *DB) changeAccount(ctx context.Context, e cloudevents.Event) (changed bo
 	return d.fundAccount(ctx, e)
 }
 
-// checkTime refuses what claims to be of the future: a profile from there would hold against all that come after it.
+// checkTime refuses an event with a time in the future. A profile with such a time would win
+// against all later events.
 func (d *DB) checkTime(ctx context.Context, e cloudevents.Event) error {
 	if e.Time().IsZero() {
 		return fmt.Errorf("%w: the event has no time", event.ErrMalformed)
@@ -132,7 +133,8 @@ func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool
 
 func origin(e cloudevents.Event) ledger.Origin { return ledger.Origin{Source: e.Source(), ID: e.ID()} }
 
-// eventError says what the ledger's error means for the event that asked for a change of an account.
+// eventError says what the ledger's error means for the event that asked for a change of an
+// account.
 func eventError(err error, change, account string) error {
 	var bad *ledger.InvalidError
 	switch {
@@ -143,14 +145,16 @@ func eventError(err error, change, account string) error {
 	case errors.Is(err, ledger.ErrOtherFunding):
 		err = refused("%w", err)
 	case errors.Is(err, ledger.ErrNoAccount):
-		// The topic is ordered, and its key is the account: the event that opens an account stands before those that fund
-		// it, and has been taken or given up. So waiting would open nothing, and hold up all that stands behind.
+		// The topic's key is the account, so the event that opens the account comes before those
+		// that fund it. It has been applied or given up already. Waiting would not open the
+		// account, and would hold up the events behind.
 		err = refused("%w: open it, and have this event sent again (pgw deadletter redrive)", err)
 	}
 	return fmt.Errorf("%s account %s: %w", change, payment.Masked(account), err)
 }
 
-// sweep has the ledger sweep, publishes the outcomes, and measures. An outcome that comes again has the same event id.
+// sweep has the ledger sweep, publishes the outcomes, and measures. An outcome that comes again has
+// the same event id.
 func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
 	swept, err := d.ledger.Sweep(ctx, d.tell)
 	if !swept.At.IsZero() {

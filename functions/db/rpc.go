@@ -131,7 +131,8 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	}
 	reason := payment.Reason(in.Reason)
 	if !reason.RollBack() {
-		// Earlier callers write sentences, and a client must not hear FAILED for a reason that means success.
+		// Earlier callers write sentences. A client must not be told FAILED for a reason that means
+		// success.
 		d.log.DebugContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
 		reason = payment.CallerRolledBack
 	}
@@ -288,8 +289,8 @@ func read(in *commonv1.Payment, check func(payment.Payment) error) (payment.Paym
 
 func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
 
-// translated gives an error of the ledger as gRPC's. Whether a batch whose connection broke was committed is not known; the
-// same call may be made again, and then the claim tells.
+// translated gives an error of the ledger as gRPC's. Whether a batch whose connection broke was
+// committed is not known; the same call may be made again, and then the claim tells.
 func translated(err error) error {
 	var bad *ledger.InvalidError
 	switch {

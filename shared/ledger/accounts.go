@@ -19,7 +19,8 @@ import (
 // maxSeeds is the most accounts that one call of SeedAccounts sets.
 const maxSeeds = 10_000
 
-// MaxAhead is how far the time of a profile may lie ahead of the database's clock: as far as other clocks may be off.
+// MaxAhead is how far the time of a profile may lie ahead of the database's clock: as far as other
+// clocks may be off.
 const MaxAhead = time.Minute
 
 // Profile is what an account is, apart from its money.
@@ -78,9 +79,9 @@ func checkAccountID(id string) error {
 // Origin names what asks for a change of an account: an id that is unique within its source.
 type Origin struct{ Source, ID string }
 
-// key is the origin as one text. Both parts are in it, so that no two origins have the same: the first # ends the source.
-// A source that has a # itself is told by its length in front, which no URI begins with. (Keys of before were all of the
-// first form.)
+// key is the origin as one text. Two origins never have the same key: the first # ends the source.
+// If the source itself contains a #, the source's length stands in front, and no URI begins with a
+// number. Earlier releases wrote all keys in the first form.
 func (o Origin) key() string {
 	if strings.Contains(o.Source, "#") {
 		return fmt.Sprintf("%d:%s", len(o.Source), o.ambiguous())
@@ -88,10 +89,12 @@ func (o Origin) key() string {
 	return o.ambiguous()
 }
 
+// ambiguous is the key as earlier releases wrote it.
 func (o Origin) ambiguous() string { return o.Source + "#" + o.ID }
 
-// openSQL creates the account, or sets its profile unless a newer event has done so: events may come again,
-// and in another order. Of two events of the same instant the one with the greater id is the newer.
+// openSQL creates the account, or sets its profile unless a newer event has set it. Events may come
+// again and in another order. Of two events with the same time, the one with the greater key is
+// newer.
 const openSQL = `
 INSERT INTO wallet_accounts (account_id, owner, currency, daily_limit_idr, status, profile_at, profile_event)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -101,7 +104,8 @@ SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excl
 WHERE (wallet_accounts.profile_at, wallet_accounts.profile_event) <= (excluded.profile_at, excluded.profile_event)`
 
 const (
-	// openUndatedSQL creates the account by an event whose time nobody vouches for: any other event is newer.
+	// openUndatedSQL creates the account by an event whose time is not known. Any other event is
+	// newer.
 	openUndatedSQL = `
 INSERT INTO wallet_accounts (account_id, owner, currency, daily_limit_idr, status)
 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (account_id) DO NOTHING`
@@ -111,8 +115,8 @@ SELECT owner = $2 AND currency = $3 AND daily_limit_idr = $4 AND status = $5 FRO
 )
 
 const (
-	// fundSQL counts a funding once, by its id. It changes no row when the id is known or the account is not.
-	// The balance must stay within what a payment can carry.
+	// fundSQL counts a funding once, by its id. It changes no row when the id is known or the
+	// account is not. The balance must stay within what a payment can carry.
 	fundSQL = `
 WITH funded AS (
 	INSERT INTO fundings (funding_id, account_id, amount_idr, note, source)
@@ -123,7 +127,8 @@ WITH funded AS (
 UPDATE wallet_accounts a SET balance_idr = a.balance_idr + f.amount_idr, updated_at = now()
 FROM funded f WHERE a.account_id = f.account_id`
 
-	// knownSQL tells whether a funding of this id has the same content. $5: only one of which no source was kept.
+	// knownSQL says whether a funding of this id has the same content. If $5 is true, it looks only
+	// at fundings whose source was not kept.
 	knownSQL = `
 SELECT account_id = $2 AND amount_idr = $3 AND note = $4 FROM fundings WHERE funding_id = $1 AND (source = '' OR NOT $5)`
 )
@@ -137,8 +142,8 @@ func (l *Ledger) Ahead(ctx context.Context, t time.Time) (time.Duration, error) 
 	return t.Sub(now), nil
 }
 
-// OpenAccount opens an account, or gives it another profile as of a time. applied is false when a newer profile stands.
-// An InvalidError names the field that can't be kept.
+// OpenAccount opens an account, or gives it another profile as of a time. applied is false when a
+// newer profile stands. An InvalidError names the field that can't be kept.
 func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Origin) (applied bool, err error) {
 	if err := p.check(); err != nil {
 		return false, &InvalidError{err}
@@ -147,9 +152,9 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 	return tag.RowsAffected() == 1, err
 }
 
-// OpenUndated opens an account with a profile whose time is not known: any other profile is newer. applied is false when
-// the account has this profile already. It returns ErrOtherProfile when the account has another, and an InvalidError that
-// names the field that can't be kept.
+// OpenUndated opens an account with a profile whose time is not known: any other profile is newer.
+// applied is false when the account has this profile already. It returns ErrOtherProfile when the
+// account has another, and an InvalidError that names the field that can't be kept.
 func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err error) {
 	if err := p.check(); err != nil {
 		return false, &InvalidError{err}
@@ -167,9 +172,10 @@ func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err 
 	return false, err
 }
 
-// FundAccount adds money to an account, once for each origin. applied is false when this funding has counted before. It
-// returns ErrOtherFunding when the origin's funding had other content, ErrNoAccount when the account is not open, and an
-// InvalidError that names the field that can't be kept.
+// FundAccount adds money to an account, once for each origin. applied is false when this funding
+// has counted before. It returns ErrOtherFunding when the origin's funding had other content,
+// ErrNoAccount when the account is not open, and an InvalidError that names the field that can't be
+// kept.
 func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied bool, err error) {
 	if err := f.check(); err != nil {
 		return false, &InvalidError{err}
@@ -190,7 +196,8 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 	return false, ErrNoAccount
 }
 
-// knownFunding tells that the funding has counted. One of the same id with other content is refused.
+// knownFunding says whether the funding has counted. A funding of the same id with other content is
+// ErrOtherFunding. ofBefore looks only at fundings whose source was not kept.
 func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, ofBefore bool) (bool, error) {
 	var same bool
 	err := l.pool.QueryRow(ctx, knownSQL, id, f.AccountID, f.AmountIDR, f.Note, ofBefore).Scan(&same)
@@ -211,9 +218,9 @@ type Seed struct {
 	BalanceIDR int64
 }
 
-// SeedAccounts sets the profiles and balances of up to 10,000 accounts: all of them, or none. What a balance gains or
-// loses is recorded as funding, so that the ledger adds up. An InvalidError names the account and its field that can't be
-// kept.
+// SeedAccounts sets the profiles and balances of up to 10,000 accounts: all of them, or none. What
+// a balance gains or loses is recorded as funding, so that the ledger adds up. An InvalidError
+// names the account and its field that can't be kept.
 func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 	if len(accounts) > maxSeeds {
 		return &InvalidError{&payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("%d in one call; at most %d", len(accounts), maxSeeds)}}
@@ -232,8 +239,9 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 	return nil
 }
 
-// profileSQL creates the account or sets its profile, whatever events have said. It is the newest profile then: newer
-// than the last event's, whose time may lie a little ahead, and by the database's clock.
+// profileSQL creates the account or sets its profile, whatever events have set. The profile is then
+// the newest: its time is the database's, and after the last event's time, which may lie a little
+// ahead.
 const profileSQL = `
 INSERT INTO wallet_accounts AS a (account_id, owner, currency, daily_limit_idr, status, profile_at, profile_event)
 VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6)
@@ -243,7 +251,8 @@ SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excl
 		THEN a.profile_at + interval '1 microsecond' ELSE excluded.profile_at END,
 	profile_event = excluded.profile_event, updated_at = now()`
 
-// seedSQL locks the account and records the difference between the balance wanted and the balance there is.
+// seedSQL locks the account and records the difference between the balance wanted and the balance
+// there is.
 const seedSQL = `
 WITH before AS (
 	SELECT account_id, balance_idr FROM wallet_accounts WHERE account_id = $1 FOR UPDATE
@@ -254,7 +263,7 @@ WITH before AS (
 UPDATE wallet_accounts a SET balance_idr = $2, updated_at = now() FROM before b WHERE a.account_id = b.account_id`
 
 func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
-	// In the order of their ids, as everyone locks accounts.
+	// Accounts are always locked in the order of their ids.
 	inOrder := slices.SortedFunc(slices.Values(accounts), func(a, b Seed) int {
 		return cmp.Compare(a.AccountID, b.AccountID)
 	})
@@ -307,8 +316,8 @@ func readAccounts(ctx context.Context, q postgres.Querier, ids []string) (map[st
 	return found, nil
 }
 
-// Balance reads what an account can spend. It returns ErrNotFound when there is no such account, and ErrFull when too many
-// reads wait.
+// Balance reads what an account can spend. It returns ErrNotFound when there is no such account,
+// and ErrFull when too many reads wait.
 func (l *Ledger) Balance(ctx context.Context, account string) (idr int64, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
 		return l.reads.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, account).Scan(&idr)
@@ -322,7 +331,8 @@ func (l *Ledger) Balance(ctx context.Context, account string) (idr int64, err er
 	return idr, nil
 }
 
-// RandomAccounts picks up to n different active accounts at random. It returns ErrFull when too many reads wait.
+// RandomAccounts picks up to n different active accounts at random. It returns ErrFull when too
+// many reads wait.
 func (l *Ledger) RandomAccounts(ctx context.Context, n int) (ids []string, err error) {
 	err = l.reads.lists.run(ctx, func(ctx context.Context) error {
 		ids, err = readRandomAccounts(ctx, l.reads.pool, n)

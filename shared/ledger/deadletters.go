@@ -21,7 +21,8 @@ const (
 	Discarded Action = "DISCARDED"
 )
 
-// DeadLetterAction is the record of an action. Kafka can't mark a letter, so it is named by its place.
+// DeadLetterAction is the record of an action. Kafka can't mark a letter, so the record names the
+// letter's place.
 type DeadLetterAction struct {
 	Topic     string
 	Partition int32
@@ -39,7 +40,8 @@ const (
 	actionsPage = 1000
 )
 
-// RecordAction records an action, whose ActedAt is ignored. An InvalidError names the field that can't be kept.
+// RecordAction records an action, whose ActedAt is ignored. An InvalidError names the field that
+// can't be kept.
 func (l *Ledger) RecordAction(ctx context.Context, a DeadLetterAction) error {
 	if err := a.check(); err != nil {
 		return &InvalidError{err}
@@ -73,8 +75,8 @@ func (a DeadLetterAction) check() error {
 	return nil
 }
 
-// Actions reads a page of a topic's actions, the oldest first. It goes on after the id that the page before gave as next;
-// uuid.Nil begins, and a next of uuid.Nil says that there are no more.
+// Actions reads a page of a topic's actions, the oldest first. It goes on after the id that the
+// page before gave as next; uuid.Nil begins, and a next of uuid.Nil says that there are no more.
 func (l *Ledger) Actions(ctx context.Context, topic string, after uuid.UUID) (actions []DeadLetterAction, next uuid.UUID, err error) {
 	rows, err := l.pool.Query(ctx, `
 SELECT action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, acted_at

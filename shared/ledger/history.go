@@ -15,10 +15,10 @@ import (
 const (
 	// MaxPage is the most payments on a page.
 	MaxPage = 100
-	// MaxSearched is the most payments that the search for one page looks at. An index on the accounts would be two
-	// more for every payment to write, and make the one update of a reservation's life a slow one. Without it, a search
-	// for an account that seldom pays finds few payments among many: it goes on from the page's next, and each call
-	// looks at no more than this.
+	// MaxSearched is the most payments that the search for one page looks at. Indexes on the
+	// accounts would be two more for every payment to write, and would slow down the one update of
+	// a reservation. Without them, a search for an account that pays rarely finds few payments on a
+	// page. The caller goes on from the page's next.
 	MaxSearched = 500
 )
 
@@ -26,7 +26,8 @@ var (
 	paymentSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.idempotency_key = $1`
 
-	// The primary key is ordered by time. It is walked from its end, until enough are found.
+	// The primary key is ordered by time. The search walks it from its end until it has found
+	// enough.
 	paymentsSQL = recordSQL + `FROM (
 	SELECT * FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC LIMIT $5
 ) r
@@ -36,19 +37,20 @@ ORDER BY r.reservation_id DESC LIMIT $4`
 )
 
 const (
-	// A plan made while the table was small would gather all of it and sort, and be kept as the table grows.
+	// A plan made while the table was small would read and sort the whole table, and would stay as
+	// the table grows.
 	walkSQL = `SET LOCAL enable_bitmapscan = off`
 
-	// The last one that paymentsSQL looks at when it finds too few, if there are so many.
+	// The last payment that paymentsSQL looks at when it finds too few.
 	lastSearchedSQL = `
 SELECT reservation_id FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC OFFSET $2 LIMIT 1`
 )
 
-// Newest is a reservation id that none is above.
+// Newest is above every reservation's id.
 var Newest = uuid.Max
 
-// Payment reads one payment by its key. It returns ErrNotFound when the ledger has none, and ErrFull when too many reads
-// wait.
+// Payment reads one payment by its key. It returns ErrNotFound when the ledger has none, and
+// ErrFull when too many reads wait.
 func (l *Ledger) Payment(ctx context.Context, key string) (rec payment.Record, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
 		rows, err := l.reads.pool.Query(ctx, paymentSQL, key)
@@ -75,9 +77,9 @@ type Search struct {
 	Status  payment.ReservationStatus // empty: any
 }
 
-// Payments reads a page. next is the Before of the next page; empty when there are no older payments. A page may have
-// fewer payments than asked for, or none, and still have a next: see MaxSearched. It returns ErrFull when too many reads
-// wait.
+// Payments reads a page. next is the Before of the next page; empty when there are no older
+// payments. A page may have fewer payments than asked for, or none, and still have a next: see
+// MaxSearched. It returns ErrFull when too many reads wait.
 func (l *Ledger) Payments(ctx context.Context, s Search) (found []payment.Record, next string, err error) {
 	err = l.reads.lists.run(ctx, func(ctx context.Context) error {
 		return pgx.BeginTxFunc(ctx, l.reads.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -95,7 +97,7 @@ func readPage(ctx context.Context, tx pgx.Tx, s Search) (found []payment.Record,
 	if _, err := tx.Exec(ctx, walkSQL); err != nil {
 		return nil, "", err
 	}
-	// One more than asked for tells whether there is a next page.
+	// One payment more than asked for shows whether there is a next page.
 	rows, err := tx.Query(ctx, paymentsSQL, s.Before, s.Account, string(s.Status), s.Limit+1, MaxSearched)
 	if err != nil {
 		return nil, "", err

@@ -1,13 +1,16 @@
-// Package ledger owns the database: its schema, and all SQL over accounts, fundings, reservations, payments, rates,
-// rules, the sweep's mark and the actions on dead letters. Pure decisions stand beside the SQL that they serve.
+// Package ledger owns the database: its schema, and all SQL over accounts, fundings, reservations,
+// payments, rates, rules, the sweep's mark and the actions on dead letters. Pure decisions stand beside
+// the SQL that they serve.
 //
 //   - A Ledger writes, and reads what clients ask for. Only db has one.
-//   - A Reader reads with the right to read alone, for fx, wallet and risk.
-//   - Functions named Read… read on a connection or in a snapshot of the caller, for operators' commands.
+//   - A Reader needs only the right to read. fx, wallet and risk have one.
+//   - The functions named Read and Each read on a connection or in a snapshot of the caller. Operators'
+//     commands use them.
 //   - Migrate, Roles and CheckSchema keep the schema (UPGRADES.md).
 //
-// Amounts are whole rupiah unless a name says minor units. Times are the database's unless said otherwise. Errors are
-// this package's own (errors.go), the end of a context, or the database's, which shared/postgres tells apart.
+// Amounts are whole rupiah, unless a name says minor units. Times are by the database's clock, unless
+// a comment says otherwise. Errors are this package's own (errors.go), the end of a context, or the
+// database's, which shared/postgres classifies.
 package ledger
 
 import (
@@ -48,15 +51,15 @@ type Claim struct {
 // Reserved is the answer to one reserve.
 type Reserved struct {
 	Claim
-	Replay  bool  // the claim is an earlier attempt's
-	Balance int64 // the sender's, after deciding; 0 where the claim was there before
+	Replay  bool  // the claim belongs to an earlier attempt
+	Balance int64 // the sender's, after this call decided; 0 when the key was known before
 }
 
-// Mismatch tells that the key belongs to another request.
+// Mismatch says whether the key belongs to another request.
 func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != req.Fingerprint() }
 
-// Outcome is what the payment has come to. When the key belongs to another payment the ledger keeps
-// nothing for this one.
+// Outcome is what has become of the payment. When its key belongs to another payment, the ledger
+// keeps nothing for it, and the outcome is a refusal.
 func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 	if r.Mismatch(p) {
 		out := payment.Decline(payment.IdempotencyMismatch)
@@ -66,7 +69,7 @@ func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 	return payment.Standing(r.Status, r.Reason, r.ReservationID.String(), r.Replay)
 }
 
-// reserve asks for one payment. refuse, when set, is recorded instead of holding anything.
+// reserve asks for one payment. When refuse is set, it is recorded, and nothing is held.
 type reserve struct {
 	payment.Payment
 	refuse payment.Reason
@@ -75,8 +78,8 @@ type reserve struct {
 // Finish ends one reservation: it pays the receiver, or gives the hold back.
 type Finish struct {
 	ReservationID uuid.UUID
-	Key           string         // for a commit: checked against the reservation when set
-	RollBack      payment.Reason // set: roll back, for this reason
+	Key           string         // a commit needs the reservation to have this key; empty: any
+	RollBack      payment.Reason // why to roll back; empty: commit
 }
 
 // Finished is the answer to one Finish.
@@ -107,8 +110,8 @@ type Config struct {
 // spareConns serve what is neither a reserve nor a finish: settings, accounts and the sweep.
 const spareConns = 4
 
-// Ledger writes accounts, reservations, payments and all else that the database holds. Calls that arrive
-// together become one transaction. Make it with Open; end it with Close.
+// Ledger writes accounts, reservations, payments and all else that the database holds. Calls that
+// arrive together become one transaction. Make it with Open; end it with Close.
 type Ledger struct {
 	pool     *pgxpool.Pool
 	reads    *reads
@@ -120,7 +123,8 @@ type Ledger struct {
 	log      *slog.Logger
 }
 
-// Open makes a ledger on a database. It connects when it is first used. An error names DATABASE_URL.
+// Open makes a ledger on a database. It connects when it is first used. An error names
+// DATABASE_URL.
 func Open(cfg Config) (*Ledger, error) {
 	// Each lane of both kinds holds a connection while it works.
 	pool, err := postgres.Open(postgres.Config{
@@ -151,7 +155,8 @@ func Open(cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-// Ready says why the ledger can't work: the database does not answer, or its schema does not fit this release.
+// Ready says why the ledger can't work: the database does not answer, or its schema does not fit
+// this release.
 func (l *Ledger) Ready(ctx context.Context) error { return CheckSchema(ctx, l.pool, KnownSchema()) }
 
 // Run keeps the rules that the ledger enforces itself up to date, until ctx ends.
@@ -165,9 +170,9 @@ func (l *Ledger) Close(ctx context.Context) error {
 	return err
 }
 
-// serve runs a batch as one transaction, again when it lost against another. Values that the database
-// refuses fail the transaction as a whole, so then each call is run alone: one bad row must not fail its
-// neighbours.
+// serve runs a batch as one transaction, and runs it again when it lost against another
+// transaction. When the database refuses a value, the whole transaction fails. Then each call runs
+// by itself, so that one bad row does not fail its neighbours.
 func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, R] {
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := make([]batch.Result[R], len(calls))
@@ -182,7 +187,7 @@ func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, 
 					results[i].Value = alone[0]
 				}
 				if results[i].Err = failed; postgres.LockTimeout(failed) {
-					// One such wait is enough: the rest is run around what is locked.
+					// One such wait is enough. servePatiently runs the rest around the locked rows.
 					bad, err = false, failed
 				}
 			} else {
@@ -206,23 +211,25 @@ func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.C
 }
 
 const (
-	// Senders are locked in the order of their ids, so that two batches never wait for each other in a
-	// circle. NO KEY: what refers to the account may still be written.
+	// Senders are locked in the order of their ids, so that two batches never wait for each other
+	// in a circle. With NO KEY, rows that refer to the account can still be written meanwhile.
 	lockSendersSQL = `
 SELECT account_id, balance_idr, status, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count
 FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal ORDER BY account_id FOR NO KEY UPDATE`
 
-	// Read behind the wait for the senders. This one clock judges deadlines, days and minutes, and makes the ids.
+	// The time is read after the wait for the senders. This one clock decides deadlines, days and
+	// minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
 
-	// Of the house's own accounts holds are paid to one, and nothing else is to any.
+	// Of the house's own accounts, only the one that holds are paid to can be a receiver.
 	receiversSQL = `
 SELECT account_id, status FROM wallet_accounts
 WHERE account_id = ANY($1) AND (NOT internal OR account_id = '` + payment.SettlementAccount + `')`
 
-	// Read after the senders are locked: a transaction that claimed one of these keys for the same sender
-	// has ended by then, and this statement's snapshot shows its claim. A claim for another sender may
-	// still slip in between, and then the insert below fails on the unique key and the batch runs again.
+	// Claims are read after the senders are locked. A transaction that claimed one of these keys
+	// for the same sender has ended by then, and this statement's snapshot shows its claim. A
+	// transaction for another sender may still claim a key after this read. Then the insert fails
+	// on the unique key, and the batch runs again.
 	claimsSQL = `
 SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
@@ -234,7 +241,7 @@ SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
 	AS c(id, key, sender, receiver, currency, amount, reason)`
 
-	// The rows are locked since lockSendersSQL, so values computed here can be set as they are.
+	// lockSendersSQL has locked the rows, so the calculated values can be set as they are.
 	debitSQL = `
 UPDATE wallet_accounts a
 SET balance_idr = d.balance, spent_day = d.day, spent_today_idr = d.spent,
@@ -244,14 +251,15 @@ FROM unnest($1::text[], $2::bigint[], $3::int[], $4::bigint[], $5::int[], $6::in
 WHERE a.account_id = d.id`
 )
 
-// sender is an account that is locked by the batch, with how many payments it started this minute.
+// sender is an account that the batch has locked, with the number of payments it started in a
+// minute.
 type sender struct {
 	payment.Account
 	minute, started int32
 	debited         bool
 }
 
-// reserveAll decides a batch: two round trips, one transaction.
+// reserveAll decides a batch in one transaction of two round trips.
 func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
 	rules, err := l.rules.Get(ctx)
 	if err != nil {
@@ -271,12 +279,12 @@ func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 			return decided, nil
 		}
 	}
-	// A connection whose rollback fails is not put back in the pool: pgxpool sees its transaction status.
+	// pgxpool sees the transaction status, and drops a connection whose rollback fails.
 	postgres.RollBack(ctx, conn)
 	return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
 }
 
-// lockForReserve begins the transaction and reads what deciding needs. lockSQL is how the senders are locked.
+// lockForReserve begins the transaction and reads what decide needs. lockSQL locks the senders.
 func (l *Ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve, lockSQL string) (
 	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, err error,
 ) {
@@ -323,7 +331,7 @@ func (l *Ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 	return senders, blocked, claims, now, err
 }
 
-// scanClaim reads a claim's columns, and what more there is behind them.
+// scanClaim reads a claim's columns, and further columns behind them.
 func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 	var c Claim
 	var fingerprint []byte
@@ -351,8 +359,9 @@ func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
 	return claims, rows.Err()
 }
 
-// decide is pure but for the new ids: it takes the calls one after the other, each against what the ones
-// before it left. fresh lists the calls that make a new claim. now is the database's.
+// decide takes the calls one after the other. Each sees the balances and claims that the calls
+// before it left, so it changes senders and claims. It is pure apart from that and from the new
+// ids. fresh lists the calls that make a new claim. now is the database's time.
 func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, velocity uint32) (decided []Reserved, fresh []int) {
 	decided = make([]Reserved, len(calls))
 	for i, c := range calls {
@@ -378,14 +387,15 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 			continue
 		}
 		decided[i].Claim = claim
-		// Without an attempt's id nothing tells a redelivery from a second attempt.
+		// Without an attempt's id, a redelivery can't be told from a second attempt.
 		decided[i].Replay = c.AttemptID == "" || c.AttemptID != claim.AttemptID
 	}
 	return decided, fresh
 }
 
-// hold takes the funds off the sender, or says why not. The sender is locked, so of payments that come at once no more
-// are started in a minute than velocity allows; risk, which only reads, lets all of them through.
+// hold subtracts the funds from the sender, or returns the reason why not. The sender is locked, so
+// payments that come at once can't exceed the velocity limit. Risk only reads, and lets all of them
+// through.
 func hold(r payment.Payment, s *sender, blocked map[string]bool, now time.Time, velocity uint32) payment.Reason {
 	var from, to *payment.Account
 	if s != nil {
@@ -426,7 +436,8 @@ func writeReserved(ctx context.Context, conn *pgxpool.Conn, calls []reserve, dec
 }
 
 func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, now time.Time) {
-	// In the order of the keys: two batches that claim the same two keys must not each wait for the other.
+	// Claims are inserted in the order of their keys, because two batches that claim the same two
+	// keys must not wait for each other.
 	slices.SortFunc(fresh, func(i, j int) int {
 		if calls[i].Key < calls[j].Key {
 			return -1
@@ -479,14 +490,16 @@ func queueDebits(b *pgx.Batch, senders map[string]*sender) {
 	}
 }
 
-// What ends reservations locks them in the order of their ids, and then accounts in the order of theirs, within one
-// statement. So no two transactions wait for each other in a circle, and accounts are locked for no longer than the
-// last part of it. The order stands in the statement (ORDER BY ... FOR NO KEY UPDATE), whatever plan it gets.
+// A statement that ends reservations locks them in the order of their ids, and then accounts in the
+// order of theirs. So two transactions never wait for each other in a circle, and accounts are
+// locked only for the last part of the statement. The statement itself states the order (ORDER BY
+// ... FOR NO KEY UPDATE), so the order does not depend on the plan.
 const (
-	// Compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds it PENDING. The
-	// database's clock judges the deadline. There may have been a wait for the accounts, so whether the deadline
-	// still lies ahead and all receivers are still active is asked again behind it: an outcome without a status
-	// fails the batch, which is run again, and then refuses what it must.
+	// This is a compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds
+	// it PENDING. The database's clock decides whether the deadline has passed. The statement may
+	// wait for the accounts, so it checks the deadline and the receivers again after the wait. If a
+	// check fails, an outcome gets no status, which fails the batch. The batch runs again, and then
+	// refuses what it must.
 	commitSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
@@ -515,7 +528,7 @@ WITH held AS MATERIALIZED (
 )
 SELECT reservation_id FROM done`
 
-	// What was held today no longer counts against today's limit.
+	// A hold of today that is rolled back no longer counts against today's limit.
 	rollBackSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
@@ -552,8 +565,8 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[])`
 )
 
-// finishAll ends a batch of reservations: commits are one statement and so one transaction, rollbacks another. Last it
-// reads how those stand that were not this batch's to end.
+// finishAll ends a batch of reservations. Commits are one statement, and so one transaction;
+// rollbacks are another. Then it reads the state of the reservations that this batch could not end.
 func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
 	if l.locks.recent() {
 		return l.finishBriefly(ctx, calls)
@@ -561,10 +574,10 @@ func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 	return finishOn(ctx, l.pool, calls, false)
 }
 
-// finishOn is finishAll by a pool, or within a transaction. untold says that nobody hears of the rollbacks until a sweep
-// has told of them.
+// finishOn is finishAll on a pool or in a transaction. untold marks the rollbacks for a sweep to
+// tell.
 func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, untold bool) ([]Finished, error) {
-	order := make([]int, 0, len(calls)) // of several calls for one reservation the first counts
+	order := make([]int, 0, len(calls)) // of several calls for one reservation, only the first
 	first := make(map[uuid.UUID]int, len(calls))
 	for i, c := range calls {
 		if _, seen := first[c.ReservationID]; !seen {
@@ -649,9 +662,9 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	return rows.Err()
 }
 
-// Reserve claims the payment's key and holds its funds, or records why not. A known key keeps what it has: that is
-// returned. After ErrFull and ErrLocked the call has had no effect. After any other error that is not known, and the
-// same call may be made again: the claim then tells.
+// Reserve claims the payment's key and holds its funds, or records why not. A known key keeps what
+// it has: that is returned. After ErrFull and ErrLocked the call has had no effect. After any other
+// error that is not known, and the same call may be made again: the claim then tells.
 func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p})
 }
@@ -661,13 +674,14 @@ func (l *Ledger) Finish(ctx context.Context, f Finish) (Finished, error) {
 	return l.finishes.Do(ctx, f)
 }
 
-// Refuse claims the key as refused for a reason, and holds nothing. A known key keeps what it has: that is returned. Its
-// errors are those of Reserve.
+// Refuse claims the key as refused for a reason, and holds nothing. A known key keeps what it has:
+// that is returned. Its errors are those of Reserve.
 func (l *Ledger) Refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p, refuse: reason})
 }
 
-// Fail closes a payment as FAILED for a reason, unless it is decided already. Its errors are those of Reserve.
+// Fail closes a payment as FAILED for a reason, unless it is decided already. Its errors are those
+// of Reserve.
 func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
 	got, err := l.Refuse(ctx, p, reason)
 	if err != nil || got.Status != payment.Pending || got.Mismatch(p) {
@@ -678,11 +692,12 @@ func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Rea
 	return got, err
 }
 
-// newID is for what no clock judges by.
+// newID makes an id whose time decides nothing.
 func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
 
-// idAt is a UUIDv7 of the nth reservation of a batch at a time of the database's. Such ids are ordered by that time,
-// which keeps the ends of the indexes warm and lets the sweep find old rows: a replica's own clock has no part in it.
+// idAt makes the UUIDv7 of the nth reservation of a batch, at a time of the database. Ids are
+// ordered by that time, whatever a replica's own clock says. So new rows go to the end of the index,
+// and the sweep finds old rows.
 func idAt(now time.Time, n int) uuid.UUID {
 	const steps = 1 << 12 // of a millisecond
 	at := now.UnixMilli()*steps + int64(now.Nanosecond()%1e6)*steps/1e6 + int64(n)
@@ -691,7 +706,7 @@ func idAt(now time.Time, n int) uuid.UUID {
 	return id
 }
 
-// timeOf is the time of a UUIDv7.
+// timeOf returns the time of a UUIDv7.
 func timeOf(id uuid.UUID) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
 }

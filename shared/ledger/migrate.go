@@ -93,8 +93,9 @@ var KnownSchema = sync.OnceValue(func() int {
 
 const schemaSQL = `SELECT (SELECT max(version_id) FROM goose_db_version), (SELECT oldest_release FROM schema_support)`
 
-// CheckSchema says why a release that knows a schema can't work with the one that is there, by an ErrSchema: it is older,
-// or it is newer and has lost what this release uses. Other errors are the database's.
+// CheckSchema says why a release that knows a schema can't work with the one that is there, by an
+// ErrSchema: it is older, or it is newer and has lost what this release uses. Other errors are the
+// database's.
 func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
 	var version, oldest int
 	err := q.QueryRow(ctx, schemaSQL).Scan(&version, &oldest)

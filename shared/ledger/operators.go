@@ -25,7 +25,8 @@ SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.statu
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE r.created_at >= $1`
 )
 
-// ReadClaims reads the claims of all keys that begin with prefix, by their keys. It looks at every claim there is.
+// ReadClaims reads the claims of all keys that begin with prefix, by their keys. It looks at every
+// claim there is.
 func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) (map[string]Claim, error) {
 	rows, err := q.Query(ctx, keptClaimsSQL, prefix)
 	if err != nil {

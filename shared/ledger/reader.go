@@ -11,10 +11,12 @@ import (
 	"pgw/shared/postgres"
 )
 
-// Reader reads the ledger through a pool that may only read. Make it with OpenReader; end it with Close.
+// Reader reads the ledger through a pool that may only read. Make it with OpenReader; end it with
+// Close.
 type Reader struct{ pool *pgxpool.Pool }
 
-// OpenReader opens a pool for reading. It connects when it is first used. An error names DATABASE_URL.
+// OpenReader opens a pool for reading. It connects when it is first used. An error names
+// DATABASE_URL.
 func OpenReader(cfg postgres.Config) (*Reader, error) {
 	cfg.ReadOnly = true
 	pool, err := postgres.Open(cfg)
@@ -27,14 +29,15 @@ func OpenReader(cfg postgres.Config) (*Reader, error) {
 // Close closes the connections.
 func (r *Reader) Close() { r.pool.Close() }
 
-// Ready says why the ledger can't be read: the database does not answer, or its schema does not fit this release.
+// Ready says why the ledger can't be read: the database does not answer, or its schema does not fit
+// this release.
 func (r *Reader) Ready(ctx context.Context) error { return CheckSchema(ctx, r.pool, KnownSchema()) }
 
 // Rates reads the newest rate of each pair of currencies that has one.
 func (r *Reader) Rates(ctx context.Context) ([]Rate, error) { return readRates(ctx, r.pool) }
 
-// Rules reads the rules in force: the id of their set, and the JSON that payment.ParseRules reads. text is nil when there
-// are none.
+// Rules reads the rules in force: the id of their set, and the JSON that payment.ParseRules reads.
+// text is nil when there are none.
 func (r *Reader) Rules(ctx context.Context) (id string, text []byte, err error) {
 	return readRules(ctx, r.pool)
 }
@@ -44,8 +47,8 @@ func (r *Reader) Accounts(ctx context.Context, ids []string) (map[string]Account
 	return readAccounts(ctx, r.pool, ids)
 }
 
-// Started reads how many payments each sender has started in the UTC minute of a time. Senders that have started none are
-// missing from the map.
+// Started reads how many payments each sender has started in the UTC minute of a time. Senders that
+// have started none are missing from the map.
 func (r *Reader) Started(ctx context.Context, senders []string, at time.Time) (map[string]uint32, error) {
 	return readStarted(ctx, r.pool, senders, at)
 }
@@ -55,7 +58,8 @@ func (r *Reader) RandomAccounts(ctx context.Context, n int) ([]string, error) {
 	return readRandomAccounts(ctx, r.pool, n)
 }
 
-// Cached keeps in memory what a Reader reads, as postgres.Cached does, and whether the schema fits this release.
+// Cached keeps in memory what a Reader reads, as postgres.Cached does, and whether the schema fits
+// this release.
 type Cached[T any] struct{ read *postgres.Cached[checked[T]] }
 
 type checked[T any] struct {
@@ -79,7 +83,8 @@ func NewCached[T any](r *Reader, load func(context.Context) (T, error), log *slo
 	}, log)}
 }
 
-// Get returns the value. It waits for the database only when there is no value, or only one that is too old.
+// Get returns the value. It waits for the database only when there is no value, or only one that is
+// too old.
 func (c *Cached[T]) Get(ctx context.Context) (T, error) {
 	got, err := c.read.Get(ctx)
 	return got.value, err

@@ -41,8 +41,8 @@ type Rate struct {
 	At          time.Time // since when it is in force; given by the ledger
 }
 
-// PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once. The ID and At of rates
-// are ignored. An InvalidError names the rate that can't be used.
+// PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once.
+// The ID and At of rates are ignored. An InvalidError names the rate that can't be used.
 func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err error) {
 	if len(rates) == 0 || len(rates) > maxRates {
 		return nil, &InvalidError{&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(rates), maxRates)}}
@@ -114,8 +114,9 @@ func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
 	return rates, nil
 }
 
-// PutRules puts a rule set in force: the JSON of a payment.Rules, 1 MiB at most. It returns the set's id. An InvalidError
-// refuses rules that risk could not use, because they would stop every payment.
+// PutRules puts a rule set in force: the JSON of a payment.Rules, 1 MiB at most. It returns the
+// set's id. An InvalidError refuses rules that risk could not use, because they would stop every
+// payment.
 func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err error) {
 	if len(text) > maxRulesBytes {
 		return "", &InvalidError{&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(text), maxRulesBytes)}}
@@ -136,8 +137,9 @@ func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err erro
 	return set.String(), nil
 }
 
-// readRules reads the rules of which the ledger enforces the limit that it counts itself: the payments that a sender
-// starts in a minute. Like risk, it uses rules that are at most two seconds old.
+// readRules reads the rules of which the ledger enforces the limit that it counts itself: the
+// payments that a sender starts in a minute. Like risk, it uses rules that are at most two seconds
+// old.
 func (l *Ledger) readRules(ctx context.Context) (payment.Rules, error) {
 	id, text, err := readRules(ctx, l.pool)
 	if err != nil || text == nil {

@@ -19,20 +19,20 @@ import (
 
 const (
 	sweepBatch = 200       // reservations in one transaction
-	sweepPage  = 20_000    // reservations that one statement looks at, so that each has an end
-	maxSwept   = 50_000    // unfinished ones that a sweep takes up
-	maxLooked  = 2_000_000 // all that it looks at; the next one goes on from there
-	// clockStep is how far the database's clock may be set back, by a person or by a failover, without a sweep's missing
-	// anything. No other clock has a part in the ids of reservations or in the mark.
+	sweepPage  = 20_000    // reservations that one statement looks at, so that no statement takes long
+	maxSwept   = 50_000    // unfinished reservations after which a sweep looks no further
+	maxLooked  = 2_000_000 // reservations that a sweep looks at; the next sweep goes on from there
+	// clockStep is how far a person or a failover may set back the database's clock before a sweep
+	// misses reservations. The ids of reservations and the mark depend on no other clock.
 	clockStep = time.Minute
 )
 
 const (
 	markedSQL = `SELECT swept_to, clock_timestamp() FROM sweep_state`
 
-	// The primary key is ordered by time, so this reads only what came after the mark of the last sweep:
-	// an index on the status would cost every payment more than this costs each minute. The last row of a full page comes
-	// along, whatever it is.
+	// The primary key is ordered by time, so this reads only the reservations after the mark of the
+	// last sweep. An index on the status would cost every payment more than this costs each minute.
+	// The result includes the last row of a full page in any state.
 	unfinishedSQL = `
 WITH page AS MATERIALIZED (
 	SELECT reservation_id, status, untold, deadline, amount_idr FROM reservations
@@ -57,18 +57,18 @@ WITH held AS MATERIALIZED (
 )
 UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`
 
-	// A mark only ever rises, but for one that lies in the future: it would hide holds for ever.
+	// The mark only rises, except when it lies in the future, where it would hide holds for ever.
 	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
 )
 
-// unfinished is a reservation that holds money, or whose end is still to be told.
+// unfinished is a reservation that holds money, or whose end has not been told yet.
 type unfinished struct {
 	id      pgtype.UUID
 	pending bool
 	overdue bool
 	untold  bool
 	amount  int64
-	last    bool // of a page that is full
+	last    bool // the last of a full page
 }
 
 // Swept is what a sweep did and saw.
@@ -82,11 +82,13 @@ type Swept struct {
 	Oldest  time.Time // when the oldest of them was made; zero when there is none
 }
 
-// Tell tells the world how a reservation ended that a sweep has rolled back. at is when the sweep began.
+// Tell tells the world how a reservation ended that a sweep has rolled back. at is when the sweep
+// began.
 type Tell func(ctx context.Context, key string, c Claim, at time.Time) error
 
-// Sweep rolls back the reservations that are past their deadline, and tells of each. An error may come after a part of
-// that, which Swept has. A crash before an end is told leaves it marked, and the next sweep tells it: at least once.
+// Sweep rolls back the reservations that are past their deadline, and tells of each. An error may
+// come after a part of that, which Swept has. A crash before an end is told leaves it marked, and
+// the next sweep tells it: at least once.
 func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) {
 	defer func() {
 		if err != nil {
@@ -101,7 +103,8 @@ func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) 
 		l.log.WarnContext(ctx, "the mark of the last sweep lies in the future: all reservations are looked at again", "mark", mark, "now", now)
 		mark = time.Unix(0, 0)
 	}
-	// No hold lives longer than DecideWithin, so nothing made before this can become PENDING any more.
+	// No hold lives longer than DecideWithin, so no reservation made before this can still become
+	// PENDING.
 	finished := now.Add(-payment.DecideWithin - clockStep)
 	open, looked, err := l.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
 	if err != nil {
@@ -135,7 +138,7 @@ func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) 
 		swept.RolledBack += len(done)
 		untold = append(untold, done...)
 	}
-	// Whoever locks reservations does so in the order of their ids.
+	// Reservations are always locked in the order of their ids.
 	slices.SortFunc(untold, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
 	for ids := range slices.Chunk(untold, sweepBatch) {
 		if err := l.tell(ctx, ids, now, tell); err != nil {
@@ -158,7 +161,8 @@ func minTime(a, b time.Time) time.Time {
 	return b
 }
 
-// unfinished finds them page by page, from an id on. looked is the last one looked at; uuid.Nil when there are no more.
+// unfinished finds unfinished reservations page by page, from an id on. looked is the last
+// reservation that was looked at; uuid.Nil when there are no more.
 func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
 	looked = from
 	for range maxLooked / sweepPage {
@@ -187,8 +191,8 @@ func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfini
 	return found, looked, nil
 }
 
-// rollBackOverdue uses the same compare-and-set as everyone else: what a commit took meanwhile stays
-// committed, and is not among those returned. What is locked is left to the next sweep.
+// rollBackOverdue uses the same compare-and-set as every rollback. A reservation that was committed
+// meanwhile stays committed, and is not returned. A locked reservation is left to the next sweep.
 func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
 	calls := make([]Finish, len(ids))
 	for i, id := range ids {
@@ -229,7 +233,7 @@ func (l *Ledger) tell(ctx context.Context, ids []pgtype.UUID, now time.Time, tel
 	return err
 }
 
-// firstID is the lowest UUIDv7 of a time.
+// firstID returns the lowest UUIDv7 of a time.
 func firstID(t time.Time) (id uuid.UUID) {
 	var millis [8]byte
 	binary.BigEndian.PutUint64(millis[:], uint64(max(0, t.UnixMilli())))
