@@ -2,6 +2,7 @@
 
 # Tools run at a fixed version, from the module proxy or npm. Nothing is installed.
 BUF         := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.7.0
 LINT        := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 CODEGEN     := go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
 CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
@@ -109,7 +110,7 @@ chaos: build ## Break everything under load on a real Kafka, heal it, and check 
 
 lint: ## Check the Go code: formatting, go vet, staticcheck, the direction of imports and more (.golangci.yaml).
 	$(LINT) run ./...
-	cd tests/manifests && $(LINT) run ./...
+	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
 lint-docs: ## Check openapi.yaml and asyncapi.yaml against their specifications (npx).
 	REDOCLY_TELEMETRY=off $(REDOCLY) lint --extends=minimal --skip-rule=no-unused-components functions/gateway/docs/openapi.yaml functions/gateway/docs/asyncapi.yaml
