@@ -79,7 +79,7 @@ func (w *world) keys(in *dbv1.ListRequest) (keys []string, calls int) {
 	}
 }
 
-func TestListNewestFirst(t *testing.T) {
+func TestListPaymentsNewestFirst(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B", "C")
 	for i, to := range []string{"B", "C", "B", "C", "B"} {

@@ -30,7 +30,7 @@ func (w *world) keys(s Search) (keys []string, calls int) {
 }
 
 // However long the ledger is, one call looks at so many payments and no more; the next goes on from there.
-func TestListIsBounded(t *testing.T) {
+func TestListPaymentsIsBounded(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B", "C")
 	oldest := w.mustReserve(pay("oldest", "A", "B", 10))

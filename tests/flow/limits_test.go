@@ -84,7 +84,7 @@ func TestAClientThatReadsDoesNotStopTheOthers(t *testing.T) {
 	hang := make(chan struct{})
 	s.faults.set(func(f *faults) {
 		f.rpc = func(method string) error {
-			if strings.HasSuffix(method, "/ListPayments") {
+			if strings.HasSuffix(method, "/List") {
 				<-hang
 			}
 			return nil
