@@ -1,4 +1,5 @@
-// Package payment holds the nouns of the gateway and its pure rules: no I/O, no clock, no randomness.
+// Package payment has the types of a payment and its rules. It is pure: it does no I/O and uses no
+// clock and no randomness.
 package payment
 
 import (
@@ -22,28 +23,29 @@ import (
 )
 
 const (
-	// DecideWithin is how long after it was accepted a payment may still be settled. Past it nobody settles,
-	// so a client that heard queue_timeout knows when its answer is final.
+	// DecideWithin is how long after its acceptance a payment may be settled. No function settles
+	// it later, so a client that got queue_timeout knows when its outcome is final.
 	DecideWithin = 60 * time.Second
 
-	// MaxKey bounds an idempotency key, in bytes.
+	// MaxKey is the maximum length of an idempotency key, in bytes.
 	MaxKey = 200
-	// MaxAccountID bounds an account's id, in bytes.
+	// MaxAccountID is the maximum length of an account's id, in bytes.
 	MaxAccountID = 64
-	// MaxOwner and MaxNote bound what people write about an account and about a funding, in bytes.
+	// MaxOwner and MaxNote are the maximum lengths of an account's owner and of a funding's note,
+	// in bytes.
 	MaxOwner, MaxNote = 200, 500
-	// MaxMetadata bounds the entries that a client may note with a payment. The others are in
-	// bytes: of a name, of a value, and of all names and values together.
+	// MaxMetadata is the maximum number of metadata entries of a payment. The others are maximum
+	// lengths in bytes: of a name, of a value, and of all names and values together.
 	MaxMetadata, MaxMetadataName, MaxMetadataValue, MaxMetadataSize = 20, 40, 500, 4 << 10
 
-	// SettlementAccount receives what a wallet hold captures: such a hold names no receiver. It is the house's own: no
-	// payment from outside names it.
+	// SettlementAccount is pgw's own account. It receives the money of captured wallet holds,
+	// because a hold has no receiver. A payment must not name it as sender or receiver.
 	SettlementAccount = "SETTLEMENT"
-	// HoldPrefix begins the keys of wallet's holds, and no key from outside.
+	// HoldPrefix is the prefix of the keys of wallet holds. A payment's key must not start with it.
 	HoldPrefix = "wallet:"
 )
 
-// Status is what a client is told first.
+// Status is the first field of the answer to a client.
 type Status string
 
 // The statuses of the contract.
@@ -53,8 +55,8 @@ const (
 	Failed        Status = "FAILED"
 )
 
-// ReservationStatus is the state of one reservation row. PENDING is the only one that holds money, and the
-// only one that changes.
+// ReservationStatus is the state of a reservation. Only a PENDING reservation holds money, and only
+// a PENDING reservation can change its state.
 type ReservationStatus string
 
 // The reservation's states.
@@ -64,22 +66,22 @@ const (
 	RolledBack ReservationStatus = "ROLLEDBACK"
 )
 
-// Outcome is the one answer that an idempotency key has. Its JSON is what clients and events are
-// told of it.
+// Outcome is the single outcome of an idempotency key. Its JSON is a part of the answers to clients
+// and of the result event.
 type Outcome struct {
-	Status Status `json:"status"` // empty while nothing is decided
+	Status Status `json:"status"` // empty while the payment is not decided
 	Reason Reason `json:"reason"`
 	Ref    string `json:"ref"` // the reservation's id; empty when nothing was reserved
 
-	State  ReservationStatus `json:"-"` // empty where the ledger keeps nothing for this payment
+	State  ReservationStatus `json:"-"` // empty if the ledger has no reservation for this payment
 	Replay bool              `json:"-"` // an earlier attempt made the reservation
 }
 
-// Decline is the outcome of a refusal for a reason.
+// Decline returns the outcome of a refusal for the given reason.
 func Decline(r Reason) Outcome { return Outcome{Status: Failed, Reason: r} }
 
-// Standing is the outcome of a reservation in a state. reason is why it was rolled back; replay
-// says that an earlier attempt than the one that asks made it.
+// Standing returns the outcome of a reservation in the given state. reason is the reason of its
+// rollback. replay means that an earlier attempt made the reservation.
 func Standing(state ReservationStatus, reason Reason, ref string, replay bool) Outcome {
 	o := Outcome{Ref: ref, State: state, Replay: replay}
 	switch {
@@ -93,8 +95,8 @@ func Standing(state ReservationStatus, reason Reason, ref string, replay bool) O
 	return o
 }
 
-// Answer is the outcome as a client hears it: a refusal names no reservation, also where the ledger
-// keeps one.
+// Answer returns the outcome for a client. A refusal has no reservation id, even if the ledger has
+// a reservation.
 func (o Outcome) Answer() Outcome {
 	if o.Status == Failed {
 		o.Ref = ""
@@ -106,46 +108,46 @@ func (o Outcome) Answer() Outcome {
 type Record struct {
 	Payment
 	Outcome
-	Claimed    Fingerprint // what the key was claimed with
+	Claimed    Fingerprint // the fingerprint with which the key was claimed
 	ReservedAt time.Time
 	DecidedAt  time.Time // zero while PENDING
 }
 
-// Payment is one payment, priced. Its JSON is the data of the event that asks for it; with the
-// first six fields alone it is the plain record of earlier producers. common.v1.Payment is its
-// message, and shared/rpc turns one into the other.
+// Payment is one payment with its price. Its JSON is the data of the request event. The first six
+// fields are also the plain record of earlier producers. Its protobuf message is common.v1.Payment;
+// shared/rpc converts between them.
 type Payment struct {
 	Key      string `json:"idempotency_key"`
 	Sender   string `json:"sender_id"`
 	Receiver string `json:"receiver_id"`
-	// AmountIDR is what moves, in whole rupiah.
+	// AmountIDR is the amount that is moved, in whole rupiah.
 	AmountIDR int64          `json:"amount_idr"`
-	Currency  money.Currency `json:"currency_input"` // that the client pays in
+	Currency  money.Currency `json:"currency_input"` // the currency of the client's amount
 	TxDate    string         `json:"tx_date"`        // RFC 3339, as sent
-	// Minor is the amount as the client sent it, in minor units of Currency. It is 0 where only
-	// rupiah are known: earlier Kafka producers and gRPC callers name the currency but not the
-	// amount in it.
+	// Minor is the amount as the client sent it, in minor units of Currency. It is 0 if only the
+	// amount in rupiah is known: earlier Kafka producers and gRPC callers send the currency but not
+	// the amount in it.
 	Minor int64 `json:"amount_minor,omitempty"`
 
-	// How Minor became AmountIDR; zero where the caller did the pricing.
+	// How AmountIDR was computed from Minor; zero if the caller priced the payment.
 	Rate     money.Rate `json:"rate,omitzero"`
 	RateID   string     `json:"rate_id,omitempty"`
 	RateTime time.Time  `json:"rate_time,omitzero"`
 
-	RuleSet    string    `json:"rule_set,omitempty"` // the risk rules that allowed it
+	RuleSet    string    `json:"rule_set,omitempty"` // the id of the risk rules that allowed the payment
 	AcceptedAt time.Time `json:"accepted_at,omitzero"`
 	Deadline   time.Time `json:"deadline,omitzero"`
-	// AttemptID tells a redelivery of one attempt (the client has heard nothing yet: SUCCESS) from a
-	// second attempt (SUCCESS_REPLAY).
+	// AttemptID distinguishes a redelivery of the same attempt (SUCCESS) from a second attempt of
+	// the client (SUCCESS_REPLAY).
 	AttemptID string `json:"attempt_id,omitempty"`
-	// Metadata is what the client notes with the payment; pgw keeps it and reads nothing from it.
+	// Metadata is the client's own data. pgw stores it and does not interpret it.
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
-// Sent is the amount as the client sent it.
+// Sent returns the amount as the client sent it.
 func (p Payment) Sent() money.Amount { return money.Amount{Minor: p.Minor, Currency: p.Currency} }
 
-// Order is a payment as a client asks for it over HTTP.
+// Order is a client's request for a payment over HTTP.
 type Order struct {
 	Sender   string          `json:"sender_id"`
 	Receiver string          `json:"receiver_id"`
@@ -156,11 +158,11 @@ type Order struct {
 	Metadata json.RawMessage `json:"metadata"` // an object of strings
 }
 
-// maxDate bounds the text of a client's date, in bytes.
+// maxDate is the maximum length of a client's date, in bytes.
 const maxDate = 40
 
-// Payment gives the payment that is ordered, checked, and not priced yet. The error names the field
-// and its limit; it wraps money.ErrCurrency where the currency is none.
+// Payment checks the order and returns its payment without a price. An error names the field and
+// its limit. It wraps money.ErrCurrency if the currency is unknown.
 func (o Order) Payment() (Payment, error) {
 	p := Payment{Key: o.Key, Sender: o.Sender, Receiver: o.Receiver, TxDate: o.TxDate}
 	if err := CheckID("idempotency_key", o.Key, MaxKey); err != nil {
@@ -208,8 +210,8 @@ func (o Order) Payment() (Payment, error) {
 	return p, nil
 }
 
-// readMetadata reads JSON in which each name stands once: of two values it would not be known which
-// is meant.
+// readMetadata parses the JSON of the metadata. It refuses a name that is given twice, because it
+// is unclear which value counts.
 func readMetadata(raw json.RawMessage) (map[string]string, error) {
 	if len(raw) == 0 {
 		return nil, nil
@@ -229,7 +231,7 @@ func readMetadata(raw json.RawMessage) (map[string]string, error) {
 	return metadata, checkMetadata(metadata)
 }
 
-// decimalText gives the digits of an amount. A number is taken by its digits, not through a float.
+// decimalText returns the digits of an amount. It never converts a number through a float.
 func decimalText(raw json.RawMessage) (string, error) {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || string(raw) == "null" {
@@ -248,13 +250,13 @@ func decimalText(raw json.RawMessage) (string, error) {
 	return string(raw), nil
 }
 
-// Fingerprint is what a key is claimed with.
+// Fingerprint identifies the content of a request. The ledger claims a key together with it.
 type Fingerprint [16]byte
 
-// MarshalText writes the fingerprint in hex.
+// MarshalText returns the fingerprint in hex.
 func (f Fingerprint) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, f[:]), nil }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText parses the text of MarshalText.
 func (f *Fingerprint) UnmarshalText(text []byte) error {
 	if len(text) != hex.EncodedLen(len(f)) {
 		return fmt.Errorf("fingerprint of %d characters", len(text))
@@ -263,8 +265,8 @@ func (f *Fingerprint) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Fingerprint is of what the client sent, so that a moved rate is no mismatch. Where the amount sent is
-// not known the rupiah stand for it.
+// Fingerprint returns the fingerprint of what the client sent. A changed rate therefore does not
+// change it. If the sent amount is unknown, the amount in rupiah takes its place.
 func (p Payment) Fingerprint() Fingerprint {
 	amount, unit := p.Minor, byte('m')
 	if amount == 0 {
@@ -272,7 +274,7 @@ func (p Payment) Fingerprint() Fingerprint {
 	}
 	buf := make([]byte, 0, 128)
 	for _, field := range [...]string{p.Sender, p.Receiver, p.Currency.String()} {
-		// The length goes in front, so that no two requests write the same bytes.
+		// The length comes first, so two different requests never produce the same bytes.
 		buf = binary.BigEndian.AppendUint32(buf, uint32(len(field)))
 		buf = append(buf, field...)
 	}
@@ -287,10 +289,10 @@ func (p Payment) Fingerprint() Fingerprint {
 	return Fingerprint(sum[:16])
 }
 
-// ErrInvalid is wrapped by what Validate returns.
+// ErrInvalid is wrapped by the errors of Validate.
 var ErrInvalid = errors.New("invalid input")
 
-// FieldError names the field that is wrong and its limit.
+// FieldError names the wrong field and the problem, with the limit if there is one.
 type FieldError struct{ Field, Problem string }
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
@@ -298,8 +300,8 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 // Unwrap makes every FieldError an ErrInvalid.
 func (e *FieldError) Unwrap() error { return ErrInvalid }
 
-// Validate checks what the ledger relies on, for a payment that somebody outside asks for. Whether the accounts exist is
-// the ledger's to say.
+// Validate checks a payment that comes from outside pgw, as the ledger requires. It does not check
+// that the accounts exist; the ledger does. The error is a FieldError.
 func (p Payment) Validate() error {
 	if err := CheckNames(p.Key, p.Sender, p.Receiver); err != nil {
 		return err
@@ -307,32 +309,33 @@ func (p Payment) Validate() error {
 	return p.validate()
 }
 
-// ValidateHold is Validate for a hold that wallet asks for: by its own kind of key, for the house's account.
+// ValidateHold is Validate for a wallet hold, which has its own kind of key and pgw's own account
+// as its receiver.
 func (p Payment) ValidateHold() error {
 	switch {
 	case !p.IsHold():
-		return &FieldError{"idempotency_key", "of a hold begins with " + HoldPrefix}
+		return &FieldError{"idempotency_key", "of a hold must start with " + HoldPrefix}
 	case p.Receiver != SettlementAccount:
-		return &FieldError{"receiver_id", "of a hold is " + SettlementAccount}
+		return &FieldError{"receiver_id", "of a hold must be " + SettlementAccount}
 	case p.Sender == SettlementAccount:
-		return &FieldError{"sender_id", SettlementAccount + " is the house's own account"}
+		return &FieldError{"sender_id", SettlementAccount + " is pgw's own account"}
 	}
 	return p.validate()
 }
 
-// IsHold tells that the key is of a hold of wallet's.
+// IsHold reports whether the key is the key of a wallet hold.
 func (p Payment) IsHold() bool { return strings.HasPrefix(p.Key, HoldPrefix) }
 
-// CheckNames refuses the names that pgw uses itself: with the key of a hold a payment would capture or close that, and
-// the house's account pays nobody and is paid by holds alone.
+// CheckNames refuses the names that are reserved for pgw. A payment with the key of a hold would
+// capture or close that hold. Only holds pay pgw's own account, and that account pays nobody.
 func CheckNames(key, sender, receiver string) error {
 	switch {
 	case strings.HasPrefix(key, HoldPrefix):
-		return &FieldError{"idempotency_key", "begins with " + HoldPrefix + ", as only pgw's own do"}
+		return &FieldError{"idempotency_key", "starts with " + HoldPrefix + ", which is reserved for pgw"}
 	case sender == SettlementAccount:
-		return &FieldError{"sender_id", SettlementAccount + " is the house's own account"}
+		return &FieldError{"sender_id", SettlementAccount + " is pgw's own account"}
 	case receiver == SettlementAccount:
-		return &FieldError{"receiver_id", SettlementAccount + " is the house's own account"}
+		return &FieldError{"receiver_id", SettlementAccount + " is pgw's own account"}
 	}
 	return nil
 }
@@ -364,8 +367,8 @@ func (p Payment) validate() error {
 	return checkMetadata(p.Metadata)
 }
 
-// checkMetadata checks what a client notes with a payment, within bounds that let it travel and be
-// kept everywhere.
+// checkMetadata checks the limits of a payment's metadata. With these limits it fits into every
+// message and table.
 func checkMetadata(metadata map[string]string) error {
 	if n := len(metadata); n > MaxMetadata {
 		return &FieldError{"metadata", fmt.Sprintf("has %d entries; at most %d", n, MaxMetadata)}
@@ -398,8 +401,9 @@ func checkDate(text string) error {
 	return nil
 }
 
-// CheckID checks a key or an account's id: not empty, at most maxBytes, printable ASCII (it travels in HTTP
-// and Kafka headers), no space at either end.
+// CheckID checks a key or an account's id. It must not be empty, must have at most maxBytes bytes
+// of printable ASCII, because it is sent in HTTP and Kafka headers, and must not start or end with
+// a space. The error is a FieldError.
 func CheckID(field, id string, maxBytes int) error {
 	if id == "" {
 		return &FieldError{field, "is missing"}
@@ -418,8 +422,9 @@ func CheckID(field, id string, maxBytes int) error {
 	return nil
 }
 
-// CheckText checks what people have written: valid UTF-8 of at most maxBytes, on one line, without control characters.
-// (The database holds no NUL.)
+// CheckText checks text that a person wrote. It must be valid UTF-8 of at most maxBytes bytes
+// without control characters; so it is one line, and has no NUL, which the database cannot store.
+// The error is a FieldError.
 func CheckText(field, text string, maxBytes int) error {
 	if len(text) > maxBytes {
 		return &FieldError{field, fmt.Sprintf("is %d bytes long; at most %d", len(text), maxBytes)}
@@ -433,7 +438,8 @@ func CheckText(field, text string, maxBytes int) error {
 	return nil
 }
 
-// Masked is an account's id as a log may have it: enough to know it again by, and not the whole.
+// Masked returns an account's id in the form for logs: its first and last characters, which are
+// enough to recognize it.
 func Masked(id string) string {
 	const shown = 2
 	switch {
@@ -446,7 +452,7 @@ func Masked(id string) string {
 	}
 }
 
-// AccountStatus says whether an account takes part in payments.
+// AccountStatus says whether an account may take part in payments.
 type AccountStatus string
 
 // The statuses of an account.
@@ -455,34 +461,35 @@ const (
 	Blocked AccountStatus = "BLOCKED"
 )
 
-// Valid tells that there is such a status.
+// Valid reports whether the status exists.
 func (s AccountStatus) Valid() bool { return s == Active || s == Blocked }
 
-// Account is what the rules need to know of one.
+// Account has the data of an account that the rules need.
 type Account struct {
 	ID         string
-	Balance    int64 // whole rupiah that can be spent
+	Balance    int64 // the spendable amount in whole rupiah
 	Blocked    bool
-	DailyLimit int64 // whole rupiah a UTC day; 0 means none
-	Day        int32 // the UTC day that SpentToday counts, in days since 1970
+	DailyLimit int64 // whole rupiah per UTC day; 0 means no limit
+	Day        int32 // the UTC day of SpentToday, in days since 1970
 	SpentToday int64 // whole rupiah held or paid on Day
 }
 
-// Day numbers UTC days since 1970.
+// Day returns the UTC day of t, in days since 1970.
 func Day(t time.Time) int32 { return int32(t.Unix() / 86400) }
 
-// Reserve decides one payment and takes it off the sender. It returns "" when the funds are held, else why
-// not, and then changes nothing. sender or receiver is nil when there is no such account.
+// Reserve decides one payment and subtracts it from the sender. It returns "" if the funds are
+// held. Else it returns the reason and changes nothing. sender or receiver is nil if the account
+// does not exist.
 //
-// The same pointers serve all payments of a batch, one after the other, which is what makes a payment
-// that is refused leave no trace on its neighbours.
+// The same pointers are used for all payments of a batch, in order. A refused payment therefore has
+// no effect on the payments after it.
 func Reserve(p Payment, sender, receiver *Account, now time.Time) Reason {
 	switch {
 	case now.After(p.Deadline):
 		return Expired
 	case p.Sender == p.Receiver:
 		return RiskSameParty
-	// The house's account is there for holds alone, whoever asks and however the request came in.
+	// pgw's own account is only for holds, whatever the source of the request.
 	case sender == nil, p.Sender == SettlementAccount:
 		return UnknownSender
 	case receiver == nil, (p.Receiver == SettlementAccount) != p.IsHold():
@@ -507,8 +514,8 @@ func Reserve(p Payment, sender, receiver *Account, now time.Time) Reason {
 	return ""
 }
 
-// ClampDeadline keeps a deadline within DecideWithin of now, which is also what no deadline means: the
-// sweep relies on no hold living longer.
+// ClampDeadline returns the deadline, limited to DecideWithin after now. A zero deadline means the
+// latest one. The sweep relies on this limit for every hold.
 func ClampDeadline(deadline, now time.Time) time.Time {
 	latest := now.Add(DecideWithin)
 	if deadline.IsZero() || deadline.After(latest) {

@@ -23,10 +23,10 @@ func request() Payment {
 	}
 }
 
-func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
+func TestFingerprintCoversWhatTheClientSent(t *testing.T) {
 	base := request()
 	same := []func(*Payment){
-		func(r *Payment) { r.AmountIDR = 160000 }, // the rate moved
+		func(r *Payment) { r.AmountIDR = 160000 }, // the rate changed
 		func(r *Payment) { r.Key = "other" },
 		func(r *Payment) { r.TxDate = "2026-03-01T12:00:00Z" },
 		func(r *Payment) { r.AttemptID = "2" },
@@ -35,7 +35,7 @@ func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 		r := base
 		change(&r)
 		if r.Fingerprint() != base.Fingerprint() {
-			t.Errorf("change %d makes another fingerprint", i)
+			t.Errorf("change %d changes the fingerprint", i)
 		}
 	}
 	sgd, _ := money.ParseCurrency("SGD")
@@ -46,20 +46,20 @@ func TestFingerprintIsOfWhatTheClientSent(t *testing.T) {
 		func(r *Payment) { r.Sender, r.Receiver = "ACC001A", "CC002" },
 		func(r *Payment) { r.Minor++ },
 		func(r *Payment) { r.Currency = sgd },
-		func(r *Payment) { r.Minor = 0 }, // an earlier producer's: only rupiah
+		func(r *Payment) { r.Minor = 0 }, // as earlier producers send it, with only rupiah
 		func(r *Payment) { r.Metadata = map[string]string{"a": ""} },
 	}
 	for i, change := range other {
 		r := base
 		change(&r)
 		if r.Fingerprint() == base.Fingerprint() {
-			t.Errorf("change %d leaves the fingerprint as it was", i)
+			t.Errorf("change %d does not change the fingerprint", i)
 		}
 	}
 }
 
-// Metadata is part of what a key is claimed with; without it the fingerprint is what it was before
-// there was any.
+// Metadata is a part of the fingerprint. Without metadata the fingerprint is the same as before
+// there was metadata.
 func TestFingerprintOfMetadata(t *testing.T) {
 	with := func(pairs ...string) Fingerprint {
 		p := request()
@@ -70,15 +70,15 @@ func TestFingerprintOfMetadata(t *testing.T) {
 		return p.Fingerprint()
 	}
 	if text, _ := with().MarshalText(); string(text) != "c33ce282d26d73dbd9e5d91932fae5e8" || with() != request().Fingerprint() {
-		t.Errorf("of none it is %s", text)
+		t.Errorf("without metadata it is %s", text)
 	}
 	if with("a", "1", "b", "2") != with("b", "2", "a", "1") {
-		t.Error("the order counts")
+		t.Error("the order of the names changes the fingerprint")
 	}
 	seen := map[Fingerprint]int{}
 	for i, f := range []Fingerprint{with(), with("a", "1"), with("a", "12"), with("a1", "2"), with("a", "1", "b", "2"), with("a", "2", "b", "1")} {
 		if first, ok := seen[f]; ok {
-			t.Errorf("%d and %d are alike", first, i)
+			t.Errorf("%d and %d have the same fingerprint", first, i)
 		}
 		seen[f] = i
 	}
@@ -117,7 +117,7 @@ func TestMetadataIsBounded(t *testing.T) {
 	}
 }
 
-// What a client sends as metadata is an object of texts, each name once.
+// A client's metadata is an object of strings, and each name is given once.
 func TestOrderedMetadata(t *testing.T) {
 	for text, want := range map[string]string{
 		``: "map[]", `null`: "map[]", `{}`: "map[]", `{"a":"1","b":"\u00f8"}`: "map[a:1 b:ø]",
@@ -164,8 +164,8 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
-// Names of pgw's own can't be had from outside, and its holds have them.
-func TestNamesOfOurs(t *testing.T) {
+// Payments from outside cannot use the names that are reserved for pgw. Holds must use them.
+func TestReservedNames(t *testing.T) {
 	ours := request()
 	ours.Key, ours.Receiver = HoldPrefix+"order-7", SettlementAccount
 	if err := ours.ValidateHold(); err != nil {
@@ -191,9 +191,9 @@ func TestNamesOfOurs(t *testing.T) {
 	own := ours
 	own.Sender = SettlementAccount
 	if err := own.ValidateHold(); err == nil {
-		t.Error("the house holds its own")
+		t.Error("a hold from pgw's own account is accepted")
 	}
-	// Whatever got past the doors.
+	// Reserve refuses reserved names even if no earlier check did.
 	house, other := &Account{ID: SettlementAccount, Balance: 1e9}, &Account{ID: "ACC002", Balance: 1e9}
 	for name, tc := range map[string]struct {
 		sender, receiver, key string
@@ -248,7 +248,7 @@ func TestReserve(t *testing.T) {
 			t.Errorf("%s: a refusal changed the account: %+v", name, s)
 		}
 		if tc.want == "" && (s.Balance != before.Balance-r.AmountIDR || s.SpentToday < r.AmountIDR) {
-			t.Errorf("%s: held, but the account says %+v", name, s)
+			t.Errorf("%s: held, but the account is %+v", name, s)
 		}
 	}
 	if got := Reserve(request(), nil, &Account{}, noon); got != UnknownSender {
@@ -259,8 +259,8 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// A payment that is too large must not stand in the way of the smaller ones behind it, and no sequence
-// overdraws.
+// A payment that is too large does not block the smaller ones after it, and no sequence overdraws
+// the account.
 func TestReserveInSequenceNeverOverdraws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := Account{Balance: rapid.Int64Range(0, 1000).Draw(t, "balance")}
@@ -310,7 +310,7 @@ func TestParseRules(t *testing.T) {
 		`{"blocked_accounts":[""]}`, `{"blocked_countries":["a\nb"]}`, `{"max_amount_idr":9000000000000000000}`,
 	} {
 		if r, err := ParseRules([]byte(bad)); err != nil || r.Validate() == nil {
-			t.Errorf("%s is taken: %v", bad, err)
+			t.Errorf("%s is accepted: %v", bad, err)
 		}
 	}
 }
@@ -324,7 +324,7 @@ func TestReasonsAreAClosedSet(t *testing.T) {
 		seen[r] = true
 	}
 	if Reason("because").Known() {
-		t.Error("an invented reason is known")
+		t.Error("an unknown reason is known")
 	}
 }
 

@@ -1,28 +1,28 @@
 package payment
 
-// Reason says why a payment ended as it did. The set is closed: metrics are labelled by it, clients switch
-// on it, and the README lists it.
+// Reason says why a payment ended as it did. The set is closed: it is a label of metrics, clients
+// switch on it, and the README lists it.
 type Reason string
 
-// Outcomes that the ledger records. A key that has one of them has it for ever.
+// Outcomes that the ledger records. A key keeps its outcome forever.
 const (
 	ReasonCommitted    Reason = "committed"            // settled
-	InsufficientFunds  Reason = "insufficient_funds"   // the sender has less than the amount
+	InsufficientFunds  Reason = "insufficient_funds"   // the sender's balance is below the amount
 	UnknownSender      Reason = "unknown_sender"       // no such account
 	UnknownReceiver    Reason = "unknown_receiver"     // no such account
 	SenderBlocked      Reason = "sender_blocked"       // the account is BLOCKED
 	ReceiverBlocked    Reason = "receiver_blocked"     // the account is BLOCKED
 	DailyLimitExceeded Reason = "daily_limit_exceeded" // the sender's limit for the UTC day
 	Expired            Reason = "expired"              // not decided within DecideWithin
-	CommitFailed       Reason = "commit_failed"        // held, but the receiver could not be paid; rolled back
-	Undeliverable      Reason = "undeliverable"        // delivery gave up; closed out from the dead-letter topic
-	CallerRolledBack   Reason = "rolled_back"          // a caller of RollbackReservation asked for it
+	CommitFailed       Reason = "commit_failed"        // held, but the receiver could not be paid, so it was rolled back
+	Undeliverable      Reason = "undeliverable"        // delivery was given up; closed out from the dead-letter topic
+	CallerRolledBack   Reason = "rolled_back"          // a caller of RollbackReservation rolled it back
 )
 
-// A settled payment, seen again by a second attempt.
+// DuplicateIdempo is the reason for a second attempt of a settled payment.
 const DuplicateIdempo Reason = "duplicate_idempo"
 
-// Verdicts of risk, behind the prefix "risk_". The ledger uses RiskSameParty and RiskVelocity itself.
+// Refusals by risk, with the prefix "risk_". The ledger itself uses RiskSameParty and RiskVelocity.
 const (
 	RiskBadInput       Reason = "risk_bad_input"
 	RiskSameParty      Reason = "risk_same_party"
@@ -31,11 +31,12 @@ const (
 	RiskBlockedAccount Reason = "risk_blocked_account"
 	RiskVelocity       Reason = "risk_velocity"
 	RiskRandomReject   Reason = "risk_random_reject"
-	// RiskOther is a refusal by a rule that this version does not know: risk is newer than who asks it.
+	// RiskOther is a refusal by a rule that this version does not know, because risk is newer than
+	// its caller.
 	RiskOther Reason = "risk_other"
 )
 
-// What a client is told without an outcome in the ledger.
+// Answers to a client without an outcome in the ledger.
 const (
 	BadJSON             Reason = "bad_json"             // the body is not one JSON object
 	InvalidInput        Reason = "invalid_input"        // a field is missing, malformed or out of range
@@ -50,7 +51,7 @@ const (
 	Overloaded          Reason = "overloaded"    // try again after Retry-After
 )
 
-// Reasons lists the closed set.
+// Reasons lists all reasons.
 var Reasons = []Reason{
 	ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked,
 	ReceiverBlocked, DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack,
@@ -59,7 +60,7 @@ var Reasons = []Reason{
 	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
 }
 
-// Status is what a client is told along with the reason.
+// Status returns the status that belongs to the reason.
 func (r Reason) Status() Status {
 	switch r {
 	case ReasonCommitted:
@@ -71,14 +72,14 @@ func (r Reason) Status() Status {
 	}
 }
 
-// Recorded tells whether the reason is one of the ledger's: the outcome of a key for ever, or that outcome
-// told again.
+// Recorded reports whether the answer comes from the ledger: the outcome that a key has forever, a
+// replay of that outcome, or a mismatch with it.
 func (r Reason) Recorded() bool {
 	return r.Refusal() || r.RollBack() || r == ReasonCommitted || r == DuplicateIdempo || r == IdempotencyMismatch
 }
 
-// Refusal tells whether the ledger records the reason for a payment that never held money: the ledger's own
-// refusals, and those of wallet and risk.
+// Refusal reports whether the ledger records the reason for a payment that never held money. These
+// are the refusals of the ledger, of wallet and of risk.
 func (r Reason) Refusal() bool {
 	switch r {
 	case InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked, DailyLimitExceeded, Expired,
@@ -88,7 +89,7 @@ func (r Reason) Refusal() bool {
 	return false
 }
 
-// RollBack tells whether a payment can end for the reason after its money was held.
+// RollBack reports whether a payment can end with the reason after its money was held.
 func (r Reason) RollBack() bool {
 	switch r {
 	case Expired, CommitFailed, Undeliverable, CallerRolledBack:
@@ -105,5 +106,5 @@ var known = func() map[Reason]bool {
 	return m
 }()
 
-// Known tells whether a reason is of the closed set, for reasons that come in from outside.
+// Known reports whether a reason from outside is one of Reasons.
 func (r Reason) Known() bool { return known[r] }

@@ -8,25 +8,27 @@ import (
 	"pgw/shared/money"
 )
 
-// Rules are what risk judges by, as data. The ledger keeps them, and enforces those that it counts for itself.
+// Rules are the rules of risk, as data. The ledger stores them, and enforces those whose values it
+// counts itself.
 type Rules struct {
 	MinAmountIDR     int64    `json:"min_amount_idr"`
-	MaxAmountIDR     int64    `json:"max_amount_idr"`    // 0: none
-	VelocityPerMin   uint32   `json:"velocity_per_min"`  // payments a sender may start in a clock minute; 0: no limit
-	RandomRejectPPM  uint32   `json:"random_reject_ppm"` // refused at random, in a million
+	MaxAmountIDR     int64    `json:"max_amount_idr"`    // 0: no limit
+	VelocityPerMin   uint32   `json:"velocity_per_min"`  // the payments that a sender may start per clock minute; 0: no limit
+	RandomRejectPPM  uint32   `json:"random_reject_ppm"` // payments refused at random, per million
 	BlockedAccounts  []string `json:"blocked_accounts"`
 	BlockedCountries []string `json:"blocked_countries"`
 }
 
 const (
-	// Million is what RandomRejectPPM counts in.
+	// Million is the denominator of RandomRejectPPM.
 	Million = 1_000_000
-	// MaxBlocked bounds each list of Rules.
+	// MaxBlocked is the maximum length of each list in Rules.
 	MaxBlocked = 10_000
 )
 
-// ParseRules reads rules as they are kept. Whoever keeps them reads them so first, and validates them: what is kept,
-// every reader can use. Fields that are not known are let through, since a later version may have more.
+// ParseRules parses stored rules. The ledger calls it and Validate before it stores rules, so every
+// reader can use the stored ones. Unknown fields are accepted, because a later version may have
+// more fields. The error is a FieldError.
 func ParseRules(text []byte) (Rules, error) {
 	var r Rules
 	if !bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
@@ -38,7 +40,7 @@ func ParseRules(text []byte) (Rules, error) {
 	return r, nil
 }
 
-// Validate names the field that is wrong.
+// Validate returns a FieldError for the first wrong field.
 func (r Rules) Validate() error {
 	switch {
 	case r.MinAmountIDR < 0 || r.MinAmountIDR > money.MaxMinor:
