@@ -10,7 +10,7 @@ import (
 	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 )
 
-// What the gateway does to each payment's event.
+// BenchmarkMakeAndSign does the gateway's work for each event.
 func BenchmarkMakeAndSign(b *testing.B) {
 	k, r := ring(b, keys), request()
 	b.ReportAllocs()
@@ -25,7 +25,7 @@ func BenchmarkMakeAndSign(b *testing.B) {
 	}
 }
 
-// What worker does to it.
+// BenchmarkVerifyAndRead does worker's work for each event.
 func BenchmarkVerifyAndRead(b *testing.B) {
 	k := ring(b, keys)
 	e, err := Requested("/pgw/gateway", request(), "", noon)
@@ -43,7 +43,7 @@ func BenchmarkVerifyAndRead(b *testing.B) {
 	}
 }
 
-// What receiving any event costs, in binary mode.
+// BenchmarkReceive receives an event in binary mode.
 func BenchmarkReceive(b *testing.B) {
 	e, err := Requested("/pgw/gateway", request(), "", noon)
 	if err != nil {

@@ -1,14 +1,14 @@
 package event
 
-// The extensions by which KafkaSource says where in Kafka an event's record stands.
+// The extensions in which KafkaSource gives the partition and the offset of an event's record.
 const (
 	ExtKafkaPartition = "knativekafkapartition"
 	ExtKafkaOffset    = "knativekafkaoffset"
 )
 
-// The extensions by which a dead letter says why its event was not delivered.
+// The extensions in which a dead letter gives the reason of its failed delivery.
 const (
 	ExtErrorDestination = "knativeerrordest"
 	ExtErrorCode        = "knativeerrorcode"
-	ExtErrorData        = "knativeerrordata" // the answer's body, in base64
+	ExtErrorData        = "knativeerrordata" // the body of the response, in base64
 )

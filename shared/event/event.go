@@ -1,6 +1,6 @@
-// Package event is what travels through Kafka: CloudEvents 1.0 with JSON data, their types, their stable ids,
-// and their signatures. The data's shapes are held by golden files in testdata: a change of shape is a new
-// version of the type.
+// Package event has the events in Kafka: CloudEvents 1.0 with JSON data, their types, their stable
+// ids and their signatures. Golden files in testdata fix the shapes of the data. A changed shape
+// needs a new version of the type.
 package event
 
 import (
@@ -27,23 +27,23 @@ const (
 	TypeAccountOpened    = "pgw.account.opened.v1"
 	TypeAccountFunded    = "pgw.account.funded.v1"
 
-	// TypeKafkaRecord is what KafkaSource wraps a record in that is no CloudEvent.
+	// TypeKafkaRecord is the type that KafkaSource gives to a record that is not a CloudEvent.
 	TypeKafkaRecord = "dev.knative.kafka.event"
-	// TypePing is what PingSource sends.
+	// TypePing is the type of the events of PingSource.
 	TypePing = "dev.knative.sources.ping"
 )
 
-// ExtPartitionKey is the CloudEvents partitioning extension. KafkaSource and KafkaSink go by it and not by
-// the Kafka key.
+// ExtPartitionKey is the partitioning extension of CloudEvents. KafkaSource and KafkaSink use it
+// instead of the Kafka key.
 const ExtPartitionKey = "partitionkey"
 
-// ErrMalformed is wrapped by what decoding returns: the event can never work.
+// ErrMalformed is wrapped by the errors of decoding. Such an event can never succeed.
 var ErrMalformed = errors.New("malformed event")
 
 // PaymentRequested is the data of TypePaymentRequested.
 type PaymentRequested struct {
 	payment.Payment
-	// ReplyTo is the URL of the gateway replica at which the client waits; it may be empty.
+	// ReplyTo is the URL of the gateway replica whose client waits. It may be empty.
 	ReplyTo string `json:"reply_to,omitempty"`
 }
 
@@ -51,52 +51,52 @@ type PaymentRequested struct {
 type PaymentResult struct {
 	Key string `json:"idempotency_key"`
 	payment.Outcome
-	// Fingerprint tells the results of two requests with one key apart.
+	// Fingerprint distinguishes the results of two different requests with the same key.
 	Fingerprint payment.Fingerprint `json:"fingerprint"`
 	AttemptID   string              `json:"attempt_id,omitempty"`
 	ReplyTo     string              `json:"reply_to,omitempty"`
 
-	// When the function that settled got the request, and when it had the outcome.
+	// The times at which the settling function got the request and had the outcome.
 	ReceivedAt time.Time `json:"received_at,omitzero"`
 	SettledAt  time.Time `json:"settled_at,omitzero"`
-	// How long the two ledger calls took.
+	// The durations of the two ledger calls.
 	ReserveMicros int64 `json:"reserve_us,omitempty"`
 	CommitMicros  int64 `json:"commit_us,omitempty"`
 }
 
-// AccountOpened is the data of TypeAccountOpened. An account that exists already gets the owner, currency,
-// limit and status given.
+// AccountOpened is the data of TypeAccountOpened. If the account exists, it gets the given owner,
+// currency, limit and status.
 type AccountOpened struct {
 	AccountID     string                `json:"account_id"`
 	Owner         string                `json:"owner"`
-	Currency      string                `json:"currency"`        // what the owner thinks in; balances are in rupiah
-	DailyLimitIDR int64                 `json:"daily_limit_idr"` // 0 means none
+	Currency      string                `json:"currency"`        // the owner's own currency, for display; balances are in rupiah
+	DailyLimitIDR int64                 `json:"daily_limit_idr"` // 0 means no limit
 	Status        payment.AccountStatus `json:"status"`
 }
 
-// AccountFunded is the data of TypeAccountFunded: money that comes in from outside the ledger, once for
-// each event id.
+// AccountFunded is the data of TypeAccountFunded: money that enters the ledger from outside. It is
+// booked once for each event id.
 type AccountFunded struct {
 	AccountID string `json:"account_id"`
 	AmountIDR int64  `json:"amount_idr"`
 	Note      string `json:"note,omitempty"`
 }
 
-// Requested makes the event that asks for a payment. Its id is the payment's: published twice, it is the
-// same event. replyTo may be empty.
+// Requested makes the request event of a payment. Its id depends only on the payment, so publishing
+// it again gives the same event. replyTo may be empty.
 func Requested(source string, p payment.Payment, replyTo string, now time.Time) (cloudevents.Event, error) {
 	return New(TypePaymentRequested, RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
 }
 
-// Result makes the event that tells a payment's outcome.
+// Result makes the event with a payment's outcome.
 func Result(source string, d PaymentResult, now time.Time) (cloudevents.Event, error) {
 	return New(TypePaymentResult, ResultID(d.Key, d.Fingerprint), source, d.Key, d, now)
 }
 
-// RequestedID is the id of the event that asks for a payment, by which it can be found in Kafka.
+// RequestedID returns the id of a payment's request event. The event can be found in Kafka by it.
 func RequestedID(key string, fp payment.Fingerprint) string { return paymentID("request", key, fp) }
 
-// ResultID is the id of the event that tells a payment's outcome.
+// ResultID returns the id of a payment's result event.
 func ResultID(key string, fp payment.Fingerprint) string { return paymentID("result", key, fp) }
 
 func paymentID(kind, key string, fp payment.Fingerprint) string {
@@ -117,7 +117,7 @@ func New(eventType, id, source, subject string, data any, now time.Time) (cloude
 	e.SetSubject(subject)
 	e.SetTime(now.UTC())
 	e.SetExtension(ExtPartitionKey, subject)
-	// Set through the fields: SetData would copy and check what is known to be JSON.
+	// SetData would copy the body and check again that it is JSON.
 	e.SetDataContentType(cloudevents.ApplicationJSON)
 	e.DataEncoded = body
 	if err := e.Validate(); err != nil {
@@ -126,12 +126,12 @@ func New(eventType, id, source, subject string, data any, now time.Time) (cloude
 	return e, nil
 }
 
-// strictly reads JSON as encoding/json does, but for a name that is given twice, in whatever case: which of the two is meant
-// is not known.
+// strictly parses JSON like encoding/json, but refuses a name that is given twice, in any case: it
+// is unclear which value counts.
 var strictly = jsonexp.JoinOptions(jsonv1.DefaultOptionsV1(), jsontext.AllowDuplicateNames(false))
 
-// Decode reads an event's JSON data. Fields that are not known are let through: a later producer may send
-// more.
+// Decode parses an event's JSON data. Unknown fields are accepted, because a later producer may
+// send more fields. Errors wrap ErrMalformed.
 func Decode[T any](e cloudevents.Event) (T, error) {
 	var data T
 	if err := jsonexp.Unmarshal(e.Data(), &data, strictly); err != nil {
@@ -140,9 +140,9 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 	return data, nil
 }
 
-// ReadRequest gives the data of an event from the request topic, checked: one of
-// TypePaymentRequested with a good signature, or, where the operator allows it, the plain record of
-// an earlier producer.
+// ReadRequest checks an event of the request topic and returns its data. The event must be of type
+// TypePaymentRequested with a valid signature, or, if allowUnsigned is set, the plain record of an
+// earlier producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
 	switch {
 	case e.Type() == TypePaymentRequested:
@@ -150,16 +150,17 @@ func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (Paymen
 			return PaymentRequested{}, err
 		}
 	case e.Type() != TypeKafkaRecord:
-		return PaymentRequested{}, fmt.Errorf("%w: %s is no payment request", ErrRefused, e.Type())
+		return PaymentRequested{}, fmt.Errorf("%w: %s is not a payment request", ErrRefused, e.Type())
 	case !allowUnsigned:
-		return PaymentRequested{}, fmt.Errorf("%w: a plain record, and unsigned requests are not allowed", ErrSignature)
+		return PaymentRequested{}, fmt.Errorf("%w: this is a plain record, and unsigned requests are not allowed", ErrSignature)
 	}
 	data, err := Decode[PaymentRequested](e)
 	if err != nil {
 		return PaymentRequested{}, err
 	}
 	if e.Type() == TypeKafkaRecord {
-		// What only pgw writes is not taken from a record that nobody signed: an address to reply to above all.
+		// Fields that only pgw sets are not taken from an unsigned record. The most important is
+		// the address to reply to.
 		data = PaymentRequested{Payment: payment.Payment{
 			Key: data.Key, Sender: data.Sender, Receiver: data.Receiver, AmountIDR: data.AmountIDR,
 			Currency: data.Currency, TxDate: data.TxDate,
@@ -171,10 +172,11 @@ func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (Paymen
 	return data, nil
 }
 
-// ReadResult gives the data of an event from the result topic, whose signature must be good.
+// ReadResult checks an event of the result topic and returns its data. The signature must be valid.
+// Errors wrap ErrSignature, ErrRefused or ErrMalformed.
 func ReadResult(e cloudevents.Event, keys *Keyring) (PaymentResult, error) {
 	if e.Type() != TypePaymentResult {
-		return PaymentResult{}, fmt.Errorf("%w: %s is no payment's result", ErrRefused, e.Type())
+		return PaymentResult{}, fmt.Errorf("%w: %s is not a payment result", ErrRefused, e.Type())
 	}
 	if err := keys.Verify(e); err != nil {
 		return PaymentResult{}, err

@@ -48,7 +48,7 @@ func request() payment.Payment {
 	}
 }
 
-// The shapes of the events are a contract: a change here is a new version of the type.
+// The shapes of the events are a contract. A changed shape needs a new version of the type.
 func TestGoldenFiles(t *testing.T) {
 	r := request()
 	requested, err := Requested("/pgw/gateway", r, "http://10.0.0.1:8080", noon)
@@ -172,7 +172,7 @@ func TestSignatures(t *testing.T) {
 	for _, bad := range []string{"", "k1", "k1:", "k1:!!", "k1:c2hvcnQ=", first + "," + first, "a.b:" + first[3:]} {
 		var k Keyring
 		if err := k.Decode(bad); err == nil {
-			t.Errorf("Decode(%q) is taken", bad)
+			t.Errorf("Decode(%q) is accepted", bad)
 		}
 	}
 	if err := new(Keyring).Sign(&cloudevents.Event{}); !errors.Is(err, ErrSignature) {
@@ -180,16 +180,16 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
-// v1 is what a signature was before it covered the attributes beside the data's: "KEYID.SIGNATURE".
+// v1 returns a signature of version 1: "KEYID.SIGNATURE".
 func signV1(t testing.TB, keys string, e *cloudevents.Event) {
 	t.Helper()
 	k := ring(t, keys)
 	e.SetExtension(ExtSignature, k.signing+"."+base64.RawURLEncoding.EncodeToString(macV1(k.keys[k.signing].secret, e)))
 }
 
-// Whatever a function acts on is signed: that of an event with another time, subject or partition key is wrong. What
-// carries events may write the same instant in another way, and adds attributes of its own.
-func TestASignatureCoversWhatIsActedOn(t *testing.T) {
+// All attributes that a function uses are signed. A changed time, subject or partition key makes
+// the signature wrong. Forwarders may format the same instant differently and may add attributes.
+func TestASignatureCoversTheUsedAttributes(t *testing.T) {
 	k := ring(t, keys)
 	signed := func() cloudevents.Event {
 		e, err := New(TypeAccountOpened, "o1", "/bank", "ACC001", AccountOpened{AccountID: "ACC001"}, noon)
@@ -217,7 +217,7 @@ func TestASignatureCoversWhatIsActedOn(t *testing.T) {
 		"another key's name":   func(e *cloudevents.Event) { replaceSignature(e, "v2.k1.", "v2.k0.") },
 		"a part too many":      func(e *cloudevents.Event) { replaceSignature(e, "v2.", "v2.v2.") },
 		"an empty signature":   func(e *cloudevents.Event) { e.SetExtension(ExtSignature, "v2.k1.") },
-		"another's data":       func(e *cloudevents.Event) { e.DataEncoded = []byte(`{"account_id":"ACC002"}`) },
+		"other data":           func(e *cloudevents.Event) { e.DataEncoded = []byte(`{"account_id":"ACC002"}`) },
 		"data in another form": func(e *cloudevents.Event) { e.DataEncoded = append([]byte(" "), e.DataEncoded...) },
 	} {
 		e := signed()
@@ -229,9 +229,9 @@ func TestASignatureCoversWhatIsActedOn(t *testing.T) {
 	for name, change := range map[string]func(*cloudevents.Event){
 		"as it was":           func(*cloudevents.Event) {},
 		"the same instant":    func(e *cloudevents.Event) { e.SetTime(noon.In(time.FixedZone("WIB", 7*3600))) },
-		"a place in Kafka":    func(e *cloudevents.Event) { e.SetExtension("knativekafkaoffset", "17") },
+		"an offset":           func(e *cloudevents.Event) { e.SetExtension("knativekafkaoffset", "17") },
 		"a trace":             func(e *cloudevents.Event) { e.SetExtension("traceparent", "00-1-2-01") },
-		"why it is dead":      func(e *cloudevents.Event) { e.SetExtension("knativeerrorcode", "503") },
+		"an error code":       func(e *cloudevents.Event) { e.SetExtension("knativeerrorcode", "503") },
 		"with its media type": func(e *cloudevents.Event) { e.SetDataContentType("application/json; charset=utf-8") },
 	} {
 		e := signed()
@@ -249,9 +249,9 @@ func replaceSignature(e *cloudevents.Event, old, new string) {
 	e.SetExtension(ExtSignature, strings.Replace(text, old, new, 1))
 }
 
-// Signatures of the first version are taken while the keys that made them are in the ring: a key that is made for the
-// second version alone, and takes their place, ends that.
-func TestV1IsTakenUntilItsKeyIsRotatedOut(t *testing.T) {
+// Signatures of version 1 are accepted while the keys that made them are in the ring. They end when
+// a key for version 2 only replaces those keys.
+func TestV1IsAcceptedUntilItsKeyIsRotatedOut(t *testing.T) {
 	e, err := Requested("/pgw/gateway", request(), "", noon)
 	if err != nil {
 		t.Fatal(err)
@@ -268,25 +268,25 @@ func TestV1IsTakenUntilItsKeyIsRotatedOut(t *testing.T) {
 		t.Errorf("its key is gone: %v", err)
 	}
 	if err := ring(t, first+":v2").Verify(e); !errors.Is(err, ErrSignature) || !strings.Contains(err.Error(), "v1") {
-		t.Errorf("its key is for v2 alone: %v", err)
+		t.Errorf("its key is only for v2: %v", err)
 	}
 	if err := ring(t, first+":v2").Sign(&e); err != nil || ring(t, first).Verify(e) != nil {
 		t.Errorf("the same key, for v2: %v", err)
 	}
 	var k Keyring
 	if err := k.Decode(first + ":v1"); err == nil {
-		t.Error("a key of an unknown kind is taken")
+		t.Error("a key of an unknown kind is accepted")
 	}
-	// One that was made before there was a v2.
+	// An event that was made before version 2 existed.
 	old, err := Requested("/pgw/gateway", request(), "http://10.0.0.1:8080", noon)
 	if err != nil {
 		t.Fatal(err)
 	}
 	old.SetExtension(ExtSignature, "k1.sAZSbBmyi5gfPOldPQt7pni-qajjV5F9e5bpDDkxtxs")
 	if v, err := ring(t, keys).Verified(old); err != nil || v != V1 {
-		t.Errorf("an event of before: version %d, %v", v, err)
+		t.Errorf("an event of version 1: version %d, %v", v, err)
 	}
-	// The other attributes are not covered, and so nothing may be decided by them.
+	// The signature does not cover the other attributes, so no decision may depend on them.
 	late := e.Clone()
 	signV1(t, first, &late)
 	late.SetTime(noon.Add(time.Hour))
@@ -295,7 +295,7 @@ func TestV1IsTakenUntilItsKeyIsRotatedOut(t *testing.T) {
 	}
 }
 
-// The status is the acknowledgement that KafkaSource goes by.
+// The status is the acknowledgement for KafkaSource.
 func TestStatuses(t *testing.T) {
 	e, err := Requested("/pgw/gateway", request(), "", noon)
 	if err != nil {

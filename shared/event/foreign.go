@@ -8,19 +8,20 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// Foreign runs a decoder that is not ours on input that is not ours either. A panic of the decoder means that the
-// event is malformed, and ends nothing but this call.
+// Foreign runs a decoder of another library on input from outside. A panic of the decoder becomes
+// an error that wraps ErrMalformed, and only this call fails.
 func Foreign[T any](decode func() (T, error)) (decoded T, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			var none T
-			decoded, err = none, fmt.Errorf("%w: its decoder panicked: %v", ErrMalformed, p)
+			decoded, err = none, fmt.Errorf("%w: the decoder panicked: %v", ErrMalformed, p)
 		}
 	}()
 	return decode()
 }
 
-// AttributeName tells whether CloudEvents allows this name for an attribute: lower-case letters and digits, at least one.
+// AttributeName reports whether CloudEvents allows name as the name of an attribute: one or more
+// lower-case letters and digits.
 func AttributeName(name string) bool {
 	for _, c := range []byte(name) {
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
@@ -30,20 +31,20 @@ func AttributeName(name string) bool {
 	return name != ""
 }
 
-// checkHeader looks at the names of an event's attributes before the SDK does: it panics at a header "ce-". HTTP's
-// header names have no case.
+// checkHeader checks the names of an event's attributes before the SDK does, because the SDK panics
+// at the header "ce-". HTTP header names ignore case.
 func checkHeader(h http.Header) error {
 	for name := range h {
 		attribute, ok := strings.CutPrefix(strings.ToLower(name), "ce-")
 		if ok && !AttributeName(attribute) {
-			return fmt.Errorf("%w: %q is no name of an attribute", ErrMalformed, attribute)
+			return fmt.Errorf("%w: %q is not a name of an attribute", ErrMalformed, attribute)
 		}
 	}
 	return nil
 }
 
-// checkMode refuses a signed event in structured mode. Whoever passes such an event on may write its data anew (KafkaSource
-// does), and a signature is over the data's bytes.
+// checkMode refuses a signed event in structured mode. A forwarder of such an event, for example
+// KafkaSource, may encode its data again, and the signature covers the bytes of the data.
 func checkMode(e *cloudevents.Event, h http.Header) error {
 	signature := e.Extensions()[ExtSignature]
 	if signature == nil || !strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "application/cloudevents") {
@@ -52,8 +53,8 @@ func checkMode(e *cloudevents.Event, h http.Header) error {
 	return SignedStructured(e.Type(), e.ID())
 }
 
-// SignedStructured is why a signed event in structured mode is refused.
+// SignedStructured returns the error for a signed event in structured mode.
 func SignedStructured(eventType, id string) error {
-	return fmt.Errorf("%w: %s %s is in structured mode, whose data is written anew on its way: a signed event is sent in binary mode",
+	return fmt.Errorf("%w: %s %s is in structured mode, and forwarders encode its data again: send a signed event in binary mode",
 		ErrSignature, eventType, id)
 }

@@ -12,14 +12,14 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// A header "ce-" with nothing behind it panics in the SDK.
+// The SDK panics at a header "ce-" without a name.
 func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
 	h := HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
 	for _, name := range []string{"Ce-", "Ce-My-Ext", "Ce-My_ext", "Ce-Ext\xff"} {
 		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
 		r.Header = http.Header{"Ce-Specversion": {"1.0"}, "Ce-Id": {"1"}, "Ce-Type": {"t"}, "Ce-Source": {"/s"}, name: {"x"}}
 		w := httptest.NewRecorder()
-		if h.ServeHTTP(w, r); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "no name of an attribute") {
+		if h.ServeHTTP(w, r); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "not a name of an attribute") {
 			t.Errorf("%q: %d %s", name, w.Code, w.Body)
 		}
 	}
@@ -29,8 +29,8 @@ func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
 	}
 }
 
-// A signature over the data's bytes does not survive structured mode.
-func TestASignedEventInStructuredModeIsRefusedInWords(t *testing.T) {
+// The signature covers the bytes of the data, which structured mode may change.
+func TestASignedEventInStructuredModeIsRefusedWithAReason(t *testing.T) {
 	e, err := Requested("/pgw/gateway", request(), "", noon)
 	if err == nil {
 		err = ring(t, keys).Sign(&e)
@@ -58,7 +58,7 @@ func TestASignedEventInStructuredModeIsRefusedInWords(t *testing.T) {
 	}
 }
 
-// Which amount is meant is not known.
+// It is unclear which of the two amounts counts.
 func TestANameThatIsGivenTwiceIsMalformed(t *testing.T) {
 	for _, tc := range []struct {
 		text string

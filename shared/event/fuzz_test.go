@@ -11,8 +11,8 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// Whatever is posted as an event, in either mode, is refused with a status that is never retried, or reaches
-// the handler as a valid event.
+// Every posted event, in either mode, is either refused with a status that is never retried, or
+// reaches the handler as a valid event.
 func FuzzHTTP(f *testing.F) {
 	f.Add("application/json", "1.0", "id", "type", "/source", []byte(`{"n":1}`))
 	f.Add("application/cloudevents+json", "", "", "", "", []byte(`{"specversion":"1.0","id":"1","type":"t","source":"/s","data":{"n":1}}`))
@@ -38,8 +38,7 @@ func FuzzHTTP(f *testing.F) {
 	})
 }
 
-// A plain record settles only as what it may say: it is a request that holds, and nothing that only pgw
-// writes is taken from it.
+// A plain record becomes a valid payment, and fields that only pgw sets are not taken from it.
 func FuzzPlainRecord(f *testing.F) {
 	f.Add([]byte(`{"idempotency_key":"k","sender_id":"A","receiver_id":"B","amount_idr":9000,"currency_input":"USD","tx_date":"2026-01-31"}`))
 	f.Add([]byte(`{"idempotency_key":"k","sender_id":"A","receiver_id":"B","amount_idr":9000,"currency_input":"USD","reply_to":"http://evil","deadline":"2099-01-01T00:00:00Z","rate":"1"}`))
@@ -58,10 +57,10 @@ func FuzzPlainRecord(f *testing.F) {
 				t.Fatal(err)
 			}
 		} else if !Refused(err) {
-			t.Fatalf("neither taken nor refused: %v", err)
+			t.Fatalf("neither accepted nor refused: %v", err)
 		}
 		if _, err := ReadRequest(e, &Keyring{}, false); err == nil {
-			t.Fatal("an unsigned record is taken where that is not allowed")
+			t.Fatal("an unsigned record is accepted although that is not allowed")
 		}
 	})
 }

@@ -15,38 +15,41 @@ import (
 	"pgw/shared/trace"
 )
 
-// MaxBytes bounds an event's HTTP body.
+// MaxBytes is the maximum size of an event's HTTP body, in bytes.
 const MaxBytes = 256 << 10
 
-// handleTimeout bounds the handling of one event, where the sender sets no shorter bound by hanging up.
+// handleTimeout is the time limit for handling one event. The sender can end it earlier by closing
+// the connection.
 const handleTimeout = 30 * time.Second
 
-// Handler takes one event. nil acknowledges it. An error that wraps ErrMalformed, ErrSignature or
-// ErrRefused says that the event can never work, and sends it to the dead letters; any other error says
-// that it may work later.
+// Handler handles one event. nil acknowledges it. An error that wraps ErrMalformed, ErrSignature or
+// ErrRefused means that the event can never succeed, and it becomes a dead letter. Any other error
+// means that it may succeed later.
 type Handler func(ctx context.Context, e cloudevents.Event) error
 
-// ErrRefused means an event that is well-formed and yet not for this function, or past help.
+// ErrRefused means that an event is well-formed, but this function does not accept it or it can no
+// longer succeed.
 var ErrRefused = errors.New("event refused")
 
-// Refused tells that a handler's error says: never.
+// Refused reports whether a handler's error means that the event can never succeed.
 func Refused(err error) bool {
 	return errors.Is(err, ErrMalformed) || errors.Is(err, ErrSignature) || errors.Is(err, ErrRefused)
 }
 
-// HTTP receives events in binary mode, and unsigned ones in structured mode too. The status is the acknowledgement that KafkaSource
-// goes by: 202; 400, 403 and 413, which it never retries; 503, which it does.
+// HTTP returns an HTTP handler that receives events in binary mode, and unsigned events also in
+// structured mode. The status is the acknowledgement for KafkaSource: 202 means handled.
+// KafkaSource never retries 400, 403 and 413, and retries 503.
 func HTTP(h Handler, log *slog.Logger) http.Handler {
-	// Where everything fails, or somebody sends what is refused, a line for each event would bury the rest of the log.
-	told := outages{trace.NewOutage(log, time.Now, "event put off"), trace.NewOutage(log, time.Now, "event refused")}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(h, told, w, r) })
+	// If many events fail or are refused, a log line for each would hide the rest of the log.
+	noted := outages{trace.NewOutage(log, time.Now, "event put off"), trace.NewOutage(log, time.Now, "event refused")}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(h, noted, w, r) })
 }
 
 type outages struct{ putOff, refused *trace.Outage }
 
-func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
-	arrived := &arriving{ReadCloser: r.Body}
-	r.Body = http.MaxBytesReader(w, arrived, MaxBytes)
+func serve(h Handler, noted outages, w http.ResponseWriter, r *http.Request) {
+	body := &bodyReader{ReadCloser: r.Body}
+	r.Body = http.MaxBytesReader(w, body, MaxBytes)
 	if err := checkHeader(r.Header); err != nil {
 		http.Error(w, "not a CloudEvent: "+err.Error(), http.StatusBadRequest)
 		return
@@ -58,9 +61,9 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "the event is larger than 256 KiB", http.StatusRequestEntityTooLarge)
 			return
 		}
-		if arrived.err != nil {
-			// That says nothing of the event, which may be sent again.
-			http.Error(w, "the event did not arrive: "+arrived.err.Error(), http.StatusRequestTimeout)
+		if body.err != nil {
+			// A read error says nothing about the event, so the sender may send it again.
+			http.Error(w, "the event did not arrive: "+body.err.Error(), http.StatusRequestTimeout)
 			return
 		}
 		http.Error(w, "not a CloudEvent: "+err.Error(), http.StatusBadRequest)
@@ -71,7 +74,7 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := checkMode(e, r.Header); err != nil {
-		told.refused.Note(r.Context(), err, "type", e.Type(), "id", e.ID())
+		noted.refused.Note(r.Context(), err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
@@ -84,34 +87,35 @@ func serve(h Handler, told outages, w http.ResponseWriter, r *http.Request) {
 	trace.End(span, err)
 	switch {
 	case err == nil:
-		told.putOff.Note(ctx, nil)
-		told.refused.Note(ctx, nil)
+		noted.putOff.Note(ctx, nil)
+		noted.refused.Note(ctx, nil)
 		w.WriteHeader(http.StatusAccepted)
 	case errors.Is(err, ErrSignature):
-		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
+		noted.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		text := err.Error()
 		if e.Extensions()[ExtSignature] != nil {
-			// KafkaSource delivers in binary mode what came in structured mode: what was sent can't be seen here.
-			text += "; if it was sent in structured mode, send it in binary mode: structured data is written anew on its way"
+			// KafkaSource delivers structured events in binary mode, so this code cannot see how
+			// the event was sent.
+			text += "; if it was sent in structured mode, send it in binary mode, because forwarders encode structured data again"
 		}
 		http.Error(w, text, http.StatusForbidden)
 	case Refused(err):
-		told.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
+		noted.refused.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
-		told.putOff.Note(ctx, err, "type", e.Type(), "id", e.ID())
+		noted.putOff.Note(ctx, err, "type", e.Type(), "id", e.ID())
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
 }
 
-// arriving remembers why a body could not be read.
-type arriving struct {
+// bodyReader remembers why a body could not be read.
+type bodyReader struct {
 	io.ReadCloser
 	err error
 }
 
-func (a *arriving) Read(p []byte) (int, error) {
+func (a *bodyReader) Read(p []byte) (int, error) {
 	n, err := a.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
 		a.err = err
@@ -121,7 +125,7 @@ func (a *arriving) Read(p []byte) (int, error) {
 
 type headerKey struct{}
 
-// Header gives the HTTP headers that the event came with.
+// Header returns the HTTP headers of the request that delivered the event.
 func Header(ctx context.Context) http.Header {
 	h, _ := ctx.Value(headerKey{}).(http.Header)
 	return h

@@ -9,20 +9,20 @@ import (
 	"pgw/shared/payment"
 )
 
-// Publisher takes events to the topics of Kafka.
+// Publisher publishes events to topics of Kafka.
 type Publisher interface {
 	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
-// Outbox makes the events of one function, signs them and publishes them.
+// Outbox makes, signs and publishes the events of one function.
 type Outbox struct {
-	Source string // of the events that it makes
+	Source string // the source attribute of its events
 	Keys   *Keyring
 	To     Publisher
 	Now    func() time.Time
 }
 
-// Request asks for a payment. replyTo may be empty.
+// Request publishes the request event of a payment. replyTo may be empty.
 func (o Outbox) Request(ctx context.Context, topic string, p payment.Payment, replyTo string) error {
 	e, err := Requested(o.Source, p, replyTo, o.Now())
 	if err != nil {
@@ -31,7 +31,7 @@ func (o Outbox) Request(ctx context.Context, topic string, p payment.Payment, re
 	return o.Send(ctx, topic, e)
 }
 
-// Result tells the outcome of a payment.
+// Result publishes the result event of a payment.
 func (o Outbox) Result(ctx context.Context, topic string, d PaymentResult) error {
 	e, err := Result(o.Source, d, o.Now())
 	if err != nil {
@@ -40,7 +40,7 @@ func (o Outbox) Result(ctx context.Context, topic string, d PaymentResult) error
 	return o.Send(ctx, topic, e)
 }
 
-// Send signs an event and publishes it. Its subject is the record's key.
+// Send signs an event and publishes it. The key of the record is the event's subject.
 func (o Outbox) Send(ctx context.Context, topic string, e cloudevents.Event) error {
 	if err := o.Keys.Sign(&e); err != nil {
 		return err

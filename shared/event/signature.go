@@ -14,30 +14,34 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// ExtSignature is the extension that carries "v2.KEYID.SIGNATURE"; of events of before, "KEYID.SIGNATURE".
+// ExtSignature is the extension with the signature "v2.KEYID.SIGNATURE". In version 1 it is
+// "KEYID.SIGNATURE".
 const ExtSignature = "pgwsignature"
 
-// Version of a signature says what it covers.
+// Version is the version of a signature, which defines the attributes that it covers.
 type Version int
 
 const (
-	// V1 covers type, id, source and data. Nothing else of such an event may decide anything.
+	// V1 covers type, id, source and data. No decision may depend on the other attributes of such
+	// an event.
 	V1 Version = 1
-	// V2 covers subject, time and partition key too: all that functions and operators act on.
+	// V2 also covers subject, time and partition key. These are all the attributes that functions
+	// and operators use.
 	V2 Version = 2
 )
 
-// minSecret is the least a secret may have, in bytes: the block that HMAC-SHA-256 is strong by.
+// minSecret is the minimum length of a secret in bytes: the output length of HMAC-SHA-256.
 const minSecret = 32
 
-// ErrSignature means an event without a signature, or with a wrong one: it can never work.
+// ErrSignature means that an event has no signature or a wrong one. It can never succeed.
 var ErrSignature = errors.New("event signature")
 
-// Keyring signs with its first key and accepts all of them, which is what lets keys be rotated: add the
-// new one behind, wait until every function has it, move it to the front, take the old one away.
+// Keyring signs with its first key and accepts all its keys. This allows key rotation: append the
+// new key, wait until every function has it, move it to the front, then remove the old key.
 //
-// Events are signed in version 2. Signatures of version 1 are accepted by the keys that may have made them: a key that
-// is written with ":v2" at its end has made none. So version 1 ends when the last key without it is rotated out.
+// Events are signed in version 2. A signature of version 1 is accepted from a key that may have
+// made it. A key that ends with ":v2" never made one. So version 1 ends when the last key without
+// ":v2" is removed.
 type Keyring struct {
 	signing string
 	keys    map[string]signingKey
@@ -48,7 +52,7 @@ type signingKey struct {
 	onlyV2 bool
 }
 
-// Decode reads "ID:BASE64:v2,ID:BASE64": the form of the EVENT_KEYS variable.
+// Decode parses "ID:BASE64:v2,ID:BASE64", the format of the variable EVENT_KEYS.
 func (k *Keyring) Decode(text string) error {
 	*k = Keyring{keys: map[string]signingKey{}}
 	for entry := range strings.SplitSeq(text, ",") {
@@ -58,14 +62,14 @@ func (k *Keyring) Decode(text string) error {
 		}
 		encoded, kind, marked := strings.Cut(encoded, ":")
 		if marked && kind != "v2" {
-			return fmt.Errorf("key %q: behind its secret may stand :v2 alone", id)
+			return fmt.Errorf("key %q: only :v2 may follow its secret", id)
 		}
 		secret, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {
 			return fmt.Errorf("secret of key %q is not base64", id)
 		}
 		if len(secret) < minSecret {
-			return fmt.Errorf("secret of key %q is %d bytes long; at least %d", id, len(secret), minSecret)
+			return fmt.Errorf("secret of key %q is %d bytes long; must have at least %d", id, len(secret), minSecret)
 		}
 		if _, doubled := k.keys[id]; doubled {
 			return fmt.Errorf("key %q is given twice", id)
@@ -78,7 +82,7 @@ func (k *Keyring) Decode(text string) error {
 	return nil
 }
 
-// Sign sets the signature by the first key.
+// Sign sets the signature that is made with the first key.
 func (k *Keyring) Sign(e *cloudevents.Event) error {
 	key, ok := k.keys[k.signing]
 	if !ok {
@@ -88,13 +92,15 @@ func (k *Keyring) Sign(e *cloudevents.Event) error {
 	return nil
 }
 
-// Verify accepts a signature by any key of the ring, in constant time.
+// Verify accepts a signature by any key of the ring. It compares in constant time. Errors wrap
+// ErrSignature.
 func (k *Keyring) Verify(e cloudevents.Event) error {
 	_, err := k.Verified(e)
 	return err
 }
 
-// Verified is Verify for who acts on more than type, id, source and data: it tells what the signature covers.
+// Verified is like Verify and returns the version, for callers that use more attributes than type,
+// id, source and data.
 func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
 	text, _ := e.Extensions()[ExtSignature].(string)
 	if text == "" {
@@ -102,7 +108,7 @@ func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
 	}
 	version, mac := V1, macV1
 	id, encoded, _ := strings.Cut(text, ".")
-	// No key's id has a dot, so what has two is not of version 1.
+	// No key's id contains a dot, so a signature with two dots is not of version 1.
 	if keyID, rest, ok := strings.Cut(encoded, "."); ok {
 		if id != "v2" {
 			return 0, fmt.Errorf("%w: that of %s %s is of an unknown version", ErrSignature, e.Type(), e.ID())
@@ -119,15 +125,16 @@ func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
 		return 0, fmt.Errorf("%w: that of %s %s is wrong", ErrSignature, e.Type(), e.ID())
 	}
 	if version == V1 && key.onlyV2 {
-		return 0, fmt.Errorf("%w: that of %s %s is of v1, which its key is not for", ErrSignature, e.Type(), e.ID())
+		return 0, fmt.Errorf("%w: that of %s %s is of v1, and its key is only for v2", ErrSignature, e.Type(), e.ID())
 	}
 	return version, nil
 }
 
-// macV2 covers what is acted on, and survives its way. Functions act on type, id, source, time and data; operators'
-// commands find an event by its subject and partition key, and the sinks place it by the latter. The time is the
-// instant, since KafkaSource writes the text of it anew. What is left out: the data's media type, which no function
-// acts on and which proxies write anew; the trace; and the attributes that delivery adds.
+// macV2 covers the attributes that are used and that do not change during delivery. Functions use
+// type, id, source, time and data. Operators' commands find an event by its subject and partition
+// key, and sinks choose the partition by the latter. The time is signed as an instant, because
+// KafkaSource formats it again. Not covered are the media type of the data, which no function uses
+// and which proxies change; the trace; and the attributes that delivery adds.
 func macV2(secret []byte, e *cloudevents.Event) []byte {
 	at := ""
 	if !e.Time().IsZero() {
@@ -135,14 +142,14 @@ func macV2(secret []byte, e *cloudevents.Event) []byte {
 	}
 	partitionKey, _ := e.Extensions()[ExtPartitionKey].(string)
 	h := hmac.New(sha256.New, secret)
-	// No text of version 1 begins so: there it is the length of the type.
+	// The input of version 1 never starts with this text: it starts with the length of the type.
 	h.Write([]byte("pgw v2\n"))
 	writeFields(h, e.SpecVersion(), e.Type(), e.ID(), e.Source(), e.Subject(), at, partitionKey)
 	h.Write(e.Data())
 	return h.Sum(nil)
 }
 
-// macV1 is how events were signed before.
+// macV1 computes the signature of version 1.
 func macV1(secret []byte, e *cloudevents.Event) []byte {
 	h := hmac.New(sha256.New, secret)
 	writeFields(h, e.Type(), e.ID(), e.Source())
@@ -150,7 +157,8 @@ func macV1(secret []byte, e *cloudevents.Event) []byte {
 	return h.Sum(nil)
 }
 
-// writeFields writes each field behind its length, so that no two lists write the same bytes.
+// writeFields writes the length before each field, so two different lists never produce the same
+// bytes.
 func writeFields(h hash.Hash, fields ...string) {
 	var size [4]byte
 	for _, field := range fields {

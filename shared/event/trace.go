@@ -12,8 +12,8 @@ import (
 	"pgw/shared/trace"
 )
 
-// WithKey says which payment ctx is about, when an event of this type and subject is about one. The subject of others may be
-// an account, which no log names.
+// WithKey adds the payment's key to ctx if events of this type belong to a payment. The subject of
+// other events may be an account, which must not be logged.
 func WithKey(ctx context.Context, eventType, subject string) context.Context {
 	if eventType == TypePaymentRequested || eventType == TypePaymentResult {
 		return trace.WithKey(ctx, subject)
@@ -21,7 +21,7 @@ func WithKey(ctx context.Context, eventType, subject string) context.Context {
 	return ctx
 }
 
-// extensions carry a trace as CloudEvents' distributed tracing extension has it.
+// extensions carry a trace in CloudEvents' distributed tracing extension.
 type extensions struct{ event *cloudevents.Event }
 
 func (x extensions) Get(name string) string {
@@ -33,7 +33,8 @@ func (x extensions) Set(name, value string) { x.event.SetExtension(name, value) 
 
 func (x extensions) Keys() []string { return slices.Collect(maps.Keys(x.event.Extensions())) }
 
-// startTrace begins the span of an event's handling. Whoever delivered it comes first: its span is the event's child.
+// startTrace starts the span of an event's handling. The span of the deliverer is its parent, if
+// there is one; otherwise the trace in the event is.
 func startTrace(ctx context.Context, h http.Header, e *cloudevents.Event) (context.Context, oteltrace.Span) {
 	if !trace.On() {
 		return trace.Start(ctx, "", trace.Consumer)
@@ -41,8 +42,8 @@ func startTrace(ctx context.Context, h http.Header, e *cloudevents.Event) (conte
 	return trace.Start(trace.Extract(ctx, trace.Header(h), extensions{e}), "process "+e.Type(), trace.Consumer)
 }
 
-// Trace writes ctx's span on an event that carries none yet: the extension is of where the event was made, and
-// whoever passes it on leaves it. No signature covers it.
+// Trace writes the span of ctx to an event that has no trace yet. The extension names the span that
+// made the event, and forwarders do not change it. No signature covers it.
 func Trace(ctx context.Context, e *cloudevents.Event) {
 	if x := (extensions{e}); x.Get("traceparent") == "" {
 		trace.Inject(ctx, x)

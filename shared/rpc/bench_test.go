@@ -19,7 +19,7 @@ func (health) Check(context.Context, *healthpb.HealthCheckRequest) (*healthpb.He
 	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
 }
 
-// The same call within the process and over loopback.
+// BenchmarkCall makes the same call within the process and over loopback.
 func BenchmarkCall(b *testing.B) {
 	register := func(r grpc.ServiceRegistrar) { healthpb.RegisterHealthServer(r, health{}) }
 	l, err := net.Listen("tcp", "127.0.0.1:0")

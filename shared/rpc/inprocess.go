@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// inProcess is both ends of gRPC in one process. Services are registered with it, and clients call
+// inProcess is a gRPC client and server in one process. Services register with it, and clients call
 // through it. A call is a function call. Messages are copied; they are never shared or encoded. It
 // supports only unary RPCs, because pgw has no others.
 type inProcess struct {

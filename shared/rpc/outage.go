@@ -11,8 +11,7 @@ import (
 	"pgw/shared/trace"
 )
 
-// Watched returns conn with its failures noted in an outage: calls that fail, and calls that work
-// again.
+// Watched returns conn and notes in outage when its calls fail and when they succeed again.
 func Watched(conn grpc.ClientConnInterface, outage *trace.Outage) grpc.ClientConnInterface {
 	return watched{conn, outage}
 }
@@ -26,13 +25,13 @@ type watched struct {
 func (w watched) Invoke(ctx context.Context, method string, in, out any, options ...grpc.CallOption) error {
 	err := w.ClientConnInterface.Invoke(ctx, method, in, out, options...)
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return err // nobody waits for the answer any more, so the error means nothing
+		return err // the caller has left, so the error says nothing about the function
 	}
 	switch status.Code(err) {
 	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange:
 		w.outage.Note(ctx, nil) // any answer shows that the function works
 	case codes.Canceled, codes.ResourceExhausted:
-		// The function is there; the error shows no more than that.
+		// The function is reachable. The error says nothing else about it.
 	default:
 		w.outage.Note(ctx, err, "rpc", method)
 	}

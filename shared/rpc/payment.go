@@ -10,7 +10,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// FromPayment gives a payment as functions send it.
+// FromPayment returns the message of a payment.
 func FromPayment(p payment.Payment) *commonv1.Payment {
 	return &commonv1.Payment{
 		IdempotencyKey: p.Key,
@@ -31,8 +31,8 @@ func FromPayment(p payment.Payment) *commonv1.Payment {
 	}
 }
 
-// ToPayment is the inverse of FromPayment. It refuses what can't be read, with an error that names
-// the field; whether the payment makes sense is what its Validate says.
+// ToPayment is the inverse of FromPayment. It returns a payment.FieldError for a currency or a rate
+// that cannot be parsed. It does not validate the payment; payment.Validate does.
 func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 	p := payment.Payment{
 		Key:        in.GetIdempotencyKey(),
@@ -63,18 +63,18 @@ func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 	return p, nil
 }
 
-// InRupiah asks fx what an amount is worth.
+// InRupiah returns the request that asks fx for an amount in rupiah.
 func InRupiah(a money.Amount) *fxv1.ConvertRequest {
 	return &fxv1.ConvertRequest{
 		FromCurrency: a.Currency.String(), ToCurrency: money.IDR.String(), AmountMinor: &a.Minor,
 	}
 }
 
-// Priced gives the payment with the price that fx has answered.
+// Priced returns the payment with the price of fx's answer.
 func Priced(p payment.Payment, got *fxv1.ConvertResponse) (payment.Payment, error) {
 	rate, err := money.ParseRate(got.GetRate())
 	if err != nil {
-		return p, fmt.Errorf("fx answered with a bad rate: %w", err)
+		return p, fmt.Errorf("fx returned a bad rate: %w", err)
 	}
 	p.AmountIDR, p.Rate, p.RateID, p.RateTime = got.GetAmountMinor(), rate, got.GetRateId(), Time(got.GetRateTime())
 	return p, nil
@@ -86,7 +86,7 @@ var (
 	states   = []payment.ReservationStatus{"", payment.Pending, payment.Committed, payment.RolledBack}
 )
 
-// FromState gives a reservation's state as functions send it; unspecified for none.
+// FromState returns the enum value of a reservation's state; unspecified if there is no state.
 func FromState(s payment.ReservationStatus) commonv1.ReservationState {
 	return commonv1.ReservationState(max(0, slices.Index(states, s)))
 }
@@ -94,15 +94,16 @@ func FromState(s payment.ReservationStatus) commonv1.ReservationState {
 // ToState is the inverse of FromState.
 func ToState(s commonv1.ReservationState) (payment.ReservationStatus, error) { return named(states, s) }
 
-// named refuses a number that this version has no name for: the function that sent it is newer.
+// named returns the name of a number. It refuses a number that this version does not know, because
+// the function that sent it is newer.
 func named[N ~int32, T any](names []T, n N) (name T, err error) {
 	if n < 0 || int(n) >= len(names) {
-		return name, fmt.Errorf("a %T of an unknown kind: %d", n, n)
+		return name, fmt.Errorf("an unknown value of %T: %d", n, n)
 	}
 	return names[n], nil
 }
 
-// FromOutcome gives an outcome as functions send it.
+// FromOutcome returns the message of an outcome.
 func FromOutcome(o payment.Outcome) *commonv1.Outcome {
 	return &commonv1.Outcome{
 		Status:        commonv1.Status(max(0, slices.Index(statuses, o.Status))),
@@ -113,8 +114,8 @@ func FromOutcome(o payment.Outcome) *commonv1.Outcome {
 	}
 }
 
-// ToOutcome is the inverse of FromOutcome. What says neither that a payment is decided nor that it
-// is under way is no outcome: it must not be taken for one that was not decided yet.
+// ToOutcome is the inverse of FromOutcome. It refuses an outcome that is neither decided nor
+// pending, so that a caller does not take it for an undecided one.
 func ToOutcome(in *commonv1.Outcome) (payment.Outcome, error) {
 	o := payment.Outcome{Reason: payment.Reason(in.GetReason()), Ref: in.GetReservationId(), Replay: in.GetReplay()}
 	var err error
@@ -130,7 +131,7 @@ func ToOutcome(in *commonv1.Outcome) (payment.Outcome, error) {
 	return o, nil
 }
 
-// FromRecord gives a payment of the ledger as functions send it.
+// FromRecord returns the message of a payment in the ledger.
 func FromRecord(r payment.Record) *commonv1.Record {
 	return &commonv1.Record{
 		Payment: FromPayment(r.Payment), Outcome: FromOutcome(r.Outcome), Fingerprint: r.Claimed[:],

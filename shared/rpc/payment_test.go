@@ -14,7 +14,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// fill gives each field of a struct a value of its own, so that none can be forgotten.
+// fill sets each field of a struct to a different value, so that the test notices a forgotten
+// field.
 func fill(t *testing.T, v reflect.Value) {
 	t.Helper()
 	usd, _ := money.ParseCurrency("USD")
@@ -52,9 +53,9 @@ func fill(t *testing.T, v reflect.Value) {
 	}
 }
 
-// Every field of a payment, an outcome and a record travels, and no field of their messages is left
-// out.
-func TestEveryFieldTravels(t *testing.T) {
+// Every field of a payment, an outcome and a record is converted, and every field of their messages
+// is set.
+func TestEveryFieldIsConverted(t *testing.T) {
 	var want payment.Record
 	fill(t, reflect.ValueOf(&want).Elem())
 	message := rpc.FromRecord(want)
@@ -79,8 +80,8 @@ func TestEveryFieldTravels(t *testing.T) {
 	}
 }
 
-// The zero payment and each outcome that there is come out as they went in.
-func TestOutcomesTravel(t *testing.T) {
+// The zero payment and every outcome are unchanged after conversion in both directions.
+func TestOutcomesAreConverted(t *testing.T) {
 	if got, err := rpc.ToPayment(rpc.FromPayment(payment.Payment{})); err != nil || !reflect.DeepEqual(got, payment.Payment{}) {
 		t.Errorf("no payment: %+v, %v", got, err)
 	}
@@ -102,9 +103,9 @@ func TestOutcomesTravel(t *testing.T) {
 	}
 }
 
-// What an older or a newer function sends must not pass for an outcome that is not decided: money
-// would be said to be held.
-func TestWhatIsNoOutcomeIsRefused(t *testing.T) {
+// A message of an older or a newer function must not be read as an undecided outcome, because that
+// means that money is held.
+func TestUnknownOutcomesAreRefused(t *testing.T) {
 	for name, in := range map[string]*commonv1.Outcome{
 		"nothing":           nil,
 		"empty":             {},
@@ -114,13 +115,13 @@ func TestWhatIsNoOutcomeIsRefused(t *testing.T) {
 		"a state alone":     {State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED},
 	} {
 		if got, err := rpc.ToOutcome(in); err == nil {
-			t.Errorf("%s is taken as %+v", name, got)
+			t.Errorf("%s is read as %+v", name, got)
 		}
 	}
 	if _, err := rpc.ToPayment(&commonv1.Payment{CurrencyInput: "XXX?"}); err == nil {
-		t.Error("a currency that there is not is taken")
+		t.Error("an unknown currency is accepted")
 	}
 	if _, err := rpc.ToPayment(&commonv1.Payment{CurrencyInput: "USD", Rate: "-1"}); err == nil {
-		t.Error("a negative rate is taken")
+		t.Error("a negative rate is accepted")
 	}
 }

@@ -54,7 +54,7 @@ func TestEveryRPCSaysWhetherItMayBeRepeated(t *testing.T) {
 	}
 }
 
-// forgetful does each request, and loses the first answer of each kind.
+// forgetful serves each request, but the first answer of each kind is lost.
 type forgetful struct {
 	walletv1.UnimplementedWalletServiceServer
 	walletv1.UnimplementedAdminServer
@@ -80,10 +80,10 @@ func (*forgetful) lose(calls *atomic.Int32) error {
 	return nil
 }
 
-// Repeating SeedAccounts would undo a payment that was made meanwhile. An RPC that settles is
-// repeated only where the payment began, so that the repeats of the layers do not multiply. A read
+// Repeating SeedAccounts would undo a payment that was made in the meantime. An RPC that settles is
+// repeated only where the payment started, so the repeats of several layers do not multiply. A read
 // is repeated here.
-func TestWhatSetsIsNotRepeatedBlindly(t *testing.T) {
+func TestOnlyReadsAreRepeated(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -24,9 +24,9 @@ import (
 const MaxMessage = 4 << 20
 
 // retries makes a client repeat an RPC when a replica went away, if the RPC has no side effects.
-// The option idempotency_level in its proto says so. All other RPCs are repeated only where the
-// payment or the command begins, and nowhere between. An RPC that sets a value must not be repeated
-// blindly: it would undo changes that were made meanwhile.
+// The option idempotency_level in its proto says so. Only the start of a payment or of a command
+// repeats other RPCs; no layer between repeats them. An RPC that sets a value must not be repeated
+// blindly: it would undo changes that were made in the meantime.
 var retries = sync.OnceValue(func() string {
 	var repeatable []map[string]string
 	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
@@ -69,7 +69,7 @@ const (
 // Dial makes a client for a function's gRPC address. It connects when it is first used.
 func Dial(addr string) (*grpc.ClientConn, error) { return (&Callers{}).Dial(addr) }
 
-// Dial is like the function Dial, and shows the caller's token or certificate.
+// Dial is like the function Dial, and sends the caller's token or certificate.
 func (c *Callers) Dial(addr string) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(retries()),

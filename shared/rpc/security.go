@@ -31,7 +31,7 @@ import (
 // so they cannot make such calls themselves. When fx, wallet and risk are called with an operator's
 // token, they pass it on to db.
 type Security struct {
-	Mode       string `envconfig:"RPC_AUTH" default:"off" desc:"required: calls need a token or a client certificate; off: they are sent, but not required"`
+	Mode       string `envconfig:"RPC_AUTH" default:"off" desc:"required: calls need a token or a client certificate; off: both are sent, but not required"`
 	Tokens     string `envconfig:"RPC_TOKENS" desc:"tokens between functions, separated by commas; the first is sent, each one is accepted"`
 	TokensFile string `envconfig:"RPC_TOKENS_FILE" desc:"the same in a file, read again when it changes"`
 	Admins     string `envconfig:"RPC_ADMIN_HASHES" desc:"SHA-256, in hex, of the tokens that admin RPCs accept, separated by commas"`
@@ -45,7 +45,7 @@ type Security struct {
 
 const (
 	minToken = 32
-	// separators stand between the entries of a list.
+	// separators are the characters between the entries of a list.
 	separators = ", \t\r\n"
 )
 
@@ -77,15 +77,15 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 	switch {
 	case s.AdminToken != "":
 		if strings.ContainsAny(s.AdminToken, separators) {
-			return nil, errors.New("RPC_ADMIN_TOKEN: is one token, without spaces")
+			return nil, errors.New("RPC_ADMIN_TOKEN: must be one token without spaces or commas")
 		}
 		c.own = func() string { return s.AdminToken }
-	case len(c.tokens()) > 0: // from then on there is always one: a file without entries is refused
+	case len(c.tokens()) > 0: // there is always one later too, because a file without entries is refused
 		c.own = func() string { return c.tokens()[0] }
 	}
 	if s.CertFile != "" || s.KeyFile != "" || s.CAFile != "" {
 		if s.CertFile == "" || s.KeyFile == "" || s.CAFile == "" {
-			return nil, errors.New("RPC_TLS_CERT_FILE, RPC_TLS_KEY_FILE and RPC_TLS_CA_FILE go together")
+			return nil, errors.New("RPC_TLS_CERT_FILE, RPC_TLS_KEY_FILE and RPC_TLS_CA_FILE must go together")
 		}
 		// A certificate and its key change together, so both are read when the certificate's file
 		// changes.
@@ -99,10 +99,10 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 	case "required":
 		c.required = true
 		if len(c.tokens()) == 0 && c.identity == nil {
-			return nil, errors.New("RPC_AUTH is required, and nobody could call: set RPC_TOKENS, RPC_TOKENS_FILE or RPC_TLS_CERT_FILE")
+			return nil, errors.New("RPC_AUTH is required, but nobody could call: set RPC_TOKENS, RPC_TOKENS_FILE or RPC_TLS_CERT_FILE")
 		}
 	default:
-		return nil, fmt.Errorf("RPC_AUTH: %q; off or required", s.Mode)
+		return nil, fmt.Errorf("RPC_AUTH: is %q; must be off or required", s.Mode)
 	}
 	return c, nil
 }
@@ -113,7 +113,7 @@ func listOf[T any](name, text, path string, read func(string) (T, error), log *s
 		for i, word := range bytes.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(separators, r) }) {
 			one, err := read(string(word))
 			if err != nil {
-				return nil, fmt.Errorf("the entry %d: %w", i+1, err)
+				return nil, fmt.Errorf("entry %d: %w", i+1, err)
 			}
 			all = append(all, one)
 		}
@@ -244,18 +244,18 @@ type adminKey struct{}
 // openTo is the prefix of the RPCs that anyone may call.
 const openTo = "/grpc.health.v1.Health/"
 
-// isAdmin says whether an RPC is for operators. UpdateRates is one, although the contract has it in
-// FxService.
+// isAdmin reports whether an RPC is for operators. UpdateRates is one, although the contract has it
+// in FxService.
 func isAdmin(method string) bool {
 	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
 	return strings.HasSuffix(service, ".Admin") || strings.HasSuffix(service, "AdminService") || method == "/fx.v1.FxService/UpdateRates"
 }
 
-// MaxOrdinary is the largest message, in bytes, of an RPC that is not for operators. The largest
-// real ones have a few thousand.
+// MaxOrdinary is the largest message, in bytes, of an RPC that is not for operators. In practice
+// such messages have at most a few thousand bytes.
 const MaxOrdinary = 64 << 10
 
-// Large says whether an RPC's message may have up to MaxMessage bytes: those for operators may.
+// Large reports whether an RPC's message may have up to MaxMessage bytes. RPCs for operators may.
 func Large(method string) bool { return isAdmin(method) }
 
 // admitted marks the context of a call that Admit has accepted.

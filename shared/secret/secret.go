@@ -1,5 +1,5 @@
-// Package secret reads secrets from variables and files. It notices when some of the files change,
-// so that a key is rotated without a restart.
+// Package secret reads secrets from variables and files. It notices changes of some of the files,
+// so a key can be rotated without a restart.
 package secret
 
 import (
@@ -13,47 +13,47 @@ import (
 )
 
 const (
-	lookEvery = time.Second
-	maxBytes  = 1 << 20
+	checkEvery = time.Second
+	maxBytes   = 1 << 20
 )
 
-// File is what a file says, as a T. Nothing runs in the background: whoever asks looks at the file, at most once a
-// second.
+// File is the parsed content of a file. There is no background process: Get checks the file for
+// changes at most once a second.
 type File[T any] struct {
 	path  string
 	parse func([]byte) (T, error)
 	log   *slog.Logger
 
-	value  atomic.Pointer[T]
-	looked atomic.Int64 // in nanoseconds
-	mu     sync.Mutex   // one look at a time
-	seen   os.FileInfo
-	failed string // what was wrong at the last look, so that it is told once
+	value   atomic.Pointer[T]
+	checked atomic.Int64 // the time of the last check, in nanoseconds since 1970
+	mu      sync.Mutex   // held during a check
+	seen    os.FileInfo
+	failed  string // the problem at the last check, so that it is logged once
 }
 
-// Open reads the file. parse is called again when it has changed; what it refuses leaves things as they were. Its
-// errors must not tell the secret.
+// Open reads the file and parses it. parse is called again when the file changes. If parse then
+// fails, the old value stays. The errors of parse must not contain the secret.
 func Open[T any](path string, parse func([]byte) (T, error), log *slog.Logger) (*File[T], error) {
 	f := &File[T]{path: path, parse: parse, log: log}
-	f.looked.Store(time.Now().UnixNano())
+	f.checked.Store(time.Now().UnixNano())
 	if err := f.read(); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-// Get gives what the file said last.
+// Get returns the newest value that could be parsed.
 func (f *File[T]) Get() T {
 	now := time.Now().UnixNano()
-	if now-f.looked.Load() >= int64(lookEvery) && f.mu.TryLock() {
-		f.looked.Store(now)
-		f.look()
+	if now-f.checked.Load() >= int64(checkEvery) && f.mu.TryLock() {
+		f.checked.Store(now)
+		f.check()
 		f.mu.Unlock()
 	}
 	return *f.value.Load()
 }
 
-func (f *File[T]) look() {
+func (f *File[T]) check() {
 	problem := ""
 	switch info, err := os.Stat(f.path); {
 	case err != nil:
@@ -63,11 +63,11 @@ func (f *File[T]) look() {
 		if err := f.read(); err != nil {
 			problem = err.Error()
 		} else {
-			f.log.Info("read again, since it has changed", "file", f.path)
+			f.log.Info("the file has changed and was read again", "file", f.path)
 		}
 	}
 	if problem != "" && problem != f.failed {
-		f.log.Error("a file of secrets can't be used: what it said before still holds", "file", f.path, "error", problem)
+		f.log.Error("a file of secrets can't be used: its previous content stays in use", "file", f.path, "error", problem)
 	}
 	f.failed = problem
 }
@@ -78,7 +78,7 @@ func (f *File[T]) read() error {
 		return err
 	}
 	defer file.Close()
-	// Before it is read: what is written meanwhile is seen at the next look.
+	// Stat comes before the read, so the next check notices a change during the read.
 	info, err := file.Stat()
 	if err != nil {
 		return err

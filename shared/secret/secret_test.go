@@ -25,9 +25,9 @@ func open(t *testing.T, path string, log *bytes.Buffer) *File[string] {
 	return f
 }
 
-// again lets the next Get look.
+// again makes the next Get check the file.
 func (f *File[T]) again() T {
-	f.looked.Store(0)
+	f.checked.Store(0)
 	return f.Get()
 }
 
@@ -50,7 +50,7 @@ func TestAChangeIsNoticed(t *testing.T) {
 	if got := f.again(); got != "two and more" {
 		t.Errorf("got %q", got)
 	}
-	// As Kubernetes does it: a link is pointed elsewhere.
+	// Kubernetes points a link to another file.
 	other := filepath.Join(t.TempDir(), "other")
 	write(t, other, "TWO AND MORE")
 	if err := errors.Join(os.Symlink(other, path+".new"), os.Rename(path+".new", path)); err != nil {
@@ -59,16 +59,17 @@ func TestAChangeIsNoticed(t *testing.T) {
 	if got := f.again(); got != "TWO AND MORE" {
 		t.Errorf("got %q", got)
 	}
-	// Not on every call.
-	f.looked.Store(time.Now().Add(time.Hour).UnixNano())
+	// The file is not checked on every call.
+	f.checked.Store(time.Now().Add(time.Hour).UnixNano())
 	write(t, other, "three")
 	if got := f.Get(); got != "TWO AND MORE" {
 		t.Errorf("got %q", got)
 	}
 }
 
-// A mistake in a file, or its absence, shuts nobody out and lets nobody in; it is told once, without the content.
-func TestWhatCannotBeReadChangesNothing(t *testing.T) {
+// A mistake in a file, or a missing file, does not change which callers are admitted. It is logged
+// once, without the content.
+func TestAFileThatCannotBeReadChangesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys")
 	write(t, path, "good")
 	var log bytes.Buffer
@@ -85,8 +86,8 @@ func TestWhatCannotBeReadChangesNothing(t *testing.T) {
 				t.Errorf("got %.20q", got)
 			}
 		}
-		if told := log.String(); strings.Count(told, "level=ERROR") != 1 || strings.Contains(told, "hunter2") {
-			t.Errorf("told: %s", told)
+		if logged := log.String(); strings.Count(logged, "level=ERROR") != 1 || strings.Contains(logged, "hunter2") {
+			t.Errorf("logged: %s", logged)
 		}
 	}
 	write(t, path, "good again")

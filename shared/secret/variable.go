@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Every secret NAME can stand in a file instead, which NAME_FILE names. There are two kinds: those
-// of atStart are read once, by FromFiles; the others are read again when they change, by Variable.
+// Every secret NAME can also be in a file whose path is in NAME_FILE. There are two kinds.
+// FromFiles reads the secrets of atStart once. Variable reads the other secrets, again after each
+// change of their file.
 
 // atStart are the variables whose change needs a restart.
 var atStart = []string{
@@ -16,11 +17,11 @@ var atStart = []string{
 	"DATABASE_URL", "LEDGER_DATABASE_URL", "READER_DATABASE_URL",
 }
 
-// InFile names the variable that says in which file a secret stands.
+// InFile returns the name of the variable that holds the path of a secret's file.
 func InFile(name string) string { return name + "_FILE" }
 
-// FromFiles reads the secrets that stand in files into the environment, for all who read it later.
-// Line ends at a file's end are no part of the secret.
+// FromFiles reads the secrets that are in files, and sets them in the environment with set. It
+// removes line ends at the end of a file. Errors name the variable.
 func FromFiles(get func(string) string, set func(name, value string) error) error {
 	for _, name := range atStart {
 		path := get(InFile(name))
@@ -44,14 +45,15 @@ func FromFiles(get func(string) string, set func(name, value string) error) erro
 			return fmt.Errorf("%s: there is nothing in %s", InFile(name), path)
 		}
 		if err := set(name, value); err != nil {
-			return fmt.Errorf("%s: %w", name, err) // the value itself is not in it
+			return fmt.Errorf("%s: %w", name, err) // the error does not contain the value
 		}
 	}
 	return nil
 }
 
-// Variable gives what a secret variable says: text, or what stands in the file at path, which is
-// read again when it changes. It gives nil when both are empty.
+// Variable returns the value of a secret variable. It is parsed from text, or from the file at
+// path, which is read again when it changes. Variable returns nil if both are empty, and an error
+// if both are set.
 func Variable[T any](name, text, path string, parse func([]byte) (T, error), log *slog.Logger) (func() T, error) {
 	switch {
 	case text != "" && path != "":
