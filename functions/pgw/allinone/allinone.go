@@ -149,8 +149,7 @@ func (cfg Config) settings(name string) function.Settings {
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
 		// One lane of each kind: all functions share the processors, and fewer, larger transactions
 		// cost less.
-		"BATCH_LANES":  "1",
-		"LOCK_TIMEOUT": "0s", // nobody else locks rows for long
+		"BATCH_LANES": "1",
 	}
 	if name == "db" {
 		values["DATABASE_URL"] = cfg.Database
