@@ -6,7 +6,7 @@ import (
 	"github.com/IBM/sarama"
 )
 
-// From a record in binary mode to the headers and body of its delivery.
+// BenchmarkReadRecord turns a record in binary mode into the headers and the body of its delivery.
 func BenchmarkReadRecord(b *testing.B) {
 	m := &sarama.ConsumerMessage{Topic: "payments.request", Key: []byte("key-1"), Value: []byte(`{"idempotency_key":"key-1"}`)}
 	for name, value := range map[string]string{

@@ -9,8 +9,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// claims are the partitions of one source that this process has now. Its metrics are read from them. A
-// partition that has moved to another member is in the metrics of that member.
+// claims are the partitions of one source that this process owns now. The source's metrics are
+// computed from them. A partition that moves to another member is then in the metrics of that
+// member.
 type claims struct {
 	mu  sync.Mutex
 	all map[*window]bool
@@ -31,15 +32,15 @@ func (c *claims) remove(w *window) {
 	delete(c.all, w)
 }
 
-// behind is how far a source, or one partition of it, is from having delivered everything.
+// behind says how much a source, or one partition of it, has still to deliver.
 type behind struct {
-	records   int64 // that are not settled
-	underWay  int   // of those, read already
+	records   int64 // records that are not settled
+	underWay  int   // those of them that are read
 	oldestAge time.Duration
-	tryingFor time.Duration // the delivery that has run for longest
-	held      int           // partitions with an event whose dead letter can't be written
-	heldFor   time.Duration // the oldest of those events
-	heldWhy   error         // why that one is held, and where it stands
+	tryingFor time.Duration // the longest time of a delivery under way
+	held      int           // partitions with an event whose dead letter cannot be written
+	heldFor   time.Duration // the longest hold of those events
+	heldWhy   error         // the error of that hold, with the event's partition and offset
 }
 
 func (b *behind) add(other behind) {
@@ -77,7 +78,7 @@ func (w *window) behind(now time.Time) behind {
 		b.tryingFor = max(b.tryingFor, now.Sub(r.begun))
 		if age := now.Sub(r.held); !r.held.IsZero() && (b.held == 0 || age > b.heldFor) {
 			b.held, b.heldFor = 1, max(0, age)
-			b.heldWhy = fmt.Errorf("partition %d of %s, at offset %d: %w", r.message.Partition, r.message.Topic, r.message.Offset, r.why)
+			b.heldWhy = fmt.Errorf("partition %d of %s, at offset %d: %w", r.message.Partition, r.message.Topic, r.message.Offset, r.err)
 		}
 	}
 	if end := w.claim.HighWaterMarkOffset(); first >= 0 && end > first {
@@ -94,14 +95,14 @@ func (c *claims) measure(r prometheus.Registerer, source string, now func() time
 	}
 	gauge("pgw_source_lag", "Records of this process's partitions that are not delivered yet.",
 		func(b behind) float64 { return float64(b.records) })
-	gauge("pgw_source_in_flight", "Records that are read, and not delivered yet.",
+	gauge("pgw_source_in_flight", "Records that are read but not delivered yet.",
 		func(b behind) float64 { return float64(b.underWay) })
-	gauge("pgw_source_oldest_age_seconds", "Age of the oldest record that is read, and not delivered yet.",
+	gauge("pgw_source_oldest_age_seconds", "Age of the oldest record that is read but not delivered yet.",
 		func(b behind) float64 { return b.oldestAge.Seconds() })
-	gauge("pgw_source_trying_seconds", "How long the oldest delivery under way has been tried.",
+	gauge("pgw_source_trying_seconds", "The longest time of a delivery under way.",
 		func(b behind) float64 { return b.tryingFor.Seconds() })
-	gauge("pgw_source_held_partitions", "Partitions whose offset is held, since the dead letter of an event can't be written.",
+	gauge("pgw_source_held_partitions", "Partitions whose offset is held because the dead letter of an event cannot be written.",
 		func(b behind) float64 { return float64(b.held) })
-	gauge("pgw_source_held_age_seconds", "How long the oldest event is held whose dead letter can't be written.",
+	gauge("pgw_source_held_age_seconds", "The longest hold of an event whose dead letter cannot be written.",
 		func(b behind) float64 { return b.heldFor.Seconds() })
 }

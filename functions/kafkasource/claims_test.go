@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// A source's lag is what is not delivered, whether it was read or not.
+// A source's lag counts all undelivered records, read or not.
 func TestLag(t *testing.T) {
 	release := make(chan struct{})
 	r := newRig(t, 1, func(http.ResponseWriter, *http.Request) { <-release })
@@ -35,7 +35,7 @@ func TestLag(t *testing.T) {
 	}
 	metrics := func(lag, inFlight string) string {
 		return `
-# HELP pgw_source_in_flight Records that are read, and not delivered yet.
+# HELP pgw_source_in_flight Records that are read but not delivered yet.
 # TYPE pgw_source_in_flight gauge
 pgw_source_in_flight{source="src"} ` + inFlight + `
 # HELP pgw_source_lag Records of this process's partitions that are not delivered yet.

@@ -9,18 +9,17 @@ import (
 )
 
 const (
-	// drainWithin bounds how long deliveries under way may take once a partition is to be given up.
+	// drainWithin is the time limit for the deliveries under way when a partition is revoked.
 	drainWithin = 15 * time.Second
-	// windowMax is how many records of a partition may be read ahead of the first that is not
-	// settled.
+	// windowMax is the most records of a partition that are read after the first unsettled one.
 	windowMax = 4096
 )
 
-// consumer is one source's part of a consumer group. It implements sarama.ConsumerGroupHandler.
+// consumer is one member of a source's consumer group. It implements sarama.ConsumerGroupHandler.
 type consumer struct {
 	source   kafkaSource
 	deliver  *deliverer
-	places   chan struct{} // for deliveries of all partitions that this member has; nil: one at a time for each partition
+	places   chan struct{} // limits the deliveries of all partitions of this member; nil: one at a time for each partition
 	assigned func()
 	claims   *claims
 	now      func() time.Time
@@ -30,13 +29,14 @@ func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.assigned(); retu
 
 func (c *consumer) Cleanup(sarama.ConsumerGroupSession) error { return nil }
 
-// ConsumeClaim delivers a partition's records until it is revoked. Then it begins nothing new, lets
-// what is under way end, and commits the finished prefix: the next owner starts behind it.
+// ConsumeClaim delivers a partition's records until the partition is revoked. Then it starts no new
+// delivery, waits for those under way, and commits the finished prefix. The next owner starts after
+// it.
 func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.ConsumerGroupClaim) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	// When the partition is revoked, the session abandons at once what waits for a retry. This timer
-	// abandons what is still being delivered.
+	// When the partition is revoked, the session at once ends the waits for a retry. This timer
+	// ends the deliveries that are still running.
 	release := context.AfterFunc(session.Context(), func() { time.AfterFunc(drainWithin, cancel) })
 	defer release()
 	w := &window{
@@ -68,34 +68,35 @@ func (c *consumer) ConsumeClaim(session sarama.ConsumerGroupSession, claim saram
 	}
 }
 
-// window is what has been read of a partition and not yet committed. Its records are delivered side by
-// side, those with the same key too, as many at once as there are places. With one place they follow
-// one another. Only the finished prefix is marked, so a crash redelivers and never skips.
+// window has the records of a partition that are read but not committed. Its records are delivered
+// concurrently, even those with the same key, as long as there are free places. With one place they
+// are delivered one after the other. Only the finished prefix is marked, so after a crash records
+// are delivered again and none is skipped.
 type window struct {
 	session sarama.ConsumerGroupSession
 	claim   sarama.ConsumerGroupClaim
 	settle  func(*record) error
 	now     func() time.Time
-	room    chan struct{} // one for each record between the first unsettled and the newest
-	places  chan struct{} // one for each delivery that runs; shared by the partitions of an unordered source's member
-	idle    chan *record  // to a goroutine that has nothing to deliver
+	room    chan struct{} // one for each record from the first unsettled to the newest
+	places  chan struct{} // one for each running delivery; an unordered source's member shares it among its partitions
+	idle    chan *record  // to a goroutine without work
 	running sync.WaitGroup
 
 	mu      sync.Mutex
 	records []*record // in the order of their offsets
-	next    int64     // behind the newest record; negative while none was read and the offset is not known
+	next    int64     // the offset after the newest record; negative if it is not known yet
 }
 
 type record struct {
 	message *sarama.ConsumerMessage
 	settled bool
-	begun   time.Time // when its delivery began; zero before
-	held    time.Time // when its dead letter could not be written for the first time; zero otherwise
-	why     error     // of the last try
+	begun   time.Time // the start of its delivery; zero before
+	held    time.Time // the first failure to write its dead letter; zero if there is none
+	err     error     // the error of the last attempt to write it
 }
 
-// add takes a record in, and waits for room and for a place. It says whether the partition is still
-// ours.
+// add appends a record, waits for room and for a place, and starts the delivery. It returns false
+// if the partition was revoked.
 func (w *window) add(m *sarama.ConsumerMessage) bool {
 	select {
 	case w.room <- struct{}{}:
@@ -107,7 +108,7 @@ func (w *window) add(m *sarama.ConsumerMessage) bool {
 	w.records = append(w.records, r)
 	w.next = m.Offset + 1
 	w.mu.Unlock()
-	// Once no place is free, no partition of this member is read on.
+	// While no place is free, this member reads no partition further.
 	select {
 	case w.places <- struct{}{}:
 	case <-w.session.Context().Done():
@@ -121,8 +122,8 @@ func (w *window) add(m *sarama.ConsumerMessage) bool {
 	return true
 }
 
-// start hands a record to a goroutine. Goroutines stay, since a new one would have to grow its stack
-// again for each record. There are never more of them than places.
+// start gives a record to an idle goroutine, or to a new one. Goroutines are reused, because each
+// new one would have to grow its stack again. There are never more goroutines than places.
 func (w *window) start(r *record) {
 	select {
 	case w.idle <- r:
@@ -137,8 +138,8 @@ func (w *window) start(r *record) {
 	})
 }
 
-// deliver takes a record to its end. One that is abandoned is not marked, and neither are those
-// behind it.
+// deliver delivers a record. An abandoned record is not marked, and neither are the records after
+// it.
 func (w *window) deliver(r *record) {
 	defer func() { <-w.places }()
 	w.mu.Lock()
@@ -149,11 +150,11 @@ func (w *window) deliver(r *record) {
 	}
 }
 
-// hold notes that a record's offset is held, since its dead letter can't be written.
-func (w *window) hold(r *record, why error) {
+// hold notes that a record's offset is held because its dead letter cannot be written.
+func (w *window) hold(r *record, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r.why = why
+	r.err = err
 	if r.held.IsZero() {
 		r.held = w.now()
 	}
@@ -178,20 +179,21 @@ func (w *window) finish(r *record) {
 	if n > 0 {
 		last := w.records[n-1].message
 		w.session.MarkOffset(last.Topic, last.Partition, last.Offset+1, "")
-		clear(w.records[:n]) // let the messages go
+		clear(w.records[:n]) // release the messages
 		w.records = w.records[n:]
 	}
 }
 
-// withRevoked lets a wait for a retry end as soon as the partition is revoked, while a delivery
-// under way keeps its own, later end.
+// withRevoked adds the session to ctx, so a wait for a retry ends when the partition is revoked. A
+// delivery under way ends later, with ctx.
 func withRevoked(ctx, session context.Context) context.Context {
 	return context.WithValue(ctx, revokedKey{}, session)
 }
 
 type revokedKey struct{}
 
-// sleep waits before a retry, until the partition is revoked.
+// sleep waits before a retry. It returns early with an error if the partition is revoked or ctx
+// ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	session, ok := ctx.Value(revokedKey{}).(context.Context)
 	if !ok {

@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	maxReply     = 64 << 10 // read so that the connection can be used again
-	maxErrorData = 1024     // of a reply that goes with a dead letter
+	maxReply     = 64 << 10 // the part of a reply that is read, which lets the connection be reused
+	maxErrorData = 1024     // the part of a reply that is kept in a dead letter
 	maxBackoff   = 10 * time.Minute
-	maxHold      = 30 * time.Second // between tries of a dead-letter sink that fails
-	putWithin    = 30 * time.Second // for one try of a dead-letter topic
+	maxHold      = 30 * time.Second // the longest wait before a dead-letter sink is tried again
+	putWithin    = 30 * time.Second // the time limit of one write to a dead-letter topic
 )
 
-// policy is a delivery as it stands in a manifest.
+// policy is the delivery policy of a manifest.
 type policy struct {
 	retries     int
 	exponential bool
@@ -38,13 +38,14 @@ func newPolicy(d *delivery) policy {
 	if d == nil {
 		return policy{timeout: 30 * time.Second}
 	}
-	// Both parse: validate has seen them.
+	// Both can be parsed, because validate has checked them.
 	delay, _ := parseDuration(d.BackoffDelay)
 	timeout, _ := parseDuration(d.Timeout)
 	return policy{retries: *d.Retry, exponential: d.BackoffPolicy == "exponential", delay: delay, timeout: timeout}
 }
 
-// wait before the n-th retry, from 1. Knative doubles before the first: PT0.3S waits 0.6 s.
+// wait returns the wait before the n-th retry, counted from 1. Knative doubles the delay before the
+// first retry too: with PT0.3S it waits 0.6 s.
 func (p policy) wait(n int) time.Duration {
 	if !p.exponential {
 		return min(time.Duration(n)*p.delay, maxBackoff)
@@ -52,9 +53,9 @@ func (p policy) wait(n int) time.Duration {
 	return min(p.delay<<min(n, 20), maxBackoff)
 }
 
-// failure is why an event was not delivered.
+// failure is the error of an event that was not delivered.
 type failure struct {
-	code   int // HTTP status; 0 when there was no answer
+	code   int // HTTP status; 0 if there was no response
 	header http.Header
 	body   []byte
 	err    error
@@ -67,7 +68,7 @@ func (f *failure) Error() string {
 	return fmt.Sprintf("status %d: %.200s", f.code, bytes.TrimSpace(f.body))
 }
 
-// final tells that trying again is no use.
+// final reports whether a retry cannot succeed.
 func (f *failure) final() bool {
 	switch {
 	case f.err != nil, f.code >= 500:
@@ -81,13 +82,13 @@ func (f *failure) final() bool {
 // poster delivers events to one sink.
 type poster struct {
 	url       *url.URL
-	transport http.RoundTripper // not a client: redirects are not followed, and cookies not kept
+	transport http.RoundTripper // not a client, because redirects must not be followed and cookies must not be kept
 	policy    policy
 	sleep     func(context.Context, time.Duration) error
-	retry     func() // is called for each retry
+	retry     func() // called for each retry
 }
 
-// newPoster takes nil for the transport that http uses by default.
+// newPoster makes a poster. A nil transport means http.DefaultTransport.
 func newPoster(sinkURL string, transport http.RoundTripper, p policy) (poster, error) {
 	target, err := url.Parse(sinkURL)
 	if err != nil {
@@ -99,8 +100,8 @@ func newPoster(sinkURL string, transport http.RoundTripper, p policy) (poster, e
 	return poster{url: target, transport: transport, policy: p, sleep: sleep, retry: func() {}}, nil
 }
 
-// post tries until the event is taken, the policy is used up, or ctx ends, which is errAbandoned.
-// code is the status of the last answer; 0 when there was none.
+// post sends an event until the sink accepts it or the policy has no more retries. If ctx ends
+// first, it returns errAbandoned. code is the status of the last response, or 0 if there was none.
 func (p poster) post(ctx context.Context, m message) (code int, err error) {
 	if m.refused != nil {
 		return m.refused.code, m.refused
@@ -123,7 +124,7 @@ func (p poster) post(ctx context.Context, m message) (code int, err error) {
 	}
 }
 
-// errAbandoned means that the partition went away, or the program ends, before the event was
+// errAbandoned means that the partition was revoked or the program ended before the event was
 // settled.
 var errAbandoned = errors.New("abandoned")
 
@@ -132,7 +133,7 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	defer cancel()
 	body := func() (io.ReadCloser, error) {
 		if len(m.body) == 0 {
-			return http.NoBody, nil // any other empty body would be sent in chunks
+			return http.NoBody, nil // any other empty body would be sent with chunked encoding
 		}
 		return io.NopCloser(bytes.NewReader(m.body)), nil
 	}
@@ -146,7 +147,7 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 		return 0, &failure{err: err}
 	}
 	defer resp.Body.Close()
-	// The reply is discarded, as KafkaSource does.
+	// The reply is discarded, as in KafkaSource.
 	if resp.StatusCode/100 == 2 {
 		io.CopyN(io.Discard, resp.Body, maxReply)
 		return resp.StatusCode, nil
@@ -155,18 +156,18 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	return resp.StatusCode, &failure{code: resp.StatusCode, header: resp.Header, body: reply}
 }
 
-// Sender delivers events by hand, the way that a source does: in binary mode, the same answers
-// tried again, with waits that double.
+// Sender delivers single events for operators' commands. It works like a source: binary mode,
+// retries for the same statuses, and doubled waits.
 type Sender struct{ poster poster }
 
-// NewSender delivers to a URL, with so many retries, the first after twice delay, each try within
-// timeout.
+// NewSender makes a Sender for a URL with the given number of retries. The first retry waits twice
+// delay. timeout is the time limit of each attempt.
 func NewSender(sinkURL string, transport http.RoundTripper, retries int, delay, timeout time.Duration) (Sender, error) {
 	p, err := newPoster(sinkURL, transport, policy{retries: retries, exponential: true, delay: delay, timeout: timeout})
 	return Sender{p}, err
 }
 
-// Send gives the status of the last answer, 0 when there was none.
+// Send delivers an event and returns the status of the last response, or 0 if there was none.
 func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err error) {
 	m, err := fromEvent(ctx, e)
 	if err != nil {
@@ -175,13 +176,13 @@ func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err er
 	return s.poster.post(ctx, m)
 }
 
-// Refused tells that a delivery failed for good: trying again is no use.
+// Refused reports whether a delivery failed for good, so that a retry cannot succeed.
 func Refused(err error) bool {
 	var failed *failure
 	return errors.Is(err, event.ErrMalformed) || errors.As(err, &failed) && failed.final()
 }
 
-// deliverer takes each event of one source to its end: delivered, in the dead letters, or
+// deliverer settles each event of one source: the event is delivered, becomes a dead letter, or is
 // abandoned.
 type deliverer struct {
 	source  kafkaSource
@@ -192,8 +193,8 @@ type deliverer struct {
 	metrics *sourceMetrics
 }
 
-// startTrace begins the span of a delivery. The event carries the trace that it was made in; the
-// sink is told of the delivery's own span by HTTP's header, as Knative does.
+// startTrace starts the span of a delivery. The event carries the trace in which it was made. The
+// HTTP header gives the sink the span of the delivery, as in Knative.
 func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Span) {
 	made := http.Header{"Traceparent": m.header["Ce-Traceparent"], "Tracestate": m.header["Ce-Tracestate"]}
 	ctx, span := trace.Start(trace.Extract(ctx, trace.Header(made)), "deliver "+m.header.Get("Ce-Type"), trace.Consumer)
@@ -202,8 +203,8 @@ func startTrace(ctx context.Context, m *message) (context.Context, oteltrace.Spa
 	return ctx, span
 }
 
-// settle returns nil when the event's offset may be committed. hold is told of each try at which
-// the event's dead letter could not be written.
+// settle returns nil if the event's offset may be committed. It calls hold after each failed
+// attempt to write the event's dead letter.
 func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (err error) {
 	if trace.On() {
 		traced, span := startTrace(ctx, &m)
@@ -234,7 +235,7 @@ func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (er
 		case ctx.Err() != nil:
 			return errAbandoned
 		case d.parity:
-			d.log.ErrorContext(ctx, "an event is dropped, as KafkaSource does: its dead-letter sink failed", "id", m.header.Get("Ce-Id"), "error", deadErr)
+			d.log.ErrorContext(ctx, "an event is dropped, as by KafkaSource: its dead-letter sink failed", "id", m.header.Get("Ce-Id"), "error", deadErr)
 			d.metrics.dropped.Inc()
 			return nil
 		}
@@ -246,9 +247,10 @@ func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (er
 	}
 }
 
-// putDead tries once. It has a bound: a dead-letter sink that never answers is one that fails.
+// putDead makes one attempt to write the dead letter. It has a time limit, because a dead-letter
+// sink that never answers has failed.
 func (d *deliverer) putDead(ctx context.Context, m message, why error) (cut bool, err error) {
-	if d.dead.http == nil { // one over HTTP has its policy's
+	if d.dead.http == nil { // an HTTP sink has the time limit of its policy
 		bounded, cancel := context.WithTimeout(ctx, putWithin)
 		defer cancel()
 		ctx = bounded

@@ -7,9 +7,9 @@ import (
 	"pgw/shared/function"
 )
 
-// The stand-in is built from its environment like any function, and finds each sink of the
+// kafkasource is built from its environment like every function, and finds each sink of the
 // project's manifests.
-func TestTheStandInIsAFunction(t *testing.T) {
+func TestKafkaSourceIsAFunction(t *testing.T) {
 	all := "gateway=http://gateway,worker=http://worker,payments=http://payments,db=http://db:8080/base=1"
 	for sinks, want := range map[string]string{all: "", "worker": "must be SERVICE=URL", "worker=http://worker": "SINKS has no URL for the service"} {
 		values := function.Values{"SINKS": sinks, "KAFKA_BROKERS": "nowhere.invalid:9092"}

@@ -11,7 +11,7 @@ import (
 	"pgw/knative"
 )
 
-// Any record becomes a valid event with the record's own bytes, or those that it carries.
+// Every record becomes a valid event with the record's own bytes or with the bytes of its data.
 func FuzzReadRecord(f *testing.F) {
 	f.Add("ce_specversion", "1.0", "ce_id", "1", "application/json", []byte("k"), []byte(`{"n":1}`))
 	f.Add("ce_type", "t", "ce_source", "/s", "application/cloudevents+json", []byte(nil), []byte(`{"specversion":"1.0","id":"1","type":"t","source":"/s","data":1}`))
@@ -29,7 +29,7 @@ func FuzzReadRecord(f *testing.F) {
 		if _, err := e.MarshalJSON(); err != nil {
 			t.Fatalf("%v: %s", err, e)
 		}
-		// Whatever it is, it can be sent, or is refused in words; and it has a dead letter.
+		// Every event can be sent or is refused with a reason, and has a dead letter.
 		got := readRecord(kafkaSource{}, m)
 		if got.header == nil || (got.refused == nil && unwritable(got.header) != nil) {
 			t.Fatalf("%v", got)
@@ -48,7 +48,7 @@ func FuzzReadRecord(f *testing.F) {
 	})
 }
 
-// Any text is refused as manifests, or is manifests that Sources can work with.
+// Every text is either refused as manifests, or becomes manifests that Sources can use.
 func FuzzManifests(f *testing.F) {
 	fs.WalkDir(knative.Base, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && !entry.IsDir() {

@@ -1,11 +1,11 @@
-// Package kafkasource stands in for Knative's KafkaSource, KafkaSink and PingSource where there is
-// no Knative: it reads the manifests that a cluster reads, and does what they say, as
-// eventing-kafka-broker's dispatcher does (commit 7d8fe89 of
-// knative-extensions/eventing-kafka-broker). The differences are on purpose, and said where they
-// are: when a dead-letter sink fails, it holds the offset and tries again, where KafkaSource drops
-// the event (with Parity it drops it too); a record that KafkaSource loses, or tries for long in
-// vain, is delivered, or refused at once; a dead letter is cut to what fits; a signed event in
-// structured mode is refused.
+// Package kafkasource replaces Knative's KafkaSource, KafkaSink and PingSource on systems without
+// Knative. It reads the same manifests as a cluster and behaves like the dispatcher of
+// eventing-kafka-broker (commit 7d8fe89 of knative-extensions/eventing-kafka-broker). The
+// differences are deliberate, and the code names them where they occur. If a dead-letter sink
+// fails, this package holds the offset and tries again; KafkaSource drops the event (with Parity
+// this package drops it too). A record that KafkaSource loses, or retries for a long time without
+// success, is delivered or refused at once. A dead letter is cut to the maximum size. A signed
+// event in structured mode is refused.
 package kafkasource
 
 import (
@@ -35,40 +35,40 @@ import (
 )
 
 const (
-	// defaultInFlight is how many deliveries of one member of a group run side by side where order
-	// does not matter: KafkaSource's max.poll.records.
+	// defaultInFlight is the number of concurrent deliveries of one member of an unordered source's
+	// group. It is the same as KafkaSource's max.poll.records.
 	defaultInFlight = 50
-	// heldTooLong is how long a partition may be held before the stand-in says that it is not
+	// heldTooLong is how long a partition may be held before the function reports that it is not
 	// ready.
 	heldTooLong = 30 * time.Second
 )
 
 // Config of the function.
 type Config struct {
-	Manifests   string `envconfig:"MANIFESTS_DIR" desc:"folder of manifests; those of knative/base when empty"`
+	Manifests   string `envconfig:"MANIFESTS_DIR" desc:"folder of manifests; empty: those of knative/base"`
 	Sinks       Sinks  `envconfig:"SINKS" desc:"SERVICE=URL for each Knative Service that is a sink, separated by commas"`
-	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"stands before each consumer group's name, where several systems share a Kafka"`
-	Parity      bool   `envconfig:"PARITY" default:"false" desc:"when a dead-letter sink fails, drop the event as KafkaSource does, instead of trying again"`
+	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"prefix of each consumer group's name, for several systems that share a Kafka"`
+	Parity      bool   `envconfig:"PARITY" default:"false" desc:"if a dead-letter sink fails, drop the event as KafkaSource does instead of trying again"`
 	Kafka       kafka.Config
 }
 
-// Sinks are base URLs by the name of the Service.
+// Sinks are the base URLs of sinks by the name of their Service.
 type Sinks map[string]string
 
-// Decode reads SERVICE=URL,SERVICE=URL.
+// Decode parses SERVICE=URL,SERVICE=URL.
 func (s *Sinks) Decode(text string) error {
 	*s = Sinks{}
 	for pair := range strings.SplitSeq(text, ",") {
 		if service, url, ok := strings.Cut(pair, "="); ok {
 			(*s)[service] = url
 		} else if text != "" {
-			return fmt.Errorf("%q; must be SERVICE=URL", pair)
+			return fmt.Errorf("%q must be SERVICE=URL", pair)
 		}
 	}
 	return nil
 }
 
-// url gives a Service's base URL.
+// url returns a Service's base URL.
 func (s Sinks) url(service string) (string, error) {
 	url, ok := s[service]
 	if !ok {
@@ -77,14 +77,14 @@ func (s Sinks) url(service string) (string, error) {
 	return url, nil
 }
 
-// Connections to a sink stay open between bursts of deliveries, but not for as long as a function
-// keeps idle ones.
+// Connections to a sink stay open between bursts of deliveries. They are closed before a function
+// closes its idle connections.
 const (
 	idleConns   = 1024
 	idleTimeout = 90 * time.Second
 )
 
-// Function describes the stand-in. It has a producer of its own, for dead letters.
+// Function describes kafkasource. It has its own producer, for dead letters.
 var Function = function.Describe(function.Function{
 	Name: "kafkasource", About: "stands in for Knative's KafkaSource, KafkaSink and PingSource",
 	HTTP: func() *http.Transport {
@@ -114,18 +114,18 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}, nil
 }
 
-// Options are what the manifests leave to where they are read.
+// Options are the settings that are not in the manifests.
 type Options struct {
-	Kafka       kafka.Config                         // in place of the manifests' bootstrapServers, net and topics
-	GroupPrefix string                               // before each consumer group's name, where several systems share a Kafka
-	SinkURL     func(service string) (string, error) // base URL of a Knative Service
-	Transport   http.RoundTripper                    // how sinks are reached
-	Parity      bool                                 // drop events as KafkaSource does when their dead-letter sink fails
-	InFlight    int                                  // deliveries side by side of one consumer of an unordered source; 0: 50
+	Kafka       kafka.Config                         // replaces bootstrapServers, net and topics of the manifests
+	GroupPrefix string                               // prefix of each consumer group's name, for several systems that share a Kafka
+	SinkURL     func(service string) (string, error) // returns the base URL of a Knative Service
+	Transport   http.RoundTripper                    // sends requests to sinks
+	Parity      bool                                 // drop an event whose dead-letter sink fails, as KafkaSource does
+	InFlight    int                                  // concurrent deliveries of one consumer of an unordered source; 0 means 50
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
-	Sleep       func(context.Context, time.Duration) error // between retries; nil: by the clock
-	Now         func() time.Time                           // nil: the clock
+	Sleep       func(context.Context, time.Duration) error // waits between retries; nil means the real clock
+	Now         func() time.Time                           // nil means the real clock
 }
 
 // Sources run all sources of a set of manifests.
@@ -140,7 +140,7 @@ type source struct {
 	manifest kafkaSource
 	settings *sarama.Config
 	deliver  *deliverer
-	assigned atomic.Int32 // group members that have had their partitions
+	assigned atomic.Int32 // the group members that have got their partitions
 	claims   claims
 }
 
@@ -161,7 +161,7 @@ type sourceMetrics struct {
 	seconds                               prometheus.Observer
 }
 
-// New checks that every sink can be found.
+// New makes the sources. It returns an error if a sink cannot be found.
 func New(m Manifests, cfg Options) (*Sources, error) {
 	if cfg.InFlight == 0 {
 		cfg.InFlight = defaultInFlight
@@ -176,17 +176,17 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 	all := metrics{
 		events: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_source_events_total",
-			Help: "Events by source and by what became of them; parked is a dead letter that waits for a person.",
+			Help: "Events by source and outcome; parked is a dead letter that waits for an operator.",
 		}, []string{"source", "outcome"}),
 		retries: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: "pgw_source_retries_total", Help: "Deliveries tried again.",
+			Name: "pgw_source_retries_total", Help: "Retries of deliveries.",
 		}, []string{"source"}),
 		cut: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_source_cut_total",
-			Help: "Dead letters that hold a part of their record only: it was larger than a letter may be.",
+			Help: "Dead letters with only a part of their record, because the record was larger than the maximum size.",
 		}, []string{"source"}),
 		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, retries included.", Buckets: function.Latency,
+			Name: "pgw_source_delivery_seconds", Help: "How long a delivery took, including its retries.", Buckets: function.Latency,
 		}, []string{"source"}),
 	}
 
@@ -256,7 +256,7 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 	return s, nil
 }
 
-// url of a sink: a Service's, with the uri as a path behind it, or the uri alone.
+// url returns the URL of a sink: a Service's URL with uri as its path, or only uri.
 func (s *Sources) url(to destination) (string, error) {
 	if to.Ref == nil {
 		return to.URI, nil
@@ -268,7 +268,7 @@ func (s *Sources) url(to destination) (string, error) {
 	return strings.TrimSuffix(base, "/") + "/" + strings.TrimPrefix(to.URI, "/"), nil
 }
 
-// Run consumes and delivers until ctx ends, and then drains.
+// Run consumes and delivers until ctx ends. Then it waits for the deliveries under way.
 func (s *Sources) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, src := range s.sources {
@@ -285,8 +285,8 @@ func (s *Sources) Run(ctx context.Context) error {
 	return s.producer.Close(bounded)
 }
 
-// Ready says which source has not been given its partitions yet, and which one holds a partition
-// that it can't go on with.
+// Ready returns an error for each source that has not got its partitions yet, or that has held a
+// partition for too long.
 func (s *Sources) Ready() error {
 	var errs []error
 	for _, src := range s.sources {
@@ -294,7 +294,7 @@ func (s *Sources) Ready() error {
 			errs = append(errs, fmt.Errorf("source %s is waiting for its partitions", src.manifest.Metadata.Name))
 		}
 		if b := src.claims.behind(s.cfg.Now()); b.heldFor >= heldTooLong {
-			errs = append(errs, fmt.Errorf("source %s holds %d of its partitions, the first for %s, since a dead letter can't be written: %w",
+			errs = append(errs, fmt.Errorf("source %s holds %d of its partitions, the longest for %s, because a dead letter cannot be written: %w",
 				src.manifest.Metadata.Name, b.held, b.heldFor.Round(time.Second), b.heldWhy))
 		}
 	}
@@ -318,14 +318,14 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
 	}
 	settings.Consumer.Group.Rebalance.Timeout = drainWithin + 15*time.Second
-	// Who joins while another member drains is answered only then.
+	// A member that joins while another one drains gets its answer only after the drain.
 	settings.Net.ReadTimeout = settings.Consumer.Group.Rebalance.Timeout + 5*time.Second
 	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
 	return settings, nil
 }
 
-// consume is one member of the source's group, for as long as ctx lasts: a broker that is away is
-// waited for.
+// consume runs one member of the source's group until ctx ends. If the broker is away, it waits and
+// tries again.
 func (s *Sources) consume(ctx context.Context, src *source) {
 	spec := src.manifest.Spec
 	var places chan struct{}
@@ -345,7 +345,7 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 			}
 			defer group.Close()
 			for ctx.Err() == nil {
-				// Returns at each rebalance.
+				// Consume returns at each rebalance.
 				if err := group.Consume(ctx, spec.Topics, handler); err != nil {
 					return err
 				}
@@ -360,9 +360,9 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 	}
 }
 
-// run sends the pings. One that is still on its way when the next is due has that one left out.
+// run sends the pings. A ping is left out if the one before it is still being sent.
 func (p *ping) run(ctx context.Context, log *slog.Logger) {
-	schedule, _ := p.manifest.schedule() // parses: validate has seen it
+	schedule, _ := p.manifest.schedule() // it can be parsed, because validate has checked it
 	for {
 		next := schedule.Next(time.Now())
 		timer := time.NewTimer(time.Until(next))
@@ -377,7 +377,7 @@ func (p *ping) run(ctx context.Context, log *slog.Logger) {
 			_, err = p.poster.post(ctx, m)
 		}
 		if err != nil && !errors.Is(err, errAbandoned) {
-			log.Warn("a ping was not taken", "source", p.manifest.Metadata.Name, "error", err)
+			log.Warn("a ping was not accepted", "source", p.manifest.Metadata.Name, "error", err)
 		}
 	}
 }

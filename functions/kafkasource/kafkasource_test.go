@@ -28,7 +28,8 @@ func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
 const patience = 20 * time.Second
 
-// manifest of one source with its dead-letter topic; each pair of arguments is replaced in it.
+// manifest returns the manifest of one source and its dead-letter topic. It replaces the first of
+// each pair of arguments by the second.
 func manifest(replace ...string) fstest.MapFS {
 	text := `
 apiVersion: v1
@@ -136,7 +137,7 @@ func TestBackoffIsKnatives(t *testing.T) {
 	}
 }
 
-// rig is sources at work on one topic, a sink that the test answers for, and what was waited for.
+// rig runs sources on one topic with a sink of the test, and records the waits.
 type rig struct {
 	t        testing.TB
 	kafka    embeddedtest.Broker
@@ -145,7 +146,7 @@ type rig struct {
 	server   *httptest.Server
 	mu       sync.Mutex
 	slept    []time.Duration
-	made     func(*Sources) // is given what start makes; may be nil
+	made     func(*Sources) // called with the sources that start makes; may be nil
 }
 
 func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
@@ -162,7 +163,7 @@ func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
 	return r
 }
 
-// start runs sources until the returned function is called, which waits for the drain.
+// start runs sources until the returned function is called. That function waits for the drain.
 func (r *rig) start(m fstest.MapFS, change func(*Options)) (stop func()) {
 	r.t.Helper()
 	text := strings.NewReplacer("topics: [in]", "topics: ["+r.kafka.Prefix+"in]", "topic: dead", "topic: "+r.kafka.Prefix+"dead").Replace(string(m["m.yaml"].Data))
@@ -221,8 +222,8 @@ func (r *rig) sendEvent(key, value string) {
 	r.send(key, value, "ce_specversion", "1.0", "ce_id", value, "ce_type", "t", "ce_source", "/s", "ce_partitionkey", key, "content-type", "text/plain")
 }
 
-// committed waits until the group has committed n records in all, for as long as there are more
-// each time.
+// committed waits until the group has committed n records in all. It keeps waiting as long as the
+// number grows.
 func (r *rig) committed(n int64) {
 	r.t.Helper()
 	admin, err := sarama.NewClusterAdmin(r.kafka.Brokers, r.kafka.Client(r.t))
@@ -234,7 +235,7 @@ func (r *rig) committed(n int64) {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		offsets, err := admin.ListConsumerGroupOffsets(r.kafka.Prefix+"group", nil)
 		if err != nil {
-			continue // the group is not there yet
+			continue // the group does not exist yet
 		}
 		var now int64
 		for _, block := range offsets.Blocks[r.kafka.Prefix+"in"] {
@@ -309,7 +310,7 @@ func await[T any](t testing.TB, from <-chan T) T {
 	}
 }
 
-// Whatever the record is, the sink gets an event in binary mode.
+// The sink gets every record as an event in binary mode.
 func TestBinaryModeForAll(t *testing.T) {
 	got := make(chan delivered, 10)
 	r := newRig(t, 1, recording(got))
@@ -344,7 +345,8 @@ func TestBinaryModeForAll(t *testing.T) {
 	r.committed(5)
 }
 
-// Which statuses are tried again, how long that waits, and what a dead letter says.
+// The test checks which statuses are retried, how long the waits are, and what the dead letter
+// contains.
 func TestStatusesAndDeadLetters(t *testing.T) {
 	for code, tries := range map[int]int32{200: 1, 202: 1, 204: 1, 300: 1, 302: 1, 400: 1, 401: 1, 403: 1, 404: 3, 408: 3, 409: 3, 410: 1, 413: 1, 422: 1, 429: 3, 500: 3, 502: 3, 503: 3} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -394,8 +396,8 @@ func TestASinkThatCantBeReached(t *testing.T) {
 	r.committed(1)
 }
 
-// Unordered, events go side by side, those of one key too, as KafkaSource has it; ordered, an event
-// that is under way holds up everything behind it.
+// In an unordered source events are delivered concurrently, even those with the same key, as in
+// KafkaSource. In an ordered source an event under way blocks all events after it.
 func TestOrdering(t *testing.T) {
 	for _, ordering := range []string{"unordered", "ordered"} {
 		t.Run(ordering, func(t *testing.T) {
@@ -419,7 +421,7 @@ func TestOrdering(t *testing.T) {
 			behind := map[string]bool{}
 			if ordering == "unordered" {
 				behind[await(t, seen)], behind[await(t, seen)] = true, true
-				r.committed(0) // the finished ones stand behind one that is not
+				r.committed(0) // the finished ones come after an unfinished one
 			}
 			select {
 			case got := <-seen:
@@ -441,7 +443,7 @@ func TestOrdering(t *testing.T) {
 	}
 }
 
-// When the dead-letter sink fails, the offset is held and the event tried again; with parity it is
+// If the dead-letter sink fails, the offset is held and the event is tried again. With parity it is
 // dropped.
 func TestADeadLetterSinkThatFails(t *testing.T) {
 	toHTTP := []string{
@@ -483,8 +485,8 @@ func TestADeadLetterSinkThatFails(t *testing.T) {
 	}
 }
 
-// Stopping lets what is under way end and commits it; what is left is delivered by the next.
-func TestDrainAndGoOn(t *testing.T) {
+// A stop waits for the deliveries under way and commits them. The next run delivers the rest.
+func TestDrainAndContinue(t *testing.T) {
 	started, release := make(chan struct{}, 10), make(chan struct{})
 	var n atomic.Int32
 	r := newRig(t, 1, func(http.ResponseWriter, *http.Request) {
@@ -532,9 +534,9 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// Members come and go while 5 % of the deliveries fail: nothing is lost. Ordered, no two events of
-// a key overlap either, and the events of a key keep their order; unordered they need not, as with
-// KafkaSource.
+// Members join and leave while 5 % of the deliveries fail, and no event is lost. In an ordered
+// source, two events of a key also never overlap and never change their order. In an unordered
+// source they may, as in KafkaSource.
 func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("too long for make check")
@@ -561,7 +563,7 @@ func soak(t *testing.T, events int, many fstest.MapFS) {
 		}
 		busy[key] = true
 		fail := rng.IntN(20) == 0
-		// Around a rebalance an event may come again; it must never come late.
+		// Around a rebalance an event may be delivered again, but never late.
 		if ordered && seen[id] == 0 && n < newest[key] {
 			t.Errorf("%s comes after %d", id, newest[key])
 		}
@@ -583,7 +585,7 @@ func soak(t *testing.T, events int, many fstest.MapFS) {
 	for worker := range 8 {
 		sent.Go(func() {
 			for i := worker; i < events; i += 8 {
-				// A key belongs to one worker, so that its events are sent in order.
+				// One worker sends all events of a key, so they are sent in order.
 				key := fmt.Sprint("key", i%keys)
 				r.sendEvent(key, fmt.Sprintf("%s/%d", key, i/keys+1))
 			}

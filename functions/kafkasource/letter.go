@@ -21,24 +21,25 @@ import (
 	"pgw/shared/kafka"
 )
 
-// The extensions by which a dead letter says that it is not all of the record.
+// The extensions which say that a dead letter has only a part of its record.
 const (
-	ExtCutFrom = "pgwcutfrom" // how many bytes the record's value had
-	ExtLeftOut = "pgwleftout" // how many headers are left out
+	ExtCutFrom = "pgwcutfrom" // the length of the record's value, in bytes
+	ExtLeftOut = "pgwleftout" // the number of headers that are left out
 )
 
-// The bounds of a dead letter.
+// The limits of a dead letter, in bytes.
 const (
-	// maxLetter is what our producers, KafkaSink's producer (max.request.size) and a topic take by
-	// default, less what a trace and the batch around it add. A topic that takes less says so, and
-	// then half of it is tried.
+	// maxLetter is the default maximum size of pgw's producers, of KafkaSink's producer
+	// (max.request.size) and of a topic, minus the size of a trace and of the batch around the
+	// record. If a topic has a smaller limit it returns an error, and then half of the size is
+	// tried.
 	maxLetter = 1<<20 - 2048
 	minLetter = 4 << 10
-	maxKept   = 1 << 10 // of a header of a wrapped record
-	maxAll    = 8 << 10 // of all headers of a wrapped record: the functions take 16 KiB with what HTTP adds
+	maxKept   = 1 << 10 // of one header of a wrapped record
+	maxAll    = 8 << 10 // of all headers of a wrapped record; functions accept 16 KiB, including HTTP's own headers
 )
 
-// deadLetter is where events go that can't be delivered: an HTTP sink, or a topic.
+// deadLetter is the destination of events that cannot be delivered: an HTTP sink or a topic.
 type deadLetter struct {
 	http  *poster
 	topic string
@@ -46,9 +47,9 @@ type deadLetter struct {
 	kafka *kafka.Producer
 }
 
-// put adds why the event is here, as Knative does, and hands it over. It tells whether the letter
-// was cut. An error is never the record's fault: whatever the record is, some letter of it can be
-// written.
+// put adds the reasons to the event, as Knative does, and writes the dead letter. cut reports
+// whether the letter was cut. An error is never caused by the record: some letter can be written
+// for every record.
 func (d deadLetter) put(ctx context.Context, s kafkaSource, m message, sinkURL string, why error) (cut bool, err error) {
 	reasons := reasonsOf(sinkURL, why)
 	for limit := maxLetter; ; limit /= 2 {
@@ -74,23 +75,23 @@ func (d deadLetter) send(ctx context.Context, l letter) error {
 	return d.kafka.Publish(ctx, d.topic, l.key(), l.event)
 }
 
-// tooLarge tells that a smaller letter may be taken.
+// tooLarge reports whether a smaller letter may be accepted.
 func tooLarge(err error) bool {
-	var settings sarama.ConfigurationError // the producer's own bound
+	var settings sarama.ConfigurationError // the producer's own limit
 	var failed *failure
 	return errors.Is(err, sarama.ErrMessageSizeTooLarge) || errors.As(err, &settings) ||
 		errors.As(err, &failed) && (failed.code == http.StatusRequestEntityTooLarge || failed.code == http.StatusRequestHeaderFieldsTooLarge)
 }
 
-// reasonsOf are the attributes that tell why an event could not be delivered.
+// reasonsOf returns the attributes that say why an event could not be delivered.
 func reasonsOf(sinkURL string, why error) map[string]string {
 	reasons := map[string]string{}
 	var failed *failure
 	if errors.As(why, &failed) && failed.code != 0 {
-		// A sink can say more by headers "kne-NAME".
+		// A sink can add attributes with headers "kne-NAME".
 		for name, values := range failed.header {
 			extension, ok := strings.CutPrefix(strings.ToLower(name), "kne-")
-			// What the event itself says stays, where KafkaSource has the reply overwrite it.
+			// The event's own attributes stay. In KafkaSource the reply overwrites them.
 			if ok && event.AttributeName(extension) && !slices.Contains(contextAttributes, extension) && writable(values[0]) && len(values[0]) <= maxKept {
 				reasons[extension] = values[0]
 			}
@@ -104,11 +105,11 @@ func reasonsOf(sinkURL string, why error) map[string]string {
 	return reasons
 }
 
-// The attributes that a reply can't set: those that make an event what it is, and the signature and
-// the key.
+// The attributes that a reply cannot set: the event's own attributes, the signature and the
+// partition key.
 var contextAttributes = []string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "schemaurl", "datacontenttype", event.ExtSignature, event.ExtPartitionKey}
 
-// letter is a dead letter, in the form of a message and in that of an event.
+// letter is a dead letter, both as a message and as an event.
 type letter struct {
 	message
 	event cloudevents.Event
@@ -118,8 +119,8 @@ func (l letter) cut() bool {
 	return l.header.Get("Ce-"+ExtCutFrom) != "" || l.header.Get("Ce-"+ExtLeftOut) != ""
 }
 
-// key of the letter in Kafka. KafkaSink goes by the partitioning extension alone; an event without
-// one keeps its record's key here, so that its letter can be found by it.
+// key returns the letter's key in Kafka. KafkaSink uses only the partitioning extension. For an
+// event without it, this returns the record's key, which allows finding the letter by that key.
 func (l letter) key() string {
 	if key, ok := l.event.Extensions()[event.ExtPartitionKey].(string); ok {
 		return key
@@ -130,7 +131,7 @@ func (l letter) key() string {
 	return ""
 }
 
-// size of the letter as a record, or a little more.
+// size returns the size of the letter as a record, or slightly more.
 func (l letter) size(mode string) int {
 	const record, header = 36, 16
 	size := record + len(l.key())
@@ -147,9 +148,9 @@ func (l letter) size(mode string) int {
 	return size + len(l.body)
 }
 
-// compose makes the letter of an event: the event as it came, where it can be written and is no
-// larger than limit. Else the raw record is wrapped, so that nobody can take what is cut or broken
-// for the event itself, and cut to what fits.
+// compose makes the dead letter of an event. It is the event itself, if that can be written and is
+// not larger than limit. Otherwise it is the wrapped raw record, cut to the limit. No reader can
+// take a wrapped record for the event itself.
 func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string, limit int) (letter, error) {
 	made, err := addReasons(m, reasons)
 	if err == nil && made.size(d.mode) <= limit {
@@ -177,7 +178,7 @@ func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string,
 		if size <= limit || room == 0 {
 			return made, nil
 		}
-		if d.mode == "structured" { // bytes may take more than one each
+		if d.mode == "structured" { // one byte may need more than one byte here
 			room = min(room-1, max(0, room*limit/size-len(ExtCutFrom)))
 		} else {
 			room = max(0, room-(size-limit))
@@ -185,8 +186,9 @@ func (d deadLetter) compose(s kafkaSource, m message, reasons map[string]string,
 	}
 }
 
-// letterType is the content type of a wrapped record's data: the record's own, unless it claims to
-// be an event, or JSON, and is not, or is none.
+// letterType returns the content type of a wrapped record's data. It is the record's own content
+// type, unless that is invalid, claims to be an event, or claims to be JSON although the data is
+// not.
 func letterType(contentType string, data []byte) string {
 	mediaType, _, err := mime.ParseMediaType(contentType)
 	if err != nil || strings.HasPrefix(mediaType, "application/cloudevents") || (isJSON(mediaType) && !json.Valid(data)) {
@@ -207,8 +209,8 @@ func addReasons(m message, reasons map[string]string) (letter, error) {
 	return letter{m, e}, err
 }
 
-// leaveOut takes long headers of a wrapped record off, and short ones once there are too many, and
-// says how many it took.
+// leaveOut removes the long headers of a wrapped record, and short ones if there are too many. It
+// adds the number of removed headers to the message.
 func leaveOut(m message) {
 	var names []string
 	for name := range m.header {
@@ -217,7 +219,7 @@ func leaveOut(m message) {
 			names = append(names, name)
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { // the key first, and then what is short
+	slices.SortFunc(names, func(a, b string) int { // the shortest first
 		return cmp.Or(cmp.Compare(len(m.header.Get(a)), len(m.header.Get(b))), cmp.Compare(a, b))
 	})
 	left, all := 0, 0

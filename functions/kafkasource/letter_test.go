@@ -18,14 +18,14 @@ import (
 	"pgw/shared/event"
 )
 
-// why is the text of a dead letter.
+// why returns the error text of a dead letter.
 func why(m *sarama.ConsumerMessage) string {
 	text, _ := base64.StdEncoding.DecodeString(header(m, "ce_knativeerrordata"))
 	return string(text)
 }
 
-// A record that Kafka takes can be too large for Kafka once it is a dead letter.
-func TestADeadLetterIsCutToWhatFits(t *testing.T) {
+// Kafka may accept a record, but its dead letter may be too large for Kafka.
+func TestADeadLetterIsCutToTheMaximumSize(t *testing.T) {
 	for name, tc := range map[string]struct {
 		size int
 		with sarama.CompressionCodec
@@ -76,7 +76,7 @@ func TestADeadLetterIsCutToWhatFits(t *testing.T) {
 	}
 }
 
-// counter reads one counter of a registry.
+// counter returns one counter of a registry.
 func counter(t *testing.T, registry *prometheus.Registry, name string) prometheus.Collector {
 	t.Helper()
 	families, err := registry.Gather()
@@ -94,8 +94,9 @@ func counter(t *testing.T, registry *prometheus.Registry, name string) prometheu
 	return c
 }
 
-// A sink that takes less than Kafka does by default is given less, until it takes it.
-func TestADeadLetterSinkThatTakesLess(t *testing.T) {
+// If a sink accepts less than Kafka's default size, the letter is made smaller until the sink
+// accepts it.
+func TestADeadLetterSinkWithASmallerLimit(t *testing.T) {
 	var taken atomic.Int64
 	dead := deadLetter{}
 	sink := roundTrip(func(req *http.Request) (*http.Response, error) {
@@ -123,9 +124,8 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// A partition that is held is seen: by metrics, and in words by who asks whether the stand-in is
-// ready.
-func TestAHeldPartitionIsSeen(t *testing.T) {
+// A held partition is visible in the metrics and in the error of Ready.
+func TestAHeldPartitionIsVisible(t *testing.T) {
 	var up atomic.Bool
 	var ahead atomic.Int64
 	registry := prometheus.NewRegistry()

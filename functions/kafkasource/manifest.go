@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The kinds that are read. What the files hold besides is for the cluster alone.
+// The kinds that are read. Other kinds in the files are only for the cluster.
 const (
 	kindKafkaSource = "KafkaSource"
 	kindKafkaSink   = "KafkaSink"
@@ -31,14 +31,14 @@ var apiVersions = map[string]string{
 	kindService:     "serving.knative.dev/v1",
 }
 
-// Manifests are what Load has read.
+// Manifests are the manifests that Load has read.
 type Manifests struct {
 	sources []kafkaSource
 	sinks   map[string]kafkaSink
 	pings   []pingSource
 }
 
-// Topics names every topic that the manifests read or write.
+// Topics returns the names of all topics that the manifests read or write.
 func (m Manifests) Topics() []string {
 	var topics []string
 	for _, s := range m.sources {
@@ -51,7 +51,7 @@ func (m Manifests) Topics() []string {
 	return slices.Compact(topics)
 }
 
-// Groups are the consumer groups that read a topic.
+// Groups returns the consumer groups that read a topic.
 func (m Manifests) Groups(topic string) []string {
 	var groups []string
 	for _, s := range m.sources {
@@ -62,9 +62,9 @@ func (m Manifests) Groups(topic string) []string {
 	return groups
 }
 
-// Attempts is how often a source tried to deliver an event to a service before it gave up with this
-// status, 0 for none. Dead letters do not say; it is what the service's source has to do. 0 when it
-// has none.
+// Attempts returns how many times a source tried to deliver an event to a service whose last status
+// was code, or 0 for no response. Dead letters do not contain this number; it follows from the
+// source's policy. It is 0 if the service has no source.
 func (m Manifests) Attempts(service string, code int) int {
 	for _, s := range m.sources {
 		if s.Spec.Sink.Ref == nil || s.Spec.Sink.Ref.Name != service {
@@ -102,7 +102,7 @@ type kafkaSource struct {
 	typeMeta
 	Spec struct {
 		BootstrapServers []string    `json:"bootstrapServers"`
-		Net              *netAccess  `json:"net,omitempty"` // how the cluster connects; here Config says
+		Net              *netAccess  `json:"net,omitempty"` // how the cluster connects; this package uses Config instead
 		Topics           []string    `json:"topics"`
 		ConsumerGroup    string      `json:"consumerGroup"`
 		Consumers        *int        `json:"consumers,omitempty"`
@@ -121,11 +121,11 @@ type kafkaSink struct {
 		ContentMode       string    `json:"contentMode,omitempty"`
 		NumPartitions     *int32    `json:"numPartitions,omitempty"`
 		ReplicationFactor *int16    `json:"replicationFactor,omitempty"`
-		Auth              *sinkAuth `json:"auth,omitempty"` // as net of a KafkaSource
+		Auth              *sinkAuth `json:"auth,omitempty"` // like net of a KafkaSource
 	} `json:"spec"`
 }
 
-// netAccess and sinkAuth are read so that a misspelt field in them is refused too.
+// netAccess and sinkAuth are parsed only to refuse a misspelt field in them.
 type netAccess struct {
 	TLS struct {
 		Enable bool    `json:"enable"`
@@ -190,8 +190,8 @@ type delivery struct {
 	DeadLetterSink *destination `json:"deadLetterSink,omitempty"`
 }
 
-// Load reads every KafkaSource, KafkaSink and PingSource of the YAML files. A field that is not
-// known is an error: a misspelt one would be ignored in silence.
+// Load reads every KafkaSource, KafkaSink and PingSource of the YAML files. An unknown field is an
+// error, because otherwise a misspelt field would be ignored silently.
 func Load(fsys fs.FS) (Manifests, error) {
 	m := Manifests{sinks: map[string]kafkaSink{}}
 	err := fs.WalkDir(fsys, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -227,7 +227,7 @@ func (m *Manifests) read(file []byte) error {
 				return fmt.Errorf("%s %s: %w", meta.Kind, meta.Metadata.Name, err)
 			}
 			if want := apiVersions[meta.Kind]; meta.APIVersion != want {
-				return fmt.Errorf("%s %s: apiVersion: %q; want %q", meta.Kind, meta.Metadata.Name, meta.APIVersion, want)
+				return fmt.Errorf("%s %s: apiVersion: is %q; must be %q", meta.Kind, meta.Metadata.Name, meta.APIVersion, want)
 			}
 			if meta.Metadata.Name == "" {
 				return fmt.Errorf("%s: metadata.name is missing", meta.Kind)
@@ -258,8 +258,8 @@ func (m *Manifests) read(file []byte) error {
 	return nil
 }
 
-// unmarshalStrict refuses fields that are unknown, doubled, or written in another case, as a
-// cluster does.
+// unmarshalStrict refuses unknown fields, duplicate fields and fields in another case, as a cluster
+// does.
 func unmarshalStrict(doc []byte, into any) error {
 	asJSON, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
@@ -288,7 +288,7 @@ func (m Manifests) validate() error {
 			errs = append(errs, fmt.Errorf("KafkaSource %s: %w", s.Metadata.Name, err))
 		}
 		if seen[s.Metadata.Name] {
-			errs = append(errs, fmt.Errorf("KafkaSource %s: stands twice", s.Metadata.Name))
+			errs = append(errs, fmt.Errorf("KafkaSource %s: is defined twice", s.Metadata.Name))
 		}
 		seen[s.Metadata.Name] = true
 	}
@@ -297,7 +297,7 @@ func (m Manifests) validate() error {
 			errs = append(errs, fmt.Errorf("KafkaSink %s: spec.topic is missing", name))
 		}
 		if !slices.Contains([]string{"", "binary", "structured"}, s.Spec.ContentMode) {
-			errs = append(errs, fmt.Errorf("KafkaSink %s: spec.contentMode: %q; binary or structured", name, s.Spec.ContentMode))
+			errs = append(errs, fmt.Errorf("KafkaSink %s: spec.contentMode: is %q; must be binary or structured", name, s.Spec.ContentMode))
 		}
 	}
 	for _, p := range m.pings {
@@ -311,7 +311,7 @@ func (m Manifests) validate() error {
 func (m Manifests) validateSource(s kafkaSource) error {
 	oneOf := func(field, value string, allowed ...string) error {
 		if !slices.Contains(allowed, value) {
-			return fmt.Errorf("spec.%s: %q; one of %s", field, value, strings.Join(allowed, ", "))
+			return fmt.Errorf("spec.%s: is %q; must be one of %s", field, value, strings.Join(allowed, ", "))
 		}
 		return nil
 	}
@@ -320,10 +320,10 @@ func (m Manifests) validateSource(s kafkaSource) error {
 		errs = append(errs, errors.New("spec.topics is missing"))
 	}
 	if s.Spec.ConsumerGroup == "" {
-		errs = append(errs, errors.New("spec.consumerGroup is missing: a random one would start anew with each change"))
+		errs = append(errs, errors.New("spec.consumerGroup is missing: with a random group, each change would start again at the initial offset"))
 	}
 	if c := s.Spec.Consumers; c != nil && (*c < 1 || *c > 100) {
-		errs = append(errs, fmt.Errorf("spec.consumers: %d; between 1 and 100", *c))
+		errs = append(errs, fmt.Errorf("spec.consumers: is %d; must be between 1 and 100", *c))
 	}
 	errs = append(errs,
 		oneOf("initialOffset", s.Spec.InitialOffset, "earliest", "latest"),
@@ -333,7 +333,7 @@ func (m Manifests) validateSource(s kafkaSource) error {
 		return errors.Join(append(errs, errors.New("spec.delivery is missing"))...)
 	}
 	if s.Spec.Delivery.DeadLetterSink == nil {
-		errs = append(errs, errors.New("spec.delivery.deadLetterSink is missing: what can't be delivered would be dropped"))
+		errs = append(errs, errors.New("spec.delivery.deadLetterSink is missing: undeliverable events would be dropped"))
 	}
 	return errors.Join(append(errs, m.validateDelivery(*s.Spec.Delivery))...)
 }
@@ -341,10 +341,10 @@ func (m Manifests) validateSource(s kafkaSource) error {
 func (m Manifests) validateDelivery(d delivery) error {
 	var errs []error
 	if d.Retry == nil || *d.Retry < 0 || *d.Retry > 20 {
-		errs = append(errs, errors.New("spec.delivery.retry: must be said, between 0 and 20"))
+		errs = append(errs, errors.New("spec.delivery.retry: must be set to a number between 0 and 20"))
 	}
 	if !slices.Contains([]string{"exponential", "linear"}, d.BackoffPolicy) {
-		errs = append(errs, fmt.Errorf("spec.delivery.backoffPolicy: %q; exponential or linear", d.BackoffPolicy))
+		errs = append(errs, fmt.Errorf("spec.delivery.backoffPolicy: is %q; must be exponential or linear", d.BackoffPolicy))
 	}
 	if _, err := parseDuration(d.BackoffDelay); err != nil {
 		errs = append(errs, fmt.Errorf("spec.delivery.backoffDelay: %w", err))
@@ -358,7 +358,7 @@ func (m Manifests) validateDelivery(d delivery) error {
 	return errors.Join(errs...)
 }
 
-// parseDuration reads a positive ISO 8601 duration such as PT0.3S.
+// parseDuration parses a positive ISO 8601 duration such as PT0.3S.
 func parseDuration(text string) (time.Duration, error) {
 	d, err := duration.Parse(text)
 	if err != nil {
@@ -389,7 +389,7 @@ func (m Manifests) validateDestination(field string, d destination, kafkaSinkAll
 		return nil
 	case kindKafkaSink:
 		if !kafkaSinkAllowed {
-			return fmt.Errorf("%s.ref: a KafkaSink takes dead letters only", field)
+			return fmt.Errorf("%s.ref: a KafkaSink can only be a dead-letter sink", field)
 		}
 		if _, ok := m.sinks[d.Ref.Name]; !ok {
 			return fmt.Errorf("%s.ref: there is no KafkaSink %s", field, d.Ref.Name)
@@ -408,7 +408,7 @@ func (m Manifests) validatePing(p pingSource) error {
 	}
 	var dataErr error
 	if p.Spec.Data != "" && len(p.Spec.DataBase64) > 0 {
-		dataErr = errors.New("spec: data and dataBase64 exclude each other")
+		dataErr = errors.New("spec: data and dataBase64 cannot both be set")
 	}
 	return errors.Join(scheduleErr, deliveryErr, dataErr, m.validateDestination("spec.sink", p.Spec.Sink, false))
 }

@@ -27,46 +27,46 @@ import (
 const (
 	headerPrefix      = "ce_"
 	contentTypeHeader = "content-type"
-	// maxAttributes bounds an event's attributes, names included: servers of HTTP refuse headers
-	// that are longer by far than those of our functions, and hang up on longer ones.
+	// maxAttributes is the maximum size of an event's attributes, names included. Many HTTP servers
+	// accept longer headers than pgw's functions do, but refuse or close the connection for much
+	// longer ones.
 	maxAttributes = 64 << 10
 )
 
-// message is an event on its way, in HTTP's binary mode.
+// message is an event in HTTP's binary mode.
 type message struct {
 	header http.Header
 	body   []byte
-	record *sarama.ConsumerMessage // that holds it; nil for an event that comes from no record
-	// refused is the answer that is given in the sink's place, since no sink could take the event;
-	// nil otherwise.
+	record *sarama.ConsumerMessage // the event's record; nil if there is none
+	// refused replaces the sink's response if no sink could accept the event; nil otherwise.
 	refused *failure
 }
 
-// set adds an attribute. The names of attributes have no capitals; HTTP's header names have, in Go.
+// set sets an attribute. Names of attributes are in lower case; http.Header changes the case.
 func (m message) set(attribute, value string) { m.header.Set("Ce-"+attribute, value) }
 
-// setPosition says where in Kafka the event's record stands.
+// setPosition sets the partition and the offset of the event's record.
 func (m message) setPosition() {
 	m.set(event.ExtKafkaPartition, strconv.Itoa(int(m.record.Partition)))
 	m.set(event.ExtKafkaOffset, strconv.FormatInt(m.record.Offset, 10))
 }
 
-// ReadRecord gives a record as the event that a source of this name would deliver, without what the
-// source adds. It is always a valid event.
+// ReadRecord returns the event that a source of this name would deliver for a record, without the
+// attributes that the source adds. It is always a valid event.
 func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) cloudevents.Event {
 	s := kafkaSource{typeMeta: typeMeta{Metadata: metadata{Name: source}}}
 	if e, err := toEvent(read(s, m)); err == nil {
 		return described(e)
 	}
 	wrapped := wrap(s, m)
-	wrapped.header.Del(contentTypeHeader) // one that says "structured" would have the value read as an event again
+	wrapped.header.Del(contentTypeHeader) // with "structured" here the value would be parsed as an event again
 	for name, values := range wrapped.header {
 		if len(values[0]) > maxKept {
 			wrapped.header.Del(name)
 		}
 	}
 	e, err := toEvent(wrapped)
-	if err != nil { // not seen yet: what the record itself says is left out
+	if err != nil { // not known to happen: leave out the record's own attributes
 		e = cloudevents.New()
 		e.SetType(event.TypeKafkaRecord)
 		e.SetID(wrapped.header.Get("Ce-Id"))
@@ -76,9 +76,9 @@ func ReadRecord(_ context.Context, source string, m *sarama.ConsumerMessage) clo
 	return described(e)
 }
 
-// described says what the data are, where the record did not, or said that they are JSON and they
-// are none: an event in JSON needs to know, and one broken event must not end a command that lists
-// many.
+// described sets the content type if the record has none, or claims JSON although the data is not.
+// An event in JSON format needs a correct content type, and one broken event must not end a command
+// that lists many.
 func described(e cloudevents.Event) cloudevents.Event {
 	switch {
 	case isJSON(e.DataContentType()) && len(e.Data()) > 0 && !json.Valid(e.Data()):
@@ -96,7 +96,7 @@ func guessType(data []byte) string {
 	return "application/octet-stream"
 }
 
-// toEvent reads a message as a sink does.
+// toEvent parses a message as a sink does.
 func toEvent(m message) (cloudevents.Event, error) {
 	e, err := event.Foreign(func() (*cloudevents.Event, error) {
 		return binding.ToEvent(context.Background(), cehttp.NewMessage(m.header, io.NopCloser(bytes.NewReader(m.body))))
@@ -110,7 +110,8 @@ func toEvent(m message) (cloudevents.Event, error) {
 	return *e, nil
 }
 
-// fromEvent is an event as a message. An error means that it can't be sent to anyone.
+// fromEvent returns an event as a message. An error means that the event cannot be sent to any
+// sink.
 func fromEvent(ctx context.Context, e cloudevents.Event) (message, error) {
 	req, err := event.Foreign(func() (*http.Request, error) { return cehttp.NewHTTPRequestFromEvent(ctx, "http://sink", e) })
 	if err != nil {
@@ -118,13 +119,13 @@ func fromEvent(ctx context.Context, e cloudevents.Event) (message, error) {
 	}
 	out := message{header: req.Header}
 	if req.Body != nil {
-		out.body, _ = io.ReadAll(req.Body) // from memory
+		out.body, _ = io.ReadAll(req.Body) // cannot fail, because the body is in memory
 	}
 	out.refused = unwritable(out.header)
 	return out, nil
 }
 
-// readRecord turns a record into the event that it holds, as KafkaSource delivers it.
+// readRecord returns the event of a record as KafkaSource delivers it.
 func readRecord(s kafkaSource, m *sarama.ConsumerMessage) message {
 	out := read(s, m)
 	out.setPosition()
@@ -134,8 +135,9 @@ func readRecord(s kafkaSource, m *sarama.ConsumerMessage) message {
 	return out
 }
 
-// read wraps a record that is no CloudEvent. So it does with one that claims to be and is broken:
-// where plain records may settle it settles, and elsewhere the sink can say what is wrong with it.
+// read returns the CloudEvent of a record, or the wrapped record if it is not a valid CloudEvent. A
+// broken CloudEvent is also wrapped: it settles if plain records may settle, and otherwise the sink
+// can say what is wrong with it.
 func read(s kafkaSource, m *sarama.ConsumerMessage) message {
 	out, err := event.Foreign(func() (message, error) { return cloudEvent(m) })
 	if err != nil {
@@ -145,15 +147,15 @@ func read(s kafkaSource, m *sarama.ConsumerMessage) message {
 	return out
 }
 
-// unwritable is the answer to an event whose attributes no HTTP header can carry. KafkaSource tries
-// to send it nevertheless, for as long as its retries last, and then drops it, since its dead
-// letter can't be sent either.
+// unwritable returns the failure of an event whose attributes no HTTP header can carry. KafkaSource
+// still tries to send such an event until its retries end, and then drops it, because its dead
+// letter cannot be sent either.
 func unwritable(h http.Header) *failure {
 	size := 0
 	for name, values := range h {
 		for _, value := range values {
 			if !writable(value) {
-				text := fmt.Sprintf("the attribute %s holds a control character, which no HTTP header can carry", attributeOf(name))
+				text := fmt.Sprintf("the attribute %s has a control character, which no HTTP header can carry", attributeOf(name))
 				return &failure{code: http.StatusBadRequest, body: []byte(text)}
 			}
 			size += len(name) + len(value)
@@ -174,7 +176,7 @@ func attributeOf(headerName string) string {
 	return strings.TrimPrefix(name, "ce-")
 }
 
-// writable tells whether text can be the value of an HTTP header.
+// writable reports whether text can be the value of an HTTP header.
 func writable(text string) bool {
 	for _, c := range []byte(text) {
 		if (c < ' ' && c != '\t') || c == 0x7f {
@@ -184,11 +186,11 @@ func writable(text string) bool {
 	return true
 }
 
-// errNoEvent means a record that is no CloudEvent, or a broken one.
-var errNoEvent = errors.New("no CloudEvent")
+// errNoEvent means that a record is not a valid CloudEvent.
+var errNoEvent = errors.New("not a CloudEvent")
 
-// lastHeader gives the value of the last header of this name, which is in small letters in Kafka's
-// binding.
+// lastHeader returns the value of the last header with this name. The Kafka binding uses lower-case
+// names.
 func lastHeader(m *sarama.ConsumerMessage, name string) (value []byte, there bool) {
 	for _, h := range m.Headers {
 		if h != nil && string(h.Key) == name {
@@ -198,13 +200,13 @@ func lastHeader(m *sarama.ConsumerMessage, name string) (value []byte, there boo
 	return value, there
 }
 
-// cloudEvent reads a record by the Kafka protocol binding of CloudEvents.
+// cloudEvent parses a record by the Kafka protocol binding of CloudEvents.
 func cloudEvent(m *sarama.ConsumerMessage) (message, error) {
 	if contentType, ok := lastHeader(m, contentTypeHeader); ok {
 		mediaType, _, _ := strings.Cut(string(contentType), ";")
 		switch mediaType = strings.TrimSpace(mediaType); {
 		case contentType == nil:
-			return message{}, fmt.Errorf("%w: a content type that is null", errNoEvent)
+			return message{}, fmt.Errorf("%w: the content type is null", errNoEvent)
 		case mediaType == cloudevents.ApplicationCloudEventsJSON:
 			return structured(m)
 		case strings.HasPrefix(mediaType, "application/cloudevents"):
@@ -219,12 +221,12 @@ func cloudEvent(m *sarama.ConsumerMessage) (message, error) {
 	out.set("specversion", string(version))
 	for _, h := range m.Headers {
 		if h == nil || h.Value == nil {
-			continue // as if it were not there
+			continue // a null value counts as absent
 		}
 		name, value := "datacontenttype", string(h.Value)
 		if key := string(h.Key); key != contentTypeHeader {
 			var ok bool
-			// A header "ce_" names no attribute, and is none.
+			// A header "ce_" without a name is not an attribute.
 			if name, ok = strings.CutPrefix(key, headerPrefix); !ok || name == "" {
 				continue
 			}
@@ -242,7 +244,7 @@ func cloudEvent(m *sarama.ConsumerMessage) (message, error) {
 	return out, nil
 }
 
-// read takes one attribute of an event in binary mode.
+// read sets one attribute of an event in binary mode.
 func (m message) read(name, value string) (err error) {
 	switch name {
 	case "specversion":
@@ -260,7 +262,7 @@ func (m message) read(name, value string) (err error) {
 		value, err = rewriteTime(value)
 	default:
 		if !event.AttributeName(name) {
-			err = errors.New("is no name of an attribute")
+			err = errors.New("is not a name of an attribute")
 		}
 	}
 	if err != nil {
@@ -270,25 +272,25 @@ func (m message) read(name, value string) (err error) {
 	return nil
 }
 
-// checkURI refuses what is no URI by RFC 2396, which url.Parse lets through in part.
+// checkURI refuses text that is not a URI by RFC 2396; url.Parse alone accepts some of it.
 func checkURI(text string) error {
 	if strings.ContainsAny(text, " \"<>\\^`{|}") || !writable(text) {
-		return errors.New("is no URI")
+		return errors.New("is not a URI")
 	}
 	_, err := url.Parse(text)
 	return err
 }
 
-// A time as java.time reads it, but for years of more than four digits: CloudEvents' times are RFC
-// 3339.
+// javaTime matches the times that java.time parses, except for years of more than four digits:
+// CloudEvents' times are RFC 3339.
 var javaTime = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d)(?::(\d\d)(?:\.(\d{0,9}))?)?(?:([Zz])|([+-])(\d\d)(?::(\d\d)(?::(\d\d))?)?)$`)
 
-// rewriteTime gives the same instant with the same offset as KafkaSource writes it: with seconds,
-// without zeros at the end of their fraction, Z for an offset of zero.
+// rewriteTime returns the same instant with the same offset in KafkaSource's format: with seconds,
+// without zeros at the end of the fraction, and Z for a zero offset.
 func rewriteTime(text string) (string, error) {
 	part := javaTime.FindStringSubmatch(text)
 	if part == nil {
-		return "", errors.New("is no time")
+		return "", errors.New("is not a time")
 	}
 	day, minutes, seconds, fraction, utc, sign, hours := part[1], part[2], part[3], strings.TrimRight(part[4], "0"), part[5], part[6], part[7]
 	if seconds == "" {
@@ -296,7 +298,7 @@ func rewriteTime(text string) (string, error) {
 	}
 	written := day + "T" + minutes + ":" + seconds
 	if _, err := time.Parse("2006-01-02T15:04:05", written); err != nil {
-		return "", errors.New("is no time")
+		return "", errors.New("is not a time")
 	}
 	if fraction != "" {
 		written += "." + fraction
@@ -310,7 +312,7 @@ func rewriteTime(text string) (string, error) {
 	}
 	total := offset[0]*3600 + offset[1]*60 + offset[2]
 	if offset[1] > 59 || offset[2] > 59 || total > 18*3600 {
-		return "", errors.New("is no time: its offset is none")
+		return "", errors.New("is not a time: its offset is not valid")
 	}
 	if total == 0 {
 		return written + "Z", nil
@@ -322,9 +324,9 @@ func rewriteTime(text string) (string, error) {
 	return written, nil
 }
 
-// structured reads an event in JSON. Its data leave as KafkaSource writes them anew: without space,
-// and without escapes that JSON does not need. Numbers stay as they are; KafkaSource may write them
-// another way too.
+// structured parses an event in JSON. It encodes the data again as KafkaSource does: without
+// spaces, and without escapes that JSON does not need. Numbers stay as they are, although
+// KafkaSource may format them differently.
 func structured(m *sarama.ConsumerMessage) (message, error) {
 	e := cloudevents.New()
 	var raw struct {
@@ -354,8 +356,9 @@ func structured(m *sarama.ConsumerMessage) (message, error) {
 		}
 		out.set("time", written)
 	}
-	// KafkaSource delivers it, and the sink says that the signature is wrong, unless the data
-	// happened to be as KafkaSource writes them. A producer is better told each time, and why.
+	// KafkaSource delivers such an event, and the sink refuses its signature, unless the data
+	// already had KafkaSource's encoding. Here the event is always refused with the reason, so the
+	// producer learns of the mistake.
 	if e.Extensions()[event.ExtSignature] != nil {
 		out.refused = &failure{code: http.StatusForbidden, body: []byte(event.SignedStructured(e.Type(), e.ID()).Error())}
 	}
@@ -368,7 +371,7 @@ func isJSON(contentType string) bool {
 	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
 }
 
-// wrap makes an event of a record that is none, as KafkaSource does.
+// wrap makes an event from a record that is not a CloudEvent, as KafkaSource does.
 func wrap(s kafkaSource, m *sarama.ConsumerMessage) message {
 	out := message{header: http.Header{}, body: m.Value, record: m}
 	out.set("specversion", cloudevents.CloudEventsVersionV1)
@@ -379,16 +382,16 @@ func wrap(s kafkaSource, m *sarama.ConsumerMessage) message {
 	if !m.Timestamp.IsZero() {
 		out.set("time", m.Timestamp.UTC().Truncate(time.Millisecond).Format(time.RFC3339Nano))
 	}
-	// KafkaSource writes any key as text. One that no HTTP header can carry has it try for 38 s,
-	// and then lose the record; here such a key is left out, and the record is delivered. The same
-	// holds for values of headers.
+	// KafkaSource uses every key as text. With a key that no HTTP header can carry, it tries for 38
+	// s and then loses the record. Here such a key is left out, and the record is delivered. The
+	// same is true for the values of headers.
 	if key := string(m.Key); key != "" && utf8.ValidString(key) && writable(key) {
 		out.set("partitionkey", key)
 		out.set("key", key)
 	}
 	for _, h := range m.Headers {
-		// At a null value KafkaSource fails, and loses this record and all plain ones of the same
-		// poll. Here it is left out.
+		// With a null value KafkaSource fails, and loses this record and all plain records of the
+		// same poll. Here the header is left out.
 		if h == nil || h.Value == nil {
 			continue
 		}
@@ -404,7 +407,8 @@ func wrap(s kafkaSource, m *sarama.ConsumerMessage) message {
 	return out
 }
 
-// lettersAndDigits of a name, in lower case: what may be in an attribute's name.
+// lettersAndDigits returns the lower-case letters and digits of a name, which are the characters of
+// an attribute's name.
 func lettersAndDigits(name string) string {
 	return strings.Map(func(c rune) rune {
 		if (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') {
@@ -414,7 +418,7 @@ func lettersAndDigits(name string) string {
 	}, strings.ToLower(name))
 }
 
-// escaped writes what no HTTP header can carry as %XX.
+// escaped writes %XX for the bytes that no HTTP header can carry.
 func escaped(text string) string {
 	if writable(text) && utf8.ValidString(text) {
 		return text

@@ -17,7 +17,7 @@ import (
 	"pgw/shared/event"
 )
 
-// These hold the stand-in to what KafkaSource does.
+// These tests compare kafkasource with KafkaSource.
 
 func recordOf(key, value string, headers ...string) *sarama.ConsumerMessage {
 	m := &sarama.ConsumerMessage{Topic: "in", Partition: 3, Offset: 7, Key: []byte(key), Value: []byte(value), Timestamp: time.UnixMilli(1767225600120)}
@@ -31,7 +31,7 @@ func recordOf(key, value string, headers ...string) *sarama.ConsumerMessage {
 	return m
 }
 
-// null stands for a header's value that is null.
+// null represents a header value that is null.
 const null = "\x00null"
 
 func event1(headers ...string) []string {
@@ -42,7 +42,7 @@ func structuredOf(text string) *sarama.ConsumerMessage {
 	return recordOf("k", text, "content-type", "application/cloudevents+json")
 }
 
-func TestEveryEventSaysWhereItsRecordStands(t *testing.T) {
+func TestEveryEventHasThePositionOfItsRecord(t *testing.T) {
 	for name, m := range map[string]*sarama.ConsumerMessage{
 		"binary":     recordOf("k", "{}", event1()...),
 		"its own":    recordOf("k", "{}", event1("ce_knativekafkapartition", "9", "ce_knativekafkaoffset", "9")...),
@@ -79,13 +79,13 @@ func TestABrokenCloudEventIsWrapped(t *testing.T) {
 		"version that is null":    {"ce_specversion", null, "ce_id", "1", "ce_type", "t", "ce_source", "/s"},
 		"no id":                   {"ce_specversion", "1.0", "ce_type", "t", "ce_source", "/s"},
 		"id that is null":         {"ce_specversion", "1.0", "ce_id", null, "ce_type", "t", "ce_source", "/s"},
-		"time is no time":         event1("ce_time", "yesterday"),
+		"time is not a time":      event1("ce_time", "yesterday"),
 		"hyphen":                  event1("ce_my-ext", "1"),
 		"space":                   event1("ce_my ext", "1"),
 		"empty subject":           event1("ce_subject", ""),
-		"source is no URI":        {"ce_specversion", "1.0", "ce_id", "1", "ce_type", "t", "ce_source", "://"},
+		"source is not a URI":     {"ce_specversion", "1.0", "ce_id", "1", "ce_type", "t", "ce_source", "://"},
 		"source with a space":     {"ce_specversion", "1.0", "ce_id", "1", "ce_type", "t", "ce_source", "/a b"},
-		"dataschema is no URI":    event1("ce_dataschema", "%zz"),
+		"dataschema is not a URI": event1("ce_dataschema", "%zz"),
 		"content type is null":    event1("content-type", null),
 		"another format":          event1("content-type", "application/cloudevents+avro"),
 	} {
@@ -105,7 +105,8 @@ func TestABrokenCloudEventIsWrapped(t *testing.T) {
 }
 
 func TestTimesAreRewrittenAsJavaWritesThem(t *testing.T) {
-	// Each as java.time.OffsetDateTime reads and DateTimeFormatter.ISO_OFFSET_DATE_TIME writes it.
+	// Each text is parsed by java.time.OffsetDateTime and formatted by
+	// DateTimeFormatter.ISO_OFFSET_DATE_TIME.
 	for text, want := range map[string]string{
 		"2026-03-01T12:00:00Z": "2026-03-01T12:00:00Z", "2026-03-01T12:00:00.000Z": "2026-03-01T12:00:00Z", "2026-03-01T12:00:00.120Z": "2026-03-01T12:00:00.12Z",
 		"2026-03-01T12:00:00.123456789Z": "2026-03-01T12:00:00.123456789Z", "2026-03-01T12:00:00.1234567890Z": "",
@@ -129,7 +130,7 @@ func TestTimesAreRewrittenAsJavaWritesThem(t *testing.T) {
 	}
 }
 
-func TestStructuredDataAreWrittenAnew(t *testing.T) {
+func TestStructuredDataIsEncodedAgain(t *testing.T) {
 	got := readRecord(kafkaSource{}, structuredOf(`{"specversion":"1.0","id":"1","type":"t","source":"/s","data": {"b" : "x\u0026y", "a": [1, 1.10]}}`))
 	if string(got.body) != `{"b":"x&y","a":[1,1.10]}` || got.refused != nil {
 		t.Errorf("%s %v", got.body, got.refused)
@@ -140,8 +141,8 @@ func TestStructuredDataAreWrittenAnew(t *testing.T) {
 	}
 }
 
-// The sink is not asked, and the dead letter says why.
-func TestASignedStructuredEventIsRefusedInWords(t *testing.T) {
+// The event is not sent to the sink, and the dead letter has the reason.
+func TestASignedStructuredEventIsRefusedWithAReason(t *testing.T) {
 	r := newRig(t, 1, func(http.ResponseWriter, *http.Request) { t.Error("the sink is asked") })
 	r.start(manifest(), nil)
 	r.send("k", `{"specversion":"1.0","id":"1","type":"t","source":"/s","data":{},"pgwsignature":"k1.x"}`, "content-type", "application/cloudevents+json")
@@ -151,9 +152,9 @@ func TestASignedStructuredEventIsRefusedInWords(t *testing.T) {
 	}
 }
 
-// What a sink says in headers kne-NAME goes with the dead letter. It can't set what the event
-// itself says.
-func TestReplyHeadersGoWithTheDeadLetter(t *testing.T) {
+// The headers kne-NAME of a sink's response are added to the dead letter. They cannot change the
+// event's own attributes.
+func TestReplyHeadersAreInTheDeadLetter(t *testing.T) {
 	r := newRig(t, 1, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Kne-Why", "because")
 		w.Header().Set("Kne-Id", "another")
@@ -173,7 +174,7 @@ func TestReplyHeadersGoWithTheDeadLetter(t *testing.T) {
 	}
 }
 
-// 50 deliveries of a consumer are under way at most, and then no partition is read.
+// At most 50 deliveries of a consumer are under way. When there are 50, no partition is read.
 func TestFiftyInFlightForEachConsumer(t *testing.T) {
 	const events, partitions = 120, 4
 	var now, most atomic.Int32
@@ -196,7 +197,7 @@ func TestFiftyInFlightForEachConsumer(t *testing.T) {
 	}
 	r.start(manifest("timeout: PT2S", "timeout: PT10M"), nil)
 	await(t, full)
-	time.Sleep(100 * time.Millisecond) // more would have come by now
+	time.Sleep(100 * time.Millisecond) // further deliveries would have started by now
 	if n := most.Load(); n != 50 {
 		t.Errorf("%d are under way", n)
 	}
@@ -204,8 +205,8 @@ func TestFiftyInFlightForEachConsumer(t *testing.T) {
 	r.committed(events)
 }
 
-// One record the like of which stopped a partition, or the process, is settled; what stands behind
-// it is delivered.
+// A record of a kind that once stopped a partition or the process is settled, and the records after
+// it are delivered.
 func TestNoRecordStopsAPartition(t *testing.T) {
 	h := event.HTTP(func(_ context.Context, e cloudevents.Event) error {
 		if e.Type() != "good" {
@@ -216,10 +217,10 @@ func TestNoRecordStopsAPartition(t *testing.T) {
 	for name, headers := range map[string][]string{
 		"attribute with no name":           event1("ce_", "x"),
 		"letter O in the version":          {"ce_specversion", "1.O", "ce_id", "1", "ce_type", "t", "ce_source", "/s"},
-		"time is no time":                  event1("ce_time", "yesterday"),
+		"time is not a time":               event1("ce_time", "yesterday"),
 		"hyphen in an extension":           event1("ce_my-ext", "1"),
 		"empty id":                         {"ce_specversion", "1.0", "ce_id", "", "ce_type", "t", "ce_source", "/s"},
-		"source is no URI":                 {"ce_specversion", "1.0", "ce_id", "1", "ce_type", "t", "ce_source", "://"},
+		"source is not a URI":              {"ce_specversion", "1.0", "ce_id", "1", "ce_type", "t", "ce_source", "://"},
 		"content type is none":             event1("ce_datacontenttype", "foo;;"),
 		"control character":                event1("ce_subject", "a\x07b"),
 		"CR LF":                            event1("ce_subject", "a\r\nx: y"),
