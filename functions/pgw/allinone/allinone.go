@@ -1,5 +1,5 @@
-// Package allinone holds all functions in one process, the stand-in for KafkaSource too: they call
-// each other without a network, and meet at a real Kafka and a real Postgres.
+// Package allinone runs all functions in one process, including kafkasource. They call each other
+// without a network, and use a real Kafka and a real Postgres.
 package allinone
 
 import (
@@ -31,41 +31,43 @@ import (
 
 const drainWithin = 20 * time.Second
 
-// front is the function that lets payments in. It is served once the system is seeded.
+// front is the function that accepts payments. It is served after the system is seeded.
 const front = "gateway"
 
-// Config of a system. Migrations and topics are there already.
+// Config is the configuration of a system. The migrations and topics must already exist.
 type Config struct {
 	Database string
-	Reader   string // a login that only reads, for fx, wallet and risk; empty: Database
+	Reader   string // URL of a read-only login for fx, wallet and risk; empty: Database
 	Kafka    kafka.Config
-	// GroupPrefix stands before each consumer group's name, where several systems share a Kafka.
+	// GroupPrefix is the prefix of each consumer group's name, for several systems that share a
+	// Kafka.
 	GroupPrefix string
 	Keys        event.Keyring
 	RiskSecret  string
-	Listeners   map[string]net.Listener // one for each function that has a port
-	AnswerIn    time.Duration           // how long a client waits; 0 means 5 s
-	Access      access.Config           // who may come in; everybody when zero
-	Origins     []string                // whose pages may use the API
-	Callers     *rpc.Callers            // who may call over the network; everybody when nil
+	Listeners   map[string]net.Listener // one for each function with a port
+	AnswerIn    time.Duration           // the time limit of a client's wait; 0 means 5 s
+	Access      access.Config           // the access checks of the gateway; zero: everybody is admitted
+	Origins     []string                // the origins whose pages may use the API
+	Callers     *rpc.Callers            // the checks of network calls; nil: everybody may call
 	Links       Links
 	Log         *slog.Logger
-	// Seed gives a new system what it needs before the first payment. It runs when all functions
-	// but the gateway are ready. The gateway's port is served after it. nil: nothing is missing.
+	// Seed seeds a new system before the first payment. It runs when all functions except the
+	// gateway are ready. The gateway's port is served after it. nil means that there is nothing to
+	// seed.
 	Seed func(context.Context) error
 
-	// Faults between functions, for tests; nil where there are none.
+	// Between and Publish wrap calls and publishing, to inject faults in tests. They may be nil.
 	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
 	Publish func(Publisher) Publisher
 }
 
-// Links of the page to what may run beside the system; empty where it does not.
+// Links are the page's links to other services. An empty link means that the service is not there.
 type Links struct {
 	Grafana gateway.GrafanaURL
 	Trace   string
 }
 
-// Publisher is how functions publish.
+// Publisher publishes events.
 type Publisher = function.Publisher
 
 // System is all functions of a process.
@@ -77,10 +79,10 @@ type System struct {
 	open     atomic.Bool // the gateway's port is served
 }
 
-// Manifests are those of knative/base.
+// Manifests returns the manifests of knative/base.
 func Manifests() (kafkasource.Manifests, error) { return kafkasource.Load(knative.Base) }
 
-// Listening names the functions that have a port.
+// Listening returns the names of the functions with a port.
 func Listening() (names []string) {
 	for _, f := range table.Functions {
 		if f.Port != "" {
@@ -106,7 +108,7 @@ func New(cfg Config) (*System, error) {
 		publisher = cfg.Publish(publisher)
 	}
 	reach := transport{}
-	// From the back, so that a function is built before its callers.
+	// In reverse order, a function is built before its callers.
 	for _, f := range slices.Backward(table.Functions) {
 		on := function.Dependencies{
 			Conns: map[string]grpc.ClientConnInterface{}, Publisher: publisher, Now: time.Now, Random: rand.Float64,
@@ -116,8 +118,8 @@ func New(cfg Config) (*System, error) {
 			on.Conns[callee] = s.conns[callee]
 		}
 		if f.Port == "" {
-			// It has no port: it reaches the others by function calls, and worker's port shows its
-			// metrics.
+			// A function without a port calls the others directly, and its metrics are on worker's
+			// port.
 			on.HTTP, on.Registry = reach, s.ports["worker"].Registry
 		}
 		config, err := f.Configure(cfg.settings(f.Name))
@@ -136,19 +138,19 @@ func New(cfg Config) (*System, error) {
 	return s, nil
 }
 
-// settings are what a function reads in place of the environment, which belongs to the whole
-// process. Other variables have their defaults.
+// settings are the variables of a function, in place of the environment, which belongs to the whole
+// process. Variables that are not here have their defaults.
 func (cfg Config) settings(name string) function.Settings {
 	values := function.Values{
 		"DATABASE_URL": cfg.Reader, "RISK_SECRET": cfg.RiskSecret, "KAFKA_GROUP_PREFIX": cfg.GroupPrefix,
 		"RESULT_TIMEOUT": cfg.AnswerIn.String(), "REPLICA_URL": "http://" + cfg.addr(front), "TRACE_URL": cfg.Links.Trace,
 		"CORS_ORIGINS": strings.Join(cfg.Origins, ","), "QUEUE_MAX": "4096",
-		// Plain records of earlier producers are taken: whoever reaches the broker on this machine
-		// may pay.
+		// Plain records of earlier producers are accepted: everyone who can reach the broker on
+		// this machine may pay.
 		"ALLOW_UNSIGNED_REQUESTS": "true",
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
-		// One lane of each kind: all functions share the processors, and fewer, larger transactions
-		// cost less.
+		// One lane of each kind is enough: all functions share the processors, and fewer, larger
+		// transactions cost less.
 		"BATCH_LANES": "1",
 	}
 	if name == "db" {
@@ -170,18 +172,18 @@ func (s *System) add(port *function.Port) {
 	s.conns[port.Name] = conn
 }
 
-// Conn calls a function of this process.
+// Conn returns a connection to a function of this process.
 func (s *System) Conn(name string) grpc.ClientConnInterface { return s.conns[name] }
 
-// Addr is where a function listens.
+// Addr returns the address at which a function listens.
 func (s *System) Addr(name string) string { return s.cfg.addr(name) }
 
 func (cfg Config) addr(name string) string { return cfg.Listeners[name].Addr().String() }
 
-// Producer publishes to the system's Kafka.
+// Producer returns the producer of the system's Kafka.
 func (s *System) Producer() *kafka.Producer { return s.producer }
 
-// Ready says what is not ready yet.
+// Ready returns an error that names the functions which are not ready.
 func (s *System) Ready(ctx context.Context) error {
 	if err := s.readyBehind(ctx); err != nil {
 		return err
@@ -192,7 +194,7 @@ func (s *System) Ready(ctx context.Context) error {
 	return s.ports[front].Ready(ctx)
 }
 
-// readyBehind says which functions behind the gateway are not ready yet.
+// readyBehind is Ready for all functions except the gateway.
 func (s *System) readyBehind(ctx context.Context) error {
 	var errs []error
 	for name, port := range s.ports {
@@ -206,8 +208,7 @@ func (s *System) readyBehind(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// seed waits until all functions behind the gateway are ready, and gives them what a new system
-// lacks.
+// seed waits until all functions except the gateway are ready, and seeds a new system.
 func (s *System) seed(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, s.readyBehind(ctx) },
 		backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(0))
@@ -220,8 +221,8 @@ func (s *System) seed(ctx context.Context) error {
 	return nil
 }
 
-// Run serves until ctx ends, and then drains in the table's order, so that payments under way are
-// answered while the whole flow still runs. It returns early when a part fails.
+// Run serves until ctx ends. Then it drains the functions in the table's order, so payments under
+// way are answered while the rest of the flow still runs. It returns early if a function fails.
 func (s *System) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -269,7 +270,7 @@ func (s *System) Run(ctx context.Context) error {
 	return err
 }
 
-// serve runs a function until ctx ends. One that has no port only runs in the background.
+// serve runs a function until ctx ends. A function without a port runs only in the background.
 func (s *System) serve(ctx context.Context, name string) error {
 	port := s.ports[name]
 	if l, listens := s.cfg.Listeners[name]; listens {

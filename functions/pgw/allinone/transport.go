@@ -7,8 +7,8 @@ import (
 	"net/http"
 )
 
-// transport reaches the functions of this process by function calls. Events are delivered by it
-// when all functions are in one process. The hosts in its URLs are the functions' names.
+// transport calls the functions of this process directly. It delivers events when all functions are
+// in one process. The hosts of its URLs are the functions' names.
 type transport map[string]http.Handler
 
 // RoundTrip implements http.RoundTripper.
@@ -17,8 +17,8 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, fmt.Errorf("there is no function %s in this process", r.URL.Host)
 	}
-	// The request as a server would give it to the handler, which may change it. A transport may
-	// not.
+	// The handler gets a copy of the request, as from a server, because a handler may change it and
+	// a transport must not.
 	in := r.Clone(r.Context())
 	in.Host, in.RequestURI = r.URL.Host, r.URL.RequestURI()
 	if in.Body == nil {

@@ -1,6 +1,6 @@
-// Package deadletter is what an operator does about events that could not be delivered: see them and why,
-// send them again through the front of the flow, or put them aside for good. Whatever is done is recorded in
-// the ledger's database; the letters stay where they are in Kafka.
+// Package deadletter has an operator's actions on events that could not be delivered: list them
+// with their reasons, send them again to the topic where they entered the flow, or discard them.
+// Every action is recorded in the ledger's database. The letters themselves stay in Kafka.
 package deadletter
 
 import (
@@ -31,10 +31,10 @@ import (
 	"pgw/shared/rpc"
 )
 
-// maxRead bounds how many letters are held at once.
+// maxRead is the most letters that are in memory at once.
 const maxRead = 100_000
 
-// The bounds of one question to the ledger, with its retries, and of one publish.
+// The time limits of one call to the ledger, with its retries, and of one publish.
 const (
 	askWithin     = 30 * time.Second
 	publishWithin = 30 * time.Second
@@ -45,9 +45,9 @@ type State string
 
 // The states.
 const (
-	Waiting   State = "waiting"    // payments has not taken it yet
+	Waiting   State = "waiting"    // payments has not handled it yet
 	ClosedOut State = "closed_out" // the payment is decided
-	Open      State = "open"       // nobody will do anything about it by itself
+	Open      State = "open"       // it waits for an operator
 	Redriven  State = "redriven"
 	Discarded State = "discarded"
 )
@@ -55,22 +55,23 @@ const (
 // Letter is one event that could not be delivered.
 type Letter struct {
 	kafka.Place
-	At       time.Time         `json:"at"` // when it came here
+	At       time.Time         `json:"at"` // the time of the dead letter
 	Key      string            `json:"key"`
-	Event    cloudevents.Event `json:"event"`    // as it was before it failed
-	Function string            `json:"function"` // that did not take it
-	Code     int               `json:"code"`     // the last answer's status; 0: there was none
-	Message  string            `json:"message"`  // the last answer's text
-	Attempts int               `json:"attempts"` // 0: not known
+	Event    cloudevents.Event `json:"event"`    // the event without the attributes of its failed delivery
+	Function string            `json:"function"` // the function that did not accept it
+	Code     int               `json:"code"`     // the status of the last response; 0: there was none
+	Message  string            `json:"message"`  // the text of the last response
+	Attempts int               `json:"attempts"` // 0: unknown
 	State    State             `json:"state"`
-	// CutFrom is how many bytes the record had of whose value the event holds the beginning only; 0: it is whole.
+	// CutFrom is the original length of the record's value in bytes, if the event has only its
+	// beginning. 0 means that the event is complete.
 	CutFrom int64 `json:"cut_from,omitempty"`
-	// Outcome is what the ledger has of the payment of this key: a reservation's status and reason.
+	// Outcome is the status and the reason of the reservation that the ledger has for this key.
 	Outcome string   `json:"outcome,omitempty"`
 	Actions []Action `json:"actions,omitempty"`
 }
 
-// Action is what an operator did about a letter.
+// Action is an operator's action on a letter.
 type Action struct {
 	Action   string    `json:"action"`
 	Operator string    `json:"operator"`
@@ -81,33 +82,34 @@ type Action struct {
 // Box reads letters and acts on them.
 type Box struct {
 	Kafka     kafka.Config
-	Group     string // prefix of consumer groups
+	Group     string // the prefix of the consumer groups' names
 	DB        grpc.ClientConnInterface
 	Manifests kafkasource.Manifests
 }
 
-// Filter chooses letters; an empty field takes all.
+// Filter selects letters. An empty field matches all letters.
 type Filter struct {
 	Places []kafka.Place
-	Topics []string // payments.deadletter and payments.parked when there are none
+	Topics []string // empty: payments.deadletter and payments.parked
 	Key    string
-	Reason string // part of the message, or the code
+	Reason string // a part of the message, or the code
 	State  State
 	Since  time.Time
 }
 
-// wants tells by what the letter itself says; then the ledger is asked about it.
+// wants applies the conditions that need only the letter itself. Only for the wanted letters is the
+// ledger asked.
 func (f Filter) wants(l *Letter) bool {
 	return (f.Key == "" || f.Key == l.Key) && (len(f.Places) == 0 || slices.Contains(f.Places, l.Place))
 }
 
-// matches tells by what is known once the ledger has been asked.
+// matches applies the conditions that need the ledger's answer.
 func (f Filter) matches(l *Letter) bool {
 	return (f.State == "" || f.State == l.State) &&
 		(f.Reason == "" || f.Reason == strconv.Itoa(l.Code) || strings.Contains(l.Message, f.Reason) || strings.Contains(l.Outcome, f.Reason))
 }
 
-// Read gives the letters, the oldest first.
+// Read returns the matching letters, the oldest first.
 func (b *Box) Read(ctx context.Context, f Filter) ([]Letter, error) {
 	topics := f.Topics
 	for _, p := range f.Places {
@@ -120,7 +122,7 @@ func (b *Box) Read(ctx context.Context, f Filter) ([]Letter, error) {
 	var all []Letter
 	for _, topic := range slices.Compact(topics) {
 		if topic != b.Kafka.DeadLetterTopic && topic != b.Kafka.ParkedTopic {
-			return nil, fmt.Errorf("%s holds no dead letters: %s and %s do", topic, b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic)
+			return nil, fmt.Errorf("%s has no dead letters: they are in %s and %s", topic, b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic)
 		}
 		letters, err := b.read(ctx, topic, f)
 		if err != nil {
@@ -133,7 +135,7 @@ func (b *Box) Read(ctx context.Context, f Filter) ([]Letter, error) {
 	})
 	for _, p := range f.Places {
 		if !slices.ContainsFunc(all, func(l Letter) bool { return l.Place == p }) {
-			return nil, fmt.Errorf("there is no letter %s, or it is not one that was asked for", p)
+			return nil, fmt.Errorf("there is no letter %s, or it does not match the filter", p)
 		}
 	}
 	return all, nil
@@ -162,14 +164,14 @@ func (b *Box) read(ctx context.Context, topic string, f Filter) ([]Letter, error
 			letters = append(letters, l)
 		}
 		if len(letters) > maxRead {
-			return fmt.Errorf("more than %d letters: choose by key, reason or age", maxRead)
+			return fmt.Errorf("there are more than %d letters: filter by key, reason or age", maxRead)
 		}
 		return nil
 	})
 	return letters, err
 }
 
-// letter takes what the source added off the event again.
+// letter reads a record and removes the attributes that the source added to its event.
 func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
 	e := kafkasource.ReadRecord(ctx, "deadletter", m)
 	text := func(name string) string { s, _ := e.Extensions()[name].(string); return s }
@@ -190,7 +192,8 @@ func (b *Box) letter(ctx context.Context, m *sarama.ConsumerMessage) Letter {
 	return l
 }
 
-// functionOf a sink's URL is its host's first label, which is the Service's name; an address is left as it is.
+// functionOf returns the first label of the host in a sink's URL, which is the name of the Service.
+// It returns an IP address unchanged.
 func functionOf(sink string) string {
 	u, err := url.Parse(sink)
 	if err != nil || u.Host == "" {
@@ -203,7 +206,7 @@ func functionOf(sink string) string {
 	return name
 }
 
-// judge finds out how a letter stands.
+// judge sets the state of a letter.
 func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error {
 	decided := false
 	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
@@ -233,13 +236,13 @@ func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error
 	case l.Topic == b.Kafka.DeadLetterTopic && l.Offset >= taken[l.Partition]:
 		l.State = Waiting
 	default:
-		// In payments.parked; or payments has refused it, and it stands there too.
+		// It is in payments.parked, or payments has refused it, and then it is also there.
 		l.State = Open
 	}
 	return nil
 }
 
-// taken is up to which offset the function that closes payments out has taken a topic's letters.
+// taken returns the committed offsets of the group that reads a topic's letters.
 func (b *Box) taken(topic string) (map[int32]int64, error) {
 	taken := map[int32]int64{}
 	renamed := b.Kafka.Renamed()
@@ -260,8 +263,8 @@ func (b *Box) taken(topic string) (map[int32]int64, error) {
 	return taken, nil
 }
 
-// acted is what actions are about: an event and where its letter stands. The place alone would do for a topic that was
-// not made anew; in one that was, other letters stand at the same places.
+// acted identifies the letter of an action by its position, event id and key. The position alone is
+// not enough: a topic that was deleted and created again has other letters at the same offsets.
 type acted struct {
 	kafka.Place
 	id, key string
@@ -276,7 +279,7 @@ func (b *Box) actions(ctx context.Context, topic string) (actions, error) {
 	for token := ""; ; {
 		page, err := b.page(ctx, topic, token)
 		if err != nil {
-			return nil, fmt.Errorf("ask db what was done about dead letters: %w", err)
+			return nil, fmt.Errorf("ask db for the actions on dead letters: %w", err)
 		}
 		for _, a := range page.Actions {
 			about := acted{kafka.Place{Topic: a.Topic, Partition: a.Partition, Offset: a.Offset}, a.EventId, a.EventKey}
@@ -294,10 +297,10 @@ func (b *Box) page(ctx context.Context, topic, token string) (*dbv1.ListDeadLett
 	return dbv1.NewAdminClient(b.DB).ListDeadLetterActions(ctx, &dbv1.ListDeadLetterActionsRequest{Topic: topic, PageToken: token})
 }
 
-// ErrNoFront means that nothing is known of where an event came into the flow.
-var ErrNoFront = errors.New("nothing says at which topic it came in")
+// ErrNoFront means that the topic is unknown at which an event entered the flow.
+var ErrNoFront = errors.New("the topic at which it entered the flow is unknown")
 
-// Front is the topic at which a letter's event came into the flow.
+// Front returns the topic at which a letter's event entered the flow.
 func (b *Box) Front(l Letter) (string, error) {
 	switch l.Event.Type() {
 	case event.TypePaymentRequested:
@@ -307,7 +310,7 @@ func (b *Box) Front(l Letter) (string, error) {
 	case event.TypeAccountOpened, event.TypeAccountFunded:
 		return b.Kafka.AccountsTopic, nil
 	case event.TypeKafkaRecord:
-		// The source that wrapped the record has written its topic there.
+		// The source that wrapped the record has put the record's topic after the #.
 		if _, topic, ok := strings.Cut(l.Event.Source(), "#"); ok && topic != l.Topic {
 			return topic, nil
 		}
@@ -315,11 +318,12 @@ func (b *Box) Front(l Letter) (string, error) {
 	return "", fmt.Errorf("%s, of type %s: %w", l.Place, l.Event.Type(), ErrNoFront)
 }
 
-// ErrCut means a letter that holds the beginning of its event only.
-var ErrCut = errors.New("the event was too large for a dead letter, and was cut: only its record in the topic that it came in by is whole")
+// ErrCut means that a letter has only the beginning of its event.
+var ErrCut = errors.New("the event was too large for a dead letter and was cut: only its record in the original topic is complete")
 
-// Redrive sends a letter's event again through the front of the flow, and records that. It may go twice when
-// recording fails; the functions take it for what it is.
+// Redrive sends a letter's event again to the topic where it entered the flow, and records that. If
+// the recording fails, the event may be sent twice; the functions then handle it as a repeated
+// event.
 func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, operator, note string) error {
 	front, err := b.Front(l)
 	if err != nil {
@@ -336,7 +340,7 @@ func (b *Box) Redrive(ctx context.Context, producer *kafka.Producer, l Letter, o
 	return b.record(ctx, l, ledger.Redriven, operator, note)
 }
 
-// Discard records that nothing more is to be done about a letter.
+// Discard records that a letter needs no more action.
 func (b *Box) Discard(ctx context.Context, l Letter, operator, note string) error {
 	return b.record(ctx, l, ledger.Discarded, operator, note)
 }
@@ -348,7 +352,7 @@ func (b *Box) record(ctx context.Context, l Letter, action ledger.Action, operat
 		Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, EventId: l.Event.ID(), EventKey: l.Key, Action: string(action), Operator: operator, Note: note,
 	}})
 	if err != nil {
-		return fmt.Errorf("record what was done about %s: %w", l.Place, err)
+		return fmt.Errorf("record the action on %s: %w", l.Place, err)
 	}
 	return nil
 }

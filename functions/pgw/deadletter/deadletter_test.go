@@ -21,7 +21,8 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// fakeLedger knows no payment, and what was done about letters. Every question must have a bound.
+// fakeLedger has no payments, and stores the actions on letters. Every call to it must have a time
+// limit.
 type fakeLedger struct {
 	t    *testing.T
 	done []*dbv1.DeadLetterAction
@@ -29,7 +30,7 @@ type fakeLedger struct {
 
 func (l *fakeLedger) Invoke(ctx context.Context, method string, asked, answer any, _ ...grpc.CallOption) error {
 	if _, bounded := ctx.Deadline(); !bounded {
-		l.t.Errorf("%s may wait for ever", method)
+		l.t.Errorf("%s has no time limit", method)
 	}
 	switch asked := asked.(type) {
 	case *dbv1.ListDeadLetterActionsRequest:
@@ -91,7 +92,7 @@ func states(t *testing.T, b *Box) (all []string) {
 	return all
 }
 
-// A transaction marker at a topic's end is passed; every question has a bound.
+// A transaction marker at the end of a topic is skipped. Every call has a time limit.
 func TestLettersBeforeAMarker(t *testing.T) {
 	b, producer, _ := box(t)
 	park(t, b, producer, "a")
@@ -119,7 +120,8 @@ func TestLettersBeforeAMarker(t *testing.T) {
 	}
 }
 
-// What was done about a letter is about that letter. In a topic that was made anew another one stands at its place.
+// An action belongs to one letter. In a topic that was created again, another letter has its
+// position.
 func TestActionsInATopicMadeAnew(t *testing.T) {
 	b, producer, _ := box(t)
 	park(t, b, producer, "a")
@@ -151,7 +153,7 @@ func TestActionsInATopicMadeAnew(t *testing.T) {
 	if err := kafka.EnsureTopics(b.Kafka, []kafka.Topic{{Name: b.Kafka.ParkedTopic, Partitions: 1}}); err != nil {
 		t.Fatal(err)
 	}
-	anew, err := kafka.NewProducer(b.Kafka, "test") // the broker has forgotten how far the other one was
+	anew, err := kafka.NewProducer(b.Kafka, "test") // the broker has lost the state of the other producer
 	if err != nil {
 		t.Fatal(err)
 	}

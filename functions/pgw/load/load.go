@@ -1,4 +1,5 @@
-// Package load is a client that pays a lot and believes nothing: what it was told is held against the ledger.
+// Package load is a client that makes many payments and compares the answers that it got with the
+// ledger.
 package load
 
 import (
@@ -17,13 +18,13 @@ import (
 	"pgw/shared/postgres"
 )
 
-// NoAnswer is what a request heard when nobody was there.
+// NoAnswer is the reason of a request without an answer.
 const NoAnswer payment.Reason = "no_answer"
 
-// maxAnswer bounds an answer, in bytes.
+// maxAnswer is the maximum size of an answer, in bytes.
 const maxAnswer = 64 << 10
 
-// Told is what one request heard.
+// Told is the answer to one request.
 type Told struct {
 	HTTP       int            `json:"-"`
 	RetryAfter string         `json:"-"` // the header
@@ -33,7 +34,7 @@ type Told struct {
 	Message    string         `json:"message"` // for a person
 }
 
-// Undecided tells that the answer claims nothing about the payment.
+// Undecided reports whether the answer says nothing about the outcome of the payment.
 func (t Told) Undecided() bool {
 	return slices.Contains([]payment.Reason{
 		NoAnswer, payment.QueueTimeout, payment.QueuePublishError, payment.Overloaded,
@@ -41,7 +42,8 @@ func (t Told) Undecided() bool {
 	}, t.Reason)
 }
 
-// Payers are the seeded accounts that can pay all day: rich, and without a limit.
+// Payers returns the seeded accounts that can pay all day: they have a large balance and no daily
+// limit.
 func Payers() ([]string, error) {
 	accounts, err := seeds.Accounts()
 	if err != nil {
@@ -56,7 +58,7 @@ func Payers() ([]string, error) {
 	return payers, nil
 }
 
-// Post asks a gateway for one payment.
+// Post sends one payment to a gateway.
 func Post(ctx context.Context, client *http.Client, gateway string, body []byte) Told {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/api/payments", bytes.NewReader(body))
 	if err != nil {
@@ -77,27 +79,27 @@ func Post(ctx context.Context, client *http.Client, gateway string, body []byte)
 	return out
 }
 
-// Answer is what a request of a key heard.
+// Answer is the answer to a request with this key.
 type Answer struct {
 	Key string
 	Told
 }
 
-// Verdict is how answers stand against the ledger.
+// Verdict is the result of the comparison of answers with the ledger.
 type Verdict struct {
-	Ends      map[string]string // by key: how the ledger has it, such as "COMMITTED committed" or "PENDING"
-	Undecided int               // answers that claim nothing
+	Ends      map[string]string // the state in the ledger by key, such as "COMMITTED committed" or "PENDING"
+	Undecided int               // the number of answers without an outcome
 	Wrong     []string          // answers that the ledger contradicts
 }
 
-// Kept is what the ledger has of a key.
+// Kept is the ledger's state of a key.
 type Kept struct {
 	Ref    string
 	Status payment.ReservationStatus
 	Reason payment.Reason
 }
 
-// Judge holds answers against the ledger. All keys begin with prefix.
+// Judge compares answers with the ledger. All keys start with prefix.
 func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []Answer) (Verdict, error) {
 	var v Verdict
 	claims, err := ledger.ReadClaims(ctx, conn, prefix)
@@ -117,34 +119,34 @@ func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []
 		problem := a.Contradiction(k, known)
 		if a.Status == payment.Success {
 			if successes[a.Key]++; successes[a.Key] > 1 {
-				problem = "SUCCESS was told twice"
+				problem = "SUCCESS was answered twice"
 			}
 		}
 		if a.Undecided() {
 			v.Undecided++
 		}
 		if problem != "" {
-			v.Wrong = append(v.Wrong, fmt.Sprintf("%s: told %d %s %s %s; ledger %+v: %s", a.Key, a.HTTP, a.Status, a.Reason, a.Ref, k, problem))
+			v.Wrong = append(v.Wrong, fmt.Sprintf("%s: answered %d %s %s %s; ledger %+v: %s", a.Key, a.HTTP, a.Status, a.Reason, a.Ref, k, problem))
 		}
 	}
 	return v, nil
 }
 
-// Contradiction says in what an answer and the ledger differ; empty when in nothing. known tells that the ledger has
-// the key.
+// Contradiction describes how an answer differs from the ledger; "" means that they agree. known
+// means that the ledger has the key.
 func (t Told) Contradiction(k Kept, known bool) string {
 	switch {
 	case t.Status == payment.Success, t.Status == payment.SuccessReplay:
 		if !known || k.Status != payment.Committed || k.Ref != t.Ref {
-			return "success was told, and the ledger has not committed it"
+			return "success was answered, but the ledger has not committed it"
 		}
 	case t.Undecided():
 	case t.Status == payment.Failed && known:
 		if k.Status != payment.RolledBack || k.Reason != t.Reason {
-			return "failure was told, and the ledger says otherwise"
+			return "failure was answered, but the ledger has another outcome"
 		}
 	case t.Status == payment.Failed && t.HTTP == http.StatusOK:
-		return "failure was told, and the ledger has not recorded it"
+		return "failure was answered, but the ledger has not recorded it"
 	case t.Status == payment.Failed: // not a payment
 	default:
 		return "not an answer of the contract"

@@ -1,8 +1,9 @@
-// Package reconcile proves that money is neither lost nor made: the ledger adds up, account by account, and
-// the request events, the ledger and the result events tell one story.
+// Package reconcile checks that no money was lost or created. It checks that the ledger adds up,
+// account by account, and that the request events, the ledger and the result events agree.
 //
-// The ledger is read in one snapshot. Kafka can't be read in the same snapshot, so what happened within the
-// grace before it is added up but not compared: its events may still be under way.
+// It reads the ledger in one snapshot. Kafka cannot be read in the same snapshot. Payments that are
+// younger than the grace are therefore added up but not compared, because their events may still be
+// under way.
 package reconcile
 
 import (
@@ -25,28 +26,29 @@ import (
 	"pgw/shared/payment"
 )
 
-// Check is one thing that is proved.
+// Check names one check.
 type Check string
 
 // The checks.
 const (
 	Conservation   Check = "conservation"    // balances + holds = funding
-	Account        Check = "account"         // a balance is what fundings, payments and holds make it
+	Account        Check = "account"         // a balance is the sum of its fundings, payments and holds
 	Outcome        Check = "outcome"         // a claim and its outcome row agree
 	Overdue        Check = "overdue"         // no hold outlives its deadline
-	RequestDecided Check = "request_decided" // a request event is decided in the ledger
-	RequestKept    Check = "request_kept"    // a payment of the ledger that came by an event has that event
-	ResultTold     Check = "result_told"     // a request that is decided has its result event
-	ResultTrue     Check = "result_true"     // a result event says what the ledger says
+	RequestDecided Check = "request_decided" // the ledger has decided each request event
+	RequestKept    Check = "request_kept"    // a payment that came from an event has that event
+	ResultTold     Check = "result_told"     // each decided request has its result event
+	ResultTrue     Check = "result_true"     // each result event agrees with the ledger
 )
 
-// Checks in the order in which they are reported.
+// Checks are all checks in the order of the report.
 var Checks = []Check{Conservation, Account, Outcome, Overdue, RequestDecided, RequestKept, ResultTold, ResultTrue}
 
-// DefaultGrace covers a payment's deadline, the sweep behind it, and the telling of what was swept.
+// DefaultGrace covers a payment's deadline, the sweep after it, and the publishing of the swept
+// results.
 const DefaultGrace = payment.DecideWithin + 2*time.Minute
 
-// MaxListed bounds the breaches that a report names; more are counted.
+// MaxListed is the most breaches that a report lists. Further breaches are only counted.
 const MaxListed = 1000
 
 // Config of one reconciliation.
@@ -54,50 +56,50 @@ type Config struct {
 	Database      string
 	Kafka         kafka.Config
 	Keys          *event.Keyring
-	AllowUnsigned bool // plain records are requests too
-	// Since bounds what is compared with events: payments accepted since. The ledger is added up as a whole
-	// in any case. Zero: as far back as the topics reach.
+	AllowUnsigned bool // plain records also count as requests
+	// Since limits the comparison with events to payments that were accepted since then. The ledger
+	// is always added up as a whole. Zero means as far back as the topics go.
 	Since time.Time
-	Grace time.Duration // what is younger is not compared with events
+	Grace time.Duration // younger payments are not compared with events
 }
 
-// Breach is one thing that is not as it must be.
+// Breach is one violation of a check.
 type Breach struct {
 	Check   Check  `json:"check"`
-	Payment string `json:"payment,omitempty"` // idempotency key
+	Payment string `json:"payment,omitempty"` // the idempotency key
 	Account string `json:"account,omitempty"`
 	Problem string `json:"problem"`
 }
 
-// Result of one check.
+// Result is the result of one check.
 type Result struct {
 	Check    Check `json:"check"`
 	Examined int64 `json:"examined"`
 	Breaches int64 `json:"breaches"`
 }
 
-// Report is what a reconciliation found. Amounts are whole rupiah.
+// Report is the result of a reconciliation. Amounts are in whole rupiah.
 type Report struct {
-	At       time.Time `json:"at"`             // of the ledger's snapshot
-	Since    time.Time `json:"since,omitzero"` // from here on events were compared
+	At       time.Time `json:"at"`             // the time of the ledger's snapshot
+	Since    time.Time `json:"since,omitzero"` // the start of the comparison with events
 	Balances int64     `json:"balances_idr"`
 	Holds    int64     `json:"holds_idr"`
 	Funded   int64     `json:"funded_idr"`
 	Accounts int64     `json:"accounts"`
 	Pending  int64     `json:"pending"`
 	TooYoung int64     `json:"too_young"` // payments and requests within the grace
-	Foreign  int64     `json:"foreign"`   // events that are not pgw's: unsigned, malformed, of another type
+	Foreign  int64     `json:"foreign"`   // events that are not from pgw: unsigned, malformed or of another type
 	Checks   []Result  `json:"checks"`
 	Breaches []Breach  `json:"breaches"` // at most MaxListed
 }
 
-// Clean tells that nothing is wrong.
+// Clean reports whether there are no breaches.
 func (r Report) Clean() bool {
 	return !slices.ContainsFunc(r.Checks, func(c Result) bool { return c.Breaches > 0 })
 }
 
-// The bounds of what is asked of Postgres. A question about a large ledger may take long, so it has none of its own; a
-// host that is gone does not answer keepalives, and ends it.
+// The time limits of the connection to Postgres. A query has no time limit, because it may take
+// long on a large ledger. If the host is gone, keepalives fail and end the query.
 const (
 	connectWithin = 10 * time.Second
 	endWithin     = 5 * time.Second
@@ -105,7 +107,7 @@ const (
 	aliveTries    = 3
 )
 
-// connect opens a connection on which a host that goes silent is noticed.
+// connect opens a connection that detects a silent host.
 func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	settings, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -119,7 +121,7 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, settings)
 }
 
-// Run reconciles. An error means that it could not be told whether all is well.
+// Run reconciles. An error means that the checks could not be completed.
 func Run(ctx context.Context, cfg Config) (Report, error) {
 	conn, err := connect(ctx, cfg.Database)
 	if err != nil {
@@ -128,7 +130,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
 		defer cancel()
-		conn.Close(ctx) // which rolls the snapshot's transaction back
+		conn.Close(ctx) // this also rolls back the snapshot's transaction
 	}()
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -148,20 +150,21 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	return r.report, nil
 }
 
-// reconciliation is one under way.
+// reconciliation is the state of one run.
 type reconciliation struct {
 	cfg       Config
 	tx        pgx.Tx
 	report    Report
-	judged    time.Time // what was accepted and decided before this is compared
-	covered   time.Time // before this the topics may have forgotten events
+	judged    time.Time // payments accepted and decided before this time are compared
+	covered   time.Time // the topics may have deleted events before this time
 	entries   map[keyHash]*entry
 	undecided []undecided
 	examined  map[Check]int64
 	breaches  map[Check]int64
 }
 
-// keyHash stands for an idempotency key: with millions of payments the keys themselves would not fit.
+// keyHash represents an idempotency key. The keys of millions of payments would not fit into
+// memory.
 type keyHash [16]byte
 
 func hashKey(key string) (h keyHash) {
@@ -177,13 +180,13 @@ type entry struct {
 	attempt     string
 	status      payment.ReservationStatus
 	reason      payment.Reason
-	accepted    time.Time // zero where the caller did not say
+	accepted    time.Time // zero if the caller did not send it
 	decided     time.Time // zero while PENDING
-	requested   bool      // its request event is there
-	told        bool      // its result event is there
+	requested   bool      // its request event was found
+	published   bool      // its result event was found
 }
 
-// undecided is a request event that the ledger has no claim for.
+// undecided is a request event without a claim in the ledger.
 type undecided struct {
 	key   string
 	place string
@@ -205,7 +208,7 @@ func (r *reconciliation) readClock(ctx context.Context) error {
 	return nil
 }
 
-// addUp proves the ledger by itself.
+// addUp checks the ledger without events.
 func (r *reconciliation) addUp(ctx context.Context) error {
 	sum, err := ledger.ReadSum(ctx, r.tx)
 	if err != nil {
@@ -219,7 +222,7 @@ func (r *reconciliation) addUp(ctx context.Context) error {
 	r.report.Balances, r.report.Holds, r.report.Funded, r.report.Pending = sum.Balances, sum.Holds, sum.Funded, sum.Pending
 	r.examined[Conservation], r.examined[Account], r.examined[Outcome], r.examined[Overdue] = 1, n.Accounts, n.Claims, sum.Pending
 	if sum.Balances+sum.Holds != sum.Funded {
-		r.breach(Breach{Check: Conservation, Problem: fmt.Sprintf("balances %d + holds %d are %+d off the %d that were funded",
+		r.breach(Breach{Check: Conservation, Problem: fmt.Sprintf("balances %d + holds %d differ by %+d from the %d that were funded",
 			sum.Balances, sum.Holds, sum.Balances+sum.Holds-sum.Funded, sum.Funded)})
 	}
 	if err := r.listAccounts(ctx, sum); err != nil {
@@ -240,10 +243,10 @@ func (r *reconciliation) listAccounts(ctx context.Context, sum ledger.Sum) error
 		return err
 	}
 	for _, a := range accounts {
-		b := Breach{Check: Account, Account: a.ID, Problem: fmt.Sprintf("has %d, and should have %d: %+d", a.Balance, a.Should, a.Balance-a.Should)}
+		b := Breach{Check: Account, Account: a.ID, Problem: fmt.Sprintf("has %d, but should have %d: %+d", a.Balance, a.Should, a.Balance-a.Should)}
 		if len(a.Payments) > 0 {
 			b.Payment = a.Payments[0]
-			b.Problem += ", as much as was moved by " + strings.Join(a.Payments, ", ")
+			b.Problem += ", which is the amount of " + strings.Join(a.Payments, ", ")
 		}
 		r.breach(b)
 	}
@@ -272,14 +275,15 @@ func (r *reconciliation) listOverdue(ctx context.Context) error {
 		return err
 	}
 	for _, o := range overdue {
-		r.breach(Breach{Check: Overdue, Payment: o.Key, Problem: "is PENDING, and its deadline was " + o.Deadline.UTC().Format(time.RFC3339)})
+		r.breach(Breach{Check: Overdue, Payment: o.Key, Problem: "is PENDING, but its deadline was " + o.Deadline.UTC().Format(time.RFC3339)})
 	}
 	return nil
 }
 
-// readLedger reads the claims that events may be compared with.
+// readLedger reads the claims that are compared with events.
 func (r *reconciliation) readLedger(ctx context.Context) error {
-	// A request's event is older than its claim; what the events need is covered by twice the deadline.
+	// A request's event is older than its claim. Twice the deadline covers the claims of all
+	// compared events.
 	since := r.cfg.Since
 	if !since.IsZero() {
 		since = since.Add(-2 * payment.DecideWithin)
@@ -292,7 +296,7 @@ func (r *reconciliation) readLedger(ctx context.Context) error {
 	})
 }
 
-// read gives the events of a topic, and notes where the topic begins to remember.
+// read reads the records of a topic, and notes from which time on the topic still has all records.
 func (r *reconciliation) read(ctx context.Context, topic string, take func(m *sarama.ConsumerMessage)) error {
 	reader, err := kafka.OpenReader(r.cfg.Kafka, "reconcile", kafka.Range{Topic: topic, Since: r.cfg.Since})
 	if err != nil {
@@ -320,14 +324,15 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
 		request, err := event.ReadRequest(e, r.cfg.Keys, r.cfg.AllowUnsigned)
 		if err != nil {
-			r.report.Foreign++ // refused by the worker for the same reason
+			r.report.Foreign++ // worker refused it for the same reason
 			return
 		}
 		known := r.entries[hashKey(request.Key)]
 		if known != nil && known.fingerprint == request.Fingerprint() {
 			known.requested = true
 		}
-		// A request that names no deadline has one from when it is reserved; the record's own time is older.
+		// A request without a deadline gets one when it is reserved. The time of its record is
+		// earlier.
 		if m.Timestamp.After(r.judged) || request.Deadline.After(r.judged) {
 			r.report.TooYoung++
 			return
@@ -337,7 +342,7 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 		case known == nil:
 			r.undecided = append(r.undecided, undecided{request.Key, kafka.PlaceOf(m).String()})
 		case known.status == payment.Pending:
-			r.breach(Breach{Check: RequestDecided, Payment: request.Key, Problem: "was requested, and is still PENDING after its deadline and a sweep"})
+			r.breach(Breach{Check: RequestDecided, Payment: request.Key, Problem: "was requested, but is still PENDING after its deadline and a sweep"})
 		}
 	})
 }
@@ -356,16 +361,16 @@ func (r *reconciliation) readResults(ctx context.Context) error {
 		}
 		r.examined[ResultTrue]++
 		if known != nil && known.fingerprint == result.Fingerprint {
-			known.told = true
+			known.published = true
 		}
 		if problem := contradiction(known, result); problem != "" {
-			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("was told %s %s %s (%s), and %s",
+			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("has the result %s %s %s (%s), but %s",
 				result.Status, result.Reason, result.Ref, kafka.PlaceOf(m).String(), problem)})
 		}
 	})
 }
 
-// contradiction says in what a result differs from the ledger's entry.
+// contradiction describes how a result differs from the ledger's entry; "" means that they agree.
 func contradiction(known *entry, result event.PaymentResult) string {
 	switch {
 	case known == nil:
@@ -379,7 +384,7 @@ func contradiction(known *entry, result event.PaymentResult) string {
 			return fmt.Sprintf("the ledger says %s %s %s", known.status, known.reason, known.id)
 		}
 		if result.Status == payment.Success && known.attempt != "" && result.AttemptID != known.attempt {
-			return "an attempt that was not the first was told SUCCESS"
+			return "an attempt that was not the first got SUCCESS"
 		}
 	case known.status != payment.RolledBack || known.reason != result.Reason:
 		return fmt.Sprintf("the ledger says %s %s", known.status, known.reason)
@@ -387,38 +392,38 @@ func contradiction(known *entry, result event.PaymentResult) string {
 	return ""
 }
 
-// compare holds the ledger against the events that were seen.
+// compare compares the ledger with the events that were read.
 func (r *reconciliation) compare(ctx context.Context) error {
-	var untold, unasked []uuid.UUID
+	var unpublished, unrequested []uuid.UUID
 	for _, e := range r.entries {
 		if e.decided.IsZero() || e.decided.After(r.judged) {
 			r.report.TooYoung++
 			continue
 		}
 		if e.accepted.IsZero() || !e.accepted.After(r.covered) {
-			continue // the topics need not remember it
+			continue // the topics may have deleted its events
 		}
-		// Only the gateway names attempts, and it sends every payment through Kafka.
+		// Only the gateway sets attempt ids, and it sends every payment through Kafka.
 		if e.attempt != "" {
 			if r.examined[RequestKept]++; !e.requested {
-				unasked = append(unasked, e.id)
+				unrequested = append(unrequested, e.id)
 			}
 		}
-		// Who calls payments by gRPC has the answer, and no event.
+		// A caller of payments over gRPC gets the answer directly, without an event.
 		if e.requested {
-			if r.examined[ResultTold]++; !e.told {
-				untold = append(untold, e.id)
+			if r.examined[ResultTold]++; !e.published {
+				unpublished = append(unpublished, e.id)
 			}
 		}
 	}
 	r.report.Since = r.covered
-	if err := r.name(ctx, untold, Breach{Check: ResultTold, Problem: "is decided, and its result event is missing"}); err != nil {
+	if err := r.name(ctx, unpublished, Breach{Check: ResultTold, Problem: "is decided, but its result event is missing"}); err != nil {
 		return err
 	}
-	return r.name(ctx, unasked, Breach{Check: RequestKept, Problem: "came through Kafka, and its request event is missing"})
+	return r.name(ctx, unrequested, Breach{Check: RequestKept, Problem: "came through Kafka, but its request event is missing"})
 }
 
-// name finds the keys of reservations.
+// name reports a breach for each reservation, with its key.
 func (r *reconciliation) name(ctx context.Context, ids []uuid.UUID, b Breach) error {
 	listed := ids[:min(len(ids), MaxListed)]
 	keys, err := ledger.ReadKeys(ctx, r.tx, listed)
@@ -433,12 +438,12 @@ func (r *reconciliation) name(ctx context.Context, ids []uuid.UUID, b Breach) er
 	return nil
 }
 
-// excuse finds out why requests are undecided. One that an operator has put aside is no breach.
+// excuse reports the undecided requests as breaches, except those that an operator has discarded.
 func (r *reconciliation) excuse(ctx context.Context) error {
 	if len(r.undecided) == 0 {
 		return nil
 	}
-	letters := map[string]string{} // by key: where the letter stands
+	letters := map[string]string{} // the position of the dead letter, by key
 	for _, topic := range []string{r.cfg.Kafka.DeadLetterTopic, r.cfg.Kafka.ParkedTopic} {
 		err := r.read(ctx, topic, func(m *sarama.ConsumerMessage) {
 			letters[string(m.Key)] = kafka.PlaceOf(m).String()
@@ -455,7 +460,7 @@ func (r *reconciliation) excuse(ctx context.Context) error {
 		if discarded[u.key] {
 			continue
 		}
-		b := Breach{Check: RequestDecided, Payment: u.key, Problem: "was requested (" + u.place + "), and the ledger has no outcome"}
+		b := Breach{Check: RequestDecided, Payment: u.key, Problem: "was requested (" + u.place + "), but the ledger has no outcome"}
 		if at := letters[u.key]; at != "" {
 			b.Problem += "; it is a dead letter, " + at
 		}

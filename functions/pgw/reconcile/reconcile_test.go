@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// A transaction marker, or another hole, at a topic's end does not keep a reconciliation from its end.
+// A reconciliation ends even if a topic ends in a transaction marker or another gap.
 func TestTopicsThatEndInAMarker(t *testing.T) {
 	database := embeddedtest.Postgres(t)
 	if err := ledger.Migrate(t.Context(), database); err != nil {
@@ -60,7 +60,7 @@ func TestTopicsThatEndInAMarker(t *testing.T) {
 	}
 }
 
-// A host that takes connections and never answers ends the reconciliation.
+// A host that accepts connections and never answers ends the reconciliation with an error.
 func TestASilentPostgresIsGivenUp(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -9,19 +9,21 @@ import (
 	"os"
 )
 
-// maxCheckpoint bounds a checkpoint's file, in bytes.
+// maxCheckpoint is the maximum size of a checkpoint's file, in bytes.
 const maxCheckpoint = 1 << 20
 
-// checkpoint is how far a replay went: everything before Next is done, partition by partition.
+// checkpoint is the progress of a replay: in each partition, all events before the offset in Next
+// are done.
 type checkpoint struct {
 	From string          `json:"from"`
 	To   string          `json:"to"`
 	Next map[int32]int64 `json:"next"`
-	// TopicID tells the topic that was read from one that was made anew by its name. Empty for a file, where the broker
-	// does not tell it, and in checkpoints of earlier versions.
+	// TopicID identifies the topic that was read. A topic that was deleted and created again under
+	// the same name has another id. It is empty for a file, if the broker does not report it, and
+	// in checkpoints of earlier versions.
 	TopicID string `json:"topic_id,omitempty"`
 
-	stuck map[int32]bool // partitions that have an event which was not delivered
+	stuck map[int32]bool // partitions with an undelivered event
 }
 
 func loadCheckpoint(cfg Config) (checkpoint, error) {
@@ -68,7 +70,7 @@ func parseCheckpoint(text []byte) (checkpoint, error) {
 	return c, nil
 }
 
-// write replaces the file: whole or not at all.
+// write replaces the file atomically.
 func (c checkpoint) write(path string) error {
 	if path == "" || c.To == "" {
 		return nil

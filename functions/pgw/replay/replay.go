@@ -1,6 +1,6 @@
-// Package replay sends events again: from a topic or a file, to a function, a topic or a file. The ledger
-// decides each key once, so sending too much changes no balance; what this package owes is that nothing is
-// passed over in silence.
+// Package replay sends events again from a topic or a file to a function, a topic or a file. The
+// ledger decides each key once, so sending an event twice changes no balance. This package
+// guarantees that no event is skipped silently.
 package replay
 
 import (
@@ -19,75 +19,78 @@ import (
 	"pgw/shared/kafka"
 )
 
-// windowMax bounds how many events are taken from the source before the first of them is done.
+// windowMax is the most events that are read from the source after the first event that is not
+// done.
 const windowMax = 4096
 
 // Config of one replay.
 type Config struct {
-	// From is topic:NAME, or a file's path, or - for standard input. A file holds one JSON event after the
-	// other, or a JSON array of them; it may be compressed by gzip.
+	// From is topic:NAME, a file's path, or - for standard input. A file has JSON events one after
+	// the other, or one JSON array of them. It may be compressed by gzip.
 	From string
-	// To is topic:NAME, or the http or https URL of a function, or a file's path (compressed when it ends in
-	// .gz), or - for standard output. Empty: nothing is sent, and Tell is told what would be.
+	// To is topic:NAME, the http or https URL of a function, a file's path (compressed if it ends
+	// in .gz), or - for standard output. If it is empty nothing is sent, and Tell is called for
+	// each event that would be sent.
 	To    string
-	Range kafka.Range // of a topic; its Topic, Resume and ResumeID are set here
+	Range kafka.Range // the range of a topic; Run sets its Topic, Resume and ResumeID
 	Match Match
 
-	Limit      int64          // events that match; 0: no limit
-	Rate       rate.Limit     // events a second; 0: no limit
-	InFlight   int            // events under way at once; those of one key follow one another
-	Retries    int            // of an event that may be taken later
-	Checkpoint string         // file that keeps how far it went; empty keeps nothing
-	Keys       *event.Keyring // signs each event anew; nil leaves the signatures
-	KeepGoing  bool           // past an event that could not be delivered
+	Limit      int64          // the most matching events; 0: no limit
+	Rate       rate.Limit     // events per second; 0: no limit
+	InFlight   int            // events under way at the same time; events of one key are sent in order
+	Retries    int            // retries of an event that may be accepted later
+	Checkpoint string         // the file of the checkpoint; empty: there is none
+	Keys       *event.Keyring // signs each event again; nil keeps the signatures
+	KeepGoing  bool           // continue after an event that could not be delivered
 
 	Kafka    kafka.Config
 	Stdin    io.Reader
 	Stdout   io.Writer
-	Tell     func(Event)             // with an empty To: what would go; may be nil
-	Progress func(done, total int64) // total is -1 when it is not known; may be nil
+	Tell     func(Event)             // called if To is empty; may be nil
+	Progress func(done, total int64) // total is -1 if it is unknown; may be nil
 }
 
-// Match chooses events; an empty field takes all.
+// Match selects events. An empty field matches all events.
 type Match struct{ Key, Type, Subject string }
 
-// Event is one event and where it stood.
+// Event is one event with its position in the source.
 type Event struct {
 	cloudevents.Event
-	Key       string // its partition key, or its record's key
+	Key       string // the partition key, or the record's key
 	Partition int32  // 0 in a file
-	Offset    int64  // in a file: how many events stand before it
+	Offset    int64  // in a file: the number of events before it
 }
 
-// Summary is what became of the events.
+// Summary has the results of a replay.
 type Summary struct {
 	Read     int64            `json:"read"`
 	Matched  int64            `json:"matched"`
 	Outcomes map[string]int64 `json:"outcomes"` // by status code, or delivered, no_answer, error
-	Refused  int64            `json:"refused"`  // can never be taken; passed over
+	Refused  int64            `json:"refused"`  // can never be accepted; skipped
 	Failed   int64            `json:"failed"`   // could not be delivered
 	First    string           `json:"first_failure,omitempty"`
 }
 
-// source gives events in the order of each partition.
+// source returns events, in order within each partition.
 type source interface {
 	each(ctx context.Context, take func(Event) error) error
-	total() int64 // -1: not known
-	id() string   // of a topic, where it is known
+	total() int64 // -1: unknown
+	id() string   // the id of a topic, if it is known
 	close() error
 }
 
-// target takes events. put names the outcome; refused tells that trying again is no use.
+// target accepts events. put returns the outcome; refused means that a retry cannot succeed.
 type target interface {
 	put(ctx context.Context, e Event) (outcome string, refused bool, err error)
-	flush() error // what was put is kept
+	flush() error // makes all accepted events durable
 	close(ctx context.Context) error
 }
 
 var errLimit = errors.New("limit")
 
-// Run replays. An event that is refused is counted and passed over. One that could not be delivered ends
-// the replay unless KeepGoing, and a checkpoint stays before it. The summary is right in any case.
+// Run replays events. A refused event is counted and skipped. An event that could not be delivered
+// ends the replay unless KeepGoing is set, and the checkpoint stays before it. The summary is
+// correct in every case.
 func Run(ctx context.Context, cfg Config) (Summary, error) {
 	at, err := loadCheckpoint(cfg)
 	if err != nil {
@@ -109,14 +112,14 @@ func Run(ctx context.Context, cfg Config) (Summary, error) {
 	}
 	switch to.(type) {
 	case *fileTarget, dryRun:
-		cfg.InFlight = 1 // in the order in which they stood
+		cfg.InFlight = 1 // keeps the order of the source
 	}
 	r := &run{
 		cfg: cfg, to: to, checkpoint: at, total: from.total(), window: make(chan struct{}, windowMax), seed: maphash.MakeSeed(),
 		summary: Summary{Outcomes: map[string]int64{}}, behind: map[int32]*progress{},
 	}
 	err = r.all(ctx, from)
-	// What is under way has ended; the file is closed whichever way the replay was left.
+	// No event is under way any more. The file is closed in every case.
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	err = errors.Join(err, r.keep(), to.close(bounded))
@@ -128,7 +131,7 @@ type run struct {
 	cfg    Config
 	to     target
 	total  int64
-	window chan struct{} // one for each event between the first that is not done and the newest
+	window chan struct{} // one for each event from the first that is not done
 	seed   maphash.Seed
 
 	mu         sync.Mutex
@@ -136,16 +139,16 @@ type run struct {
 	checkpoint checkpoint
 	behind     map[int32]*progress
 	done       int64
-	kept       time.Time // when the checkpoint was last written
+	kept       time.Time // the time of the last write of the checkpoint
 }
 
-// progress of one partition: what was taken and is not known to be done, in order.
+// progress has the events of one partition that are not known to be done, in order.
 type progress struct{ open []*item }
 
 type item struct {
 	event Event
 	done  bool
-	stuck bool // not delivered: the checkpoint must not pass it
+	stuck bool // it was not delivered, so the checkpoint must stay before it
 }
 
 func (r *run) all(ctx context.Context, from source) error {
@@ -203,7 +206,7 @@ func (r *run) all(ctx context.Context, from source) error {
 	return err
 }
 
-// take notes that an event is under way.
+// take adds an event to those under way.
 func (r *run) take(e Event) (it *item, matches bool) {
 	m := r.cfg.Match
 	matches = (m.Key == "" || m.Key == e.Key) && (m.Type == "" || m.Type == e.Type()) && (m.Subject == "" || m.Subject == e.Subject())
@@ -229,10 +232,10 @@ func (r *run) matched() int64 {
 	return r.summary.Matched
 }
 
-// send takes one event to its end.
+// send sends one event and notes its result.
 func (r *run) send(ctx context.Context, it *item) error {
 	if ctx.Err() != nil {
-		return nil // not begun: the checkpoint stays before it
+		return nil // not started, so the checkpoint stays before it
 	}
 	if r.cfg.Keys != nil {
 		if err := r.cfg.Keys.Sign(&it.event.Event); err != nil {
@@ -241,7 +244,7 @@ func (r *run) send(ctx context.Context, it *item) error {
 	}
 	outcome, refused, err := r.to.put(ctx, it.event)
 	if err != nil && ctx.Err() != nil {
-		return nil // given up with everything else
+		return nil // the replay was stopped
 	}
 	r.mu.Lock()
 	r.summary.Outcomes[outcome]++
@@ -265,7 +268,7 @@ func (r *run) send(ctx context.Context, it *item) error {
 	return r.finish(it)
 }
 
-// finish moves the partition's checkpoint past everything that is done.
+// finish moves the partition's checkpoint to the first event that is not done.
 func (r *run) finish(it *item) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

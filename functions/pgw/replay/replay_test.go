@@ -34,7 +34,7 @@ func made(t testing.TB, id, key string) cloudevents.Event {
 	return e
 }
 
-// lines are n events, ids e0, e1, …, of three keys.
+// lines returns n events with the ids e0, e1, …, and three keys.
 func lines(t testing.TB, n int) []string {
 	t.Helper()
 	all := make([]string, n)
@@ -57,7 +57,7 @@ func write(t testing.TB, text []byte) string {
 	return path
 }
 
-// sink answers events by their id and notes them.
+// sink answers events by their id and records them.
 type sink struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -84,7 +84,7 @@ func newSink(t testing.TB, answer func(id string, try int) int) *sink {
 
 func taken(string, int) int { return http.StatusAccepted }
 
-// Lines, an array, gzip of either: the same events in the same order.
+// Events as lines, as an array and compressed by gzip give the same events in the same order.
 func TestFilesOfEveryForm(t *testing.T) {
 	all := lines(t, 7)
 	zip := func(text string) []byte {
@@ -108,7 +108,7 @@ func TestFilesOfEveryForm(t *testing.T) {
 	}
 }
 
-// What is no event is told with its place, and what stood before it has gone.
+// The error for an invalid event has its position, and the events before it were sent.
 func TestABrokenFileSaysWhere(t *testing.T) {
 	all := lines(t, 2)
 	for name, tc := range map[string]struct{ text, want string }{
@@ -134,8 +134,9 @@ func TestABrokenFileSaysWhere(t *testing.T) {
 	}
 }
 
-// A replay that broke off goes on where it stopped: no event is left out, and none that was done goes again.
-func TestACheckpointGoesOn(t *testing.T) {
+// A replay that was interrupted continues where it stopped. No event is left out, and no event that
+// was done is sent again.
+func TestAReplayContinuesFromItsCheckpoint(t *testing.T) {
 	path := write(t, []byte(strings.Join(lines(t, 50), "\n")))
 	broken := true
 	s := newSink(t, func(id string, _ int) int {
@@ -171,7 +172,8 @@ func TestACheckpointGoesOn(t *testing.T) {
 	}
 }
 
-// With KeepGoing the rest goes, and the checkpoint stays before what was not delivered.
+// With KeepGoing the remaining events are sent, and the checkpoint stays before the undelivered
+// event.
 func TestKeepGoingLosesNothing(t *testing.T) {
 	path := write(t, []byte(strings.Join(lines(t, 30), "\n")))
 	s := newSink(t, func(id string, try int) int {
@@ -193,7 +195,7 @@ func TestKeepGoingLosesNothing(t *testing.T) {
 	}
 }
 
-// What may be taken later is tried again; what never can be is not.
+// An event that may be accepted later is tried again. An event that can never be accepted is not.
 func TestRetries(t *testing.T) {
 	path := write(t, []byte(strings.Join(lines(t, 3), "\n")))
 	s := newSink(t, func(id string, try int) int {
@@ -211,7 +213,8 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// Topic to file, file to topic, topic to URL, by partition, offset, time and key.
+// Replays go from topic to file, file to topic and topic to URL, selected by partition, offset,
+// time and key.
 func TestTopics(t *testing.T) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 4}, kafka.Topic{Name: "out", Partitions: 2})
 	in, out := "topic:"+broker.Prefix+"in", "topic:"+broker.Prefix+"out"
@@ -225,13 +228,13 @@ func TestTopics(t *testing.T) {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	if _, err = Run(t.Context(), Config{From: in, To: file, Kafka: broker.Config}); err == nil {
-		t.Error("a file that was there is overwritten")
+		t.Error("an existing file is overwritten")
 	}
 	s := newSink(t, taken)
 	if got, err = Run(t.Context(), Config{From: file, To: s.URL, InFlight: 4, Match: Match{Key: "k1"}}); err != nil || got.Matched != 20 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for i, id := range s.ids { // one key: in order
+	for i, id := range s.ids { // they have one key, so they are in order
 		if want := fmt.Sprint("e", 3*i+1); id != want {
 			t.Errorf("event %d is %s, want %s", i, id, want)
 		}
@@ -253,7 +256,7 @@ func TestTopics(t *testing.T) {
 	} {
 		n := int64(0)
 		got, err := Run(t.Context(), Config{From: in, Range: tc.r, Kafka: broker.Config, Tell: func(Event) { n++ }})
-		if name == "offsets" { // three of each partition that has as many
+		if name == "offsets" { // three of each partition with at least five records
 			reader, err := kafka.OpenReader(broker.Config, "test", kafka.Range{Topic: strings.TrimPrefix(in, "topic:"), FromOffset: 2, ToOffset: 5})
 			if err != nil {
 				t.Fatal(err)
@@ -265,7 +268,7 @@ func TestTopics(t *testing.T) {
 		}
 		if tc.want < 0 {
 			if err == nil {
-				t.Errorf("%s: taken", name)
+				t.Errorf("%s: accepted", name)
 			}
 			continue
 		}
@@ -275,7 +278,7 @@ func TestTopics(t *testing.T) {
 	}
 }
 
-// A record that is no event is replayed as the event that a source makes of it.
+// A record that is not an event is replayed as the event that a source would make of it.
 func TestPlainRecordsAreWrapped(t *testing.T) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
 	producer, err := kafka.NewProducer(broker.Config, "test")
@@ -297,7 +300,7 @@ func TestPlainRecordsAreWrapped(t *testing.T) {
 	}
 }
 
-// A rate is kept; a replay that is told to stop stops, and its checkpoint is right.
+// The replay respects its rate. A replay that is stopped ends, and its checkpoint is correct.
 func TestRateAndStop(t *testing.T) {
 	path := write(t, []byte(strings.Join(lines(t, 1000), "\n")))
 	s := newSink(t, taken)
@@ -327,7 +330,7 @@ func FuzzReadEvents(f *testing.F) {
 	f.Add([]byte("[" + strings.Join(lines(f, 2), ",") + "]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		ReadEvents(bytes.NewReader(text), func(e cloudevents.Event) error {
-			// What is taken is a valid event, and can be written and read again.
+			// An accepted event is valid, and can be written and read again.
 			again, err := e.MarshalJSON()
 			if err != nil {
 				t.Fatalf("%v: %q", err, text)
@@ -362,7 +365,8 @@ func FuzzCheckpoint(f *testing.F) {
 	})
 }
 
-// A topic that was made anew is not one that holds nothing new: the checkpoint of the old one is refused, by name.
+// A topic that was created again differs from a topic without new events: the checkpoint of the old
+// topic is refused with a reason.
 func TestACheckpointOfATopicMadeAnew(t *testing.T) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
 	in := broker.Prefix + "in"
@@ -392,7 +396,7 @@ func TestACheckpointOfATopicMadeAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unnamed := fmt.Sprintf(`{"from":"topic:%s","to":%q,"next":{"0":5}}`, in, s.URL) // as earlier versions wrote it
+	unnamed := fmt.Sprintf(`{"from":"topic:%s","to":%q,"next":{"0":5}}`, in, s.URL) // the format of earlier versions
 	for name, tc := range map[string]struct {
 		checkpoint string
 		events     int
@@ -423,7 +427,7 @@ func TestACheckpointOfATopicMadeAnew(t *testing.T) {
 			}
 		}
 	}
-	// The checkpoint of an earlier version is taken, and then names its topic.
+	// A checkpoint of an earlier version is accepted, and then gets the topic's id.
 	if err := os.WriteFile(path, []byte(strings.Replace(unnamed, `{"0":5}`, `{"0":1}`, 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -435,7 +439,7 @@ func TestACheckpointOfATopicMadeAnew(t *testing.T) {
 	}
 }
 
-// The same for a file: one that ends before the checkpoint is another file.
+// A file that ends before its checkpoint is another file.
 func TestACheckpointOfAnotherFile(t *testing.T) {
 	path := write(t, []byte(strings.Join(lines(t, 5), "\n")))
 	s := newSink(t, taken)
@@ -447,12 +451,13 @@ func TestACheckpointOfAnotherFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := Run(t.Context(), cfg)
-	if err == nil || got.Read > 0 || !strings.Contains(err.Error(), cfg.Checkpoint) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "holds 3") {
+	if err == nil || got.Read > 0 || !strings.Contains(err.Error(), cfg.Checkpoint) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "has 3 events") {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
 
-// A replay ends when it has passed the marker that ends a transaction, and records deleted meanwhile are told.
+// A replay ends after the marker at the end of a transaction. Records that were deleted in the
+// meantime are reported.
 func TestATopicThatEndsInAMarker(t *testing.T) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
 	settings := broker.Client(t)
@@ -494,7 +499,7 @@ func TestATopicThatEndsInAMarker(t *testing.T) {
 	}
 }
 
-// What panics in the decoder of a foreign file is an error with its place.
+// A panic of the decoder on a foreign file becomes an error with the event's number.
 func TestAFileThatIsNoFriend(t *testing.T) {
 	first := lines(t, 1)[0]
 	for _, text := range []string{

@@ -20,7 +20,7 @@ import (
 	"pgw/shared/kafka"
 )
 
-// MaxEvent bounds one event in a file, in bytes.
+// MaxEvent is the maximum size of one event in a file, in bytes.
 const MaxEvent = 1 << 20
 
 const topicPrefix = "topic:"
@@ -73,9 +73,9 @@ type fileSource struct {
 	name string
 	in   io.Reader
 	file io.Closer
-	skip int64 // events that an earlier run has done
+	skip int64 // the number of events that an earlier run has done
 
-	checkpoint string // says so
+	checkpoint string // the checkpoint with that number
 }
 
 func (s *fileSource) each(ctx context.Context, take func(Event) error) error {
@@ -91,7 +91,7 @@ func (s *fileSource) each(ctx context.Context, take func(Event) error) error {
 		return take(Event{Event: e, Key: keyOf(e, ""), Offset: n})
 	})
 	if err == nil && n < s.skip {
-		return fmt.Errorf("checkpoint %s: can't go on after event %d of %s, which holds %d: it is another file", s.checkpoint, s.skip, s.name, n)
+		return fmt.Errorf("checkpoint %s: can't continue after event %d of %s, which has %d events: it is another file", s.checkpoint, s.skip, s.name, n)
 	}
 	return err
 }
@@ -106,8 +106,9 @@ func (s *fileSource) close() error {
 	return s.file.Close()
 }
 
-// ReadEvents reads events in the JSON format of CloudEvents: one after the other, or in an array; as they
-// are or compressed by gzip. An error says which event is wrong; those before it have been taken.
+// ReadEvents reads events in the JSON format of CloudEvents, either one after the other or in an
+// array. The input may be compressed by gzip. An error names the number of the wrong event; take
+// was called for all events before it.
 func ReadEvents(r io.Reader, take func(cloudevents.Event) error) error {
 	in := bufio.NewReader(r)
 	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
@@ -134,7 +135,7 @@ func ReadEvents(r io.Reader, take func(cloudevents.Event) error) error {
 		}
 	}
 	for n := 1; !array || decoder.More(); n++ {
-		// The decoder reads ahead by its buffer; a value within the bound never comes near this.
+		// The decoder reads ahead by its buffer. A value within the limit never reaches this one.
 		bounded.left = 2 * MaxEvent
 		var text json.RawMessage
 		err := decoder.Decode(&text)
@@ -155,13 +156,14 @@ func ReadEvents(r io.Reader, take func(cloudevents.Event) error) error {
 			return err
 		}
 	}
-	if _, err := decoder.Token(); err != nil { // the array's end
+	if _, err := decoder.Token(); err != nil { // the end of the array
 		return fmt.Errorf("after the last event: %w", err)
 	}
 	return nil
 }
 
-// decode reads one event. A panic of the decoder is an error of the event's: the file is somebody else's.
+// decode parses one event. A panic of the decoder becomes an error, because the file is foreign
+// input.
 func decode(text []byte) (e cloudevents.Event, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -188,7 +190,7 @@ func firstByte(in *bufio.Reader) (byte, error) {
 
 var errTooLarge = fmt.Errorf("is larger than %d bytes", MaxEvent)
 
-// boundedReader keeps one value from filling the memory.
+// boundedReader prevents that one value fills the memory.
 type boundedReader struct {
 	r    io.Reader
 	left int

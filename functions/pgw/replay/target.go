@@ -18,12 +18,13 @@ import (
 	"pgw/shared/kafka"
 )
 
-// As KafkaSource does by the manifests: the first retry after 0.6 s, each try within 10 s.
+// The same as KafkaSource with pgw's manifests: the first retry after 0.6 s, and 10 s for each
+// attempt.
 const (
 	retryDelay = 300 * time.Millisecond
 	tryWithin  = 10 * time.Second
 
-	publishWithin = 30 * time.Second // to a topic; the client tries again by itself
+	publishWithin = 30 * time.Second // for a topic; the client retries by itself
 )
 
 func openTarget(cfg Config, resumed bool) (target, error) {
@@ -59,7 +60,7 @@ func (d dryRun) put(_ context.Context, e Event) (string, bool, error) {
 func (dryRun) flush() error                { return nil }
 func (dryRun) close(context.Context) error { return nil }
 
-// urlTarget posts to a function.
+// urlTarget posts events to a function.
 type urlTarget struct{ sender kafkasource.Sender }
 
 func (t urlTarget) put(ctx context.Context, e Event) (string, bool, error) {
@@ -74,7 +75,7 @@ func (t urlTarget) put(ctx context.Context, e Event) (string, bool, error) {
 func (urlTarget) flush() error                { return nil }
 func (urlTarget) close(context.Context) error { return nil }
 
-// topicTarget publishes.
+// topicTarget publishes events to a topic.
 type topicTarget struct {
 	producer *kafka.Producer
 	topic    string
@@ -92,11 +93,11 @@ func (t topicTarget) put(ctx context.Context, e Event) (string, bool, error) {
 func (topicTarget) flush() error                      { return nil }
 func (t topicTarget) close(ctx context.Context) error { return t.producer.Close(ctx) }
 
-// fileTarget writes one JSON event a line.
+// fileTarget writes one JSON event per line.
 type fileTarget struct {
 	mu     sync.Mutex
 	out    *bufio.Writer
-	zipped *gzip.Writer // nil: as it is
+	zipped *gzip.Writer // nil: not compressed
 	file   *os.File     // nil: standard output
 }
 
@@ -108,14 +109,14 @@ func openFile(cfg Config, resumed bool) (*fileTarget, error) {
 	if resumed {
 		mode = os.O_WRONLY | os.O_APPEND
 	}
-	f, err := os.OpenFile(cfg.To, mode, 0o600) // it names accounts
+	f, err := os.OpenFile(cfg.To, mode, 0o600) // only for the owner, because it has account ids
 	if err != nil {
 		return nil, err
 	}
 	t := &fileTarget{file: f}
 	var into io.Writer = f
 	if strings.HasSuffix(cfg.To, ".gz") {
-		t.zipped = gzip.NewWriter(f) // of a resumed file a further member, which readers take as one
+		t.zipped = gzip.NewWriter(f) // in a resumed file this is another gzip member; readers accept several
 		into = t.zipped
 	}
 	t.out = bufio.NewWriter(into)
@@ -135,7 +136,7 @@ func (t *fileTarget) put(_ context.Context, e Event) (string, bool, error) {
 	return "written", false, nil
 }
 
-// flush has the file hold all that was put, so that a checkpoint never runs ahead of it.
+// flush writes all events to the file, so that the checkpoint is never ahead of the file.
 func (t *fileTarget) flush() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

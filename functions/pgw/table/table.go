@@ -17,8 +17,8 @@ import (
 	"pgw/shared/function"
 )
 
-// Functions are all functions, in the order in which they drain: a function that is called stands
-// behind its callers.
+// Functions are all functions in the order in which they drain: callers come before the functions
+// that they call.
 var Functions = function.Table{
 	gateway.Function,
 	kafkasource.Function,
@@ -30,8 +30,8 @@ var Functions = function.Table{
 	db.Function,
 }
 
-// Sinks are the functions that take events, as the variable SINKS has them: each with the URL that
-// url gives it.
+// Sinks returns the functions that receive events, in the format of the variable SINKS. url returns
+// the URL of a function.
 func Sinks(url func(name string) string) string {
 	var sinks []string
 	for _, f := range Functions {
@@ -42,8 +42,8 @@ func Sinks(url func(name string) string) string {
 	return strings.Join(sinks, ",")
 }
 
-// Unconnected builds every function on its defaults and on nothing else, to be looked at and not
-// run: what it serves and measures is the same as when it runs.
+// Unconnected builds every function with its defaults and without connections. The functions cannot
+// run, but their routes and metrics are the same as in a running system.
 func Unconnected() (map[string]*function.Port, error) {
 	needed := function.Values{
 		"DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092",

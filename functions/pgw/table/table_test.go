@@ -9,8 +9,8 @@ import (
 	"pgw/shared/function"
 )
 
-// A function that runs by itself is where callers look for it by default; PORT says otherwise in a
-// container.
+// By default a function listens on the port at which its callers look for it. In a container PORT
+// sets another one.
 func TestFunctionsListenWhereCallersLook(t *testing.T) {
 	want := map[string]string{
 		"gateway": ":18080", "fx": ":19102", "wallet": ":19093", "risk": ":19094", "db": ":19095", "payments": ":19096", "worker": ":19091",
@@ -30,7 +30,7 @@ func TestFunctionsListenWhereCallersLook(t *testing.T) {
 	}
 }
 
-// Functions drain in the table's order, so a function that is called stands behind its callers.
+// Functions drain in the table's order, so callers come before the functions that they call.
 func TestCallersDrainFirst(t *testing.T) {
 	place := func(name string) int {
 		return slices.IndexFunc(Functions, func(f function.Function) bool { return f.Name == name })
@@ -38,14 +38,14 @@ func TestCallersDrainFirst(t *testing.T) {
 	for i, f := range Functions {
 		for callee := range f.Calls {
 			if place(callee) <= i {
-				t.Errorf("%s calls %s, which is not behind it", f.Name, callee)
+				t.Errorf("%s calls %s, which does not come after it", f.Name, callee)
 			}
 		}
 	}
 }
 
-// Every variable of every function is described: its own, those of its connections, and those that
-// all have.
+// Every variable of every function has a description: its own variables, those of its connections,
+// and the common ones.
 func TestEveryVariableIsDescribed(t *testing.T) {
 	for _, f := range Functions {
 		var out bytes.Buffer
@@ -53,9 +53,9 @@ func TestEveryVariableIsDescribed(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, v := range Functions.Variables(f) {
-			// The names of Kafka's topics and of its user say what they are.
+			// The names of the variables for Kafka's topics and user are their description.
 			if v.About == "" && !strings.HasSuffix(v.Name, "_TOPIC") && !strings.HasPrefix(v.Name, "KAFKA_SASL_") {
-				t.Errorf("%s: nothing says what %s is", f.Name, v.Name)
+				t.Errorf("%s: %s has no description", f.Name, v.Name)
 			}
 			if !strings.Contains(out.String(), v.Name) {
 				t.Errorf("%s: the help lacks %s", f.Name, v.Name)
@@ -69,7 +69,7 @@ func TestEveryVariableIsDescribed(t *testing.T) {
 	}
 }
 
-// All functions can be built without a connection, for whoever wants to know what they are.
+// All functions can be built without a connection, for commands that only describe them.
 func TestUnconnectedFunctionsCanBeBuilt(t *testing.T) {
 	ports, err := Unconnected()
 	if err != nil || len(ports) != len(Functions) {
