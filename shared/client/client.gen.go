@@ -242,16 +242,16 @@ func (e ListPaymentsParamsStatus) Valid() bool {
 
 // Account defines model for Account.
 type Account struct {
-	// AccountID Printable ASCII, with no space at either end.
+	// AccountID Printable ASCII, without a space at either end.
 	AccountID AccountID `json:"account_id"`
 
-	// BalanceIDR What can be spent now, in whole rupiah.
+	// BalanceIDR The amount that can be spent now, in whole rupiah.
 	BalanceIDR int64 `json:"balance_idr"`
 
-	// Currency What its owner thinks in; balances are in rupiah.
+	// Currency The owner's own currency, for display. Balances are in rupiah.
 	Currency string `json:"currency"`
 
-	// DailyLimitIDR For a UTC day; 0 means none.
+	// DailyLimitIDR The limit of a UTC day. 0 means that there is no limit.
 	DailyLimitIDR int64         `json:"daily_limit_idr"`
 	SpentTodayIDR int64         `json:"spent_today_idr"`
 	Status        AccountStatus `json:"status"`
@@ -260,19 +260,19 @@ type Account struct {
 // AccountStatus defines model for Account.Status.
 type AccountStatus string
 
-// AccountID Printable ASCII, with no space at either end.
+// AccountID Printable ASCII, without a space at either end.
 type AccountID = string
 
 // AccountPair defines model for AccountPair.
 type AccountPair struct {
-	// ReceiverID Printable ASCII, with no space at either end.
+	// ReceiverID Printable ASCII, without a space at either end.
 	ReceiverID AccountID `json:"receiver_id"`
 
-	// SenderID Printable ASCII, with no space at either end.
+	// SenderID Printable ASCII, without a space at either end.
 	SenderID AccountID `json:"sender_id"`
 }
 
-// Amount In major units, greater than 0, with at most the digits that the currency has (none for IDR and JPY, two for USD) and at most
+// Amount In major units, greater than 0, with at most as many decimal places as the currency has (none for IDR and JPY, two for USD) and at most
 // 10^15 minor units. A decimal string says exactly what is meant; a number is taken by its digits, too.
 //
 // Examples: 10.25
@@ -280,21 +280,21 @@ type Amount = string
 
 // Answer defines model for Answer.
 type Answer struct {
-	// Deadline After it, and one sweep of a minute, the outcome of a payment that was not decided in time is final.
+	// Deadline The deadline of a payment that was not decided in time. Its outcome is final at the latest one minute after it.
 	Deadline *time.Time `json:"deadline,omitempty"`
 
-	// Message What is wrong, for a person. Its wording may change.
+	// Message A description of the problem for a person. Its wording may change.
 	Message *string `json:"message,omitempty"`
 
-	// Reason Why a payment ended as it did. The set is closed; a new reason is a new version.
+	// Reason The reason of a payment's status. The set is closed; a new reason needs a new version.
 	Reason Reason `json:"reason"`
 
-	// Ref The ledger's id of the payment, a UUID; empty where nothing was reserved.
+	// Ref The ledger's id of the payment, a UUID. It is empty if nothing was reserved.
 	Ref    string `json:"ref"`
 	Status Status `json:"status"`
 }
 
-// Currency An ISO 4217 code, in capitals.
+// Currency An ISO 4217 code in capital letters.
 //
 // Examples: USD
 type Currency = string
@@ -306,15 +306,15 @@ type CurrencyList struct {
 
 // CurrencyRate defines model for CurrencyRate.
 type CurrencyRate struct {
-	// Currency An ISO 4217 code, in capitals.
+	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
 	Currency Currency `json:"currency"`
 
-	// Digits Decimal places that an amount may have.
+	// Digits The decimal places that an amount may have.
 	Digits int `json:"digits"`
 
-	// Rate Rupiah for one unit of the currency, an exact decimal.
+	// Rate Rupiah for one unit of the currency, as an exact decimal.
 	Rate     string     `json:"rate"`
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
@@ -329,11 +329,11 @@ type EventID struct {
 // EventIDType defines model for EventID.Type.
 type EventIDType string
 
-// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
+// IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 type IdempotencyKey = string
 
-// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
-// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+// Metadata The client's own data, such as an order's number: at most 20 texts by name. pgw stores and returns it, and does not
+// interpret it. A name has 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes and no control characters.
 // Names and texts have at most 4,096 bytes together.
 //
 // Examples: {"order":"4711"}
@@ -343,56 +343,56 @@ type Metadata = map[string]string
 type Payment struct {
 	AcceptedAt *time.Time `json:"accepted_at,omitempty"`
 
-	// Amount Major units, as sent; absent where only rupiah were sent.
+	// Amount In major units, as sent. It is absent if only rupiah were sent.
 	//
 	// Examples: 10.25
 	Amount *string `json:"amount,omitempty"`
 
-	// AmountIDR What moves, in whole rupiah.
+	// AmountIDR The amount that is moved, in whole rupiah.
 	AmountIDR int64 `json:"amount_idr"`
 
-	// Currency An ISO 4217 code, in capitals.
+	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
 	Currency Currency `json:"currency"`
 
-	// Deadline Nobody settles the payment after it.
+	// Deadline The payment is not settled after this time.
 	Deadline  *time.Time `json:"deadline,omitempty"`
 	DecidedAt *time.Time `json:"decided_at,omitempty"`
 
-	// Events By what this payment's events are found in Kafka, where it came through it; absent in a list.
+	// Events The types and ids of this payment's events in Kafka, if it came through Kafka. Absent in a list.
 	Events *[]EventID `json:"events,omitempty"`
 
-	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
+	// IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 	IdempotencyKey IdempotencyKey `json:"idempotency_key"`
 
-	// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
-	// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+	// Metadata The client's own data, such as an order's number: at most 20 texts by name. pgw stores and returns it, and does not
+	// interpret it. A name has 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes and no control characters.
 	// Names and texts have at most 4,096 bytes together.
 	//
 	//
 	// Examples: {"order":"4711"}
 	Metadata *Metadata `json:"metadata,omitempty"`
 
-	// Rate Rupiah for one unit of the currency, an exact decimal.
+	// Rate Rupiah for one unit of the currency, as an exact decimal.
 	//
 	// Examples: 15500
 	Rate     *string    `json:"rate,omitempty"`
 	RateID   *string    `json:"rate_id,omitempty"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
 
-	// Reason Why a payment ended as it did. The set is closed; a new reason is a new version.
+	// Reason The reason of a payment's status. The set is closed; a new reason needs a new version.
 	Reason *Reason `json:"reason,omitempty"`
 
-	// ReceiverID Printable ASCII, with no space at either end.
+	// ReceiverID Printable ASCII, without a space at either end.
 	ReceiverID AccountID          `json:"receiver_id"`
 	Ref        openapi_types.UUID `json:"ref"`
 	ReservedAt *time.Time         `json:"reserved_at,omitempty"`
 
-	// RuleSet The version of the risk rules that allowed it.
+	// RuleSet The version of the risk rules that allowed the payment.
 	RuleSet *string `json:"rule_set,omitempty"`
 
-	// SenderID Printable ASCII, with no space at either end.
+	// SenderID Printable ASCII, without a space at either end.
 	SenderID AccountID    `json:"sender_id"`
 	State    PaymentState `json:"state"`
 
@@ -411,58 +411,58 @@ type PaymentStatus string
 
 // PaymentList defines model for PaymentList.
 type PaymentList struct {
-	// NextBefore Where to go on; absent when there are no older ones. There may be fewer payments than were asked for, or none, and still older
-	// ones that match.
+	// NextBefore The start of the next page. It is absent if there are no older payments. A page may have fewer payments than were asked for, or none, although older
+	// payments match.
 	NextBefore *openapi_types.UUID `json:"next_before,omitempty"`
 	Payments   []Payment           `json:"payments"`
 
-	// SearchLimit How many payments are looked at for one answer.
+	// SearchLimit The number of payments that one request examines.
 	SearchLimit int `json:"search_limit"`
 }
 
 // PaymentRequest defines model for PaymentRequest.
 type PaymentRequest struct {
-	// Amount In major units, greater than 0, with at most the digits that the currency has (none for IDR and JPY, two for USD) and at most
+	// Amount In major units, greater than 0, with at most as many decimal places as the currency has (none for IDR and JPY, two for USD) and at most
 	// 10^15 minor units. A decimal string says exactly what is meant; a number is taken by its digits, too.
 	//
 	//
 	// Examples: 10.25
 	Amount Amount `json:"amount"`
 
-	// Currency An ISO 4217 code, in capitals.
+	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
 	Currency Currency `json:"currency"`
 
-	// IdempotencyKey Printable ASCII, with no space at either end. Up to 200 characters that no other payment has. Keys that begin with `wallet:` are pgw's own.
+	// IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 	IdempotencyKey *IdempotencyKey `json:"idempotency_key,omitempty"`
 
-	// Metadata What the client notes with the payment, such as an order's number: at most 20 texts by their names. pgw keeps it, returns it, and
-	// reads nothing from it. A name is 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes, and no control characters.
+	// Metadata The client's own data, such as an order's number: at most 20 texts by name. pgw stores and returns it, and does not
+	// interpret it. A name has 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes and no control characters.
 	// Names and texts have at most 4,096 bytes together.
 	//
 	//
 	// Examples: {"order":"4711"}
 	Metadata *Metadata `json:"metadata,omitempty"`
 
-	// ReceiverID Printable ASCII, with no space at either end.
+	// ReceiverID Printable ASCII, without a space at either end.
 	ReceiverID AccountID `json:"receiver_id"`
 
-	// SenderID Printable ASCII, with no space at either end.
+	// SenderID Printable ASCII, without a space at either end.
 	SenderID AccountID `json:"sender_id"`
 
-	// TxDate When the client made the transaction, RFC 3339.
+	// TxDate The time of the client's transaction, RFC 3339.
 	TxDate time.Time `json:"tx_date"`
 }
 
 // Problem RFC 9457.
 type Problem struct {
-	// Detail What is wrong with this request, or what to do about it.
+	// Detail The problem of this request, or what to do about it.
 	Detail string `json:"detail"`
 	Status int    `json:"status"`
 	Title  string `json:"title"`
 
-	// Type `about:blank`: the status code says what kind of problem it is.
+	// Type `about:blank`: the status code is the kind of the problem.
 	Type string `json:"type"`
 }
 
@@ -472,18 +472,18 @@ type Quote struct {
 	Amount    string `json:"amount"`
 	AmountIDR int64  `json:"amount_idr"`
 
-	// Currency An ISO 4217 code, in capitals.
+	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
 	Currency Currency `json:"currency"`
 
-	// Rate Rupiah for one unit of the currency, an exact decimal.
+	// Rate Rupiah for one unit of the currency, as an exact decimal.
 	Rate     string     `json:"rate"`
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
 }
 
-// Reason Why a payment ended as it did. The set is closed; a new reason is a new version.
+// Reason The reason of a payment's status. The set is closed; a new reason needs a new version.
 type Reason string
 
 // Status defines model for Status.
@@ -515,16 +515,16 @@ type Unreachable = Problem
 
 // ListPaymentsParams defines parameters for ListPayments.
 type ListPaymentsParams struct {
-	// Limit How many; 20 where it is not said, and never more than 100.
+	// Limit The most payments in the response. The default is 20, and the maximum is 100.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Before Go on here; the `next_before` of an earlier answer.
+	// Before The start of the page, which is `next_before` of an earlier response.
 	Before *openapi_types.UUID `form:"before,omitempty" json:"before,omitempty"`
 
 	// Account Only payments from or to this account.
 	Account *AccountID `form:"account,omitempty" json:"account,omitempty"`
 
-	// Status Only payments that ended so, or are under way.
+	// Status Only payments with this status. PENDING payments are under way.
 	Status *ListPaymentsParamsStatus `form:"status,omitempty" json:"status,omitempty"`
 }
 
@@ -533,8 +533,8 @@ type ListPaymentsParamsStatus string
 
 // CreatePaymentParams defines parameters for CreatePayment.
 type CreatePaymentParams struct {
-	// IdempotencyKey The idempotency key, bare or as a quoted string. Where the field `idempotency_key` is sent too, both must agree; one of
-	// them is needed.
+	// IdempotencyKey The idempotency key, unquoted or as a quoted string. If the field `idempotency_key` is sent too, both must be equal. One of
+	// the two is required.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
@@ -623,34 +623,34 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
-	// GetAccount An account and what it can spend
+	// GetAccount Read an account and the amount that it can spend
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccount(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetCurrencies The currencies that have a rate
+	// GetCurrencies List the currencies that have a rate
 	//
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListPayments What the ledger has recorded, the newest first
+	// ListPayments List the recorded payments, the newest first
 	//
-	// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
-	// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
+	// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
+	// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
 	//
 	// Corresponds with GET /api/payments (the `ListPayments` operationId).
 	ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreatePaymentWithBody Pay
 	//
-	// Waits until the payment is decided, at most 5 s.
+	// The response comes when the payment is decided, after at most 5 s.
 	//
-	// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-	// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-	// in all; a known field that is given twice is refused.
+	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+	// in total. A known field that is given twice is refused.
 	//
-	// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-	// Its status is 200 before anything is known; the answer has its own.
+	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -659,39 +659,39 @@ type ClientInterface interface {
 
 	// CreatePayment Pay
 	//
-	// Waits until the payment is decided, at most 5 s.
+	// The response comes when the payment is decided, after at most 5 s.
 	//
-	// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-	// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-	// in all; a known field that is given twice is refused.
+	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+	// in total. A known field that is given twice is refused.
 	//
-	// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-	// Its status is 200 before anything is known; the answer has its own.
+	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePayment(ctx context.Context, params *CreatePaymentParams, body CreatePaymentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetPayment What the ledger has of a payment
+	// GetPayment Read a payment from the ledger
 	//
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetQuote What an amount would cost now
+	// GetQuote Price an amount
 	//
-	// A promise of nothing; a payment is priced when it is made.
+	// The price is for information only. A payment is priced when it is made.
 	//
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuote(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetRandomAccounts Two different active accounts
+	// GetRandomAccounts Pick two different active accounts
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
-// GetAccount An account and what it can spend
+// GetAccount Read an account and the amount that it can spend
 //
 // Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 func (c *Client) GetAccount(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -706,7 +706,7 @@ func (c *Client) GetAccount(ctx context.Context, id AccountID, reqEditors ...Req
 	return c.Client.Do(req)
 }
 
-// GetCurrencies The currencies that have a rate
+// GetCurrencies List the currencies that have a rate
 //
 // Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -721,10 +721,10 @@ func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorF
 	return c.Client.Do(req)
 }
 
-// ListPayments What the ledger has recorded, the newest first
+// ListPayments List the recorded payments, the newest first
 //
-// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
-// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
+// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
+// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
 //
 // Corresponds with GET /api/payments (the `ListPayments` operationId).
 func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -741,14 +741,14 @@ func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, r
 
 // CreatePaymentWithBody Pay
 //
-// Waits until the payment is decided, at most 5 s.
+// The response comes when the payment is decided, after at most 5 s.
 //
-// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-// in all; a known field that is given twice is refused.
+// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+// in total. A known field that is given twice is refused.
 //
-// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-// Its status is 200 before anything is known; the answer has its own.
+// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 //
 // Takes any type of body and a specified content type.
 //
@@ -767,14 +767,14 @@ func (c *Client) CreatePaymentWithBody(ctx context.Context, params *CreatePaymen
 
 // CreatePayment Pay
 //
-// Waits until the payment is decided, at most 5 s.
+// The response comes when the payment is decided, after at most 5 s.
 //
-// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-// in all; a known field that is given twice is refused.
+// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+// in total. A known field that is given twice is refused.
 //
-// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-// Its status is 200 before anything is known; the answer has its own.
+// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -791,7 +791,7 @@ func (c *Client) CreatePayment(ctx context.Context, params *CreatePaymentParams,
 	return c.Client.Do(req)
 }
 
-// GetPayment What the ledger has of a payment
+// GetPayment Read a payment from the ledger
 //
 // Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 func (c *Client) GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -806,9 +806,9 @@ func (c *Client) GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, 
 	return c.Client.Do(req)
 }
 
-// GetQuote What an amount would cost now
+// GetQuote Price an amount
 //
-// A promise of nothing; a payment is priced when it is made.
+// The price is for information only. A payment is priced when it is made.
 //
 // Corresponds with GET /api/quotes (the `GetQuote` operationId).
 func (c *Client) GetQuote(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -823,7 +823,7 @@ func (c *Client) GetQuote(ctx context.Context, params *GetQuoteParams, reqEditor
 	return c.Client.Do(req)
 }
 
-// GetRandomAccounts Two different active accounts
+// GetRandomAccounts Pick two different active accounts
 //
 // Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 func (c *Client) GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1207,24 +1207,24 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
-	// GetAccountWithResponse An account and what it can spend
+	// GetAccountWithResponse Read an account and the amount that it can spend
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccountWithResponse(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
 
-	// GetCurrenciesWithResponse The currencies that have a rate
+	// GetCurrenciesWithResponse List the currencies that have a rate
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrenciesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCurrenciesResponse, error)
 
-	// ListPaymentsWithResponse What the ledger has recorded, the newest first
+	// ListPaymentsWithResponse List the recorded payments, the newest first
 	//
-	// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
-	// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
+	// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
+	// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -1233,14 +1233,14 @@ type ClientWithResponsesInterface interface {
 
 	// CreatePaymentWithBodyWithResponse Pay
 	//
-	// Waits until the payment is decided, at most 5 s.
+	// The response comes when the payment is decided, after at most 5 s.
 	//
-	// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-	// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-	// in all; a known field that is given twice is refused.
+	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+	// in total. A known field that is given twice is refused.
 	//
-	// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-	// Its status is 200 before anything is known; the answer has its own.
+	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -1249,37 +1249,37 @@ type ClientWithResponsesInterface interface {
 
 	// CreatePaymentWithResponse Pay
 	//
-	// Waits until the payment is decided, at most 5 s.
+	// The response comes when the payment is decided, after at most 5 s.
 	//
-	// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-	// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-	// in all; a known field that is given twice is refused.
+	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+	// in total. A known field that is given twice is refused.
 	//
-	// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-	// Its status is 200 before anything is known; the answer has its own.
+	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePaymentWithResponse(ctx context.Context, params *CreatePaymentParams, body CreatePaymentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePaymentResponse, error)
 
-	// GetPaymentWithResponse What the ledger has of a payment
+	// GetPaymentWithResponse Read a payment from the ledger
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPaymentWithResponse(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*GetPaymentResponse, error)
 
-	// GetQuoteWithResponse What an amount would cost now
+	// GetQuoteWithResponse Price an amount
 	//
-	// A promise of nothing; a payment is priced when it is made.
+	// The price is for information only. A payment is priced when it is made.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuoteWithResponse(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*GetQuoteResponse, error)
 
-	// GetRandomAccountsWithResponse Two different active accounts
+	// GetRandomAccountsWithResponse Pick two different active accounts
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2178,7 +2178,7 @@ func (r GetRandomAccountsResponse) ContentType() string {
 	return ""
 }
 
-// GetAccountWithResponse An account and what it can spend
+// GetAccountWithResponse Read an account and the amount that it can spend
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2191,7 +2191,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, id Acc
 	return ParseGetAccountResponse(rsp)
 }
 
-// GetCurrenciesWithResponse The currencies that have a rate
+// GetCurrenciesWithResponse List the currencies that have a rate
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2204,10 +2204,10 @@ func (c *ClientWithResponses) GetCurrenciesWithResponse(ctx context.Context, req
 	return ParseGetCurrenciesResponse(rsp)
 }
 
-// ListPaymentsWithResponse What the ledger has recorded, the newest first
+// ListPaymentsWithResponse List the recorded payments, the newest first
 //
-// What was refused on the way to the ledger is not in it. Payments are not indexed by account or status: one answer looks through `search_limit`
-// of them, and `next_before` tells where to go on. A list counts as ten requests of the key's rate.
+// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
+// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2222,14 +2222,14 @@ func (c *ClientWithResponses) ListPaymentsWithResponse(ctx context.Context, para
 
 // CreatePaymentWithBodyWithResponse Pay
 //
-// Waits until the payment is decided, at most 5 s.
+// The response comes when the payment is decided, after at most 5 s.
 //
-// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-// in all; a known field that is given twice is refused.
+// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+// in total. A known field that is given twice is refused.
 //
-// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-// Its status is 200 before anything is known; the answer has its own.
+// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -2244,14 +2244,14 @@ func (c *ClientWithResponses) CreatePaymentWithBodyWithResponse(ctx context.Cont
 
 // CreatePaymentWithResponse Pay
 //
-// Waits until the payment is decided, at most 5 s.
+// The response comes when the payment is decided, after at most 5 s.
 //
-// The body is JSON, of at most 16 KiB. `Content-Type` may be absent, `application/json`, or what curl and browsers write when
-// they are not told one; a type that names another format is answered 415. Unknown fields are let through, up to 64 fields and 8 levels
-// in all; a known field that is given twice is refused.
+// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
+// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
+// in total. A known field that is given twice is refused.
 //
-// With `Accept: text/event-stream` the answer is a stream of server-sent events: `stage` as each stage ends, and `answer` at the end.
-// Its status is 200 before anything is known; the answer has its own.
+// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
+// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -2264,7 +2264,7 @@ func (c *ClientWithResponses) CreatePaymentWithResponse(ctx context.Context, par
 	return ParseCreatePaymentResponse(rsp)
 }
 
-// GetPaymentWithResponse What the ledger has of a payment
+// GetPaymentWithResponse Read a payment from the ledger
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2277,9 +2277,9 @@ func (c *ClientWithResponses) GetPaymentWithResponse(ctx context.Context, idempo
 	return ParseGetPaymentResponse(rsp)
 }
 
-// GetQuoteWithResponse What an amount would cost now
+// GetQuoteWithResponse Price an amount
 //
-// A promise of nothing; a payment is priced when it is made.
+// The price is for information only. A payment is priced when it is made.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -2292,7 +2292,7 @@ func (c *ClientWithResponses) GetQuoteWithResponse(ctx context.Context, params *
 	return ParseGetQuoteResponse(rsp)
 }
 
-// GetRandomAccountsWithResponse Two different active accounts
+// GetRandomAccountsWithResponse Pick two different active accounts
 //
 // Returns a wrapper object for the known response body format(s).
 //
