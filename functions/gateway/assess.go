@@ -24,7 +24,7 @@ type verdict struct {
 	kind    verdictKind
 }
 
-// verdictKind says what the gateway does before it tells the client of a refusal.
+// verdictKind says what the gateway does before it sends the refusal to the client.
 type verdictKind int
 
 const (

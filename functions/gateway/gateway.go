@@ -255,7 +255,7 @@ func decline(reason payment.Reason, message string) reply {
 	return reply{Outcome: payment.Decline(reason), message: message}
 }
 
-// pay serves one payment and returns its reply. It calls tell, if not nil, at the end of each
+// pay serves one payment and returns its reply. It calls onStage, if not nil, at the end of each
 // stage.
 func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stageTime)) (out reply) {
 	took := stages{onStage: onStage}

@@ -38,9 +38,9 @@ func readHosts(list []string) (hosts, error) {
 	return h, nil
 }
 
-// ours reports whether the gateway may be called under this Host header. A request without Host
+// allowed reports whether the gateway may be called under this Host header. A request without Host
 // does not come from a browser.
-func (h hosts) ours(host string) bool {
+func (h hosts) allowed(host string) bool {
 	if h.any || host == "" {
 		return true
 	}
@@ -66,7 +66,7 @@ var operation = map[string]bool{"/healthz": true, "/readyz": true, "/metrics": t
 // only refuses requests whose host is not one of h.
 func (h hosts) only(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !operation[r.URL.Path] && !h.ours(r.Host) {
+		if !operation[r.URL.Path] && !h.allowed(r.Host) {
 			writeProblem(w, http.StatusMisdirectedRequest, "Not a host of this gateway",
 				fmt.Sprintf("%.100q is not one of its names. List it in HOSTS, or set AUTH=required.", r.Host))
 			return

@@ -88,7 +88,7 @@ func TestLimitsOfAPayment(t *testing.T) {
 		got, refusal := readPayment(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/api/payments", strings.NewReader(tc.body)))
 		switch {
 		case refusal == nil && tc.code != 0:
-			t.Errorf("%s is taken: %+v", name, got)
+			t.Errorf("%s is accepted: %+v", name, got)
 		case refusal != nil && tc.code == 0:
 			t.Errorf("%s is refused: %s", name, refusal.message)
 		case refusal != nil:

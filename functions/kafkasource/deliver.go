@@ -176,7 +176,7 @@ func (s Sender) Send(ctx context.Context, e cloudevents.Event) (code int, err er
 	return s.poster.post(ctx, m)
 }
 
-// Refused reports whether a delivery failed for good, so that a retry cannot succeed.
+// Refused reports whether a delivery failed for good. A retry cannot succeed then.
 func Refused(err error) bool {
 	var failed *failure
 	return errors.Is(err, event.ErrMalformed) || errors.As(err, &failed) && failed.final()

@@ -86,7 +86,7 @@ const (
 
 // Function describes kafkasource. It has its own producer, for dead letters.
 var Function = function.Describe(function.Function{
-	Name: "kafkasource", About: "stands in for Knative's KafkaSource, KafkaSink and PingSource",
+	Name: "kafkasource", About: "replaces Knative's KafkaSource, KafkaSink and PingSource on systems without Knative",
 	HTTP: func() *http.Transport {
 		return &http.Transport{MaxIdleConnsPerHost: idleConns, IdleConnTimeout: idleTimeout}
 	},

@@ -227,7 +227,7 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	if err != nil {
 		return err
 	}
-	if err := p.givenUp(ctx, e); err != nil {
+	if err := p.checkDeadLetter(ctx, e); err != nil {
 		return err
 	}
 	outcome, err := p.fail(ctx, r.Payment)

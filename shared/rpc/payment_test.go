@@ -112,7 +112,7 @@ func TestUnknownOutcomesAreRefused(t *testing.T) {
 		"an unknown status": {Status: 99},
 		"an unknown state":  {Status: commonv1.Status_STATUS_FAILED, State: 99},
 		"a negative state":  {Status: commonv1.Status_STATUS_FAILED, State: -1},
-		"a state alone":     {State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED},
+		"only a state":      {State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED},
 	} {
 		if got, err := rpc.ToOutcome(in); err == nil {
 			t.Errorf("%s is read as %+v", name, got)

@@ -62,39 +62,39 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		"required, and no way in":     {Config{Mode: Required}, "no client could be admitted"},
-		"off, and keys":               {Config{Mode: Off, Keys: line}, "AUTH is off"},
-		"off, and a provider":         {Config{Issuer: "https://id.example.com"}, "AUTH is off"},
-		"another mode":                {Config{Mode: "on", Keys: line}, `"on"`},
-		"a file that is not there":    {Config{Mode: Required, KeysFile: file + ".not"}, "API_KEYS_FILE"},
-		"a file without a key":        {Config{Mode: Required, KeysFile: file}, "no key in it"},
-		"file and variable":           {Config{Mode: Required, KeysFile: file, Keys: line}, "one of them"},
-		"no audience":                 {Config{Mode: Required, Issuer: "https://id.example.com"}, "OIDC_AUDIENCE"},
-		"an issuer in the clear":      {Config{Mode: Required, Issuer: "http://id.example.com", Audience: "pgw"}, "https"},
-		"keys from there":             {Config{Mode: Required, Issuer: "https://id.example.com", JWKSURL: "http://id.example.com/keys", Audience: "pgw"}, "https"},
-		"no rate":                     {Config{Mode: Required, Issuer: "https://id.example.com", Audience: "pgw"}, "OIDC_RATE"},
-		"a negative bound of address": {Config{Mode: Required, Keys: line, AddressRate: -1}, "ADDRESS_RATE"},
-		"a key's line without a hash": {Config{Mode: Required, Keys: "a senders=A"}, "needs sha256"},
-		"without accounts":            {Config{Mode: Required, Keys: strings.Fields(line)[0] + " " + strings.Fields(line)[1]}, "needs sha256 and senders"},
-		"a hash that is none":         {Config{Mode: Required, Keys: "a sha256=abc senders=A"}, "sha256 of key a"},
-		"a key where its hash is":     {Config{Mode: Required, Keys: "a sha256=pgw_a.topsecret senders=A"}, "sha256 of key a"},
-		"an unknown option":           {Config{Mode: Required, Keys: line + " admin=yes"}, "is none of"},
-		"an option twice":             {Config{Mode: Required, Keys: line + " senders=*"}, "senders is given twice"},
-		"a star in the middle":        {Config{Mode: Required, Keys: strings.Replace(line, "senders=A", "senders=A*B", 1)}, "senders of key a"},
-		"an empty account":            {Config{Mode: Required, Keys: line + ","}, "senders of key a"},
-		"a rate of nothing":           {Config{Mode: Required, Keys: line + " rate=0"}, "rate of key a"},
-		"a rate of no number":         {Config{Mode: Required, Keys: line + " rate=NaN"}, "rate of key a"},
-		"an end that is no time":      {Config{Mode: Required, Keys: line + " until=soon"}, "until of key a"},
-		"an id with a dot":            {Config{Mode: Required, Keys: "a.b" + line[1:]}, "id"},
-		"an id that is too long":      {Config{Mode: Required, Keys: strings.Repeat("a", maxKeyID+1) + line[1:]}, "64"},
-		"an id twice":                 {Config{Mode: Required, Keys: line + ";" + line}, "given twice"},
+		"required without credentials": {Config{Mode: Required}, "no client could be admitted"},
+		"off, and keys":                {Config{Mode: Off, Keys: line}, "AUTH is off"},
+		"off, and a provider":          {Config{Issuer: "https://id.example.com"}, "AUTH is off"},
+		"another mode":                 {Config{Mode: "on", Keys: line}, `"on"`},
+		"a file that is not there":     {Config{Mode: Required, KeysFile: file + ".not"}, "API_KEYS_FILE"},
+		"a file without a key":         {Config{Mode: Required, KeysFile: file}, "no key in it"},
+		"file and variable":            {Config{Mode: Required, KeysFile: file, Keys: line}, "one of them"},
+		"no audience":                  {Config{Mode: Required, Issuer: "https://id.example.com"}, "OIDC_AUDIENCE"},
+		"an issuer over http":          {Config{Mode: Required, Issuer: "http://id.example.com", Audience: "pgw"}, "https"},
+		"keys over http":               {Config{Mode: Required, Issuer: "https://id.example.com", JWKSURL: "http://id.example.com/keys", Audience: "pgw"}, "https"},
+		"no rate":                      {Config{Mode: Required, Issuer: "https://id.example.com", Audience: "pgw"}, "OIDC_RATE"},
+		"a negative bound of address":  {Config{Mode: Required, Keys: line, AddressRate: -1}, "ADDRESS_RATE"},
+		"a key's line without a hash":  {Config{Mode: Required, Keys: "a senders=A"}, "needs sha256"},
+		"without accounts":             {Config{Mode: Required, Keys: strings.Fields(line)[0] + " " + strings.Fields(line)[1]}, "needs sha256 and senders"},
+		"a hash that is not valid":     {Config{Mode: Required, Keys: "a sha256=abc senders=A"}, "sha256 of key a"},
+		"a key where its hash is":      {Config{Mode: Required, Keys: "a sha256=pgw_a.topsecret senders=A"}, "sha256 of key a"},
+		"an unknown option":            {Config{Mode: Required, Keys: line + " admin=yes"}, "is none of"},
+		"an option twice":              {Config{Mode: Required, Keys: line + " senders=*"}, "senders is given twice"},
+		"a star in the middle":         {Config{Mode: Required, Keys: strings.Replace(line, "senders=A", "senders=A*B", 1)}, "senders of key a"},
+		"an empty account":             {Config{Mode: Required, Keys: line + ","}, "senders of key a"},
+		"a zero rate":                  {Config{Mode: Required, Keys: line + " rate=0"}, "rate of key a"},
+		"a rate that is not a number":  {Config{Mode: Required, Keys: line + " rate=NaN"}, "rate of key a"},
+		"an end that is not a time":    {Config{Mode: Required, Keys: line + " until=soon"}, "until of key a"},
+		"an id with a dot":             {Config{Mode: Required, Keys: "a.b" + line[1:]}, "id"},
+		"an id that is too long":       {Config{Mode: Required, Keys: strings.Repeat("a", maxKeyID+1) + line[1:]}, "64"},
+		"an id twice":                  {Config{Mode: Required, Keys: line + ";" + line}, "given twice"},
 	} {
 		a, err := Open(tc.cfg, prometheus.NewRegistry(), time.Now, slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, %v", name, a, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "topsecret") {
-			t.Errorf("%s: tells the secret: %v", name, err)
+			t.Errorf("%s: the error has the secret: %v", name, err)
 		}
 	}
 	if a, err := Open(Config{Mode: Off}, prometheus.NewRegistry(), time.Now, slog.Default()); a != nil || err != nil {
@@ -102,7 +102,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestKeysThatAreTaken(t *testing.T) {
+func TestAcceptedKeys(t *testing.T) {
 	given, line := newKey(t, "acme-1", "senders=ACME-*,JOINT")
 	other, otherLine := newKey(t, "other", "senders=*")
 	ends, endsLine := newKey(t, "ends", "senders=A", "until="+noon.Format(time.RFC3339))
@@ -128,7 +128,7 @@ func TestKeysThatAreTaken(t *testing.T) {
 		"much longer":          {KeyHeader, given + strings.Repeat("A", 10_000)},
 		"its hash":             {KeyHeader, strings.Fields(line)[1]},
 		"another's id":         {KeyHeader, keyPrefix + "other" + given[strings.IndexByte(given, '.'):]},
-		"an id nobody has":     {KeyHeader, keyPrefix + "nobody" + given[strings.IndexByte(given, '.'):]},
+		"an unknown id":        {KeyHeader, keyPrefix + "nobody" + given[strings.IndexByte(given, '.'):]},
 		"past its end":         {KeyHeader, ends},
 		"two":                  {KeyHeader, given, KeyHeader, given},
 		"a key and a token":    {KeyHeader, given, "Authorization", "Bearer x"},
@@ -281,7 +281,7 @@ func FuzzReadKeys(f *testing.F) {
 		}
 		for id, k := range all {
 			if CheckKeyID(id) != nil || k.Name != id || len(k.senders) == 0 || !(k.rate > 0) || k.burst < 1 {
-				t.Fatalf("%q is taken: %+v", text, k)
+				t.Fatalf("%q is accepted: %+v", text, k)
 			}
 		}
 		if k := all.find(text, noon); k != nil {

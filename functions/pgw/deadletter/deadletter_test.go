@@ -122,7 +122,7 @@ func TestLettersBeforeAMarker(t *testing.T) {
 
 // An action belongs to one letter. In a topic that was created again, another letter has its
 // position.
-func TestActionsInATopicMadeAnew(t *testing.T) {
+func TestActionsInATopicCreatedAgain(t *testing.T) {
 	b, producer, _ := box(t)
 	park(t, b, producer, "a")
 	park(t, b, producer, "b")

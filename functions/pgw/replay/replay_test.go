@@ -367,7 +367,7 @@ func FuzzCheckpoint(f *testing.F) {
 
 // A topic that was created again differs from a topic without new events: the checkpoint of the old
 // topic is refused with a reason.
-func TestACheckpointOfATopicMadeAnew(t *testing.T) {
+func TestACheckpointOfATopicCreatedAgain(t *testing.T) {
 	broker := embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: 1})
 	in := broker.Prefix + "in"
 	send := func(n int) {
