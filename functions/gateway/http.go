@@ -205,8 +205,7 @@ func idempotencyKey(field string, headers []string) (string, error) {
 // record is a payment as GET returns it: all that the ledger keeps of it, without the ledger's
 // internal fields.
 type record struct {
-	payment.Payment
-	payment.Outcome
+	Key    string                    `json:"idempotency_key"`
 	State  payment.ReservationStatus `json:"state"`
 	Status payment.Status            `json:"status,omitempty"` // absent while PENDING
 	Reason payment.Reason            `json:"reason,omitempty"`
@@ -219,7 +218,10 @@ type record struct {
 	// Events are the events of this payment. They are absent in a list.
 	Events []eventID `json:"events,omitempty"`
 
-	// A field here hides the payment's own field with the same JSON name.
+	// The other fields are those of the payment. A field of record hides the field with the same
+	// JSON name of an embedded struct.
+	payment.Payment
+	payment.Outcome
 	CurrencyInput hidden `json:"currency_input,omitzero"`
 	AmountMinor   hidden `json:"amount_minor,omitzero"`
 	Attempt       hidden `json:"attempt_id,omitzero"`
@@ -275,7 +277,7 @@ func (g *Gateway) find(ctx context.Context, key string) (payment.Record, error) 
 
 func recordOf(rec payment.Record) record {
 	out := record{
-		Payment: rec.Payment, Outcome: rec.Outcome, State: rec.State, Status: rec.Status, Reason: rec.Reason,
+		Payment: rec.Payment, Outcome: rec.Outcome, Key: rec.Key, State: rec.State, Status: rec.Status, Reason: rec.Reason,
 		Currency: rec.Currency, TxDate: rec.TxDate, ReservedAt: rec.ReservedAt, DecidedAt: rec.DecidedAt,
 	}
 	if rec.Minor > 0 {

@@ -86,7 +86,7 @@ func TestLinesOfLogs(t *testing.T) {
 	}
 	for _, want := range []string{
 		"gateway answered paid", "gateway answered poor", "gateway a function could not be asked no-wallet", "gateway answered no-wallet",
-		"worker event refused hopeless", "an event goes to the dead letters hopeless", "db event refused",
+		"worker event refused hopeless", "kafkasource an event goes to the dead letters hopeless", "db event refused",
 	} {
 		if !found[want] {
 			t.Errorf("there is no line %q among %v", want, found)
