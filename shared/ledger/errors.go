@@ -23,8 +23,8 @@ var (
 	// ErrOtherProfile means that the account has another profile, and nothing tells which of the
 	// two is newer.
 	ErrOtherProfile = errors.New("the account has another profile")
-	// ErrSchema means that this release can't work with the database's schema. Which errors are of
-	// its kind is for errors.Is to say: each has a text of its own.
+	// ErrSchema means that this release can't work with the database's schema. Ask for it by
+	// errors.Is: the errors themselves say in what way the schema does not fit.
 	ErrSchema = errors.New("the schema does not fit this release")
 )
 

@@ -134,11 +134,7 @@ func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	// Roles belong to the whole server, so another database may make them at the same time.
-	run := func(sql string) error {
-		return postgres.Again(ctx, func() error { _, err := conn.Exec(ctx, sql); return err })
-	}
-	if err := run(rolesSQL); err != nil {
+	if err := changeRoles(ctx, conn, rolesSQL); err != nil {
 		return fmt.Errorf("make roles: %w", err)
 	}
 	for _, l := range logins {
@@ -149,17 +145,37 @@ func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 		if u.User == conn.Config().User {
 			return fmt.Errorf("%s is the user who makes the tables, and cannot have fewer rights: name another login for %s", u.User, l.Role)
 		}
-		var statement string
-		// Names and passwords cannot be parameters of CREATE ROLE, so the server quotes them.
-		if err := conn.QueryRow(ctx, `SELECT format(
-	CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN 'ALTER' ELSE 'CREATE' END ||
-	' ROLE %1$I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD %2$L; GRANT %3$I TO %1$I', $1::text, $2::text, $3::text)`,
-			u.User, u.Password, l.Role).Scan(&statement); err != nil {
-			return fmt.Errorf("make login %s: %w", u.User, err)
-		}
-		if err := run(statement); err != nil {
+		if err := makeLogin(ctx, conn, u.User, u.Password, l.Role); err != nil {
 			return fmt.Errorf("make login %s: %w", u.User, err)
 		}
 	}
 	return nil
+}
+
+// loginSQL gives the statement that makes a login, or changes the login that is there. Names and
+// passwords can't be parameters of CREATE ROLE, so the server quotes them.
+const loginSQL = `SELECT format(
+	CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN 'ALTER' ELSE 'CREATE' END ||
+	' ROLE %1$I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD %2$L; GRANT %3$I TO %1$I', $1::text, $2::text, $3::text)`
+
+// loginTries bounds how often a login is made, because somebody else may make it at the same time.
+const loginTries = 5
+
+func makeLogin(ctx context.Context, conn *pgx.Conn, user, password, role string) (err error) {
+	for range loginTries {
+		var statement string
+		if err = conn.QueryRow(ctx, loginSQL, user, password, role).Scan(&statement); err != nil {
+			return err
+		}
+		if err = changeRoles(ctx, conn, statement); !postgres.Exists(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// changeRoles runs a change of the server's roles. They belong to the whole server, so another
+// database may change them at the same time.
+func changeRoles(ctx context.Context, conn *pgx.Conn, sql string) error {
+	return postgres.Again(ctx, func() error { _, err := conn.Exec(ctx, sql); return err })
 }

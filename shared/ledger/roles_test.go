@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"strings"
 	"testing"
@@ -121,5 +122,48 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	}
 	if err := Roles(t.Context(), owner, Login{strings.Replace(reader, "@", "@@", 1) + "%zz", ReaderRole}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a bad URL: %v", err)
+	}
+}
+
+// Another database of the server may make the same login at the same time.
+func TestALoginThatSomebodyElseMakesIsTaken(t *testing.T) {
+	owner := embeddedtest.Postgres(t)
+	if err := Migrate(t.Context(), owner); err != nil {
+		t.Fatal(err)
+	}
+	other, watch := connect(t, owner), connect(t, owner)
+	if _, err := other.Exec(t.Context(), `DROP ROLE IF EXISTS pgw_test_same`); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := other.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `CREATE ROLE pgw_test_same LOGIN`); err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error, 1)
+	go func() {
+		made <- Roles(context.Background(), owner, Login{loginTo(t, owner, "pgw_test_same"), ReaderRole})
+	}()
+	eventually(t, "the login is being made", func() error {
+		var waiting bool
+		err := watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waiting)
+		if err == nil && !waiting {
+			err = errors.New("nobody waits for it")
+		}
+		return err
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+	as := connect(t, loginTo(t, owner, "pgw_test_same"))
+	if _, err := as.Exec(t.Context(), `SELECT * FROM payments`); err != nil {
+		t.Errorf("the login reads: %v", err)
 	}
 }

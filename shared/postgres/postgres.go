@@ -148,6 +148,7 @@ const (
 	queryCanceled        = "57014"
 	internalError        = "XX000"
 	undefinedTable       = "42P01"
+	duplicateObject      = "42710"
 )
 
 // Transient says whether the same transaction may succeed when it is run again, because it lost
@@ -166,6 +167,12 @@ func LockTimeout(err error) bool { return sqlState(err) == lockNotAvailable }
 
 // NoSuchTable says whether a statement names a table that does not exist.
 func NoSuchTable(err error) bool { return sqlState(err) == undefinedTable }
+
+// Exists says whether a statement makes an object that is there already.
+func Exists(err error) bool {
+	state := sqlState(err)
+	return state == duplicateObject || state == uniqueViolation
+}
 
 // TookTooLong says whether the server ended a statement because it took too long.
 func TookTooLong(err error) bool { return sqlState(err) == queryCanceled }
