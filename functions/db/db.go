@@ -31,7 +31,7 @@ type Config struct {
 	// silent" is the better answer.
 	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"bound of one batch, with all its waits; whether one that took longer took effect is not known"`
 	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
-	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64 keys that sign events, separated by commas"`
+	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64:v2 keys that sign events, separated by commas"`
 	Kafka        kafka.Config
 }
 

@@ -18,7 +18,8 @@ func fundsRequest(key string, amount int64) *dbv1.ReserveFundsRequest {
 	}
 }
 
-// A caller of RollbackReservation or FailPayment can't have a client hear FAILED for a reason that says something else.
+// A client must not get FAILED with a reason that means something else, whatever a caller of
+// RollbackReservation or FailPayment sends.
 func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")

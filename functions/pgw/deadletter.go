@@ -117,7 +117,7 @@ func printLettersJSON(letters []deadletter.Letter) error {
 type actFlags struct {
 	letterFlags
 	All      bool   `help:"All letters that are open."`
-	Again    bool   `help:"Of those chosen by flags, not only the ones that are open; of those named, even what was redriven or discarded before."`
+	Again    bool   `help:"Also act on letters that are not open, and on letters that were redriven or discarded before."`
 	DryRun   bool   `help:"Say what would be done, and do nothing."`
 	Operator string `env:"USER" default:"unknown" help:"Who does it; is recorded."`
 	Note     string `help:"Why; is recorded."`

@@ -40,7 +40,7 @@ type seedFlags struct {
 	Count int    `default:"1004" help:"How many."`
 	Seed  uint64 `default:"1" help:"The seed number."`
 	// EventKeys is text here: none means unsigned.
-	EventKeys string `env:"EVENT_KEYS" help:"ID:BASE64 keys; events are signed by the first."`
+	EventKeys string `env:"EVENT_KEYS" help:"ID:BASE64:v2 keys; events are signed by the first."`
 }
 
 func (f seedFlags) Validate() error {

@@ -89,7 +89,7 @@ func flowTopics(cfg kafka.Config, manifests kafkasource.Manifests, partitions in
 	for _, name := range manifests.Topics() {
 		t := kafka.Topic{Name: cfg.Renamed()[name], Partitions: partitions, Config: map[string]string{"retention.ms": "604800000"}} // 7 days
 		if t.Name == cfg.AccountsTopic {
-			t.Config["retention.ms"] = "-1" // where the money came from
+			t.Config["retention.ms"] = "-1" // kept for ever: this topic records all funding
 		}
 		topics = append(topics, t)
 	}

@@ -52,7 +52,7 @@ func (c LogConfig) Logger() *slog.Logger {
 	return slog.New(trace.Handler(h))
 }
 
-// Variable is one of those that a configuration is read from. In a struct, the tags envconfig,
+// Variable is one environment variable of a configuration. In a struct, the tags envconfig,
 // default, required and desc describe it.
 type Variable struct {
 	Name     string
@@ -104,7 +104,7 @@ func variablesOf(config reflect.Value, given ...any) (all []Variable) {
 	return all
 }
 
-// setGiven fills a field for which there is a value of its very type.
+// setGiven stores a value of the field's type in the field, if given has one.
 func setGiven(into reflect.Value, given []any) bool {
 	for _, value := range given {
 		if reflect.TypeOf(value) == into.Type() {
@@ -157,8 +157,8 @@ func configurationError(errs []error) error {
 	return nil
 }
 
-// Settings take the place of the environment where several functions share a process, and where an
-// operator's command finds its system.
+// Settings replace the environment where several functions share a process, and in operators'
+// commands.
 type Settings struct {
 	// Lookup returns the value of a variable, as os.LookupEnv does.
 	Lookup func(name string) (value string, set bool)
@@ -241,7 +241,7 @@ func decode(text string, into reflect.Value) error {
 	}
 }
 
-// withoutValue is an error that does not repeat what was read.
+// withoutValue returns an error without the value, which may be a secret.
 func withoutValue(err error, want string) error {
 	if err == nil {
 		return nil

@@ -57,7 +57,7 @@ type DbClient interface {
 	Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
-	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// Refuse records a refusal by wallet or risk before the client hears of it, so that no
 	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it
 	// has: the outcome tells what that is.
 	Refuse(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*v1.Outcome, error)
@@ -244,7 +244,7 @@ type DbServer interface {
 	Reserve(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(context.Context, *v1.Payment) (*v1.Outcome, error)
-	// Refuse records a refusal by fx, wallet or risk before the client hears of it, so that no
+	// Refuse records a refusal by wallet or risk before the client hears of it, so that no
 	// earlier request with the key can settle afterwards. A key that the ledger knows keeps what it
 	// has: the outcome tells what that is.
 	Refuse(context.Context, *CloseRequest) (*v1.Outcome, error)
