@@ -33,9 +33,15 @@ type FX struct {
 	fxv1.UnimplementedFxServiceServer
 	fxv1.UnimplementedFxAdminServiceServer
 
-	rates *ledger.Cached[rates]
+	rates cache
 	admin dbv1.AdminClient
 	draw  func() float64 // returns a number in [0, 1)
+}
+
+// cache holds the rates in memory.
+type cache interface {
+	Get(context.Context) (rates, error)
+	Refresh(context.Context) error
 }
 
 // rates are the newest rates by pair.
@@ -62,15 +68,15 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &FX{admin: dbv1.NewAdminClient(on.Conns["db"]), draw: on.Random}
-	f.rates = ledger.NewCached(reader, func(ctx context.Context) (rates, error) { return load(ctx, reader) }, on.Log)
+	cached := ledger.NewCached(reader, func(ctx context.Context) (rates, error) { return load(ctx, reader) }, on.Log)
+	f := &FX{rates: cached, admin: dbv1.NewAdminClient(on.Conns["db"]), draw: on.Random}
 	return &function.Service{
 		GRPC: func(r grpc.ServiceRegistrar) {
 			fxv1.RegisterFxServiceServer(r, f)
 			fxv1.RegisterFxAdminServiceServer(r, f)
 		},
-		Ready:      f.rates.Ready,
-		Background: f.rates.Run,
+		Ready:      cached.Ready,
+		Background: cached.Run,
 		Close:      func(context.Context) error { reader.Close(); return nil },
 	}, nil
 }
