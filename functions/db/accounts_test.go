@@ -22,7 +22,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// accountEvent is one that a bank has signed.
+// accountEvent returns an event that a bank has signed.
 func (w *world) accountEvent(source, id string, data any, at time.Time) cloudevents.Event {
 	w.t.Helper()
 	eventType, subject := event.TypeAccountFunded, ""
@@ -42,12 +42,12 @@ func (w *world) accountEvent(source, id string, data any, at time.Time) cloudeve
 	return e
 }
 
-// outcomes counts what became of account events.
+// outcomes returns the count of account events with an outcome.
 func (w *world) outcomes(outcome string) int {
 	return int(testutil.ToFloat64(w.metrics.accountEvents.WithLabelValues(outcome)))
 }
 
-// takes hands an event over that must be acknowledged, with this outcome.
+// takes delivers an event, which must be acknowledged with this outcome.
 func (w *world) takes(e cloudevents.Event, outcome string) {
 	w.t.Helper()
 	before := w.outcomes(outcome)
@@ -56,7 +56,7 @@ func (w *world) takes(e cloudevents.Event, outcome string) {
 	}
 }
 
-// refuses hands an event over that must go to the dead letters at once, and with these words.
+// refuses delivers an event, which must be refused at once with these words.
 func (w *world) refuses(e cloudevents.Event, words string) {
 	w.t.Helper()
 	before := w.outcomes("refused")
@@ -84,7 +84,7 @@ func blocked(id string) event.AccountOpened {
 	return out
 }
 
-// signV1 signs as was done before the time was covered.
+// signV1 signs with version 1, which does not cover the time.
 func signV1(t *testing.T, e *cloudevents.Event) {
 	t.Helper()
 	secret, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(testKeys, "k1:"))
@@ -100,7 +100,8 @@ func signV1(t *testing.T, e *cloudevents.Event) {
 	e.SetExtension(event.ExtSignature, "k1."+base64.RawURLEncoding.EncodeToString(h.Sum(nil)))
 }
 
-// Who has seen the event that opened an account can't unblock it by sending that again with a later time.
+// A person who has seen the event that opened an account can't unblock the account by sending it
+// again with a later time.
 func TestACapturedProfileWithAnotherTimeIsRefused(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()
@@ -114,7 +115,7 @@ func TestACapturedProfileWithAnotherTimeIsRefused(t *testing.T) {
 	}
 }
 
-// An event that is older than the profile changes nothing; that is counted, and told.
+// An event that is older than the profile changes nothing. It is counted and logged.
 func TestAnOlderProfileIsIgnoredAndSaysSo(t *testing.T) {
 	w := newWorld(t)
 	var said bytes.Buffer
@@ -129,9 +130,9 @@ func TestAnOlderProfileIsIgnoredAndSaysSo(t *testing.T) {
 		t.Errorf("the account is %s", got)
 	}
 	if !strings.Contains(said.String(), "level=WARN") || !strings.Contains(said.String(), "a newer event has set the profile") {
-		t.Errorf("said: %s", &said)
+		t.Errorf("logged: %s", &said)
 	}
-	// Of two that claim the same instant one wins, in whichever order they come.
+	// Of two events with the same time one wins, in either order.
 	for _, first := range []int{0, 1} {
 		account := string(rune('M' + first))
 		same := []cloudevents.Event{w.accountEvent("/bank", "s1", active(account), now), w.accountEvent("/bank", "s2", blocked(account), now)}
@@ -146,8 +147,8 @@ func TestAnOlderProfileIsIgnoredAndSaysSo(t *testing.T) {
 	}
 }
 
-// A time that lies in the future would freeze the account until then. The database's clock judges: not the sender's,
-// and not this process's.
+// A profile time in the future would freeze the account until then. The database's clock decides,
+// not the sender's and not this process's.
 func TestAnEventOfTheFutureIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A")
@@ -169,13 +170,14 @@ func TestAnEventOfTheFutureIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.refuses(timeless, "time")
-	w.takes(w.accountEvent("/bank", "o4", active("A"), time.Now().Add(10*time.Second)), "applied") // clocks differ a little
+	w.takes(w.accountEvent("/bank", "o4", active("A"), time.Now().Add(10*time.Second)), "applied") // small clock differences are allowed
 	if w.status("A") != "ACTIVE" || w.balance("A") != 0 {
 		t.Errorf("A is %s and has %d", w.status("A"), w.balance("A"))
 	}
 }
 
-// A signature of before does not cover the time: such an event opens an account, and changes none.
+// A signature of version 1 does not cover the time. Such an event opens an account, but changes
+// none.
 func TestAnUnsignedTimeDecidesNothing(t *testing.T) {
 	w := newWorld(t)
 	v1 := func(id string, data event.AccountOpened, at time.Time) cloudevents.Event {
@@ -185,7 +187,7 @@ func TestAnUnsignedTimeDecidesNothing(t *testing.T) {
 	}
 	now := time.Now()
 	w.takes(v1("o1", active("A"), now.Add(-time.Hour)), "applied")
-	w.takes(v1("o1", active("A"), now), "ignored") // once more: nothing to change
+	w.takes(v1("o1", active("A"), now), "ignored") // repeated: there is nothing to change
 	w.refuses(v1("o2", blocked("A"), now.Add(time.Hour)), "v1")
 	w.takes(w.accountEvent("/bank", "o3", blocked("A"), now.Add(-30*time.Minute)), "applied")
 	w.refuses(v1("o1", active("A"), now), "v1")
@@ -194,7 +196,7 @@ func TestAnUnsignedTimeDecidesNothing(t *testing.T) {
 	}
 	funded := w.accountEvent("/bank", "f1", event.AccountFunded{AccountID: "A", AmountIDR: 5}, now)
 	signV1(t, &funded)
-	funded.SetTime(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)) // as good as none
+	funded.SetTime(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)) // this time is not signed and must not matter
 	w.takes(funded, "applied")
 	w.takes(funded, "ignored")
 	if got := w.balance("A"); got != 5 {
@@ -202,7 +204,8 @@ func TestAnUnsignedTimeDecidesNothing(t *testing.T) {
 	}
 }
 
-// An operator's SeedAccounts holds against events that come again, also against one whose sender's clock is ahead.
+// A profile of SeedAccounts stays in force when earlier events come again, even if their sender's
+// clock is ahead.
 func TestSeededProfilesHold(t *testing.T) {
 	w := newWorld(t)
 	ahead := w.accountEvent("/bank", "o1", active("A"), time.Now().Add(20*time.Second))
@@ -214,12 +217,12 @@ func TestSeededProfilesHold(t *testing.T) {
 	if got := w.status("A"); got != "BLOCKED" {
 		t.Errorf("the account is %s", got)
 	}
-	w.exec(`UPDATE wallet_accounts SET profile_at = '2099-01-01' WHERE account_id = 'A'`) // frozen, as could be once
+	w.exec(`UPDATE wallet_accounts SET profile_at = '2099-01-01' WHERE account_id = 'A'`) // frozen, as earlier releases allowed
 	w.open(0, "A")
 	w.takes(w.accountEvent("/bank", "o2", blocked("A"), time.Now().Add(10*time.Second)), "applied")
 }
 
-// The seeds, published again, unblock nobody.
+// The seed events, published again, unblock no account.
 func TestSeedsChangeNoAccountThatIsThere(t *testing.T) {
 	w := newWorld(t)
 	events, err := seeds.AccountEvents(seeds.Account{ID: "A", Owner: "A", Currency: "IDR", BalanceIDR: 100, Status: "ACTIVE"}, seeds.Oldest)
@@ -241,7 +244,7 @@ func TestSeedsChangeNoAccountThatIsThere(t *testing.T) {
 	}
 }
 
-// Two events whose source and id run together to the same text are two.
+// Two events stay different even if joining source and id gives the same text.
 func TestFundingIDsAreUnambiguous(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A", "B")
@@ -260,7 +263,7 @@ func TestFundingIDsAreUnambiguous(t *testing.T) {
 	}
 }
 
-// A funding that counted before ids were unambiguous is known again.
+// A funding that was counted before ids were unambiguous is recognised.
 func TestFundingsOfBeforeAreKnownAgain(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A", "B")
@@ -269,14 +272,14 @@ func TestFundingsOfBeforeAreKnownAgain(t *testing.T) {
 	funded := event.AccountFunded{AccountID: "A", AmountIDR: 100}
 	w.takes(w.accountEvent("/bank", "1", funded, time.Now()), "ignored")
 	w.takes(w.accountEvent("/bank", "eu#17", funded, time.Now()), "ignored")
-	w.takes(w.accountEvent("/bank#eu", "17", funded, time.Now()), "ignored") // one of the two; nobody knows which
+	w.takes(w.accountEvent("/bank#eu", "17", funded, time.Now()), "ignored") // one of the two; it is unknown which
 	w.refuses(w.accountEvent("/bank#eu", "17", event.AccountFunded{AccountID: "B", AmountIDR: 5}, time.Now()), "other content")
 	if got := w.balance("A"); got != 200 {
 		t.Errorf("A has %d", got)
 	}
 }
 
-// A known id with other content is no repetition: it is refused, and told.
+// A known id with other content is not a repetition. It is refused and logged.
 func TestAKnownFundingWithOtherContentIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A", "B")
@@ -299,7 +302,7 @@ func TestAKnownFundingWithOtherContentIsRefused(t *testing.T) {
 	}
 }
 
-// What can never work does not stand in the way of what is behind it: it is refused at once.
+// An event that can never be applied is refused at once, and does not delay the events after it.
 func TestWhatCanNeverWorkIsRefusedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A")
@@ -329,11 +332,11 @@ func TestWhatCanNeverWorkIsRefusedAtOnce(t *testing.T) {
 	}
 	w.takes(w.accountEvent("/bank", "o1", profile(func(o *event.AccountOpened) { o.Owner = "Søren 山田 🙂" }), time.Now()), "applied")
 	w.takes(w.accountEvent("/bank", "f1", event.AccountFunded{AccountID: "B", AmountIDR: 5, Note: "für Miete"}, time.Now()), "applied")
-	// Sums can't hold this much; the ledger is checked when the test ends.
+	// The column can't hold this sum. The ledger is checked when the test ends.
 	w.exec(`DELETE FROM fundings WHERE funding_id = 'most'`)
 	w.exec(`UPDATE wallet_accounts SET balance_idr = 0 WHERE account_id = 'A'`)
 
-	// A database that does not answer is another matter.
+	// If the database does not answer, the event is not refused.
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := w.handle(gone, w.accountEvent("/bank", "f2", event.AccountFunded{AccountID: "B", AmountIDR: 5}, time.Now())); err == nil || event.Refused(err) {

@@ -63,7 +63,7 @@ func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepRespon
 	if err != nil {
 		return nil, translated(err)
 	}
-	return &dbv1.SweepResponse{RolledBack: uint32(swept.RolledBack), Told: uint32(swept.Told)}, nil
+	return &dbv1.SweepResponse{RolledBack: uint32(swept.RolledBack), Told: uint32(swept.Published)}, nil
 }
 
 // RecordDeadLetterAction implements db.v1.Admin.

@@ -1,6 +1,6 @@
-// Package db is the ledger's function: the only writer of the database. It turns RPCs and events
-// into calls of shared/ledger and its answers back. Payments are in rpc.go, settings and operators'
-// actions in admin.go, events in events.go.
+// Package db is the function that owns the ledger. It is the only writer of the database. It turns
+// RPCs and events into calls of shared/ledger, and the results into answers. Payments are in
+// rpc.go, settings and operators' actions in admin.go, events in events.go.
 package db
 
 import (
@@ -21,16 +21,16 @@ import (
 	"pgw/shared/payment"
 )
 
-// Config of the function.
+// Config configures the function.
 type Config struct {
 	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
 	BatchMax    int    `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
 	BatchLanes  int    `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
-	QueueMax    int    `envconfig:"QUEUE_MAX" default:"2048" desc:"calls that may wait for a batch; more are refused"`
+	QueueMax    int    `envconfig:"QUEUE_MAX" default:"2048" desc:"most calls that wait for a batch; further calls are refused"`
 	// BatchTimeout is a little longer than the wait for a silent server, because "the server was
 	// silent" is the better answer.
-	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"bound of one batch, with all its waits; whether one that took longer took effect is not known"`
-	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"bound of waiting for a locked row; payments that need a row which stays locked are put off alone"`
+	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"time limit of one batch with all its waits; it is unknown whether a batch that takes longer took effect"`
+	LockTimeout  time.Duration `envconfig:"LOCK_TIMEOUT" default:"700ms" desc:"longest wait for a locked row; only the payments that need the row are then put off"`
 	Keys         event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"ID:BASE64:v2 keys that sign events, separated by commas"`
 	Kafka        kafka.Config
 }
@@ -56,7 +56,7 @@ type metrics struct {
 	reserves, commits, rollbacks *prometheus.CounterVec
 	accountEvents                *prometheus.CounterVec
 	sweeps                       *prometheus.CounterVec
-	swept, told                  prometheus.Counter
+	swept, published             prometheus.Counter
 	lastSweep                    prometheus.Gauge
 	pending, pendingIDR          prometheus.Gauge
 	oldestPending                prometheus.Gauge
@@ -86,7 +86,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		accountEvents: counters("pgw_db_account_events_total", "Account events by outcome; ignored: it came again, or was older than what had been applied.", "outcome", applied, ignored, refusal, putOff),
 		sweeps:        counters("pgw_db_sweeps_total", "Sweeps by result.", "result", "ok", "error"),
 		swept:         counter("pgw_db_swept_total", "Reservations rolled back past their deadline."),
-		told:          counter("pgw_db_swept_told_total", "Results published of reservations that were rolled back past their deadline."),
+		published:     counter("pgw_db_swept_told_total", "Results published of reservations that were rolled back past their deadline."),
 		lastSweep:     gauge("pgw_db_last_sweep_timestamp_seconds", "When a sweep last went through."),
 		pending:       gauge("pgw_db_pending", "Reservations that hold money, at the last sweep."),
 		pendingIDR:    gauge("pgw_db_pending_idr", "Rupiah that are held, at the last sweep."),
@@ -128,7 +128,7 @@ func open(cfg Config, on function.Dependencies) (*DB, error) {
 	return &DB{cfg: cfg, ledger: l, publish: on.Publisher, log: on.Log, metrics: newMetrics(on.Registry)}, nil
 }
 
-// txStatus gives a refusal the TxStatus that earlier callers switch on.
+// txStatus converts a refusal into the TxStatus that earlier callers use.
 func txStatus(r payment.Reason) dbv1.TxStatus {
 	switch r {
 	case payment.InsufficientFunds:

@@ -14,8 +14,8 @@ import (
 	"pgw/shared/postgres"
 )
 
-// What became of an account's event; these are the values of a metric's label. An event is ignored
-// when it comes again, or when it is older than the profile.
+// The outcomes of an account event, used as a metric's label. An event is ignored if it has been
+// applied before, or if it is older than the profile.
 const (
 	applied = "applied"
 	ignored = "ignored"
@@ -43,10 +43,10 @@ func refused(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", event.ErrRefused, fmt.Errorf(format, args...))
 }
 
-// applyAccountEvent opens or funds an account. outcome is the label of what became of the event.
+// applyAccountEvent opens or funds an account. outcome is the event's label in the metric.
 func (d *DB) applyAccountEvent(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
 	changed, err := d.changeAccount(ctx, e)
-	// The database will always refuse the values that it has refused once.
+	// A value that the database has refused once will always be refused.
 	if postgres.BadData(err) && !postgres.Transient(err) {
 		err = fmt.Errorf("%w: %w", event.ErrRefused, err)
 	}
@@ -108,10 +108,10 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 		return false, eventError(err, "open", in.AccountID)
 	case changed:
 	case dated:
-		d.log.WarnContext(ctx, "an account's event is ignored: a newer event has set the profile",
+		d.log.WarnContext(ctx, "ignored an account event: a newer event has set the profile",
 			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", string(in.Status))
 	default:
-		d.log.InfoContext(ctx, "an account's event is ignored: the account has this profile", "account", payment.Masked(in.AccountID))
+		d.log.InfoContext(ctx, "ignored an account event: the account has this profile already", "account", payment.Masked(in.AccountID))
 	}
 	return changed, nil
 }
@@ -126,15 +126,14 @@ func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool
 		return false, eventError(err, "fund", in.AccountID)
 	}
 	if !changed {
-		d.log.InfoContext(ctx, "an account's event is ignored: this funding has counted", "account", payment.Masked(in.AccountID))
+		d.log.InfoContext(ctx, "ignored an account event: this funding has been counted", "account", payment.Masked(in.AccountID))
 	}
 	return changed, nil
 }
 
 func origin(e cloudevents.Event) ledger.Origin { return ledger.Origin{Source: e.Source(), ID: e.ID()} }
 
-// eventError says what the ledger's error means for the event that asked for a change of an
-// account.
+// eventError converts the ledger's error into the result of the event that changes an account.
 func eventError(err error, change, account string) error {
 	var bad *ledger.InvalidError
 	switch {
@@ -146,17 +145,17 @@ func eventError(err error, change, account string) error {
 		err = refused("%w", err)
 	case errors.Is(err, ledger.ErrNoAccount):
 		// The topic's key is the account, so the event that opens the account comes before those
-		// that fund it. It has been applied or given up already. Waiting would not open the
-		// account, and would hold up the events behind.
+		// that fund it. It has been applied or refused already. Waiting would not open the account,
+		// and would delay the events after this one.
 		err = refused("%w: open it, and have this event sent again (pgw deadletter redrive)", err)
 	}
 	return fmt.Errorf("%s account %s: %w", change, payment.Masked(account), err)
 }
 
-// sweep has the ledger sweep, publishes the outcomes, and measures. An outcome that comes again has
-// the same event id.
+// sweep runs the ledger's sweep, publishes the results, and sets the metrics. A result that is
+// published again has the same event id.
 func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
-	swept, err := d.ledger.Sweep(ctx, d.tell)
+	swept, err := d.ledger.Sweep(ctx, d.publishSwept)
 	if !swept.At.IsZero() {
 		d.metrics.pending.Set(float64(swept.Pending))
 		d.metrics.pendingIDR.Set(float64(swept.HeldIDR))
@@ -173,15 +172,15 @@ func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
 	}
 	d.metrics.sweeps.WithLabelValues(result).Inc()
 	d.metrics.swept.Add(float64(swept.RolledBack))
-	d.metrics.told.Add(float64(swept.Told))
+	d.metrics.published.Add(float64(swept.Published))
 	if swept.RolledBack > 0 {
-		d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", swept.RolledBack, "told", swept.Told)
+		d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", swept.RolledBack, "published", swept.Published)
 	}
 	return swept, err
 }
 
-// tell publishes the result of a payment that a sweep has rolled back.
-func (d *DB) tell(ctx context.Context, key string, c ledger.Claim, at time.Time) error {
+// publishSwept publishes the result of a payment that a sweep has rolled back.
+func (d *DB) publishSwept(ctx context.Context, key string, c ledger.Claim, at time.Time) error {
 	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return at }}
 	return outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
 		Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,

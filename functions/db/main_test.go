@@ -22,12 +22,12 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// world is one db on a database of its own.
+// world is a db function with its own database.
 type world struct {
 	*DB
 	t         testing.TB
 	published *published
-	pool      *pgxpool.Pool    // looks at the tables, and changes them, from outside
+	pool      *pgxpool.Pool    // for the test's own reads and changes of the tables
 	now       func() time.Time // the process's clock
 }
 
@@ -51,7 +51,7 @@ const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
-// newWorldWith has a test change what is usual.
+// newWorldWith lets a test change the usual configuration.
 func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
 	url := embeddedtest.Postgres(t)
@@ -112,7 +112,7 @@ func (w *world) exec(sql string, args ...any) {
 	}
 }
 
-// checkSum proves the ledger.
+// checkSum checks that the ledger adds up.
 func (w *world) checkSum() {
 	w.t.Helper()
 	sum, err := ledger.ReadSum(context.Background(), w.pool)
@@ -147,13 +147,14 @@ func (w *world) mustFinish(f ledger.Finish) {
 	}
 }
 
-// expire ends the time in which a reservation may be committed.
+// expire moves a reservation's deadline into the past.
 func (w *world) expire(id uuid.UUID) {
 	w.t.Helper()
 	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 microsecond' WHERE reservation_id = $1`, id)
 }
 
-// hold locks rows as a person does who looks at them by SELECT … FOR UPDATE and goes to lunch.
+// hold locks rows until the test ends, as a person does who runs SELECT … FOR UPDATE and leaves the
+// session open.
 func (w *world) hold(sql string, args ...any) {
 	w.t.Helper()
 	tx, err := w.pool.Begin(context.Background())
@@ -166,7 +167,8 @@ func (w *world) hold(sql string, args ...any) {
 	w.t.Cleanup(func() { tx.Rollback(context.Background()) })
 }
 
-// impatient is how long a lock is waited for in production; other tests here are to see no lock time out on a busy machine.
+// impatient sets the lock timeout of production. The other tests must not reach a lock timeout on a
+// busy machine.
 func impatient(cfg *Config) { cfg.LockTimeout = 700 * time.Millisecond }
 
 const lockAccountSQL = `SELECT FROM wallet_accounts WHERE account_id = $1 FOR UPDATE`

@@ -18,7 +18,7 @@ func fundsRequest(key string, amount int64) *dbv1.ReserveFundsRequest {
 	}
 }
 
-// A client must not get FAILED with a reason that means something else, whatever a caller of
+// A client must not get FAILED with a reason that means something else, whatever reason a caller of
 // RollbackReservation or FailPayment sends.
 func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
 	w := newWorld(t)
@@ -47,7 +47,7 @@ func TestAPaymentIsRolledBackForAReasonOfItsOwnKind(t *testing.T) {
 	}
 }
 
-// A refusal claims its key. A key that is known keeps what it has, whoever refuses it later.
+// A refusal claims its key. A later refusal does not change the existing claim of a key.
 func TestARefusalIsAClaim(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
@@ -81,7 +81,7 @@ func TestARefusalIsAClaim(t *testing.T) {
 		t.Errorf("another request with the key: %v", got)
 	}
 	if got, err := w.Find(t.Context(), &dbv1.FindRequest{IdempotencyKey: "new"}); err != nil || got.Outcome.Reason != "risk_above_max" {
-		t.Errorf("what GET tells: %v, %v", got, err)
+		t.Errorf("the answer to GET: %v, %v", got, err)
 	}
 
 	held, err := w.ReserveFunds(t.Context(), fundsRequest("held", 1000))

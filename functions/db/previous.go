@@ -11,7 +11,7 @@ import (
 )
 
 // A gateway or payments of the previous release may still run while functions are replaced one
-// after the other. These RPCs answer it in the shapes that it knows.
+// after the other. These RPCs answer them with the messages that they know.
 
 // GetPayment implements db.v1.Db.
 func (d *DB) GetPayment(ctx context.Context, in *dbv1.GetPaymentRequest) (*dbv1.GetPaymentResponse, error) {
@@ -65,6 +65,6 @@ func previousRecord(in *commonv1.Record) *dbv1.GetPaymentResponse {
 }
 
 func stateName(out *commonv1.Outcome) string {
-	state, _ := rpc.ToState(out.State) // of our own making
+	state, _ := rpc.ToState(out.State) // db made this state itself, so it is valid
 	return string(state)
 }

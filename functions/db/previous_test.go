@@ -10,8 +10,8 @@ import (
 	"pgw/shared/payment"
 )
 
-// A function of the previous release is answered in the shapes that it knows. Above all it must not
-// take a payment that is committed for one that failed.
+// A function of the previous release gets answers in the messages that it knows. Above all, it must
+// not treat a committed payment as failed.
 func TestThePreviousReleaseIsServed(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
@@ -48,6 +48,6 @@ func TestThePreviousReleaseIsServed(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	if _, err := w.ListPayments(t.Context(), &dbv1.ListPaymentsRequest{ReservationStatus: "SUCCESS"}); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("a state that there is not: %v", err)
+		t.Errorf("a state that does not exist: %v", err)
 	}
 }

@@ -48,7 +48,7 @@ func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*d
 	}
 	reason := got.Reason
 	if out.State == "" {
-		reason = out.Reason // the claim is another payment's
+		reason = out.Reason // the claim belongs to another payment
 	}
 	return &dbv1.ReserveFundsResponse{
 		Status: int32(code), ReservationId: out.Ref, CurrentBalance: got.Balance,
@@ -57,7 +57,7 @@ func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*d
 	}, nil
 }
 
-// fundsPayment is the payment that a caller of the contract's RPC asks for.
+// fundsPayment returns the payment of a ReserveFunds request.
 func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 	return &commonv1.Payment{
 		IdempotencyKey: in.GetIdempotencyKey(), SenderId: in.GetSenderId(), ReceiverId: in.GetReceiverId(),
@@ -67,7 +67,7 @@ func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 	}
 }
 
-// reserve has the ledger decide a payment, and counts what came of it.
+// reserve has the ledger decide about a payment, and counts the result.
 func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error) (
 	got ledger.Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
 ) {
@@ -109,7 +109,7 @@ func (d *DB) CommitReservation(ctx context.Context, in *dbv1.CommitReservationRe
 		out.Status = dbv1.TxStatus_DUPLICATE
 	case got.Claim.Status == payment.RolledBack:
 		out.Status = dbv1.TxStatus_BAD_STATUS
-	default: // PENDING still: the receiver may not be paid, or the deadline has passed
+	default: // still PENDING: the receiver may not be paid, or the deadline has passed
 		out.Status, out.Reason = dbv1.TxStatus_BAD_STATUS, string(payment.CommitFailed)
 		out.Message = "the receiver is not active"
 		if got.Overdue {
@@ -131,7 +131,7 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	}
 	reason := payment.Reason(in.Reason)
 	if !reason.RollBack() {
-		// Earlier callers write sentences. A client must not be told FAILED for a reason that means
+		// Earlier callers write sentences. A client must not get FAILED with a reason that means
 		// success.
 		d.log.DebugContext(ctx, "rollback asked for", "reservation_id", in.ReservationId, "text", fmt.Sprintf("%.100q", in.Reason))
 		reason = payment.CallerRolledBack
@@ -162,7 +162,7 @@ func (d *DB) Fail(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome
 // Refuse implements db.v1.Db.
 func (d *DB) Refuse(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
 	refuse := func(ctx context.Context, p payment.Payment, reason payment.Reason) (ledger.Reserved, error) {
-		// Only the claim of an event names its attempt, because reconcile looks for the event of
+		// Only a claim made by an event has an attempt id, because reconcile looks for the event of
 		// each attempt.
 		p.AttemptID = ""
 		return d.ledger.Refuse(ctx, p, reason)
@@ -170,7 +170,7 @@ func (d *DB) Refuse(ctx context.Context, in *dbv1.CloseRequest) (*commonv1.Outco
 	return closeBy(ctx, in, payment.Reason.Refusal, refuse)
 }
 
-// closeBy closes a payment for a reason of the kind that is allowed.
+// closeBy closes a payment. allowed decides which reasons are accepted.
 func closeBy(ctx context.Context, in *dbv1.CloseRequest, allowed func(payment.Reason) bool,
 	end func(context.Context, payment.Payment, payment.Reason) (ledger.Reserved, error),
 ) (*commonv1.Outcome, error) {
@@ -180,7 +180,7 @@ func closeBy(ctx context.Context, in *dbv1.CloseRequest, allowed func(payment.Re
 	}
 	reason := payment.Reason(in.Reason)
 	if !allowed(reason) {
-		return nil, invalid(fmt.Errorf("reason: a payment can't be closed so for %.50q", in.Reason))
+		return nil, invalid(fmt.Errorf("reason: a payment can't be closed for %.50q", in.Reason))
 	}
 	got, err := end(ctx, p, reason)
 	if err != nil {
@@ -219,7 +219,7 @@ func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsReq
 	return &dbv1.GetRandomAccountsResponse{SenderId: ids[0], ReceiverId: ids[1]}, nil
 }
 
-// defaultPage is how many payments a page has where the caller does not say.
+// defaultPage is the number of payments on a page if the caller sets none.
 const defaultPage = 20
 
 // Find implements db.v1.Db.
@@ -278,7 +278,7 @@ func searchOf(in *dbv1.ListRequest) (s ledger.Search, err error) {
 	return s, nil
 }
 
-// read gives a payment that came over the wire, checked.
+// read reads a payment from a request and checks it.
 func read(in *commonv1.Payment, check func(payment.Payment) error) (payment.Payment, error) {
 	p, err := rpc.ToPayment(in)
 	if err != nil {
@@ -289,8 +289,9 @@ func read(in *commonv1.Payment, check func(payment.Payment) error) (payment.Paym
 
 func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
 
-// translated gives an error of the ledger as gRPC's. Whether a batch whose connection broke was
-// committed is not known; the same call may be made again, and then the claim tells.
+// translated converts an error of the ledger into a gRPC error. If the connection of a batch broke,
+// it is unknown whether the batch was committed. The caller may repeat the call, and then gets the
+// claim.
 func translated(err error) error {
 	var bad *ledger.InvalidError
 	switch {

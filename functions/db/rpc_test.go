@@ -20,7 +20,7 @@ import (
 	"pgw/shared/payment"
 )
 
-// Each of the ledger's errors tells a caller what to do: wait, try again, or give up.
+// Each of the ledger's errors tells the caller whether to wait, try again or give up.
 func TestTheLedgersErrorsAreTranslated(t *testing.T) {
 	for want, errs := range map[codes.Code][]error{
 		codes.ResourceExhausted:  {ledger.ErrFull, fmt.Errorf("reads: %w", ledger.ErrFull)},
@@ -38,7 +38,7 @@ func TestTheLedgersErrorsAreTranslated(t *testing.T) {
 	}
 }
 
-// Who commits too late hears that it is too late, and who commits to a blocked receiver hears that it failed.
+// A late commit is refused as late, and a commit to a blocked receiver is refused as failed.
 func TestALateCommitIsToldToBeLate(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
@@ -61,7 +61,7 @@ func TestALateCommitIsToldToBeLate(t *testing.T) {
 	}
 }
 
-// keys pages through the list and gives the keys it saw, and how many calls that took.
+// keys reads all pages of the list. It returns the keys, and the number of calls that this took.
 func (w *world) keys(in *dbv1.ListRequest) (keys []string, calls int) {
 	w.t.Helper()
 	for {
@@ -123,8 +123,8 @@ func TestListPaymentsNewestFirst(t *testing.T) {
 	}
 }
 
-// What a client notes with its payment is kept, and told by each way to read it. Rows of before
-// have none.
+// A client's metadata is stored with its payment, and every way to read the payment returns it.
+// Rows of earlier releases have none.
 func TestMetadataIsKept(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B")
@@ -157,7 +157,8 @@ func TestMetadataIsKept(t *testing.T) {
 	}
 }
 
-// Through the RPCs, with many payments under way while an account stays locked: strangers settle, and nobody waits for long.
+// Many payments run through the RPCs while an account stays locked. The payments between other
+// accounts settle, and no call waits for long.
 func TestStrangersSettleBesideALockedAccount(t *testing.T) {
 	w := newWorldWith(t, impatient)
 	w.open(10_000, "A", "B", "LOCKED")
@@ -172,7 +173,8 @@ func TestStrangersSettleBesideALockedAccount(t *testing.T) {
 				}
 				key := fmt.Sprint("k", g, "-", i)
 				var got *dbv1.ReserveFundsResponse
-				// A stranger's lane may hold A when a batch goes around locks; who is put off comes again.
+				// Another lane may hold a lock on A when a batch runs without locked rows. A
+				// payment that is put off is tried again.
 				for deadline := time.Now().Add(60 * time.Second); ; {
 					var err error
 					got, err = w.ReserveFunds(t.Context(), &dbv1.ReserveFundsRequest{IdempotencyKey: key, SenderId: from, ReceiverId: "B", AmountIdr: 1, CurrencyInput: "IDR"})
@@ -187,7 +189,7 @@ func TestStrangersSettleBesideALockedAccount(t *testing.T) {
 						return
 					}
 					if time.Now().After(deadline) {
-						t.Errorf("%s, a stranger's, does not settle: %v", key, err)
+						t.Errorf("%s, between other accounts, does not settle: %v", key, err)
 						return
 					}
 				}

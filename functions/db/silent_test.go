@@ -15,9 +15,10 @@ import (
 	"pgw/shared/function"
 )
 
-// Postgres goes silent: the connections that there are never answer again, and none is closed. Payments under way hear that
-// their outcome is not known, never a no, and the next ones settle by new connections. While new ones get no answer either,
-// the function says that it is not ready.
+// Postgres becomes silent: the existing connections never answer again, and none is closed.
+// Payments under way learn that their outcome is unknown, and are not refused. The next payments
+// settle over new connections. While new connections get no answer either, the function is not
+// ready.
 func TestASilentPostgresIsLeft(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
@@ -41,7 +42,7 @@ func TestASilentPostgresIsLeft(t *testing.T) {
 		}
 		return err
 	}
-	// Several of its connections are open.
+	// The calls run at the same time, so several connections are open.
 	round := func(name string) {
 		t.Helper()
 		var all sync.WaitGroup
@@ -53,7 +54,7 @@ func TestASilentPostgresIsLeft(t *testing.T) {
 						return
 					}
 					if status.Code(err) != codes.Unavailable {
-						t.Errorf("%s: not told that the outcome is unknown: %v", name, err)
+						t.Errorf("%s: the answer does not say that the outcome is unknown: %v", name, err)
 						return
 					}
 					if time.Since(begun) > time.Minute {

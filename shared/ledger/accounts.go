@@ -19,16 +19,16 @@ import (
 // maxSeeds is the most accounts that one call of SeedAccounts sets.
 const maxSeeds = 10_000
 
-// MaxAhead is how far the time of a profile may lie ahead of the database's clock: as far as other
-// clocks may be off.
+// MaxAhead is how far the time of a profile may lie ahead of the database's clock. It allows for
+// the usual differences between clocks.
 const MaxAhead = time.Minute
 
-// Profile is what an account is, apart from its money.
+// Profile describes an account, without its money.
 type Profile struct {
 	AccountID     string
 	Owner         string
-	Currency      string // what the owner thinks in; balances are in rupiah
-	DailyLimitIDR int64  // of a UTC day; 0: no limit
+	Currency      string // the owner's currency; balances are in rupiah
+	DailyLimitIDR int64  // for one UTC day; 0: no limit
 	Status        payment.AccountStatus
 }
 
@@ -68,7 +68,7 @@ func (f Funding) check() error {
 	return payment.CheckText("note", f.Note, payment.MaxNote)
 }
 
-// checkAccountID checks the id of an account that somebody outside names.
+// checkAccountID checks an account id that comes from outside.
 func checkAccountID(id string) error {
 	if id == payment.SettlementAccount {
 		return &payment.FieldError{Field: "account_id", Problem: id + " is the house's own"}
@@ -76,11 +76,12 @@ func checkAccountID(id string) error {
 	return payment.CheckID("account_id", id, payment.MaxAccountID)
 }
 
-// Origin names what asks for a change of an account: an id that is unique within its source.
+// Origin identifies the event or command that changes an account: an id that is unique within its
+// source.
 type Origin struct{ Source, ID string }
 
-// key is the origin as one text. Two origins never have the same key: the first # ends the source.
-// If the source itself contains a #, the source's length stands in front, and no URI begins with a
+// key returns the origin as one text. Two origins never have the same key. The first # ends the
+// source. If the source itself contains a #, its length is put in front; no URI begins with a
 // number. Earlier releases wrote all keys in the first form.
 func (o Origin) key() string {
 	if strings.Contains(o.Source, "#") {
@@ -89,7 +90,7 @@ func (o Origin) key() string {
 	return o.ambiguous()
 }
 
-// ambiguous is the key as earlier releases wrote it.
+// ambiguous returns the key as earlier releases wrote it.
 func (o Origin) ambiguous() string { return o.Source + "#" + o.ID }
 
 // openSQL creates the account, or sets its profile unless a newer event has set it. Events may come
@@ -104,8 +105,8 @@ SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excl
 WHERE (wallet_accounts.profile_at, wallet_accounts.profile_event) <= (excluded.profile_at, excluded.profile_event)`
 
 const (
-	// openUndatedSQL creates the account by an event whose time is not known. Any other event is
-	// newer.
+	// openUndatedSQL creates the account from an event whose time is not known. Any event with a
+	// time is newer.
 	openUndatedSQL = `
 INSERT INTO wallet_accounts (account_id, owner, currency, daily_limit_idr, status)
 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (account_id) DO NOTHING`
@@ -115,8 +116,8 @@ SELECT owner = $2 AND currency = $3 AND daily_limit_idr = $4 AND status = $5 FRO
 )
 
 const (
-	// fundSQL counts a funding once, by its id. It changes no row when the id is known or the
-	// account is not. The balance must stay within what a payment can carry.
+	// fundSQL counts a funding once, by its id. It changes no row if the id has been counted or the
+	// account does not exist. The balance must not exceed what a payment can carry.
 	fundSQL = `
 WITH funded AS (
 	INSERT INTO fundings (funding_id, account_id, amount_idr, note, source)
@@ -127,23 +128,24 @@ WITH funded AS (
 UPDATE wallet_accounts a SET balance_idr = a.balance_idr + f.amount_idr, updated_at = now()
 FROM funded f WHERE a.account_id = f.account_id`
 
-	// knownSQL says whether a funding of this id has the same content. If $5 is true, it looks only
-	// at fundings whose source was not kept.
+	// knownSQL reports whether a funding with this id has the same content. If $5 is true, it looks
+	// only at fundings whose source was not kept.
 	knownSQL = `
 SELECT account_id = $2 AND amount_idr = $3 AND note = $4 FROM fundings WHERE funding_id = $1 AND (source = '' OR NOT $5)`
 )
 
-// Ahead returns how far a time lies ahead of the database's clock; below 0, behind.
+// Ahead returns how far a time lies ahead of the database's clock. The result is negative if the
+// time lies behind it.
 func (l *Ledger) Ahead(ctx context.Context, t time.Time) (time.Duration, error) {
 	var now time.Time
 	if err := l.pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
-		return 0, fmt.Errorf("ask for the time: %w", err)
+		return 0, fmt.Errorf("read the database's clock: %w", err)
 	}
 	return t.Sub(now), nil
 }
 
-// OpenAccount opens an account, or gives it another profile as of a time. applied is false when a
-// newer profile stands. An InvalidError names the field that can't be kept.
+// OpenAccount opens an account, or replaces its profile with one that is valid from a time. applied
+// is false if the account has a newer profile. An InvalidError names the invalid field.
 func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Origin) (applied bool, err error) {
 	if err := p.check(); err != nil {
 		return false, &InvalidError{err}
@@ -152,9 +154,10 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 	return tag.RowsAffected() == 1, err
 }
 
-// OpenUndated opens an account with a profile whose time is not known: any other profile is newer.
-// applied is false when the account has this profile already. It returns ErrOtherProfile when the
-// account has another, and an InvalidError that names the field that can't be kept.
+// OpenUndated opens an account with a profile whose time is not known. Any other profile counts as
+// newer. applied is false if the account has this profile already. OpenUndated returns
+// ErrOtherProfile if the account has another profile, and an InvalidError that names an invalid
+// field.
 func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err error) {
 	if err := p.check(); err != nil {
 		return false, &InvalidError{err}
@@ -172,10 +175,10 @@ func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err 
 	return false, err
 }
 
-// FundAccount adds money to an account, once for each origin. applied is false when this funding
-// has counted before. It returns ErrOtherFunding when the origin's funding had other content,
-// ErrNoAccount when the account is not open, and an InvalidError that names the field that can't be
-// kept.
+// FundAccount adds money to an account, once for each origin. applied is false if this funding has
+// been counted before. FundAccount returns ErrOtherFunding if the origin's funding had other
+// content, ErrNoAccount if the account is not open, and an InvalidError that names an invalid
+// field.
 func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied bool, err error) {
 	if err := f.check(); err != nil {
 		return false, &InvalidError{err}
@@ -196,11 +199,12 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 	return false, ErrNoAccount
 }
 
-// knownFunding says whether the funding has counted. A funding of the same id with other content is
-// ErrOtherFunding. ofBefore looks only at fundings whose source was not kept.
-func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, ofBefore bool) (bool, error) {
+// knownFunding reports whether the funding has been counted. It returns ErrOtherFunding if a
+// funding with this id has other content. sourceless limits the search to fundings whose source was
+// not kept.
+func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, sourceless bool) (bool, error) {
 	var same bool
-	err := l.pool.QueryRow(ctx, knownSQL, id, f.AccountID, f.AmountIDR, f.Note, ofBefore).Scan(&same)
+	err := l.pool.QueryRow(ctx, knownSQL, id, f.AccountID, f.AmountIDR, f.Note, sourceless).Scan(&same)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
@@ -212,15 +216,15 @@ func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, ofBefor
 	return true, nil
 }
 
-// Seed is an account with the balance that it shall have.
+// Seed is an account with the balance to set.
 type Seed struct {
 	Profile
 	BalanceIDR int64
 }
 
-// SeedAccounts sets the profiles and balances of up to 10,000 accounts: all of them, or none. What
-// a balance gains or loses is recorded as funding, so that the ledger adds up. An InvalidError
-// names the account and its field that can't be kept.
+// SeedAccounts sets the profiles and balances of up to 10,000 accounts. It sets all of them or
+// none. The change of each balance is recorded as a funding, so the ledger still adds up. An
+// InvalidError names the account and its invalid field.
 func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 	if len(accounts) > maxSeeds {
 		return &InvalidError{&payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("%d in one call; at most %d", len(accounts), maxSeeds)}}
@@ -239,9 +243,9 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 	return nil
 }
 
-// profileSQL creates the account or sets its profile, whatever events have set. The profile is then
-// the newest: its time is the database's, and after the last event's time, which may lie a little
-// ahead.
+// profileSQL creates the account or sets its profile, whatever earlier events have set. The profile
+// becomes the newest: its time is the database's time, and is after the last event's time, which
+// may lie a little ahead.
 const profileSQL = `
 INSERT INTO wallet_accounts AS a (account_id, owner, currency, daily_limit_idr, status, profile_at, profile_event)
 VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6)
@@ -251,8 +255,7 @@ SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excl
 		THEN a.profile_at + interval '1 microsecond' ELSE excluded.profile_at END,
 	profile_event = excluded.profile_event, updated_at = now()`
 
-// seedSQL locks the account and records the difference between the balance wanted and the balance
-// there is.
+// seedSQL locks the account and records the difference between the wanted and the current balance.
 const seedSQL = `
 WITH before AS (
 	SELECT account_id, balance_idr FROM wallet_accounts WHERE account_id = $1 FOR UPDATE
@@ -277,18 +280,18 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// Account is an account as others than the ledger see it.
+// Account is an account as readers see it.
 type Account struct {
 	ID            string
-	BalanceIDR    int64 // that can be spent
+	BalanceIDR    int64 // the balance that can be spent
 	Currency      string
 	Status        payment.AccountStatus
 	DailyLimitIDR int64 // 0: no limit
-	SpentDay      int32 // the UTC day that SpentIDR counts, as payment.Day numbers it
+	SpentDay      int32 // the UTC day of SpentIDR, numbered as payment.Day does
 	SpentIDR      int64 // held or paid on SpentDay
 }
 
-// SpentOn returns what has been held or paid on a UTC day.
+// SpentOn returns the amount held or paid on a UTC day.
 func (a Account) SpentOn(day int32) int64 {
 	if a.SpentDay == day {
 		return a.SpentIDR
@@ -316,8 +319,8 @@ func readAccounts(ctx context.Context, q postgres.Querier, ids []string) (map[st
 	return found, nil
 }
 
-// Balance reads what an account can spend. It returns ErrNotFound when there is no such account,
-// and ErrFull when too many reads wait.
+// Balance reads the balance that an account can spend. It returns ErrNotFound if the account does
+// not exist, and ErrFull if too many reads wait.
 func (l *Ledger) Balance(ctx context.Context, account string) (idr int64, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
 		return l.reads.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, account).Scan(&idr)
@@ -331,8 +334,8 @@ func (l *Ledger) Balance(ctx context.Context, account string) (idr int64, err er
 	return idr, nil
 }
 
-// RandomAccounts picks up to n different active accounts at random. It returns ErrFull when too
-// many reads wait.
+// RandomAccounts picks up to n different active accounts at random. It returns ErrFull if too many
+// reads wait.
 func (l *Ledger) RandomAccounts(ctx context.Context, n int) (ids []string, err error) {
 	err = l.reads.lists.run(ctx, func(ctx context.Context) error {
 		ids, err = readRandomAccounts(ctx, l.reads.pool, n)
@@ -363,7 +366,7 @@ func readRandomAccounts(ctx context.Context, q postgres.Querier, n int) ([]strin
 	return ids, nil
 }
 
-// readStarted reads what the ledger counts when it holds funds.
+// readStarted reads the counts of started payments that the ledger uses when it holds funds.
 func readStarted(ctx context.Context, q postgres.Querier, senders []string, at time.Time) (map[string]uint32, error) {
 	rows, err := q.Query(ctx, `SELECT account_id, started_count FROM wallet_accounts WHERE account_id = ANY($1) AND started_minute = $2`,
 		senders, int32(at.Unix()/60))

@@ -6,12 +6,12 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Two origins whose source and id run together to the same text are two.
+// Two origins stay different even if joining source and id gives the same text.
 func TestOriginsAreUnambiguous(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		part := rapid.StringMatching(`[a0-9:#]{1,6}`)
 		s1, i1, s2, i2 := part.Draw(t, "s1"), part.Draw(t, "i1"), part.Draw(t, "s2"), part.Draw(t, "i2")
-		// No URI, and so no source, begins with a number and a colon.
+		// No URI begins with a number and a colon, so no source does.
 		if (Origin{"/" + s1, i1}).key() == (Origin{"/" + s2, i2}).key() && (s1 != s2 || i1 != i2) {
 			t.Fatalf("/%s, %s and /%s, %s", s1, i1, s2, i2)
 		}

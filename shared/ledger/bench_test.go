@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// One payment's reserve and commit against a real Postgres, in batches of several sizes.
+// One payment's reserve and commit on a real Postgres, in batches of several sizes.
 func BenchmarkReserveAndCommit(b *testing.B) {
 	const accounts = 1000
 	w := newWorld(b)

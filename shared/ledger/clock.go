@@ -7,11 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// The database's clock decides deadlines. But a gateway's clock made each deadline, so the
-// gateways' clocks are compared with the database's here.
+// The database's clock decides about deadlines. But each deadline was set by a gateway's clock, so
+// the gateways' clocks are compared with the database's here.
 
-// acceptedAge shows clocks that differ. Below 0, a gateway's clock is ahead. When even the youngest
-// payments are old, a gateway's clock is behind, or deliveries are late.
+// acceptedAge makes clock differences visible. An age below 0 means that a gateway's clock is
+// ahead. If even the youngest payments are old, a gateway's clock is behind, or deliveries are
+// late.
 func acceptedAge(r prometheus.Registerer) prometheus.Histogram {
 	return promauto.With(r).NewHistogram(prometheus.HistogramOpts{
 		Name:    "pgw_db_accepted_age_seconds",

@@ -11,16 +11,16 @@ import (
 	"pgw/shared/payment"
 )
 
-// skews are how far a replica's clock may be from the database's.
+// skews are the differences between a replica's clock and the database's.
 var skews = map[string]time.Duration{"behind": -90 * time.Second, "ahead": 90 * time.Second, "an hour ahead": time.Hour}
 
-// skewed sets the clock of the world's replica. The database's is this machine's.
+// skewed sets the clock of the world's replica. The database uses this machine's clock.
 func (w *world) skewed(by time.Duration) {
 	w.now = func() time.Time { return time.Now().Add(by) }
 }
 
-// Whatever a replica's clock says, the database's judges the deadline, bounds it, and makes the id by which a sweep finds the
-// reservation.
+// The replica's clock does not matter. The database's clock decides about the deadline, limits it,
+// and makes the id by which a sweep finds the reservation.
 func TestTheDatabasesClockJudges(t *testing.T) {
 	for name, skew := range skews {
 		t.Run(name, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 				t.Fatalf("in time: %+v", held)
 			}
 			if at := timeOf(held.ReservationID); at.Before(before.Add(-time.Second)) || at.After(time.Now().Add(time.Second)) {
-				t.Errorf("its id is of %s, and it was made at %s", at, before)
+				t.Errorf("its id has the time %s, and it was made at %s", at, before)
 			}
 			if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); !got.Done {
 				t.Errorf("commit: %+v", got)
@@ -63,7 +63,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 	}
 }
 
-// Ids of one batch and of later ones rise, and tell the time that they were made from.
+// Ids rise within a batch and from batch to batch, and contain the time that they were made from.
 func TestIdsAreOrderedByTheGivenTime(t *testing.T) {
 	at := time.Date(2026, 1, 31, 9, 30, 0, 999_900_000, time.UTC)
 	var last uuid.UUID
@@ -71,10 +71,10 @@ func TestIdsAreOrderedByTheGivenTime(t *testing.T) {
 		for n := range 256 {
 			id := idAt(at, n)
 			if id.Version() != 7 || id.Variant() != uuid.RFC4122 {
-				t.Fatalf("%s is no UUIDv7", id)
+				t.Fatalf("%s is not a UUIDv7", id)
 			}
 			if id.String() <= last.String() {
-				t.Fatalf("%s is not behind %s", id, last)
+				t.Fatalf("%s is not greater than %s", id, last)
 			}
 			if d := timeOf(id).Sub(at); d < -time.Millisecond || d > time.Millisecond {
 				t.Fatalf("%s is %s off", id, d)
@@ -85,23 +85,23 @@ func TestIdsAreOrderedByTheGivenTime(t *testing.T) {
 	}
 }
 
-// A mark in the future hides no hold, and heals.
+// A mark in the future hides no hold. A sweep corrects it.
 func TestAMarkInTheFutureHeals(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
 	w.madeBefore("old", 24*time.Hour)
 	w.madeBefore("recent", 2*time.Minute)
 	w.exec(`UPDATE sweep_state SET swept_to = '2099-01-01'`)
-	rolledBack, told, err := w.sweep(t.Context())
-	if err != nil || rolledBack != 2 || told != 2 {
-		t.Fatalf("swept %d, told %d, %v", rolledBack, told, err)
+	rolledBack, published, err := w.sweep(t.Context())
+	if err != nil || rolledBack != 2 || published != 2 {
+		t.Fatalf("swept %d, published %d, %v", rolledBack, published, err)
 	}
 	if mark := w.mark(); mark.After(time.Now()) {
 		t.Errorf("the mark stays at %s", mark)
 	}
 }
 
-// No replica's clock moves the mark to where it would hide holds.
+// No replica's clock can move the mark past holds.
 func TestAReplicasClockDoesNotMoveTheMark(t *testing.T) {
 	for name, skew := range skews {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestAReplicasClockDoesNotMoveTheMark(t *testing.T) {
 	}
 }
 
-// A sweep looks at more than one page, and finds what lies on any.
+// A sweep reads more than one page, and finds the holds of every page.
 func TestASweepGoesThroughAllPages(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
@@ -137,16 +137,16 @@ FROM generate_series($1::int, $2::int) n`, from, min(from+chunk-1, 2*sweepPage+1
 FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id)`)
 	}
 	w.madeBefore("last", time.Hour)
-	if rolledBack, told, err := w.sweep(t.Context()); err != nil || rolledBack != 2 || told != 2 {
-		t.Errorf("swept %d, told %d, %v", rolledBack, told, err)
+	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 2 || published != 2 {
+		t.Errorf("swept %d, published %d, %v", rolledBack, published, err)
 	}
 	if mark := w.mark(); mark.Before(time.Now().Add(-10 * time.Minute)) {
 		t.Errorf("the mark stays at %s", mark)
 	}
 }
 
-// What is put last holds, whichever replica takes it and whatever its clock says, also behind what a clock in the future has
-// left.
+// The last rate put is in force, whichever replica takes it and whatever its clock says. This also
+// holds after a row with a time in the future.
 func TestWhatIsPutLastHolds(t *testing.T) {
 	w := newWorld(t)
 	usd, err := money.ParseCurrency("USD")
@@ -184,12 +184,13 @@ func TestWhatIsPutLastHolds(t *testing.T) {
 	put("4")
 }
 
-// Before the database's clock decided, the rules with the highest id were in force. They still are after the migration.
+// Before the database's clock decided, the rules with the highest id were in force. They stay in
+// force after the migration.
 func TestTheRulesInForceStayInForce(t *testing.T) {
 	w := newWorld(t)
 	w.exec(`DELETE FROM risk_rules`)
 	w.exec(`DROP INDEX risk_rules_newest`)
-	// As it was before the fourth migration.
+	// The state before the fourth migration.
 	w.exec(`ALTER TABLE fundings DROP COLUMN source`)
 	w.exec(`ALTER TABLE wallet_accounts DROP COLUMN profile_event`)
 	w.exec(`DELETE FROM goose_db_version WHERE version_id >= 4`)

@@ -12,7 +12,7 @@ import (
 	"pgw/shared/postgres"
 )
 
-// Action is what an operator does about a dead letter.
+// Action is an operator's action on a dead letter.
 type Action string
 
 // The actions.
@@ -21,17 +21,17 @@ const (
 	Discarded Action = "DISCARDED"
 )
 
-// DeadLetterAction is the record of an action. Kafka can't mark a letter, so the record names the
-// letter's place.
+// DeadLetterAction is the record of an action. Kafka can't mark a letter, so the record contains
+// the letter's place.
 type DeadLetterAction struct {
 	Topic     string
 	Partition int32
 	Offset    int64
-	EventID   string // of the event in it, if it has one
+	EventID   string // of the event in the letter, if it has one
 	EventKey  string
 	Action    Action
-	Operator  string // who acted
-	Note      string // why
+	Operator  string // the person who acted
+	Note      string // the person's reason
 	ActedAt   time.Time
 }
 
@@ -40,8 +40,7 @@ const (
 	actionsPage = 1000
 )
 
-// RecordAction records an action, whose ActedAt is ignored. An InvalidError names the field that
-// can't be kept.
+// RecordAction records an action. It ignores ActedAt. An InvalidError names the invalid field.
 func (l *Ledger) RecordAction(ctx context.Context, a DeadLetterAction) error {
 	if err := a.check(); err != nil {
 		return &InvalidError{err}
@@ -51,7 +50,7 @@ INSERT INTO dead_letter_actions (action_id, topic, partition, record_offset, eve
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 		newID(), a.Topic, a.Partition, a.Offset, a.EventID, a.EventKey, a.Action, a.Operator, a.Note)
 	if err != nil {
-		return fmt.Errorf("record what was done about a dead letter: %w", err)
+		return fmt.Errorf("record an action on a dead letter: %w", err)
 	}
 	return nil
 }
@@ -59,7 +58,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 func (a DeadLetterAction) check() error {
 	bad := func(field, problem string) error { return &payment.FieldError{Field: field, Problem: problem} }
 	switch {
-	case a.Topic == "" || len(a.Topic) > 249: // Kafka's own limit
+	case a.Topic == "" || len(a.Topic) > 249: // 249 is Kafka's own limit
 		return bad("topic", "must have 1 to 249 characters")
 	case a.Partition < 0:
 		return bad("partition", "must not be negative")
@@ -75,8 +74,9 @@ func (a DeadLetterAction) check() error {
 	return nil
 }
 
-// Actions reads a page of a topic's actions, the oldest first. It goes on after the id that the
-// page before gave as next; uuid.Nil begins, and a next of uuid.Nil says that there are no more.
+// Actions reads a page of a topic's actions, the oldest first. It continues after the id that the
+// previous page returned as next. The first page starts after uuid.Nil. A next of uuid.Nil means
+// that there are no more.
 func (l *Ledger) Actions(ctx context.Context, topic string, after uuid.UUID) (actions []DeadLetterAction, next uuid.UUID, err error) {
 	rows, err := l.pool.Query(ctx, `
 SELECT action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, acted_at
@@ -102,11 +102,11 @@ FROM dead_letter_actions WHERE topic = $1 AND action_id > $2 ORDER BY action_id 
 func ReadDiscarded(ctx context.Context, q postgres.Querier) (map[string]bool, error) {
 	rows, err := q.Query(ctx, `SELECT DISTINCT event_key FROM dead_letter_actions WHERE action = $1`, Discarded)
 	if err != nil {
-		return nil, fmt.Errorf("read what was discarded: %w", err)
+		return nil, fmt.Errorf("read the discarded events: %w", err)
 	}
 	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, fmt.Errorf("read what was discarded: %w", err)
+		return nil, fmt.Errorf("read the discarded events: %w", err)
 	}
 	discarded := make(map[string]bool, len(keys))
 	for _, key := range keys {

@@ -16,9 +16,9 @@ const (
 	// MaxPage is the most payments on a page.
 	MaxPage = 100
 	// MaxSearched is the most payments that the search for one page looks at. Indexes on the
-	// accounts would be two more for every payment to write, and would slow down the one update of
-	// a reservation. Without them, a search for an account that pays rarely finds few payments on a
-	// page. The caller goes on from the page's next.
+	// accounts would make two more writes for every payment, and would slow down the one update of
+	// a reservation. Without them, a search for an account that pays rarely finds few payments per
+	// page. The caller continues with the page's next.
 	MaxSearched = 500
 )
 
@@ -37,20 +37,20 @@ ORDER BY r.reservation_id DESC LIMIT $4`
 )
 
 const (
-	// A plan made while the table was small would read and sort the whole table, and would stay as
-	// the table grows.
+	// A plan made while the table was small would read and sort the whole table. It would still be
+	// used after the table has grown.
 	walkSQL = `SET LOCAL enable_bitmapscan = off`
 
-	// The last payment that paymentsSQL looks at when it finds too few.
+	// lastSearchedSQL finds the last payment that paymentsSQL looks at when it finds too few.
 	lastSearchedSQL = `
 SELECT reservation_id FROM reservations WHERE reservation_id < $1 ORDER BY reservation_id DESC OFFSET $2 LIMIT 1`
 )
 
-// Newest is above every reservation's id.
+// Newest is greater than every reservation's id.
 var Newest = uuid.Max
 
-// Payment reads one payment by its key. It returns ErrNotFound when the ledger has none, and
-// ErrFull when too many reads wait.
+// Payment reads one payment by its key. It returns ErrNotFound if the ledger has none, and ErrFull
+// if too many reads wait.
 func (l *Ledger) Payment(ctx context.Context, key string) (rec payment.Record, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
 		rows, err := l.reads.pool.Query(ctx, paymentSQL, key)
@@ -69,17 +69,17 @@ func (l *Ledger) Payment(ctx context.Context, key string) (rec payment.Record, e
 	return rec, nil
 }
 
-// Search says which payments are wanted, the newest first.
+// Search selects payments. The newest come first.
 type Search struct {
 	Limit   int                       // 1 to MaxPage
-	Before  uuid.UUID                 // a reservation's id: only older ones; Newest for all
-	Account string                    // the sender or the receiver; empty: of all
+	Before  uuid.UUID                 // a reservation's id: only older ones are returned; Newest for all
+	Account string                    // the sender or the receiver; empty: any
 	Status  payment.ReservationStatus // empty: any
 }
 
-// Payments reads a page. next is the Before of the next page; empty when there are no older
-// payments. A page may have fewer payments than asked for, or none, and still have a next: see
-// MaxSearched. It returns ErrFull when too many reads wait.
+// Payments reads a page. next is the Before of the next page, and is empty if there are no older
+// payments. A page may have fewer payments than the limit, or none, and still have a next: see
+// MaxSearched. Payments returns ErrFull if too many reads wait.
 func (l *Ledger) Payments(ctx context.Context, s Search) (found []payment.Record, next string, err error) {
 	err = l.reads.lists.run(ctx, func(ctx context.Context) error {
 		return pgx.BeginTxFunc(ctx, l.reads.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -97,7 +97,7 @@ func readPage(ctx context.Context, tx pgx.Tx, s Search) (found []payment.Record,
 	if _, err := tx.Exec(ctx, walkSQL); err != nil {
 		return nil, "", err
 	}
-	// One payment more than asked for shows whether there is a next page.
+	// One payment more than the limit shows whether there is a next page.
 	rows, err := tx.Query(ctx, paymentsSQL, s.Before, s.Account, string(s.Status), s.Limit+1, MaxSearched)
 	if err != nil {
 		return nil, "", err

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// keys pages through a search and gives the keys it saw, and how many calls that took.
+// keys reads all pages of a search. It returns the keys, and the number of calls that this took.
 func (w *world) keys(s Search) (keys []string, calls int) {
 	w.t.Helper()
 	for {
@@ -29,7 +29,8 @@ func (w *world) keys(s Search) (keys []string, calls int) {
 	}
 }
 
-// However long the ledger is, one call looks at so many payments and no more; the next goes on from there.
+// One call looks at a limited number of payments, however long the ledger is. The next call
+// continues from there.
 func TestListPaymentsIsBounded(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B", "C")

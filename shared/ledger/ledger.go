@@ -1,16 +1,16 @@
-// Package ledger owns the database: its schema, and all SQL over accounts, fundings, reservations,
-// payments, rates, rules, the sweep's mark and the actions on dead letters. Pure decisions stand beside
-// the SQL that they serve.
+// Package ledger owns the database: its schema, and all SQL on accounts, fundings, reservations,
+// payments, rates, rules, the sweep's mark and the actions on dead letters. Pure decisions are next
+// to the SQL that uses them.
 //
-//   - A Ledger writes, and reads what clients ask for. Only db has one.
+//   - A Ledger writes, and serves the clients' reads. Only db has one.
 //   - A Reader needs only the right to read. fx, wallet and risk have one.
-//   - The functions named Read and Each read on a connection or in a snapshot of the caller. Operators'
+//   - The functions named Read and Each use a connection or a snapshot of the caller. Operators'
 //     commands use them.
 //   - Migrate, Roles and CheckSchema keep the schema (UPGRADES.md).
 //
-// Amounts are whole rupiah, unless a name says minor units. Times are by the database's clock, unless
-// a comment says otherwise. Errors are this package's own (errors.go), the end of a context, or the
-// database's, which shared/postgres classifies.
+// Amounts are whole rupiah, unless a name says minor units. Times are by the database's clock,
+// unless a comment says otherwise. An error is one of this package (errors.go), a context's error,
+// or a database error, which shared/postgres classifies.
 package ledger
 
 import (
@@ -36,10 +36,10 @@ import (
 	"pgw/shared/postgres"
 )
 
-// maxTries bounds how often a batch that lost against another transaction is run.
+// maxTries is how often a batch is run that conflicts with another transaction.
 const maxTries = 6
 
-// Claim is what the ledger knows of one idempotency key.
+// Claim is the ledger's state of one idempotency key.
 type Claim struct {
 	ReservationID uuid.UUID // zero: there is no claim
 	Fingerprint   payment.Fingerprint
@@ -48,18 +48,18 @@ type Claim struct {
 	Reason        payment.Reason // empty while PENDING
 }
 
-// Reserved is the answer to one reserve.
+// Reserved is the result of one reserve.
 type Reserved struct {
 	Claim
-	Replay  bool  // the claim belongs to an earlier attempt
-	Balance int64 // the sender's, after this call decided; 0 when the key was known before
+	Replay  bool  // the claim was made by an earlier attempt
+	Balance int64 // the sender's, after this call decided; 0 if the key was claimed before
 }
 
-// Mismatch says whether the key belongs to another request.
+// Mismatch reports whether the key belongs to another request.
 func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != req.Fingerprint() }
 
-// Outcome is what has become of the payment. When its key belongs to another payment, the ledger
-// keeps nothing for it, and the outcome is a refusal.
+// Outcome returns the payment's outcome. If its key belongs to another payment, the ledger keeps
+// nothing for it, and the outcome is a refusal.
 func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 	if r.Mismatch(p) {
 		out := payment.Decline(payment.IdempotencyMismatch)
@@ -69,49 +69,50 @@ func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 	return payment.Standing(r.Status, r.Reason, r.ReservationID.String(), r.Replay)
 }
 
-// reserve asks for one payment. When refuse is set, it is recorded, and nothing is held.
+// reserve is the call for one payment. If refuse is set, the refusal is recorded and nothing is
+// held.
 type reserve struct {
 	payment.Payment
 	refuse payment.Reason
 }
 
-// Finish ends one reservation: it pays the receiver, or gives the hold back.
+// Finish ends one reservation: it pays the receiver, or returns the held funds.
 type Finish struct {
 	ReservationID uuid.UUID
-	Key           string         // a commit needs the reservation to have this key; empty: any
-	RollBack      payment.Reason // why to roll back; empty: commit
+	Key           string         // a commit fails if the reservation has another key; empty: any
+	RollBack      payment.Reason // the reason to roll back; empty: commit
 }
 
-// Finished is the answer to one Finish.
+// Finished is the result of one Finish.
 type Finished struct {
 	Done    bool  // this call ended the reservation
-	Claim   Claim // as it stands; the zero Claim when there is no such reservation
+	Claim   Claim // the current state; the zero Claim if the reservation does not exist
 	Key     string
 	Overdue bool // it is PENDING, and past its deadline by the database's clock
 }
 
-// Config of a Ledger.
+// Config configures a Ledger.
 type Config struct {
 	URL  string // of the database, for a user with the right to write
 	Name string // of the function, for application_name in pg_stat_activity
 
 	BatchMax     int           // payments in one transaction
 	BatchLanes   int           // transactions of one kind at the same time
-	QueueMax     int           // calls that may wait for a batch; more get ErrFull
-	BatchTimeout time.Duration // bound of one batch with all its waits; 0 means batch.DefaultTimeout
-	LockTimeout  time.Duration // bound of waiting for a locked row; 0 means as long as a statement may take
-	ReadTimeout  time.Duration // bound of one read with its wait for a connection; 0 means 5 s
+	QueueMax     int           // the most calls that wait for a batch; further calls get ErrFull
+	BatchTimeout time.Duration // the time limit of one batch with all its waits; 0 means batch.DefaultTimeout
+	LockTimeout  time.Duration // the longest wait for a locked row; 0 means the time limit of a statement
+	ReadTimeout  time.Duration // the time limit of one read with its wait for a connection; 0 means 5 s
 
-	Now        func() time.Time      // the process's clock: only its distance from the database's is measured; nil means time.Now
+	Now        func() time.Time      // the process's clock, used only to measure its difference from the database's; nil means time.Now
 	Log        *slog.Logger          // nil means slog.Default
 	Registerer prometheus.Registerer // nil: there are no metrics
 }
 
-// spareConns serve what is neither a reserve nor a finish: settings, accounts and the sweep.
+// spareConns are connections for all other calls: settings, accounts and the sweep.
 const spareConns = 4
 
-// Ledger writes accounts, reservations, payments and all else that the database holds. Calls that
-// arrive together become one transaction. Make it with Open; end it with Close.
+// Ledger writes accounts, reservations, payments and everything else in the database. Calls that
+// arrive at the same time share a transaction. Make it with Open; end it with Close.
 type Ledger struct {
 	pool     *pgxpool.Pool
 	reads    *reads
@@ -119,14 +120,13 @@ type Ledger struct {
 	finishes *batch.Batcher[Finish, Finished]
 	rules    *postgres.Cached[payment.Rules]
 	locks    seenLocks
-	accepted prometheus.Histogram // nil: not measured
+	accepted prometheus.Histogram // nil: there are no metrics
 	log      *slog.Logger
 }
 
-// Open makes a ledger on a database. It connects when it is first used. An error names
-// DATABASE_URL.
+// Open makes a ledger on a database. It connects on first use. An error names DATABASE_URL.
 func Open(cfg Config) (*Ledger, error) {
-	// Each lane of both kinds holds a connection while it works.
+	// Each lane of both kinds uses one connection while it works.
 	pool, err := postgres.Open(postgres.Config{
 		URL: cfg.URL, Name: cfg.Name, Lookups: true, MaxConns: int32(2*cfg.BatchLanes + spareConns),
 		LockTimeout: cfg.LockTimeout, Now: cfg.Now, Registerer: cfg.Registerer,
@@ -155,14 +155,14 @@ func Open(cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-// Ready says why the ledger can't work: the database does not answer, or its schema does not fit
-// this release.
+// Ready returns the reason why the ledger can't work: the database does not answer, or its schema
+// does not fit this release.
 func (l *Ledger) Ready(ctx context.Context) error { return CheckSchema(ctx, l.pool, KnownSchema()) }
 
-// Run keeps the rules that the ledger enforces itself up to date, until ctx ends.
+// Run reads the rules that the ledger enforces itself again and again, until ctx ends.
 func (l *Ledger) Run(ctx context.Context) error { return l.rules.Run(ctx) }
 
-// Close serves the calls that have been taken, as long as ctx allows, and closes the connections.
+// Close serves the calls that have been accepted, until ctx ends, and closes the connections.
 func (l *Ledger) Close(ctx context.Context) error {
 	err := errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
 	l.pool.Close()
@@ -170,9 +170,9 @@ func (l *Ledger) Close(ctx context.Context) error {
 	return err
 }
 
-// serve runs a batch as one transaction, and runs it again when it lost against another
-// transaction. When the database refuses a value, the whole transaction fails. Then each call runs
-// by itself, so that one bad row does not fail its neighbours.
+// serve runs a batch as one transaction, and repeats it after a conflict with another transaction.
+// If the database refuses a value, the whole transaction fails. Then serve runs each call in a
+// transaction of its own, and one bad row does not fail the other calls.
 func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, R] {
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := make([]batch.Result[R], len(calls))
@@ -182,12 +182,13 @@ func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, 
 			if err == nil {
 				results[i].Value = values[i]
 			} else if bad {
-				alone, failed := runTransaction(ctx, calls[i:i+1], run)
+				single, failed := runTransaction(ctx, calls[i:i+1], run)
 				if failed == nil {
-					results[i].Value = alone[0]
+					results[i].Value = single[0]
 				}
 				if results[i].Err = failed; postgres.LockTimeout(failed) {
-					// One such wait is enough. servePatiently runs the rest around the locked rows.
+					// One such wait is enough. servePatiently runs the rest without the locked
+					// rows.
 					bad, err = false, failed
 				}
 			} else {
@@ -211,17 +212,17 @@ func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.C
 }
 
 const (
-	// Senders are locked in the order of their ids, so that two batches never wait for each other
-	// in a circle. With NO KEY, rows that refer to the account can still be written meanwhile.
+	// Senders are locked in the order of their ids, so two batches never wait for each other in a
+	// circle. With NO KEY, other transactions can still write rows that refer to the account.
 	lockSendersSQL = `
 SELECT account_id, balance_idr, status, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count
 FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal ORDER BY account_id FOR NO KEY UPDATE`
 
-	// The time is read after the wait for the senders. This one clock decides deadlines, days and
-	// minutes, and makes the ids.
+	// The time is read after the wait for the senders' locks. This one clock decides about
+	// deadlines, days and minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
 
-	// Of the house's own accounts, only the one that holds are paid to can be a receiver.
+	// Of pgw's own accounts, only the one that receives holds can be a receiver.
 	receiversSQL = `
 SELECT account_id, status FROM wallet_accounts
 WHERE account_id = ANY($1) AND (NOT internal OR account_id = '` + payment.SettlementAccount + `')`
@@ -241,7 +242,7 @@ SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
 	AS c(id, key, sender, receiver, currency, amount, reason)`
 
-	// lockSendersSQL has locked the rows, so the calculated values can be set as they are.
+	// lockSendersSQL has locked the rows, so the calculated values can be written directly.
 	debitSQL = `
 UPDATE wallet_accounts a
 SET balance_idr = d.balance, spent_day = d.day, spent_today_idr = d.spent,
@@ -259,7 +260,7 @@ type sender struct {
 	debited         bool
 }
 
-// reserveAll decides a batch in one transaction of two round trips.
+// reserveAll decides about a batch in one transaction of two round trips.
 func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
 	rules, err := l.rules.Get(ctx)
 	if err != nil {
@@ -284,7 +285,7 @@ func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, e
 	return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
 }
 
-// lockForReserve begins the transaction and reads what decide needs. lockSQL locks the senders.
+// lockForReserve begins the transaction and reads the data for decide. lockSQL locks the senders.
 func (l *Ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls []reserve, lockSQL string) (
 	senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, err error,
 ) {
@@ -331,7 +332,7 @@ func (l *Ledger) lockForReserve(ctx context.Context, conn *pgxpool.Conn, calls [
 	return senders, blocked, claims, now, err
 }
 
-// scanClaim reads a claim's columns, and further columns behind them.
+// scanClaim reads a claim's columns, and the further columns after them.
 func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 	var c Claim
 	var fingerprint []byte
@@ -344,7 +345,7 @@ func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 	return c, nil
 }
 
-// collectClaims reads claims, by their keys.
+// collectClaims returns claims by their keys.
 func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
 	defer rows.Close()
 	claims := map[string]Claim{}
@@ -359,9 +360,9 @@ func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
 	return claims, rows.Err()
 }
 
-// decide takes the calls one after the other. Each sees the balances and claims that the calls
-// before it left, so it changes senders and claims. It is pure apart from that and from the new
-// ids. fresh lists the calls that make a new claim. now is the database's time.
+// decide decides about the calls one after the other. Each call sees the balances and claims that
+// the calls before it left, so decide changes senders and claims. Apart from that and from the new
+// ids, it is pure. fresh lists the calls that make a new claim. now is the database's time.
 func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool, claims map[string]Claim, now time.Time, velocity uint32) (decided []Reserved, fresh []int) {
 	decided = make([]Reserved, len(calls))
 	for i, c := range calls {
@@ -387,15 +388,15 @@ func decide(calls []reserve, senders map[string]*sender, blocked map[string]bool
 			continue
 		}
 		decided[i].Claim = claim
-		// Without an attempt's id, a redelivery can't be told from a second attempt.
+		// Without an attempt's id, a redelivery can't be distinguished from a second attempt.
 		decided[i].Replay = c.AttemptID == "" || c.AttemptID != claim.AttemptID
 	}
 	return decided, fresh
 }
 
-// hold subtracts the funds from the sender, or returns the reason why not. The sender is locked, so
-// payments that come at once can't exceed the velocity limit. Risk only reads, and lets all of them
-// through.
+// hold subtracts the funds from the sender, or returns the reason for a refusal. The sender is
+// locked, so simultaneous payments can't exceed the velocity limit. Risk only reads the count, so
+// it would accept all of them.
 func hold(r payment.Payment, s *sender, blocked map[string]bool, now time.Time, velocity uint32) payment.Reason {
 	var from, to *payment.Account
 	if s != nil {
@@ -491,15 +492,15 @@ func queueDebits(b *pgx.Batch, senders map[string]*sender) {
 }
 
 // A statement that ends reservations locks them in the order of their ids, and then accounts in the
-// order of theirs. So two transactions never wait for each other in a circle, and accounts are
-// locked only for the last part of the statement. The statement itself states the order (ORDER BY
-// ... FOR NO KEY UPDATE), so the order does not depend on the plan.
+// order of their ids. So two transactions never wait for each other in a circle, and accounts are
+// locked only for the last part of the statement. The statement states the order (ORDER BY ... FOR
+// NO KEY UPDATE), so the order does not depend on the plan.
 const (
-	// This is a compare-and-set: of a commit, a rollback and a sweep of one reservation, one finds
-	// it PENDING. The database's clock decides whether the deadline has passed. The statement may
-	// wait for the accounts, so it checks the deadline and the receivers again after the wait. If a
-	// check fails, an outcome gets no status, which fails the batch. The batch runs again, and then
-	// refuses what it must.
+	// This is a compare-and-set. If a commit, a rollback and a sweep run for one reservation, only
+	// one of them finds it PENDING. The database's clock decides whether the deadline has passed.
+	// The statement may wait for the accounts, so it checks the deadline and the receivers again
+	// after the wait. If a check fails, an outcome gets no status, which fails the batch. The batch
+	// runs again, and then refuses the reservations concerned.
 	commitSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
@@ -528,7 +529,7 @@ WITH held AS MATERIALIZED (
 )
 SELECT reservation_id FROM done`
 
-	// A hold of today that is rolled back no longer counts against today's limit.
+	// A hold of today that is rolled back does not count against today's limit any more.
 	rollBackSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
@@ -565,8 +566,9 @@ FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = ANY($1::uuid[])`
 )
 
-// finishAll ends a batch of reservations. Commits are one statement, and so one transaction;
-// rollbacks are another. Then it reads the state of the reservations that this batch could not end.
+// finishAll ends a batch of reservations. All commits are one statement, and so one transaction.
+// All rollbacks are another. Then finishAll reads the state of the reservations that this batch
+// could not end.
 func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
 	if l.locks.recent() {
 		return l.finishBriefly(ctx, calls)
@@ -574,10 +576,10 @@ func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 	return finishOn(ctx, l.pool, calls, false)
 }
 
-// finishOn is finishAll on a pool or in a transaction. untold marks the rollbacks for a sweep to
-// tell.
-func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, untold bool) ([]Finished, error) {
-	order := make([]int, 0, len(calls)) // of several calls for one reservation, only the first
+// finishOn is finishAll on a pool or in a transaction. unpublished marks the rollbacks, so that a
+// sweep publishes their results.
+func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublished bool) ([]Finished, error) {
+	order := make([]int, 0, len(calls)) // has only the first of several calls for one reservation
 	first := make(map[uuid.UUID]int, len(calls))
 	for i, c := range calls {
 		if _, seen := first[c.ReservationID]; !seen {
@@ -624,7 +626,7 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, untold bo
 		}
 	}
 	if len(rollbacks) > 0 {
-		if err := end(rollBackSQL, rollbacks, reasons, untold); err != nil {
+		if err := end(rollBackSQL, rollbacks, reasons, unpublished); err != nil {
 			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
 		}
 	}
@@ -662,9 +664,10 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	return rows.Err()
 }
 
-// Reserve claims the payment's key and holds its funds, or records why not. A known key keeps what
-// it has: that is returned. After ErrFull and ErrLocked the call has had no effect. After any other
-// error that is not known, and the same call may be made again: the claim then tells.
+// Reserve claims the payment's key and holds its funds, or records why not. If the key has a claim
+// already, Reserve returns that claim. After ErrFull and ErrLocked the call has had no effect.
+// After any other error, it is unknown whether the call took effect. The caller may repeat the
+// call, and then gets the claim.
 func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p})
 }
@@ -674,14 +677,14 @@ func (l *Ledger) Finish(ctx context.Context, f Finish) (Finished, error) {
 	return l.finishes.Do(ctx, f)
 }
 
-// Refuse claims the key as refused for a reason, and holds nothing. A known key keeps what it has:
-// that is returned. Its errors are those of Reserve.
+// Refuse claims the key as refused for a reason, and holds nothing. If the key has a claim already,
+// Refuse returns that claim. Its errors are those of Reserve.
 func (l *Ledger) Refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p, refuse: reason})
 }
 
-// Fail closes a payment as FAILED for a reason, unless it is decided already. Its errors are those
-// of Reserve.
+// Fail closes a payment as FAILED for a reason, unless it has an outcome already. Its errors are
+// those of Reserve.
 func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
 	got, err := l.Refuse(ctx, p, reason)
 	if err != nil || got.Status != payment.Pending || got.Mismatch(p) {
@@ -692,14 +695,14 @@ func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Rea
 	return got, err
 }
 
-// newID makes an id whose time decides nothing.
+// newID makes an id. Nothing depends on its time.
 func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
 
 // idAt makes the UUIDv7 of the nth reservation of a batch, at a time of the database. Ids are
-// ordered by that time, whatever a replica's own clock says. So new rows go to the end of the index,
+// ordered by that time, and replicas' clocks do not matter. So new rows go to the end of the index,
 // and the sweep finds old rows.
 func idAt(now time.Time, n int) uuid.UUID {
-	const steps = 1 << 12 // of a millisecond
+	const steps = 1 << 12 // in a millisecond
 	at := now.UnixMilli()*steps + int64(now.Nanosecond()%1e6)*steps/1e6 + int64(n)
 	id := uuid.New()
 	binary.BigEndian.PutUint64(id[:8], uint64(at/steps)<<16|7<<12|uint64(at%steps))

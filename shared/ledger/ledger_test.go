@@ -22,28 +22,28 @@ import (
 	"pgw/shared/postgres"
 )
 
-// world is one ledger on a database of its own.
+// world is a ledger with its own database.
 type world struct {
 	*Ledger
 	t   testing.TB
 	cfg Config
 	now func() time.Time // the process's clock
 
-	mu       sync.Mutex
-	told     map[string]payment.Reason // by key: what sweeps have told
-	failTell error
+	mu          sync.Mutex
+	published   map[string]payment.Reason // by key: the results that sweeps have published
+	failPublish error
 }
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
-// newWorldWith has a test change what is usual.
+// newWorldWith lets a test change the usual configuration.
 func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
 	url := embeddedtest.Postgres(t)
 	if err := Migrate(context.Background(), url); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, now: time.Now, told: map[string]payment.Reason{}}
+	w := &world{t: t, now: time.Now, published: map[string]payment.Reason{}}
 	w.cfg = Config{
 		URL: url, Name: "test", BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute, ReadTimeout: patience,
 		Now: func() time.Time { return w.now() }, Log: slog.New(slog.DiscardHandler),
@@ -62,17 +62,17 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 	return w
 }
 
-// sweep sweeps, and remembers what was told.
-func (w *world) sweep(ctx context.Context) (rolledBack, told int, err error) {
+// sweep runs a sweep, and records the published results.
+func (w *world) sweep(ctx context.Context) (rolledBack, published int, err error) {
 	swept, err := w.Sweep(ctx, func(_ context.Context, key string, c Claim, _ time.Time) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.failTell == nil {
-			w.told[key] = c.Reason
+		if w.failPublish == nil {
+			w.published[key] = c.Reason
 		}
-		return w.failTell
+		return w.failPublish
 	})
-	return swept.RolledBack, swept.Told, err
+	return swept.RolledBack, swept.Published, err
 }
 
 // open makes accounts with funds.
@@ -103,7 +103,7 @@ func (w *world) exec(sql string, args ...any) {
 	}
 }
 
-// checkSum proves the ledger.
+// checkSum checks that the ledger adds up.
 func (w *world) checkSum() {
 	w.t.Helper()
 	sum, err := ReadSum(context.Background(), w.pool)
@@ -152,7 +152,7 @@ func TestReserveCommitMovesMoneyOnce(t *testing.T) {
 	}
 	w.checkSum()
 	if got := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "other"}); got.Done {
-		t.Fatal("committed for another key")
+		t.Fatal("committed with another key")
 	}
 	if got := w.mustFinish(Finish{ReservationID: held.ReservationID, Key: "k"}); !got.Done {
 		t.Fatalf("commit: %+v", got)
@@ -168,7 +168,7 @@ func TestReserveCommitMovesMoneyOnce(t *testing.T) {
 	if w.balance("A") != 600 || w.balance("B") != 1400 {
 		t.Fatalf("A %d, B %d", w.balance("A"), w.balance("B"))
 	}
-	// The same attempt, redelivered, is no replay; a second attempt is.
+	// A redelivery of the same attempt is not a replay. A second attempt is one.
 	if got := w.mustReserve(pay("k", "A", "B", 400)); got.Replay || got.Status != payment.Committed || got.ReservationID != held.ReservationID {
 		t.Errorf("redelivered: %+v", got)
 	}
@@ -205,7 +205,7 @@ func TestRefusalsAreForEver(t *testing.T) {
 			t.Errorf("%s: %+v", tc.want, got)
 		}
 	}
-	w.open(1000, "A", "X") // now there would be enough, and the account is there
+	w.open(1000, "A", "X") // now there would be enough, and the account exists
 	for key, want := range map[string]payment.Reason{"poor": payment.InsufficientFunds, "who": payment.UnknownSender} {
 		r := pay(key, "A", "B", 101)
 		if key == "who" {
@@ -241,8 +241,8 @@ func TestFundsForExactlyNofM(t *testing.T) {
 	}
 }
 
-// In one batch: a payment too large leaves the smaller ones behind it alone, a doubled key counts once, and
-// values that the database refuses fail only their own call.
+// In one batch: a payment that is too large does not affect the smaller ones after it, a repeated
+// key counts once, and values that the database refuses fail only their own call.
 func TestABadMemberFailsAlone(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
@@ -264,10 +264,10 @@ func TestABadMemberFailsAlone(t *testing.T) {
 		}
 	}
 	if got[1].ReservationID != got[2].ReservationID || w.balance("A") != 0 {
-		t.Errorf("the doubled key: %v and %v; A has %d", got[1].ReservationID, got[2].ReservationID, w.balance("A"))
+		t.Errorf("the repeated key: %v and %v; A has %d", got[1].ReservationID, got[2].ReservationID, w.balance("A"))
 	}
 
-	// The edge checks amounts; the ledger's constraint is what is left when the edge is passed by.
+	// The edge checks amounts. The ledger's constraint still works when a caller bypasses the edge.
 	bad := pay("bad", "B", "A", 10)
 	bad.AmountIDR = -5
 	results := serve(w.reserveAll)(t.Context(), []reserve{{Payment: pay("good", "B", "A", 10)}, {Payment: bad}, {Payment: pay("good too", "B", "A", 10)}})
@@ -306,12 +306,12 @@ func TestDailyLimit(t *testing.T) {
 	if got := w.mustReserve(pay("2", "A", "B", 21)); got.Reason != payment.DailyLimitExceeded {
 		t.Fatalf("past the limit: %+v", got)
 	}
-	// What is rolled back no longer counts.
+	// A hold that is rolled back does not count any more.
 	w.mustFinish(Finish{ReservationID: first.ReservationID, RollBack: payment.CommitFailed})
 	if got := w.mustReserve(pay("3", "A", "B", 100)); got.Status != payment.Pending {
 		t.Fatalf("after the rollback: %+v", got)
 	}
-	// Another day is another limit: what was spent was spent yesterday.
+	// Each day has its own limit. This moves the spent amount to yesterday.
 	w.exec(`UPDATE wallet_accounts SET spent_day = spent_day - 1 WHERE account_id = 'A'`)
 	if got := w.mustReserve(pay("4", "A", "B", 100)); got.Status != payment.Pending {
 		t.Fatalf("the day after: %+v", got)
@@ -350,20 +350,20 @@ func TestSweepRollsBackAndTells(t *testing.T) {
 	w.expire(w.mustReserve(pay("short", "A", "B", 10)).ReservationID)
 	w.mustReserve(pay("long", "A", "B", 20))
 
-	w.failTell = context.DeadlineExceeded
+	w.failPublish = context.DeadlineExceeded
 	if _, _, err := w.sweep(ctx); err == nil {
-		t.Fatal("a sweep that could not tell says nothing")
+		t.Fatal("a sweep that could not publish returns no error")
 	}
-	w.failTell = nil
-	rolledBack, told, err := w.sweep(ctx)
-	if err != nil || rolledBack != 0 || told != 1 {
-		t.Fatalf("second sweep: %d, %d, %v", rolledBack, told, err)
+	w.failPublish = nil
+	rolledBack, published, err := w.sweep(ctx)
+	if err != nil || rolledBack != 0 || published != 1 {
+		t.Fatalf("second sweep: %d, %d, %v", rolledBack, published, err)
 	}
-	if len(w.told) != 1 || w.told["short"] != payment.Expired {
-		t.Errorf("told %v", w.told)
+	if len(w.published) != 1 || w.published["short"] != payment.Expired {
+		t.Errorf("published %v", w.published)
 	}
-	if _, told, err := w.sweep(ctx); err != nil || told != 0 {
-		t.Errorf("third sweep: %d, %v", told, err)
+	if _, published, err := w.sweep(ctx); err != nil || published != 0 {
+		t.Errorf("third sweep: %d, %v", published, err)
 	}
 	if w.balance("A") != 80 {
 		t.Errorf("A has %d", w.balance("A"))
@@ -390,7 +390,7 @@ func TestSweepMarkNeverPassesAHold(t *testing.T) {
 	}
 }
 
-// madeBefore holds 10 from A for B, as if it had been done a while ago.
+// madeBefore holds 10 from A for B, as if this had happened a while ago.
 func (w *world) madeBefore(key string, ago time.Duration) uuid.UUID {
 	w.t.Helper()
 	id := firstID(time.Now().Add(-ago))
@@ -401,7 +401,7 @@ func (w *world) madeBefore(key string, ago time.Duration) uuid.UUID {
 	return id
 }
 
-// expire ends the time in which a reservation may be committed. What is decided already is left as it is.
+// expire moves a reservation's deadline into the past. It does not change a decided reservation.
 func (w *world) expire(id uuid.UUID) {
 	w.t.Helper()
 	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 microsecond'
@@ -427,12 +427,12 @@ func TestCommitPastTheDeadlineIsRefused(t *testing.T) {
 	w.mustFinish(Finish{ReservationID: held.ReservationID, RollBack: payment.Expired})
 }
 
-// A commit that has to wait for the receiver's account is judged by how things stand when it has it, and not by how they
-// stood when it began to wait.
+// A commit that waits for the receiver's account depends on the state after the wait, not on the
+// state before it.
 func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 	for name, tc := range map[string]struct {
 		deadline  time.Duration
-		meanwhile string // done to the account by who holds it
+		meanwhile string // what the holder of the lock does to the account
 	}{
 		"the deadline passes": {1500 * time.Millisecond, `SELECT pg_sleep(greatest(0, extract(epoch FROM deadline - clock_timestamp())) + 0.1)
 			FROM reservations WHERE idempotency_key = 'k' AND receiver_id = $1`},
@@ -465,10 +465,10 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 			}
 			got := <-results
 			if got[0].Err != nil || got[0].Value.Done || got[0].Value.Claim.Status != payment.Pending {
-				t.Errorf("what may be committed no more: %+v", got[0])
+				t.Errorf("a commit that is no longer allowed: %+v", got[0])
 			}
 			if got[1].Err != nil || !got[1].Value.Done {
-				t.Errorf("its neighbour: %+v", got[1])
+				t.Errorf("the other commit: %+v", got[1])
 			}
 			if b, c := w.balance("B"), w.balance("C"); b != 100 || c != 110 {
 				t.Errorf("balances %d and %d", b, c)
@@ -478,7 +478,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 	}
 }
 
-// waitsForALock returns when one of the world's transactions does.
+// waitsForALock returns as soon as one of the world's transactions waits for a lock.
 func (w *world) waitsForALock() {
 	w.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -491,10 +491,11 @@ func (w *world) waitsForALock() {
 			return
 		}
 	}
-	w.t.Fatal("nobody waits for a lock")
+	w.t.Fatal("no transaction waits for a lock")
 }
 
-// Commit, roll back and sweep all at once on the same reservations: each has one winner.
+// Commit, rollback and sweep run at the same time on the same reservations. Exactly one of them
+// ends each reservation.
 func TestOneWinner(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B", "C")
@@ -534,9 +535,10 @@ func TestOneWinner(t *testing.T) {
 	wg.Wait()
 }
 
-// Thousands of reservations are committed just when their deadlines come, while sweeps go on all the time:
-// each is committed or swept, never both and never neither, and just the swept ones are told to have expired.
-// A third expires before its commit begins, a third at the same moment, and a third once its commit has ended.
+// Thousands of reservations are committed around their deadlines while sweeps run all the time.
+// Each is either committed or swept, and only the swept ones are published as expired. One third
+// expires before its commit begins, one third at the same moment, and one third after its commit
+// has ended.
 func TestCommitAndSweepRace(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
@@ -547,7 +549,7 @@ func TestCommitAndSweepRace(t *testing.T) {
 		holding.Go(func() { ids[i] = w.mustReserve(pay(fmt.Sprint("k", i), "A", "B", 1+int64(i%7))).ReservationID })
 	}
 	holding.Wait()
-	// The deadline is set by this test alone, however long it takes.
+	// Only this test sets deadlines, however long it takes.
 	w.exec(`UPDATE reservations SET deadline = clock_timestamp() + interval '1 hour'`)
 
 	var committing, sweeping sync.WaitGroup
@@ -570,7 +572,7 @@ func TestCommitAndSweepRace(t *testing.T) {
 		})
 	}
 	committed := make([]bool, n)
-	gate := make(chan struct{}, 64) // so many at once
+	gate := make(chan struct{}, 64) // the most at the same time
 	for i := range n {
 		gate <- struct{}{}
 		committing.Go(func() {
@@ -600,9 +602,9 @@ func TestCommitAndSweepRace(t *testing.T) {
 	}
 
 	expired := map[string]bool{}
-	for key, reason := range w.told {
+	for key, reason := range w.published {
 		if reason != payment.Expired {
-			t.Fatalf("told %s: %s", key, reason)
+			t.Fatalf("published %s: %s", key, reason)
 		}
 		expired[key] = true
 	}
@@ -612,15 +614,16 @@ func TestCommitAndSweepRace(t *testing.T) {
 			won++
 		}
 		if done == expired[fmt.Sprint("k", i)] {
-			t.Errorf("reservation %d: committed %t, told to have expired %t", i, done, expired[fmt.Sprint("k", i)])
+			t.Errorf("reservation %d: committed %t, published as expired %t", i, done, expired[fmt.Sprint("k", i)])
 		}
 	}
 	if int64(won)+swept.Load() != n || won < n/3 || swept.Load() < n/3 {
-		t.Errorf("%d were committed and %d swept of %d: one always wins, and each a third at least", won, swept.Load(), n)
+		t.Errorf("%d were committed and %d swept of %d: the sum must match, and each must be a third at least", won, swept.Load(), n)
 	}
 }
 
-// The same two at the same moment on one row, whatever the deadline says: one winner, thousands of times.
+// Commit and sweep run at the same moment on one row, whatever the deadline says. Exactly one of
+// them wins, in thousands of races.
 func TestCommitAgainstSweepOnOneRow(t *testing.T) {
 	if testing.Short() {
 		t.Skip("too long for make check")
@@ -656,12 +659,12 @@ func TestCommitAgainstSweepOnOneRow(t *testing.T) {
 		}
 	}
 	if byCommit < n/100 || byCommit > n-n/100 {
-		t.Errorf("of %d races the commit won %d: that is no race", n, byCommit)
+		t.Errorf("of %d races the commit won %d: that is not a race", n, byCommit)
 	}
 }
 
-// Payments both ways between few accounts, in concurrent batches with common keys: no deadlock outlives its
-// retries, and the sum holds.
+// Payments in both directions between few accounts, in concurrent batches with common keys. The
+// retries overcome every deadlock, and the sum is right.
 func TestCrossTrafficAddsUp(t *testing.T) {
 	w := newWorld(t)
 	ids := []string{"A", "B", "C", "D"}
@@ -695,8 +698,8 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 	wg.Wait()
 }
 
-// Large batches that share accounts and reservations, every way at once: nobody waits in a circle. Deadlocks would be
-// retried, but each costs all who wait for it a second.
+// Large batches share accounts and reservations in every way at the same time. No transactions wait
+// in a circle. Deadlocks would be retried, but each one delays all waiting calls by a second.
 func TestBatchesNeverDeadlock(t *testing.T) { neverDeadlock(t, newWorld(t)) }
 
 func neverDeadlock(t *testing.T, w *world) {
@@ -732,7 +735,7 @@ func neverDeadlock(t *testing.T, w *world) {
 				switch g % 3 {
 				case 0:
 					_, err = w.reserveAll(t.Context(), batch(rng, fmt.Sprintf("more-%d-%d-", round, g)))
-				case 1, 2: // both want each reservation, some to commit it and some to roll it back
+				case 1, 2: // both use each reservation: some commit it and some roll it back
 					var calls []Finish
 					for _, i := range rng.Perm(len(held)) {
 						f := Finish{ReservationID: held[i]}
@@ -752,7 +755,8 @@ func neverDeadlock(t *testing.T, w *world) {
 	}
 }
 
-// The ledger against a simple model: any sequence of reserve, commit and roll back, in batches.
+// Compares the ledger with a simple model, for any sequence of reserve, commit and rollback in
+// batches.
 func TestLedgerAgainstModel(t *testing.T) {
 	w := newWorld(t)
 	round := 0
@@ -836,7 +840,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 func TestQueueIsBounded(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
-	// One lane, held up by a lock on the sender.
+	// A lock on the sender blocks the only lane.
 	w.cfg.BatchLanes, w.cfg.BatchMax, w.cfg.QueueMax = 1, 1, 1
 	small, err := Open(w.cfg)
 	if err != nil {
@@ -868,7 +872,7 @@ func TestQueueIsBounded(t *testing.T) {
 	wg.Wait()
 }
 
-// The proof itself must see what is wrong.
+// The check itself must find errors.
 func TestSumSeesWhatIsOff(t *testing.T) {
 	for name, break_ := range map[string]string{
 		"a balance changed by hand":     `UPDATE wallet_accounts SET balance_idr = balance_idr + 1 WHERE account_id = 'A'`,
@@ -901,7 +905,7 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			if sum.Err() == nil {
-				t.Errorf("not seen: %+v", sum)
+				t.Errorf("not found: %+v", sum)
 			}
 			accounts, err := ReadAccountsOff(t.Context(), tx, 10)
 			if err != nil || int64(len(accounts)) != sum.AccountsOff {
@@ -915,7 +919,8 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 	}
 }
 
-// Payments that come at once start no more in a minute than the rules allow: they are counted where the sender is locked.
+// Simultaneous payments can't exceed the rules' limit per minute, because they are counted while
+// the sender is locked.
 func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B")
@@ -964,7 +969,7 @@ func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
 	}
 }
 
-// Pure: of a batch, and of what came before it in the minute.
+// Pure: counts payments of the batch, and earlier payments of the same minute.
 func TestVelocityByTheMinute(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 59, 0, time.UTC)
 	s := &sender{Account: payment.Account{ID: "A", Balance: 100}}
@@ -986,11 +991,12 @@ func TestVelocityByTheMinute(t *testing.T) {
 	}
 	s.Balance = 0
 	if got := try(now.Add(time.Second), 1); got != payment.InsufficientFunds {
-		t.Errorf("poor, and too fast: %q", got)
+		t.Errorf("too little money, and too fast: %q", got)
 	}
 }
 
-// The house's own accounts pay nobody and are paid by holds alone, whatever came past the doors.
+// pgw's own accounts pay nobody, and only holds are paid to them, even if a payment bypasses the
+// checks at the edge.
 func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "H")
@@ -1013,7 +1019,7 @@ func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
 	}
 }
 
-// What risk could not read is not kept.
+// Rules that risk could not use are not stored.
 func TestRulesAreValidatedBeforeTheyAreKept(t *testing.T) {
 	w := newWorld(t)
 	for _, bad := range []string{`null`, `[]`, `{"max_amount_idr":"x"}`, `{"velocity_per_min":-1}`, `{"min_amount_idr":5,"max_amount_idr":4}`, `{"blocked_accounts":["\u0000"]}`} {

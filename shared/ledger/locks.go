@@ -19,10 +19,10 @@ import (
 	"pgw/shared/postgres"
 )
 
-// A person may hold an account's row for minutes, and a replica that hangs may hold it for seconds.
-// A batch waits for such a lock no longer than LOCK_TIMEOUT. Then it runs once more around the
-// locked rows: it takes the free locks, and puts off only the calls that need a locked row. Their
-// callers get Unavailable and try again.
+// A person may hold a lock on an account's row for minutes, and a replica that hangs may hold it
+// for seconds. A batch waits for such a lock no longer than LOCK_TIMEOUT. Then the batch runs once
+// more without the locked rows: it takes the free locks, and puts off only the calls that need a
+// locked row. Their callers get Unavailable and try again.
 
 const (
 	// locksLast is the time after a lock timeout in which batches wait only briefly. The same lock
@@ -67,8 +67,8 @@ func (s *seenLocks) count(n int) {
 func (s *seenLocks) see()         { s.last.Store(time.Now().UnixNano()) }
 func (s *seenLocks) recent() bool { return time.Since(time.Unix(0, s.last.Load())) < locksLast }
 
-// servePatiently runs a batch. If a call runs into the lock timeout, it runs those calls once more
-// around the locked rows.
+// servePatiently runs a batch. If calls reach the lock timeout, it runs them once more without the
+// locked rows.
 func servePatiently[C, R any](l *Ledger, run batch.Func[C, R], free func(context.Context, []C) ([]batch.Result[R], error)) batch.Func[C, R] {
 	return func(ctx context.Context, calls []C) []batch.Result[R] {
 		results := run(ctx, calls)
@@ -224,9 +224,9 @@ func (l *Ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result
 	return l.finishAround(ctx, calls, false)
 }
 
-func (l *Ledger) finishAround(ctx context.Context, calls []Finish, untold bool) (results []batch.Result[Finished], err error) {
+func (l *Ledger) finishAround(ctx context.Context, calls []Finish, unpublished bool) (results []batch.Result[Finished], err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
-		results, err = finishFreeOn(ctx, conn, calls, untold)
+		results, err = finishFreeOn(ctx, conn, calls, unpublished)
 		return err
 	})
 	if err != nil {
@@ -235,7 +235,7 @@ func (l *Ledger) finishAround(ctx context.Context, calls []Finish, untold bool) 
 	return results, nil
 }
 
-func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, untold bool) ([]batch.Result[Finished], error) {
+func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, unpublished bool) ([]batch.Result[Finished], error) {
 	ids := make([]pgtype.UUID, len(calls))
 	for i, c := range calls {
 		ids[i] = pgtype.UUID{Bytes: c.ReservationID, Valid: true}
@@ -279,7 +279,7 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, untol
 			rest, restAt = append(rest, c), append(restAt, i)
 		}
 	}
-	finished, err := finishOn(ctx, conn, kept, untold)
+	finished, err := finishOn(ctx, conn, kept, unpublished)
 	if err != nil {
 		return nil, err
 	}

@@ -12,14 +12,15 @@ import (
 	"pgw/shared/postgres"
 )
 
-// hold locks rows as a person does who looks at them by SELECT … FOR UPDATE and goes to lunch.
+// hold locks rows for as long as the test needs, as a person does who runs SELECT … FOR UPDATE and
+// leaves the session open.
 func (w *world) hold(sql string, args ...any) (release func()) {
 	w.t.Helper()
 	tx, err := w.pool.Begin(context.Background())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	// A person's session has none of pgw's bounds.
+	// A person's session has none of pgw's time limits.
 	if _, err := tx.Exec(context.Background(), `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		w.t.Fatal(err)
 	}
@@ -31,13 +32,14 @@ func (w *world) hold(sql string, args ...any) (release func()) {
 	return release
 }
 
-// impatient is how long a lock is waited for in production; other tests here are to see no lock time out on a busy machine.
+// impatient sets the lock timeout of production. The other tests must not reach a lock timeout on a
+// busy machine.
 func impatient(cfg *Config) { cfg.LockTimeout = 700 * time.Millisecond }
 
 const lockAccountSQL = `SELECT FROM wallet_accounts WHERE account_id = $1 FOR UPDATE`
 
-// Reserves that share a batch with one on a locked account go on. The one waits alone: it is told that it may come again, and
-// is held once the lock is gone.
+// One reserve of a batch needs a locked account. The other reserves are held. Only this one is put
+// off, and it is held after the lock is gone.
 func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	w := newWorldWith(t, impatient)
 	w.open(100, "A", "B", "LOCKED")
@@ -52,7 +54,7 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	results := servePatiently(w.Ledger, serve(w.reserveAll), w.reserveFree)(t.Context(), calls)
 	for i, r := range results[:20] {
 		if r.Err != nil || r.Value.Status != payment.Pending {
-			t.Errorf("a stranger, %d: %+v", i, r)
+			t.Errorf("another sender, %d: %+v", i, r)
 		}
 	}
 	for _, r := range results[20:22] {
@@ -64,7 +66,7 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 		t.Errorf("a known key of the locked account: %+v", r)
 	}
 	if r := results[23]; r.Err != nil || r.Value.Reason != payment.UnknownSender {
-		t.Errorf("an account that is not there: %+v", r)
+		t.Errorf("an account that does not exist: %+v", r)
 	}
 	if got, err := w.Fail(t.Context(), pay("refused", "LOCKED", "B", 1), payment.Undeliverable); err != nil || got.Reason != payment.Undeliverable {
 		t.Errorf("a refusal, which needs no account: %+v, %v", got, err)
@@ -78,7 +80,8 @@ func TestALockedSenderIsPutOffAlone(t *testing.T) {
 	}
 }
 
-// Commits, rollbacks and the sweep do not wait for strangers' locks either, whether the account is locked or the reservation.
+// Commits, rollbacks and the sweep do not wait for other sessions' locks either, whether the
+// account or the reservation is locked.
 func TestALockedFinishIsPutOffAlone(t *testing.T) {
 	for name, lock := range map[string]string{
 		"the account":     `SELECT FROM wallet_accounts WHERE account_id = 'LOCKED' FOR UPDATE`,
@@ -105,25 +108,25 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 			results := run(t.Context(), calls)
 			for i, r := range results[:20] {
 				if r.Err != nil || !r.Value.Done {
-					t.Errorf("a stranger, %d: %+v", i, r)
+					t.Errorf("another account, %d: %+v", i, r)
 				}
 			}
 			for _, r := range results[20:22] {
 				if !errors.Is(r.Err, ErrLocked) {
-					t.Errorf("what is locked: %+v", r)
+					t.Errorf("the locked one: %+v", r)
 				}
 			}
 			if r := results[22]; r.Err != nil || r.Value.Done || r.Value.Claim.Status != payment.Committed {
-				t.Errorf("what was done before: %+v", r)
+				t.Errorf("one that ended before: %+v", r)
 			}
 			if r := results[23]; r.Err != nil || r.Value.Done || r.Value.Claim.Status != "" {
-				t.Errorf("what is not there: %+v", r)
+				t.Errorf("one that does not exist: %+v", r)
 			}
 
 			w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE idempotency_key = 'overdue'`)
 			late := w.mustReserve(pay("overdue", "A", "B", 1))
 			w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE reservation_id = $1`, late.ReservationID)
-			if name == "the account" { // a person's lock on the reservation would keep this test from changing it
+			if name == "the account" { // a person's lock on the reservation would block this test's own update
 				w.exec(`UPDATE reservations SET deadline = now() - interval '1 second' WHERE idempotency_key = 'from locked'`)
 			}
 			if rolledBack, _, err := w.sweep(t.Context()); err != nil || rolledBack != 1 {
@@ -139,7 +142,8 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 	}
 }
 
-// A key that an open transaction has claimed: the strangers of its batch are held, and the one is put off.
+// An open transaction has claimed a key. The other calls of the batch are held, and only the call
+// with this key is put off.
 func TestALockedKeyIsPutOffAlone(t *testing.T) {
 	w := newWorldWith(t, impatient)
 	w.open(100, "A", "B")
@@ -155,7 +159,7 @@ VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B',
 				t.Errorf("the claimed key: %+v", r)
 			}
 		} else if r.Err != nil || r.Value.Status != payment.Pending {
-			t.Errorf("a stranger: %+v", r)
+			t.Errorf("another key: %+v", r)
 		}
 	}
 	release()

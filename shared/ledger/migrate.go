@@ -93,9 +93,9 @@ var KnownSchema = sync.OnceValue(func() int {
 
 const schemaSQL = `SELECT (SELECT max(version_id) FROM goose_db_version), (SELECT oldest_release FROM schema_support)`
 
-// CheckSchema says why a release that knows a schema can't work with the one that is there, by an
-// ErrSchema: it is older, or it is newer and has lost what this release uses. Other errors are the
-// database's.
+// CheckSchema returns an ErrSchema if a release that knows a schema can't work with the current
+// one: the current schema is older, or it is newer and has lost something that this release uses.
+// Other errors come from the database.
 func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
 	var version, oldest int
 	err := q.QueryRow(ctx, schemaSQL).Scan(&version, &oldest)
@@ -105,7 +105,7 @@ func CheckSchema(ctx context.Context, q postgres.Querier, known int) error {
 	case err != nil:
 		return err
 	case version < known:
-		return schemaError(fmt.Sprintf("the schema has version %d, and this release needs %d: run pgw migrate", version, known))
+		return schemaError(fmt.Sprintf("the schema has version %d, and this release needs version %d: run pgw migrate", version, known))
 	case known < oldest:
 		return schemaError(fmt.Sprintf("the schema has version %d, which releases that know less than version %d can't work with; this one knows %d: "+
 			"deploy a newer release", version, oldest, known))
@@ -152,13 +152,14 @@ func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 	return nil
 }
 
-// loginSQL gives the statement that makes a login, or changes the login that is there. Names and
+// loginSQL returns the statement that makes a login, or changes an existing one. Names and
 // passwords can't be parameters of CREATE ROLE, so the server quotes them.
 const loginSQL = `SELECT format(
 	CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN 'ALTER' ELSE 'CREATE' END ||
 	' ROLE %1$I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD %2$L; GRANT %3$I TO %1$I', $1::text, $2::text, $3::text)`
 
-// loginTries bounds how often a login is made, because somebody else may make it at the same time.
+// loginTries is how often Roles tries to make a login. Another process may make it at the same
+// time.
 const loginTries = 5
 
 func makeLogin(ctx context.Context, conn *pgx.Conn, user, password, role string) (err error) {

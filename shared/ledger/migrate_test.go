@@ -14,10 +14,11 @@ import (
 	"pgw/shared/embedded/embeddedtest"
 )
 
-// wait is for what takes milliseconds on an idle machine.
+// wait is the time limit for steps that take milliseconds on an idle machine.
 const wait = 30 * time.Second
 
-// A release is ready where the schema has all that it uses, and only there. It leaves a newer schema as it is.
+// A release is ready only if the schema has everything that it uses. It does not change a newer
+// schema.
 func TestAReleaseIsReadyWhereTheSchemaFits(t *testing.T) {
 	url := embeddedtest.Postgres(t)
 	conn := connect(t, url)
@@ -38,13 +39,13 @@ func TestAReleaseIsReadyWhereTheSchemaFits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check(known, "run pgw migrate") // nothing is there
+	check(known, "run pgw migrate") // the database is empty
 	if err := Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	check(known, "")
 	check(known+1, "run pgw migrate")
-	check(known-1, "") // the schema is newer, and has all that this release uses
+	check(known-1, "") // the schema is newer, and has everything that this release uses
 
 	exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, true)`, known+1)
 	check(known, "")
@@ -56,7 +57,8 @@ func TestAReleaseIsReadyWhereTheSchemaFits(t *testing.T) {
 	}
 }
 
-// A migration that waits for a lock lets those pass that come after it, and goes on once the lock is free.
+// While a migration waits for a lock, other transactions pass. The migration continues after the
+// lock is free.
 func TestAMigrationDoesNotHoldUpThoseBehindIt(t *testing.T) {
 	url := embeddedtest.Postgres(t)
 	conn, reader := connect(t, url), connect(t, url)
@@ -68,7 +70,7 @@ func TestAMigrationDoesNotHoldUpThoseBehindIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer holder.Rollback(context.Background())
-	if _, err := holder.Exec(t.Context(), `SELECT FROM busy`); err != nil { // holds the table as it is
+	if _, err := holder.Exec(t.Context(), `SELECT FROM busy`); err != nil { // locks the table
 		t.Fatal(err)
 	}
 	migrated := make(chan error, 1)
@@ -87,7 +89,8 @@ func TestAMigrationDoesNotHoldUpThoseBehindIt(t *testing.T) {
 			t.Fatalf("the migration does not wait for the lock within %s", wait)
 		}
 	}
-	// The holder ends only after this: without a bound of the migration's wait neither would ever end.
+	// The holder ends only after this. Without a limit on the migration's wait, neither would ever
+	// end.
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	if _, err := reader.Exec(ctx, `SELECT FROM busy`); err != nil {
@@ -101,7 +104,7 @@ func TestAMigrationDoesNotHoldUpThoseBehindIt(t *testing.T) {
 	}
 }
 
-// These were made before there was anything to migrate, or of tables of a few rows.
+// These were made before there was any data to migrate, or change tables of a few rows.
 var unruly = map[string]bool{"00001_ledger.sql": true, "00004_clock.sql": true}
 
 var (
@@ -114,7 +117,7 @@ var (
 	dropped  = regexp.MustCompile(`(?i)\bDROP TABLE\b`)
 )
 
-// migrationProblems says what of a migration stops payments, or the releases before it.
+// migrationProblems returns the parts of a migration that stop payments or earlier releases.
 func migrationProblems(text string) (problems []string) {
 	text = comments.ReplaceAllString(text, "")
 	made := map[string]bool{}
@@ -162,7 +165,7 @@ func TestMigrationProblemsAreFound(t *testing.T) {
 	}
 }
 
-// What a migration does leaves payments going, as UPGRADES.md asks.
+// Payments continue during every migration, as UPGRADES.md requires.
 func TestMigrationsLetPaymentsGoOn(t *testing.T) {
 	files, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil || len(files) < 6 {
@@ -181,7 +184,7 @@ func TestMigrationsLetPaymentsGoOn(t *testing.T) {
 	}
 }
 
-// The schema refuses outcomes that a client could be told and that can't be true.
+// The schema refuses outcomes that would reach a client and can't be true.
 func TestTheSchemaRefusesFalseOutcomes(t *testing.T) {
 	w := newWorld(t)
 	const payments = `INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)

@@ -12,7 +12,7 @@ import (
 	"pgw/shared/postgres"
 )
 
-// What operators' commands read, besides what sum.go adds up.
+// The reads of operators' commands, apart from the checks in sum.go.
 
 const (
 	keptClaimsSQL = `
@@ -25,8 +25,8 @@ SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.statu
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE r.created_at >= $1`
 )
 
-// ReadClaims reads the claims of all keys that begin with prefix, by their keys. It looks at every
-// claim there is.
+// ReadClaims returns the claims of all keys that begin with prefix, by their keys. It reads every
+// claim.
 func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) (map[string]Claim, error) {
 	rows, err := q.Query(ctx, keptClaimsSQL, prefix)
 	if err != nil {
@@ -43,11 +43,12 @@ func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) (map[str
 type DatedClaim struct {
 	Claim
 	Key      string
-	Accepted time.Time // by the gateway's clock; zero where the caller did not say
+	Accepted time.Time // by the gateway's clock; zero if the caller did not send it
 	Decided  time.Time // zero while PENDING
 }
 
-// EachClaim reads the claims that were made since a time, and calls take for each while it reads.
+// EachClaim reads the claims that were made since a time. It calls take for each claim while it
+// reads.
 func EachClaim(ctx context.Context, q postgres.Querier, since time.Time, take func(DatedClaim)) error {
 	rows, err := q.Query(ctx, datedClaimsSQL, since)
 	if err != nil {
@@ -100,7 +101,7 @@ func ReadKeys(ctx context.Context, q postgres.Querier, reservations []uuid.UUID)
 // Counts are how many rows the ledger has.
 type Counts struct{ Accounts, Claims, Fundings int64 }
 
-// ReadCounts counts the ledger's rows, which takes a while in a large one.
+// ReadCounts counts the ledger's rows. This takes a while in a large ledger.
 func ReadCounts(ctx context.Context, q postgres.Querier) (c Counts, err error) {
 	err = q.QueryRow(ctx, `SELECT (SELECT count(*) FROM wallet_accounts), (SELECT count(*) FROM reservations), (SELECT count(*) FROM fundings)`).
 		Scan(&c.Accounts, &c.Claims, &c.Fundings)
@@ -110,15 +111,15 @@ func ReadCounts(ctx context.Context, q postgres.Querier) (c Counts, err error) {
 	return c, nil
 }
 
-// Seeded says of what the ledger has at least one.
+// Seeded reports which data the ledger has at least one of.
 type Seeded struct{ Rates, Rules, Fundings bool }
 
-// ReadSeeded tells a ledger that is new from one that is in use.
+// ReadSeeded reports whether the ledger is new or in use.
 func ReadSeeded(ctx context.Context, q postgres.Querier) (s Seeded, err error) {
 	err = q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules), EXISTS (SELECT FROM fundings)`).
 		Scan(&s.Rates, &s.Rules, &s.Fundings)
 	if err != nil {
-		return s, fmt.Errorf("look whether the ledger is new: %w", err)
+		return s, fmt.Errorf("check whether the ledger is new: %w", err)
 	}
 	return s, nil
 }

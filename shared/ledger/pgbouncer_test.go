@@ -17,12 +17,13 @@ import (
 	"pgw/shared/payment"
 )
 
-// behindPgBouncer starts a PgBouncer in front of a database, and gives the URL to use, as knative/README.md says it.
+// behindPgBouncer starts a PgBouncer in front of a database. It returns the URL to use, as
+// knative/README.md describes it.
 func behindPgBouncer(t *testing.T, database string) string {
 	t.Helper()
 	path, err := exec.LookPath("pgbouncer")
 	if err != nil {
-		path = "/usr/sbin/pgbouncer" // Debian's, where PATH leaves /usr/sbin out
+		path = "/usr/sbin/pgbouncer" // Debian's path, which PATH may not contain
 		if _, err := os.Stat(path); err != nil {
 			t.Skip("there is no pgbouncer: install Debian's package pgbouncer")
 		}
@@ -87,7 +88,7 @@ pool_mode = transaction
 	return u.String()
 }
 
-// documented gives the line of a setting, as knative/README.md has it.
+// documented returns the line of a setting from knative/README.md.
 func documented(t *testing.T, setting string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../knative/README.md")
@@ -103,8 +104,8 @@ func documented(t *testing.T, setting string) string {
 	return ""
 }
 
-// Behind PgBouncer in transaction mode no setting of a session reaches the server: the ledger is right all the same, and
-// locks in the same order, with plans that it does not choose.
+// Behind PgBouncer in transaction mode, no session setting reaches the server. The ledger is still
+// right, and locks in the same order, with plans that it does not choose.
 func TestBehindPgBouncer(t *testing.T) {
 	for name, planner := range map[string]string{
 		"the server's own plans": "on", "no nested loops": "off",
@@ -135,8 +136,8 @@ func TestBehindPgBouncer(t *testing.T) {
 				t.Errorf("roll back: %+v", got)
 			}
 			w.expire(w.mustReserve(pay("late", "payer", "payee", 30)).ReservationID)
-			if rolledBack, told, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || told != 1 {
-				t.Errorf("sweep: %d, %d, %v", rolledBack, told, err)
+			if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || published != 1 {
+				t.Errorf("sweep: rolled back %d, published %d, %v", rolledBack, published, err)
 			}
 			if w.balance("payer") != 90 || w.balance("payee") != 110 {
 				t.Errorf("payer %d, payee %d", w.balance("payer"), w.balance("payee"))

@@ -15,8 +15,7 @@ import (
 // Close.
 type Reader struct{ pool *pgxpool.Pool }
 
-// OpenReader opens a pool for reading. It connects when it is first used. An error names
-// DATABASE_URL.
+// OpenReader opens a pool for reading. It connects on first use. An error names DATABASE_URL.
 func OpenReader(cfg postgres.Config) (*Reader, error) {
 	cfg.ReadOnly = true
 	pool, err := postgres.Open(cfg)
@@ -29,8 +28,8 @@ func OpenReader(cfg postgres.Config) (*Reader, error) {
 // Close closes the connections.
 func (r *Reader) Close() { r.pool.Close() }
 
-// Ready says why the ledger can't be read: the database does not answer, or its schema does not fit
-// this release.
+// Ready returns the reason why the ledger can't be read: the database does not answer, or its
+// schema does not fit this release.
 func (r *Reader) Ready(ctx context.Context) error { return CheckSchema(ctx, r.pool, KnownSchema()) }
 
 // Rates reads the newest rate of each pair of currencies that has one.
@@ -58,8 +57,8 @@ func (r *Reader) RandomAccounts(ctx context.Context, n int) ([]string, error) {
 	return readRandomAccounts(ctx, r.pool, n)
 }
 
-// Cached keeps in memory what a Reader reads, as postgres.Cached does, and whether the schema fits
-// this release.
+// Cached keeps a Reader's value in memory, as postgres.Cached does. It also keeps whether the
+// schema fits this release.
 type Cached[T any] struct{ read *postgres.Cached[checked[T]] }
 
 type checked[T any] struct {
@@ -77,20 +76,21 @@ func NewCached[T any](r *Reader, load func(context.Context) (T, error), log *slo
 			c.value, err = load(ctx)
 		}
 		if err != nil && c.schema != nil {
-			err = c.schema // which explains why it can't be read
+			err = c.schema // the schema explains why the value can't be read
 		}
 		return c, err
 	}, log)}
 }
 
-// Get returns the value. It waits for the database only when there is no value, or only one that is
-// too old.
+// Get returns the value. It waits for the database only if there is no value, or the value is too
+// old.
 func (c *Cached[T]) Get(ctx context.Context) (T, error) {
 	got, err := c.read.Get(ctx)
 	return got.value, err
 }
 
-// Ready says why the value can't be used: there is none, or the schema does not fit this release.
+// Ready returns the reason why the value can't be used: there is none, or the schema does not fit
+// this release.
 func (c *Cached[T]) Ready(ctx context.Context) error {
 	got, err := c.read.Get(ctx)
 	if err == nil {
@@ -99,7 +99,7 @@ func (c *Cached[T]) Ready(ctx context.Context) error {
 	return err
 }
 
-// Refresh reads the value as it is now.
+// Refresh reads the current value.
 func (c *Cached[T]) Refresh(ctx context.Context) error { return c.read.Refresh(ctx) }
 
 // Run reads the value again every second until ctx ends.

@@ -25,13 +25,13 @@ func eventually(t *testing.T, what string, holds func() error) {
 	}
 }
 
-// However many lists are stuck, payments are settled and single payments are read. Those who list hang up, and nothing of
-// theirs is left at the database.
+// Payments are settled and single payments are read, however many lists are stuck. When the clients
+// of the lists hang up, the database has no more queries of theirs.
 func TestListsDoNotHoldUpPayments(t *testing.T) {
 	w := newWorldWith(t, func(cfg *Config) { cfg.ReadTimeout = time.Hour })
 	w.open(1_000_000, "A", "B")
 	watch := connect(t, w.cfg.URL)
-	// Each row that a list looks at takes it longer than it has.
+	// Each row makes a list slower than its time limit.
 	if _, err := watch.Exec(t.Context(), `
 		ALTER TABLE reservations RENAME TO reservations_kept;
 		CREATE VIEW reservations AS SELECT * FROM reservations_kept
@@ -75,7 +75,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 		reserve(fmt.Sprint("k", i))
 	}
 	if got, err := w.Balance(t.Context(), "A"); err != nil || got < 1 {
-		t.Errorf("a read that is no list: %v, %v", got, err)
+		t.Errorf("the read of a single payment: %v, %v", got, err)
 	}
 	if n := stuck(); n > maxLists {
 		t.Errorf("%d lists are at the database; at most %d may be", n, maxLists)
@@ -101,7 +101,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 	}
 }
 
-// Reads that wait are bounded in number.
+// The number of waiting reads is limited.
 func TestReadsThatWaitAreBounded(t *testing.T) {
 	const most = 5
 	r := newReaders(2, most, patience)

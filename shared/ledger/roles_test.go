@@ -32,13 +32,14 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-// Who takes over a function gets its rights in the database and no more: a reader writes nothing, and the ledger's own
-// login can't take back what was decided. The flows' tests run with these logins, which shows that they suffice.
+// A login has only the rights in the database that its function needs. A reader writes nothing, and
+// the ledger's own login can't undo a decision. The flow tests run with these logins, which shows
+// that their rights suffice.
 func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	owner := embeddedtest.Postgres(t)
 	ledger, reader := loginTo(t, owner, "pgw_test_ledger"), loginTo(t, owner, "pgw_test_reader")
 	logins := []Login{{ledger, LedgerRole}, {reader, ReaderRole}}
-	for range 2 { // as often as one likes, also after tables are the role's
+	for range 2 { // Roles may be repeated, also after tables belong to the role
 		if err := Migrate(t.Context(), owner); err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +61,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		}
 	}
 	tables := []string{"wallet_accounts", "fundings", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions"}
-	var never []string // for either
+	var never []string // denied to both logins
 	for _, table := range tables {
 		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",
 			"ALTER TABLE "+table+" ADD COLUMN mine text", "ALTER TABLE "+table+" DISABLE TRIGGER ALL",
@@ -87,7 +88,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		"ledger": {ledger, never, onlyLedger},
 	} {
 		as := connect(t, tc.url)
-		// What the functions' pools ask for is theirs to undo, and so is no protection.
+		// A login can change the settings of its own session, so they are no protection.
 		if _, err := as.Exec(t.Context(), `SET default_transaction_read_only = off`); err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +117,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			}
 		}
 	}
-	// The owner can't be made less by mistake, and a password is not told.
+	// The owner can't lose rights by mistake, and the error does not contain a password.
 	if err := Roles(t.Context(), owner, Login{owner, ReaderRole}); err == nil || !strings.Contains(err.Error(), "who makes the tables") {
 		t.Errorf("the owner as reader: %v", err)
 	}
@@ -152,7 +153,7 @@ func TestALoginThatSomebodyElseMakesIsTaken(t *testing.T) {
 		err := watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waiting)
 		if err == nil && !waiting {
-			err = errors.New("nobody waits for it")
+			err = errors.New("no session waits for it")
 		}
 		return err
 	})

@@ -14,23 +14,23 @@ import (
 	"pgw/shared/payment"
 )
 
-// row is a payment as it stands in reservations.
+// row is a payment as stored in reservations.
 type row struct {
 	payment.Record
 	id uuid.UUID
 }
 
-// column is one column of reservations, for writing and for reading.
+// column is one column of reservations, with how it is written and read.
 type column struct {
 	name   string
-	kind   string               // of the array that its values are written as
-	write  string               // what is written of a value
-	read   string               // what is read
+	kind   string               // of the array that holds its values for writing
+	write  string               // the SQL expression that is written
+	read   string               // the SQL expression that is read
 	values func(rows []row) any // all values of a batch, as that array
-	into   func(r *row) any     // where a value is read into
+	into   func(r *row) any     // the place to read a value into
 }
 
-// columns are all of a payment that is kept when its key is claimed.
+// columns are all parts of a payment that are stored when its key is claimed.
 var columns = []column{
 	columnOf("reservation_id", "uuid",
 		func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} },
@@ -115,14 +115,14 @@ func columnOf[T any](name, kind string, value func(*row) T, into func(*row) any)
 	}}
 }
 
-// as makes the column one of another type than its values, which are texts; an empty text is null.
+// as gives the column another type than the texts that are its values. An empty text is null.
 func (c column) as(kind string) column {
 	c.write = fmt.Sprintf("nullif(%s, '')::%s", c.name, kind)
 	c.read = fmt.Sprintf("coalesce(r.%s::text, '')", c.name)
 	return c
 }
 
-// queueReservations writes the rows of new claims.
+// queueReservations queues the statement that writes the rows of new claims.
 func queueReservations(b *pgx.Batch, rows []row) {
 	values := make([]any, len(columns))
 	for i, c := range columns {
@@ -143,13 +143,13 @@ func scanRecord(from pgx.CollectableRow) (payment.Record, error) {
 	return r.Record, err
 }
 
-// asText reads what is kept as a text.
+// asText reads a value that is stored as text.
 type asText struct{ into encoding.TextUnmarshaler }
 
 // ScanText implements pgtype.TextScanner.
 func (t asText) ScanText(v pgtype.Text) error { return t.into.UnmarshalText([]byte(v.String)) }
 
-// asJSON reads what is kept as JSON; nothing where there is none.
+// asJSON reads a value that is stored as JSON. Null gives an empty map.
 type asJSON struct{ into *map[string]string }
 
 // ScanText implements pgtype.TextScanner.

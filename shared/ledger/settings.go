@@ -19,9 +19,8 @@ const (
 	maxRulesBytes = 1 << 20
 )
 
-// The database's clock decides which row is the newest. A row in the future must not stay the
-// newest, because a clock may have been set back. So a new row gets a time after every existing
-// row.
+// The database's clock decides which row is the newest. A clock may have been set back, and a row
+// in the future must not stay the newest. So a new row gets a time after every existing row.
 const (
 	putRateSQL = `
 INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at)
@@ -37,12 +36,12 @@ SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interv
 type Rate struct {
 	Base, Quote money.Currency
 	Rate        money.Rate
-	ID          string    // given by the ledger
-	At          time.Time // since when it is in force; given by the ledger
+	ID          string    // set by the ledger
+	At          time.Time // in force since; set by the ledger
 }
 
 // PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once.
-// The ID and At of rates are ignored. An InvalidError names the rate that can't be used.
+// PutRates ignores the ID and At of rates. An InvalidError names the invalid rate.
 func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err error) {
 	if len(rates) == 0 || len(rates) > maxRates {
 		return nil, &InvalidError{&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(rates), maxRates)}}
@@ -75,8 +74,8 @@ func (r Rate) check() error {
 	return nil
 }
 
-// newestRatesSQL goes from pair to pair by the index, so its cost does not depend on the length of a
-// pair's history.
+// newestRatesSQL goes from pair to pair in the index, so its cost does not depend on the length of
+// a pair's history.
 const newestRatesSQL = `
 WITH RECURSIVE pairs AS (
 	(SELECT base, quote FROM fx_rates ORDER BY base, quote LIMIT 1)
@@ -114,7 +113,7 @@ func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
 	return rates, nil
 }
 
-// PutRules puts a rule set in force: the JSON of a payment.Rules, 1 MiB at most. It returns the
+// PutRules puts a rule set in force: the JSON of a payment.Rules, at most 1 MiB. It returns the
 // set's id. An InvalidError refuses rules that risk could not use, because they would stop every
 // payment.
 func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err error) {
@@ -137,13 +136,13 @@ func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err erro
 	return set.String(), nil
 }
 
-// readRules reads the rules of which the ledger enforces the limit that it counts itself: the
-// payments that a sender starts in a minute. Like risk, it uses rules that are at most two seconds
-// old.
+// readRules reads the rules. The ledger itself enforces one limit, the number of payments that a
+// sender starts in a minute, because it counts them. Like risk, it uses rules that are at most two
+// seconds old.
 func (l *Ledger) readRules(ctx context.Context) (payment.Rules, error) {
 	id, text, err := readRules(ctx, l.pool)
 	if err != nil || text == nil {
-		return payment.Rules{}, err // there are no rules yet: risk's defaults limit no counts
+		return payment.Rules{}, err // there are no rules yet: risk's defaults do not limit counts
 	}
 	r, err := payment.ParseRules(text)
 	if err != nil {

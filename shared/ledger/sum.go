@@ -19,10 +19,10 @@ type Sum struct {
 	Pending       int64 // reservations that hold money
 	AccountsOff   int64 // accounts whose balance differs from their fundings, payments and holds
 	OutcomesOff   int64 // reservations whose payment row contradicts them, is missing, or came too early
-	KeysUnclaimed int64 // payments without their reservation
+	KeysUnclaimed int64 // payments without a reservation
 }
 
-// Err says what does not add up. It is nil when everything does.
+// Err describes the difference. It is nil if everything adds up.
 func (s Sum) Err() error {
 	if s.Balances+s.Holds == s.Funded && s.AccountsOff == 0 && s.OutcomesOff == 0 && s.KeysUnclaimed == 0 {
 		return nil
@@ -48,7 +48,7 @@ moved AS (
 p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' WHEN 'ROLLEDBACK' THEN 'FAILED' END
 OR (p.payment_id IS NOT NULL AND (p.sender_id, p.receiver_id, p.amount_idr) IS DISTINCT FROM (r.sender_id, r.receiver_id, r.amount_idr))`
 
-	// One statement is one snapshot, so it can run while payments are made.
+	// One statement uses one snapshot, so it can run while payments are made.
 	sumSQL = `WITH ` + movedSQL + `
 SELECT (SELECT coalesce(sum(balance_idr), 0)::bigint FROM wallet_accounts),
 	(SELECT coalesce(sum(amount_idr), 0)::bigint FROM reservations WHERE status = 'PENDING'),
@@ -59,8 +59,8 @@ SELECT (SELECT coalesce(sum(balance_idr), 0)::bigint FROM wallet_accounts),
 	(SELECT count(*) FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id
 	 WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key)`
 
-	// It also lists payments of exactly the missing or surplus amount, because these are the first
-	// to check.
+	// It also lists payments of exactly the missing or surplus amount, because an operator checks
+	// these first.
 	accountsOffSQL = `WITH ` + movedSQL + `, off AS (
 	SELECT account_id, coalesce(a.balance_idr, 0) AS balance, coalesce(m.amount, 0)::bigint AS should
 	FROM wallet_accounts a FULL JOIN moved m USING (account_id)

@@ -19,11 +19,11 @@ import (
 
 const (
 	sweepBatch = 200       // reservations in one transaction
-	sweepPage  = 20_000    // reservations that one statement looks at, so that no statement takes long
-	maxSwept   = 50_000    // unfinished reservations after which a sweep looks no further
-	maxLooked  = 2_000_000 // reservations that a sweep looks at; the next sweep goes on from there
-	// clockStep is how far a person or a failover may set back the database's clock before a sweep
-	// misses reservations. The ids of reservations and the mark depend on no other clock.
+	sweepPage  = 20_000    // reservations that one statement reads, so that no statement takes long
+	maxSwept   = 50_000    // a sweep stops its search after this many unfinished reservations
+	maxLooked  = 2_000_000 // the most reservations that a sweep reads; the next sweep continues from there
+	// clockStep is how far the database's clock may be set back, by a person or a failover, before
+	// a sweep misses reservations. The ids of reservations and the mark depend on no other clock.
 	clockStep = time.Minute
 )
 
@@ -32,7 +32,7 @@ const (
 
 	// The primary key is ordered by time, so this reads only the reservations after the mark of the
 	// last sweep. An index on the status would cost every payment more than this costs each minute.
-	// The result includes the last row of a full page in any state.
+	// The result also contains the last row of a full page, whatever its state.
 	unfinishedSQL = `
 WITH page AS MATERIALIZED (
 	SELECT reservation_id, status, untold, deadline, amount_idr FROM reservations
@@ -57,39 +57,40 @@ WITH held AS MATERIALIZED (
 )
 UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`
 
-	// The mark only rises, except when it lies in the future, where it would hide holds for ever.
+	// The mark only rises. The exception is a mark in the future, which would hide holds for ever.
 	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
 )
 
-// unfinished is a reservation that holds money, or whose end has not been told yet.
+// unfinished is a reservation that holds money, or whose result is not published yet.
 type unfinished struct {
-	id      pgtype.UUID
-	pending bool
-	overdue bool
-	untold  bool
-	amount  int64
-	last    bool // the last of a full page
+	id          pgtype.UUID
+	pending     bool
+	overdue     bool
+	unpublished bool
+	amount      int64
+	last        bool // the last row of a full page
 }
 
-// Swept is what a sweep did and saw.
+// Swept is the result of a sweep.
 type Swept struct {
 	RolledBack int // reservations past their deadline
-	Told       int // ends that were told, of this sweep and of earlier ones
+	Published  int // results that were published, from this sweep and from earlier ones
 
-	At      time.Time // when the sweep began; zero: it did not get to the end, and has not counted what holds money
+	At      time.Time // when the sweep began; zero: the sweep did not complete, and the fields below are not set
 	Pending int64     // reservations that hold money
 	HeldIDR int64     // what they hold
 	Oldest  time.Time // when the oldest of them was made; zero when there is none
 }
 
-// Tell tells the world how a reservation ended that a sweep has rolled back. at is when the sweep
+// Publish publishes the result of a reservation that a sweep has rolled back. at is when the sweep
 // began.
-type Tell func(ctx context.Context, key string, c Claim, at time.Time) error
+type Publish func(ctx context.Context, key string, c Claim, at time.Time) error
 
-// Sweep rolls back the reservations that are past their deadline, and tells of each. An error may
-// come after a part of that, which Swept has. A crash before an end is told leaves it marked, and
-// the next sweep tells it: at least once.
-func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) {
+// Sweep rolls back the reservations that are past their deadline, and publishes their results.
+// After an error, swept has the part that was done. A reservation stays marked until its result is
+// published. After a crash, the next sweep publishes the result, so each result is published at
+// least once.
+func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("sweep: %w", err)
@@ -100,20 +101,20 @@ func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) 
 		return swept, err
 	}
 	if mark.After(now) {
-		l.log.WarnContext(ctx, "the mark of the last sweep lies in the future: all reservations are looked at again", "mark", mark, "now", now)
+		l.log.WarnContext(ctx, "the mark of the last sweep lies in the future: the sweep reads all reservations again", "mark", mark, "now", now)
 		mark = time.Unix(0, 0)
 	}
-	// No hold lives longer than DecideWithin, so no reservation made before this can still become
-	// PENDING.
+	// No hold lives longer than DecideWithin, so no reservation made before this time can still
+	// become PENDING.
 	finished := now.Add(-payment.DecideWithin - clockStep)
 	open, looked, err := l.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
 	if err != nil {
 		return swept, err
 	}
 	if looked != uuid.Nil {
-		finished = minTime(finished, timeOf(looked)) // the next sweep goes on from there
+		finished = minTime(finished, timeOf(looked)) // the next sweep continues from there
 	}
-	var overdue, untold []pgtype.UUID
+	var overdue, unpublished []pgtype.UUID
 	var oldest time.Time
 	var pending, held int64
 	for _, u := range open {
@@ -127,7 +128,7 @@ func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) 
 				oldest = timeOf(u.id.Bytes)
 			}
 		default:
-			untold = append(untold, u.id)
+			unpublished = append(unpublished, u.id)
 		}
 	}
 	for ids := range slices.Chunk(overdue, sweepBatch) {
@@ -136,15 +137,15 @@ func (l *Ledger) Sweep(ctx context.Context, tell Tell) (swept Swept, err error) 
 			return swept, err
 		}
 		swept.RolledBack += len(done)
-		untold = append(untold, done...)
+		unpublished = append(unpublished, done...)
 	}
 	// Reservations are always locked in the order of their ids.
-	slices.SortFunc(untold, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
-	for ids := range slices.Chunk(untold, sweepBatch) {
-		if err := l.tell(ctx, ids, now, tell); err != nil {
+	slices.SortFunc(unpublished, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
+	for ids := range slices.Chunk(unpublished, sweepBatch) {
+		if err := l.publish(ctx, ids, now, publish); err != nil {
 			return swept, err
 		}
-		swept.Told += len(ids)
+		swept.Published += len(ids)
 	}
 	swept.At, swept.Pending, swept.HeldIDR, swept.Oldest = now, pending, held, oldest
 	if !oldest.IsZero() {
@@ -161,8 +162,8 @@ func minTime(a, b time.Time) time.Time {
 	return b
 }
 
-// unfinished finds unfinished reservations page by page, from an id on. looked is the last
-// reservation that was looked at; uuid.Nil when there are no more.
+// unfinished finds unfinished reservations page by page, starting at an id. looked is the last
+// reservation that it read, or uuid.Nil if there are no more.
 func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
 	looked = from
 	for range maxLooked / sweepPage {
@@ -172,11 +173,11 @@ func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfini
 		}
 		looked = uuid.Nil
 		var u unfinished
-		_, err = pgx.ForEachRow(rows, []any{&u.id, &u.pending, &u.overdue, &u.untold, &u.amount, &u.last}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&u.id, &u.pending, &u.overdue, &u.unpublished, &u.amount, &u.last}, func() error {
 			if u.last {
 				looked = u.id.Bytes
 			}
-			if u.pending || u.untold {
+			if u.pending || u.unpublished {
 				found = append(found, u)
 			}
 			return nil
@@ -192,7 +193,7 @@ func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfini
 }
 
 // rollBackOverdue uses the same compare-and-set as every rollback. A reservation that was committed
-// meanwhile stays committed, and is not returned. A locked reservation is left to the next sweep.
+// meanwhile stays committed, and is not returned. The next sweep handles a locked reservation.
 func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
 	calls := make([]Finish, len(ids))
 	for i, id := range ids {
@@ -215,7 +216,7 @@ func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgty
 	return done, nil
 }
 
-func (l *Ledger) tell(ctx context.Context, ids []pgtype.UUID, now time.Time, tell Tell) error {
+func (l *Ledger) publish(ctx context.Context, ids []pgtype.UUID, now time.Time, publish Publish) error {
 	rows, err := l.pool.Query(ctx, untoldSQL, ids)
 	if err != nil {
 		return err
@@ -225,7 +226,7 @@ func (l *Ledger) tell(ctx context.Context, ids []pgtype.UUID, now time.Time, tel
 		return err
 	}
 	for key, c := range claims {
-		if err := tell(ctx, key, c, now); err != nil {
+		if err := publish(ctx, key, c, now); err != nil {
 			return err
 		}
 	}
