@@ -9,32 +9,31 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Bounds of the bytes that are held of bodies that have not ended. Without them one connection
-// could make the port hold gigabytes: the number of its streams times the size of a body. A
-// connection may carry many clients, where a proxy stands before the port.
+// The limits of the bytes that are held for bodies that have not ended. Without them, one
+// connection could make the port hold gigabytes: the number of its streams times the size of a
+// body. If there is a proxy before the port, one connection carries many clients.
 const (
 	maxArriving   = 64 << 20 // of the port
-	maxArrivingOn = 16 << 20 // of a connection
-	// leastHeld is what even a body of one byte costs. With gRPC each piece has a buffer of its
-	// own.
+	maxArrivingOn = 16 << 20 // of one connection
+	// leastHeld is the memory of even a body of one byte. With gRPC, each piece has its own buffer.
 	leastHeld     = 4 << 10
 	grpcPieceHeld = 16 << 10
 )
 
-// arriving counts these bytes. A body that arrives quickly is hardly ever counted. When too much is
-// held, the oldest bodies are given up: an honest client has sent all of its body long before.
+// arriving counts these bytes. A body that arrives quickly is usually not counted. Above the limit,
+// the oldest bodies are aborted: an honest client has sent its whole body long before.
 type arriving struct {
 	givenUp prometheus.Counter
 
 	mu     sync.Mutex
 	bytes  int64
 	bodies map[*receiving]struct{}
-	next   int64 // number of the next body
+	next   int64 // the number of the next body
 }
 
 func newArriving(r prometheus.Registerer) *arriving {
 	return &arriving{bodies: map[*receiving]struct{}{}, givenUp: promauto.With(r).NewCounter(prometheus.CounterOpts{
-		Name: "pgw_bodies_given_up_total", Help: "Requests whose bodies were given up, since too much of bodies that had not ended was held.",
+		Name: "pgw_bodies_given_up_total", Help: "Requests that were aborted because too many bytes of incomplete bodies were held.",
 	})}
 }
 
@@ -62,7 +61,7 @@ func (a *arriving) more(b *receiving, n int64) {
 	}
 }
 
-// end forgets a body that has ended, or whose request was answered. It is not given up after that.
+// end removes a body that has ended, or whose request was answered. It is not aborted after that.
 func (a *arriving) end(b *receiving) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -80,13 +79,13 @@ func (a *arriving) forget(b *receiving) {
 	b.held = 0
 }
 
-// makeRoom gives up bodies until a sixteenth is free: looking through all of them for each piece
-// would cost too much. They are those of the given connection, or else of the connections that hold
-// most. a.mu is held.
+// makeRoom aborts bodies until a sixteenth of the limit is free. A search through all of them for
+// each piece would cost too much. It aborts bodies of the given connection, or else of the
+// connections that hold most. a.mu is held.
 func (a *arriving) makeRoom(on *connection, held *int64, most int64) {
 	type candidate struct {
 		*receiving
-		of int64 // what its connection holds
+		of int64 // the bytes that its connection holds
 	}
 	var all []candidate
 	for b := range a.bodies {

@@ -18,13 +18,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// defaultConnections is twice the payments that a gateway lets in at most.
+// defaultConnections is twice the maximum number of payments that a gateway accepts at the same
+// time.
 const defaultConnections = 8192
 
-// connections bounds the connections of a port, so that thousands of slow ones keep nobody out.
-// When the bound is reached, it closes connections that wait for a request or are still receiving
-// one: first those of the address that has most, and of these the ones that have waited longest. A
-// connection whose request is being answered stays.
+// connections limits the connections of a port, so thousands of slow ones can't block other
+// clients. At the limit, it closes connections that wait for a request or are still receiving one.
+// It starts with the address that has most connections, and there with those that have waited
+// longest. A connection whose request is being answered stays open.
 type connections struct {
 	net.Listener
 	max    int
@@ -41,11 +42,11 @@ type connection struct {
 	net.Conn
 	of     *connections
 	from   netip.Prefix
-	busy   atomic.Int32 // requests that have been received and not been answered
-	since  atomic.Int64 // when it had none, in nanoseconds
-	byGRPC atomic.Bool  // gRPC's own server has it: busy is not known, since is when something arrived last
-	body   receiving    // of the one request that HTTP/1 has at a time
-	held   int64        // of bodies that go on; guarded by arriving.mu
+	busy   atomic.Int32 // requests that have been received and are not answered yet
+	since  atomic.Int64 // the start of the current wait for a request, in nanoseconds
+	byGRPC atomic.Bool  // gRPC's own server serves it: busy is not known, and since is the time of the last bytes
+	body   receiving    // of the current request; HTTP/1 has one at a time
+	held   int64        // bytes of bodies that have not ended; guarded by arriving.mu
 }
 
 func newConnections(max int, r prometheus.Registerer) *connections {
@@ -84,7 +85,7 @@ func (cs *connections) Accept() (net.Conn, error) {
 	}
 }
 
-// network is what counts as one address: of IPv6 a host has a whole /64.
+// network returns the prefix that counts as one address. An IPv6 host has a whole /64.
 func network(a net.Addr) netip.Prefix {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -112,7 +113,7 @@ func (cs *connections) add(c *connection) bool {
 	return true
 }
 
-// makeRoom closes a sixteenth of the connections at a time: looking through all of them for each
+// makeRoom closes a sixteenth of the connections at a time. A search through all of them for each
 // new one would cost more than its request. cs.mu is held.
 func (cs *connections) makeRoom() {
 	type candidate struct {
@@ -137,11 +138,11 @@ func (cs *connections) makeRoom() {
 	}
 }
 
-// slowAfter is how long a drain lets a client go on sending its request.
+// slowAfter is the time that a drain gives a client to complete its request.
 const slowAfter = time.Second
 
-// giveUpSlow closes connections whose clients are slow to send a request, until ctx ends: a drain
-// would wait for them in vain. http.Server itself closes the idle ones.
+// giveUpSlow closes connections whose clients are slow to send a request, until ctx ends. Otherwise
+// a drain would wait for them in vain. http.Server itself closes the idle ones.
 func (cs *connections) giveUpSlow(ctx context.Context) {
 	tick := time.NewTicker(slowAfter / 4)
 	defer tick.Stop()
@@ -178,12 +179,12 @@ func (c *connection) rest() {
 
 type connectionKey struct{}
 
-// remember puts the connection into its requests' contexts, as http.Server's ConnContext.
+// remember puts the connection into its requests' contexts. It is http.Server's ConnContext.
 func remember(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, accepted(c))
 }
 
-// accepted is the connection that the port accepted, which may be under one of TLS.
+// accepted returns the connection that the port accepted. It may be wrapped in a TLS connection.
 func accepted(c net.Conn) *connection {
 	if over, ok := c.(*tls.Conn); ok {
 		c = over.NetConn()
@@ -222,17 +223,17 @@ func tracked(next http.Handler) http.Handler {
 // longAgo is a deadline that has passed.
 var longAgo = time.Unix(1, 0)
 
-// receiving is a request's body. Its connection is busy once all of it is there.
+// receiving is a request's body. Its connection is busy after the whole body has arrived.
 type receiving struct {
 	io.ReadCloser
 	on       *connection
-	received atomic.Bool // gRPC reads in a goroutine of its own
-	piece    int         // what a piece that was read takes at least
-	giveUp   func()      // ends a Read that waits, and all later ones
+	received atomic.Bool // gRPC reads in its own goroutine
+	piece    int         // the least memory of a piece that was read
+	giveUp   func()      // ends a waiting Read and all later ones
 
 	// guarded by arriving.mu
 	number, held int64
-	ended        bool // or given up
+	ended        bool // or aborted
 }
 
 func (b *receiving) Read(p []byte) (int, error) {

@@ -26,7 +26,7 @@ type Config struct {
 	Port  string        `envconfig:"PORT" desc:"the one port; when empty, the port at which callers look for the function by default, such as 18080 for gateway, or else 8080"`
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
 	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
-	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what connections of HTTP/2 carry: mixed: gRPC and all else, as behind Knative's proxies; alone: gRPC only, for half the processor time a call, and all else comes by HTTP/1.1"`
+	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what HTTP/2 connections carry: mixed: gRPC and all other requests, as behind Knative's proxies; alone: only gRPC, which takes half the processor time per call, and other requests use HTTP/1.1"`
 	Log   LogConfig
 	RPC   rpc.Security
 }

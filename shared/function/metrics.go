@@ -18,11 +18,11 @@ import (
 	"pgw/shared/trace"
 )
 
-// Latency holds buckets, in seconds, for everything that a payment passes: from a hand-over in
-// memory to the deadline of a client.
+// Latency holds buckets, in seconds, for every step of a payment, from a hand-over in memory to a
+// client's deadline.
 var Latency = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
-// NewRegistry has the collectors that each function exposes.
+// NewRegistry returns a registry with the collectors that each function exposes.
 func NewRegistry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -30,31 +30,31 @@ func NewRegistry() *prometheus.Registry {
 	return r
 }
 
-// The version that pgw_build_info shows is the module's, unless the linker has set another.
+// pgw_build_info shows the version of the module, unless the linker has set another.
 func init() {
 	if info, ok := debug.ReadBuildInfo(); ok && version.Version == "" {
 		version.Version = info.Main.Version
 	}
 }
 
-// processBegan is when packages were initialised, which is milliseconds after the process was
-// started.
+// processBegan is when packages were initialised. That is milliseconds after the start of the
+// process.
 var processBegan = time.Now()
 
-// served counts what a function serves: how often, how that ended, and how long it took.
+// served measures a function's requests: how many there are, how they end, and how long they take.
 type served struct {
-	grpc     *rpcMetrics // nil where there is no gRPC
+	grpc     *rpcMetrics // nil if there is no gRPC
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 }
 
-// classes of HTTP statuses. The metrics of what was asked for say which status it was.
+// classes are the classes of HTTP statuses. Other metrics have the exact status.
 var classes = [...]string{"2xx", "3xx", "4xx", "5xx"}
 
-// noRoute stands for requests that no route takes.
+// noRoute is the route of requests that no route serves.
 const noRoute = "none"
 
-// served is the same for all ways into the function.
+// served returns the metrics, which all ways into the function share.
 func (p *Port) served() *served {
 	p.serving.Do(func() {
 		auto := promauto.With(p.Registry)
@@ -79,8 +79,8 @@ func (p *Port) served() *served {
 	return p.metrics
 }
 
-// NewCounters makes counters by one label. Each value of the label is there from the start, so that
-// what has never happened is 0 and not absent.
+// NewCounters makes counters by one label. Each value of the label exists from the start. So an
+// event that has never happened has the count 0, and is not absent.
 func NewCounters(r prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
 	counters := promauto.With(r).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, value := range values {
@@ -89,8 +89,8 @@ func NewCounters(r prometheus.Registerer, name, help, label string, values ...st
 	return counters
 }
 
-// rpcMetrics show every method with every code from the start. Those are hundreds of series, most
-// of them 0 for ever. They are made when somebody first looks, so that no start waits for them.
+// rpcMetrics has every method with every code from the start. Those are hundreds of series, and
+// most stay 0. They are made at the first scrape, so that they do not delay the start.
 type rpcMetrics struct {
 	*grpcprom.ServerMetrics
 	server atomic.Pointer[grpc.Server] // nil until it is made
@@ -105,8 +105,8 @@ func (m *rpcMetrics) Collect(into chan<- prometheus.Metric) {
 	m.ServerMetrics.Collect(into)
 }
 
-// Mux takes the routes of a function's public API, and measures each. The patterns are
-// http.ServeMux's. They are the labels of the metrics too: a closed set.
+// Mux serves the routes of a function's public API, and measures each. The patterns are
+// http.ServeMux's. They are also the labels of the metrics: a closed set.
 type Mux struct {
 	mux    *http.ServeMux
 	served *served
@@ -122,8 +122,8 @@ func (m *Mux) Handle(pattern string, handler http.Handler) {
 	m.mux.Handle(pattern, m.served.route(pattern, handler, true))
 }
 
-// None sets the answer to requests that no route takes. methods are those that the path does take;
-// when there are none, there is no such path.
+// None sets the answer to requests that no route serves. methods are the methods that the path has.
+// If there are none, the path does not exist.
 func (m *Mux) None(answer func(w http.ResponseWriter, r *http.Request, methods []string)) {
 	m.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		m.served.requests.WithLabelValues(noRoute, "4xx").Inc()
@@ -150,7 +150,7 @@ func (s *served) interceptor() grpc.UnaryServerInterceptor {
 	return s.grpc.UnaryServerInterceptor(grpcprom.WithExemplarFromContext(trace.Exemplar))
 }
 
-// route measures one route's handler. With traced it also gets a span.
+// route measures one route's handler. If traced is set, it also makes a span.
 func (s *served) route(pattern string, next http.Handler, traced bool) http.Handler {
 	seconds := s.seconds.WithLabelValues(pattern)
 	var counts [len(classes)]prometheus.Counter
@@ -159,7 +159,7 @@ func (s *served) route(pattern string, next http.Handler, traced bool) http.Hand
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
-		answer := &answered{ResponseWriter: w, code: http.StatusInternalServerError} // of a handler that panics
+		answer := &answered{ResponseWriter: w, code: http.StatusInternalServerError} // the code if the handler panics
 		if traced && trace.On() {
 			ctx, span := trace.Start(trace.Extract(r.Context(), trace.Header(r.Header)), pattern, trace.Server)
 			defer func() { trace.EndHTTP(span, answer.code) }()
@@ -170,11 +170,11 @@ func (s *served) route(pattern string, next http.Handler, traced bool) http.Hand
 			counts[min(max(answer.code/100-2, 0), len(counts)-1)].Inc()
 		}()
 		next.ServeHTTP(answer, r)
-		answer.WriteHeader(http.StatusOK) // unless it has said another
+		answer.WriteHeader(http.StatusOK) // unless the handler has sent another
 	})
 }
 
-// answered remembers the status that was answered.
+// answered records the status of the answer.
 type answered struct {
 	http.ResponseWriter
 	code  int
@@ -185,7 +185,7 @@ func (a *answered) WriteHeader(code int) {
 	if a.wrote {
 		return
 	}
-	// 1xx come before the answer.
+	// 1xx statuses precede the answer.
 	if code >= 200 {
 		a.code, a.wrote = code, true
 	}
@@ -197,11 +197,11 @@ func (a *answered) Write(p []byte) (int, error) {
 	return a.ResponseWriter.Write(p)
 }
 
-// Flush implements http.Flusher, for answers that come bit by bit.
+// Flush implements http.Flusher, for answers that are sent in parts.
 func (a *answered) Flush() {
 	a.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(a.ResponseWriter).Flush()
 }
 
-// Unwrap lets http.ResponseController reach the wrapped writer.
+// Unwrap gives http.ResponseController the wrapped writer.
 func (a *answered) Unwrap() http.ResponseWriter { return a.ResponseWriter }

@@ -12,7 +12,7 @@ import (
 
 const readyTimeout = 2 * time.Second
 
-// ready says why the function can't serve now.
+// ready returns the reason why the function can't serve now.
 func (p *Port) ready(ctx context.Context) error {
 	if p.draining.Load() {
 		return errors.New("draining")
@@ -24,7 +24,7 @@ func (p *Port) ready(ctx context.Context) error {
 	defer cancel()
 	if p.first != nil {
 		select {
-		case <-p.first.done: // usually long ago
+		case <-p.first.done: // usually closed long before
 		default:
 			return p.first.wait(ctx)
 		}
@@ -32,10 +32,10 @@ func (p *Port) ready(ctx context.Context) error {
 	return p.Ready(ctx)
 }
 
-// check is one call of Ready, and its answer.
+// check is one call of Ready with its result.
 type check struct {
 	done chan struct{}
-	err  error // once done is closed
+	err  error // set before done is closed
 }
 
 func (c *check) wait(ctx context.Context) error {
@@ -47,8 +47,8 @@ func (c *check) wait(ctx context.Context) error {
 	}
 }
 
-// ask calls Ready before any probe comes, so that what the function needs, such as a connection to
-// the database, is under way early. Probes that arrive meanwhile wait for this first answer.
+// ask calls Ready before the first probe, so that connections, for example to the database, are
+// made early. Probes that arrive meanwhile wait for this first result.
 func (p *Port) ask(ctx context.Context) {
 	if p.Ready == nil {
 		return
@@ -71,7 +71,7 @@ func (p *Port) serveReady(w http.ResponseWriter, r *http.Request) {
 }
 
 // healthServer answers gRPC's health checks with the same readiness as /readyz. It does not
-// implement watching: clients then poll.
+// implement Watch, so clients poll.
 type healthServer struct {
 	healthpb.UnimplementedHealthServer
 	port *Port

@@ -18,16 +18,15 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Transport says what the HTTP/2 connections of the port carry.
+// Transport is what the HTTP/2 connections of the port carry.
 type Transport string
 
 const (
-	// Mixed takes gRPC and all else on one connection, and works everywhere. Knative's proxies mix
-	// them.
+	// Mixed accepts gRPC and all other requests on one connection, and works everywhere. Knative's
+	// proxies mix them.
 	Mixed Transport = "mixed"
-	// GRPCOnly is for connections that carry gRPC and nothing else. They are served by gRPC's own
-	// transport, which takes half the processor time a call. All else comes by HTTP/1.1 to the same
-	// port.
+	// GRPCOnly is for connections that carry only gRPC. gRPC's own transport serves them, which
+	// takes half the processor time per call. All other requests use HTTP/1.1 on the same port.
 	GRPCOnly Transport = "alone"
 )
 
@@ -37,11 +36,11 @@ func (t *Transport) Decode(text string) error {
 	case Mixed, GRPCOnly:
 		return nil
 	}
-	return fmt.Errorf("%q; %s or %s", text, Mixed, GRPCOnly)
+	return fmt.Errorf("is %q; must be %s or %s", text, Mixed, GRPCOnly)
 }
 
-// grpcListener is the listener of gRPC's own server: it is given the connections that turn out to
-// be HTTP/2.
+// grpcListener is the listener of gRPC's own server. It gets the connections that turn out to be
+// HTTP/2.
 type grpcListener struct {
 	server *grpc.Server
 	addr   net.Addr
@@ -54,7 +53,7 @@ func newGRPCListener(server *grpc.Server, addr net.Addr) *grpcListener {
 	return &grpcListener{server: server, addr: addr, found: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// options of a gRPC server that has connections of its own.
+// options returns the options of a gRPC server that has its own connections.
 func (t timeouts) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(knownPeer{insecure.NewCredentials()}),
@@ -62,17 +61,18 @@ func (t timeouts) options() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: t.idle, Time: rpc.Unseen, Timeout: rpc.Unanswered}),
-		// Clients may send pings too, also without a call. A client that sends more is cut off.
+		// Clients may send pings too, also without a call. The server disconnects a client that
+		// sends more.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: rpc.PingsApart, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
 }
 
-// messageKey holds the timer that gives up an RPC whose message does not come.
+// messageKey is the context key of the timer that aborts an RPC whose message does not arrive.
 type messageKey struct{}
 
-// tap looks at an RPC as soon as its header is there. It refuses callers that may not call, and
-// gives up a message that does not come.
+// tap checks an RPC as soon as its header has arrived. It refuses callers without the right to
+// call, and aborts an RPC whose message does not arrive.
 func (p *Port) tap(within time.Duration) tap.ServerInHandle {
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
 		ctx, err := p.Callers.Admit(ctx, info.FullMethodName)
@@ -84,7 +84,7 @@ func (p *Port) tap(within time.Duration) tap.ServerInHandle {
 	}
 }
 
-// message is called when an RPC's message is there.
+// message is called when an RPC's message has arrived.
 func message(ctx context.Context) {
 	if timer, ok := ctx.Value(messageKey{}).(*time.Timer); ok {
 		timer.Stop()
@@ -101,15 +101,15 @@ func awaitedStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, 
 	return next(srv, stream)
 }
 
-// take has an http.Server hand over its HTTP/2 connections. With TLS the server knows them by the
-// protocol that was agreed on. Without, it knows them by their first line, which looks like a
-// request of HTTP/1.
+// take makes an http.Server hand over its HTTP/2 connections. With TLS, the server recognises them
+// by the negotiated protocol. Without TLS, it recognises them by their first line, which looks like
+// a request of HTTP/1.
 func (a *grpcListener) take(from *http.Server) {
 	from.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 			gone := make(chan struct{})
 			a.give(&handedConn{Conn: conn, on: accepted(conn), gone: sync.OnceFunc(func() { close(gone) })})
-			<-gone // http.Server closes it when this returns
+			<-gone // http.Server closes the connection when this function returns
 		},
 	}
 	next := from.Handler
@@ -135,7 +135,7 @@ func (a *grpcListener) give(c *handedConn) {
 	}
 }
 
-// drain lets the calls that are under way end until ctx does.
+// drain waits for the calls under way, until ctx ends.
 func (a *grpcListener) drain(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() {
@@ -169,7 +169,7 @@ func (a *grpcListener) Close() error {
 // Addr implements net.Listener.
 func (a *grpcListener) Addr() net.Addr { return a.addr }
 
-// handedConn is a connection that was handed over after something had been read from it.
+// handedConn is a connection that was handed over after some of its bytes had been read.
 type handedConn struct {
 	net.Conn
 	on     *connection
@@ -196,7 +196,7 @@ func (s *handedConn) Close() error {
 	return s.Conn.Close()
 }
 
-// knownPeer gives gRPC what TLS has found out about the peer of a connection.
+// knownPeer gives gRPC the result of the connection's TLS handshake.
 type knownPeer struct {
 	credentials.TransportCredentials
 }

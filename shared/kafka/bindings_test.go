@@ -18,7 +18,7 @@ import (
 	"pgw/shared/kafka"
 )
 
-// message is an event as it travels: its headers, and its body or its value.
+// message is an event in transport: its headers, and its body or its value.
 type message struct {
 	headers map[string]string
 	body    string
@@ -30,9 +30,9 @@ const (
 	"time": "2026-01-31T09:30:00Z", "subject": "A-42", "tenant": "acme", "datacontenttype": "application/json", "data": ` + inBinary + `}`
 )
 
-// bindings are the ways in which the CloudEvents specifications let an event travel over HTTP and Kafka: in binary mode,
-// where its attributes are headers, and in structured mode. The names of headers differ, and content types may have
-// parameters.
+// bindings are the forms that the CloudEvents specifications define for an event in HTTP and Kafka.
+// In binary mode, its attributes are headers; the other mode is structured. The names of headers
+// differ, and content types may have parameters.
 func bindings() map[string]map[string]message {
 	attributes := map[string]string{
 		"specversion": "1.0", "id": "order/42", "source": "https://shop.example/orders", "type": "example.order.paid",
@@ -54,7 +54,8 @@ func bindings() map[string]map[string]message {
 	return all
 }
 
-// An event is read alike, whichever binding and mode it travels by: each attribute, each extension, and the data.
+// An event is read the same in every binding and mode: each attribute, each extension, and the
+// data.
 func TestEventsAreReadAlikeByEachBinding(t *testing.T) {
 	read := map[string]func(t *testing.T, m message) cloudevents.Event{
 		"HTTP": func(t *testing.T, m message) (got cloudevents.Event) {
@@ -108,7 +109,8 @@ func TestEventsAreReadAlikeByEachBinding(t *testing.T) {
 	}
 }
 
-// A message that lacks what each event must have, or has it in a form that the specification forbids, is no event.
+// A message is not an event if a required attribute is missing, or has a form that the
+// specification forbids.
 func TestBindingsRefuseWhatIsNoEvent(t *testing.T) {
 	for name, spoil := range map[string]func(m message, prefix string) message{
 		"no id":     func(m message, prefix string) message { delete(m.headers, prefix+"id"); return m },
@@ -136,7 +138,7 @@ func TestBindingsRefuseWhatIsNoEvent(t *testing.T) {
 		for name, value := range m.headers {
 			record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
 		}
-		wrap := func(*sarama.ConsumerMessage) cloudevents.Event { return cloudevents.New() } // as a plain record, which is not valid either
+		wrap := func(*sarama.ConsumerMessage) cloudevents.Event { return cloudevents.New() } // the event of a plain record, which is not valid either
 		if e, err := kafka.ReadRecord(t.Context(), record, wrap); err == nil && e.Validate() == nil {
 			t.Errorf("Kafka, %s: read %s", name, e)
 		}

@@ -2,5 +2,5 @@ package kafka
 
 import "time"
 
-// SetSilence has a test wait less long than an operator.
+// SetSilence sets a shorter wait for a test.
 func (r *Reader) SetSilence(d time.Duration) { r.silence = d }

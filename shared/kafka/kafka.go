@@ -1,4 +1,4 @@
-// Package kafka publishes CloudEvents, and holds the client settings for producing and consuming.
+// Package kafka publishes CloudEvents, and has the client settings for producers and consumers.
 package kafka
 
 import (
@@ -22,7 +22,7 @@ import (
 	"pgw/shared/trace"
 )
 
-// Config holds Kafka's address, the access to it, and the names of the flow's topics.
+// Config has Kafka's address, the credentials for it, and the names of the flow's topics.
 type Config struct {
 	Brokers         []string `envconfig:"KAFKA_BROKERS" required:"true" desc:"host:port of brokers, separated by commas"`
 	RequestTopic    string   `envconfig:"KAFKA_REQ_TOPIC" default:"payments.request"`
@@ -32,7 +32,7 @@ type Config struct {
 	AccountsTopic   string   `envconfig:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	Security
 
-	// Dial reaches a broker in this process; nil uses the network.
+	// Dial connects to a broker in this process; nil uses the network.
 	Dial func() (net.Conn, error) `ignored:"true"`
 }
 
@@ -50,7 +50,7 @@ const MaxMessageBytes = 1 << 20
 // The limits of one publish.
 const (
 	ackTimeout = 3 * time.Second // for a broker to acknowledge a message or refuse it
-	netTimeout = 5 * time.Second // after it, a broker that does not answer counts as gone
+	netTimeout = 5 * time.Second // a broker that is silent for longer is treated as gone
 
 	// A batch is retried for 12.5 s in all, longer than the election of a new leader. The delays
 	// are 50 ms, 100 ms and so on, up to a second.
@@ -134,7 +134,7 @@ func baseSettings(clientID string) *sarama.Config {
 	// No linger: a batch forms while the batch before it is sent.
 	c.Producer.Flush.Frequency = 0
 
-	// A consumer gets an event as soon as it is there.
+	// A consumer gets an event as soon as the broker has it.
 	c.Consumer.Fetch.Min = 1
 	c.Consumer.MaxWaitTime = 250 * time.Millisecond
 	return c
@@ -146,9 +146,9 @@ func delay(retries int, first, most time.Duration) time.Duration {
 	return min(first<<min(max(retries-1, 0), 16), most)
 }
 
-// Producer publishes CloudEvents in binary mode. It connects when it is first used. It has its own
-// client: in a client that is shared with a consumer, acknowledgements would wait behind long
-// polls. A connection that fails is replaced by a new one.
+// Producer publishes CloudEvents in binary mode. It connects on first use. It has its own client:
+// in a client that is shared with a consumer, acknowledgements would wait behind long polls. If a
+// connection fails, a new one replaces it.
 type Producer struct {
 	brokers  []string
 	settings *sarama.Config
@@ -170,7 +170,7 @@ func NewProducer(cfg Config, clientID string) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A producer has no long polls, so a broker that does not answer counts as gone sooner.
+	// A producer has no long polls, so a broker that does not answer is treated as gone sooner.
 	settings.Net.ReadTimeout, settings.Net.WriteTimeout = netTimeout, netTimeout
 	settings.Metadata.Retry.Max = metadataRetries
 	settings.Metadata.Retry.BackoffFunc = func(retries, _ int) time.Duration {
@@ -184,7 +184,7 @@ func NewProducer(cfg Config, clientID string) (*Producer, error) {
 	}, nil
 }
 
-// Connect connects, unless the producer is connected. It tries until ctx ends.
+// Connect connects, unless the producer is connected already. It tries until ctx ends.
 func (p *Producer) Connect(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		_, err := p.connected(ctx)
@@ -205,7 +205,7 @@ func (p *Producer) current() (*link, error) {
 	return p.link, nil
 }
 
-// connected waits for a link until ctx ends or connectWithin has passed. The attempt goes on for
+// connected waits for a link until ctx ends or connectWithin has passed. The attempt continues for
 // later callers.
 func (p *Producer) connected(ctx context.Context) (*link, error) {
 	if l, err := p.current(); l != nil || err != nil {
@@ -328,8 +328,8 @@ func (p *Producer) Send(ctx context.Context, m *sarama.ProducerMessage) error {
 	}
 }
 
-// send gives a message to the client once, and waits for the result. handed says whether the client
-// got the message.
+// send gives a message to the client once, and waits for the result. handed reports whether the
+// client got the message.
 func (p *Producer) send(ctx context.Context, m *sarama.ProducerMessage, value []byte, places int64) (handed bool, err error) {
 	if _, err := p.current(); err != nil {
 		return false, fmt.Errorf("%w: %w", ErrNotSent, err)

@@ -12,7 +12,7 @@ import (
 )
 
 // link is one client with its connections to the brokers. It settles all messages that it was
-// given, also after it is retired. So no message is ever in two links.
+// given, even after it is retired. So no message is ever in two links.
 type link struct {
 	client   sarama.Client
 	producer sarama.AsyncProducer
@@ -90,8 +90,8 @@ func (l *link) close() {
 	_ = l.client.Close()
 }
 
-// broken says whether an error is about the link and not about the message. An open circuit breaker
-// of sarama would refuse a partition for 10 s, even when the broker is back. A producer whose ids
+// broken reports whether an error concerns the link, and not the message. An open circuit breaker
+// of sarama would refuse a partition for 10 s, even after the broker is back. A producer whose ids
 // the broker has forgotten would fail again and again.
 func broken(err error) bool {
 	if err == nil {
@@ -115,7 +115,7 @@ func broken(err error) bool {
 // been written.
 type message struct {
 	link   *link
-	places int64      // the places that it takes of the producer's
+	places int64      // the number of the producer's places that it uses
 	done   chan error // gets the result, once
 	value  []byte
 	state  atomic.Int32
@@ -142,8 +142,8 @@ func (m *message) wrap(sent *sarama.ProducerMessage) *sarama.ProducerMessage {
 		Metadata: m, Value: m,
 	}
 	if sent.Value == nil {
-		// A message without a value must stay without one, so nothing shows when the client takes
-		// it. Count from here.
+		// A message without a value must stay without one, so its Encode is never called. The
+		// writes are counted from here.
 		m.before = m.link.writes.Load()
 		m.state.Store(taken)
 		wrapped.Value = nil
@@ -165,14 +165,14 @@ func (m *message) Encode() ([]byte, error) {
 // Length implements sarama.Encoder.
 func (m *message) Length() int { return len(m.value) }
 
-// withdraw takes back a message that the client has not begun to write. It returns false when it is
+// withdraw takes a message back that the client has not begun to write. It returns false if it is
 // too late.
 func (m *message) withdraw() bool {
 	return m.state.CompareAndSwap(waiting, withdrawn) || m.state.Load() == withdrawn
 }
 
-// unsent says whether nothing was written of a message that the client has given up: its value was
-// never taken, or the link has written nothing since.
+// unsent reports whether nothing of a message was written that the client has given up. Either its
+// value was never taken, or the link has written nothing since.
 func (m *message) unsent() bool { return m.withdraw() || m.link.writes.Load() == m.before }
 
 // plainDialer is the proxy.Dialer of sarama's settings.

@@ -23,7 +23,7 @@ import (
 // patience is the limit for a step of a test, also on a busy machine.
 const patience = 2 * time.Minute
 
-// wire stands between a broker and its clients.
+// wire is a proxy between a broker and its clients.
 type wire struct {
 	arrived chan net.Conn
 	closed  chan struct{}

@@ -27,28 +27,29 @@ import (
 	"pgw/shared/event"
 )
 
-// The bounds of reading.
+// The limits of reading.
 const (
-	openWithin = 30 * time.Second // to find out what a range comes to
-	silence    = 30 * time.Second // without any progress in a partition
-	fetchBytes = 1 << 20          // of a partition at once; a larger batch comes whole
+	openWithin = 30 * time.Second // to find the offsets of a range
+	silence    = 30 * time.Second // the longest time without progress in a partition
+	fetchBytes = 1 << 20          // of a partition at once; a larger batch arrives whole
 	fetchWait  = 250 * time.Millisecond
-	fetchDelay = 200 * time.Millisecond // before a fetch is tried again
+	fetchDelay = 200 * time.Millisecond // before a fetch is repeated
 )
 
-// everything is the isolation level: also what is not committed and what was aborted. KafkaSource reads at this level
-// (isolation.level=read_uncommitted in config-kafka-source-data-plane), so the functions have taken such records too.
-// A topic's end is then its high-water mark, and never waits for a transaction.
+// everything is the isolation level: records that are not committed and aborted records are read
+// too. KafkaSource reads at this level (isolation.level=read_uncommitted in
+// config-kafka-source-data-plane), so the functions have received such records too. A topic's end
+// is then its high-water mark, and never waits for a transaction.
 var everything = kgo.ReadUncommitted()
 
-// Place is where a record stands.
+// Place is the position of a record.
 type Place struct {
 	Topic     string `json:"topic"`
 	Partition int32  `json:"partition"`
 	Offset    int64  `json:"offset"`
 }
 
-// PlaceOf gives a record's place.
+// PlaceOf returns a record's position.
 func PlaceOf(m *sarama.ConsumerMessage) Place { return Place{m.Topic, m.Partition, m.Offset} }
 
 // String is TOPIC/PARTITION/OFFSET.
@@ -64,10 +65,10 @@ func ParsePlace(text string) (Place, error) {
 			return Place{parts[0], int32(partition), offset}, nil
 		}
 	}
-	return Place{}, fmt.Errorf("%q is no letter: a letter is TOPIC/PARTITION/OFFSET, such as payments.parked/0/12", text)
+	return Place{}, fmt.Errorf("%q is not a letter: a letter is TOPIC/PARTITION/OFFSET, such as payments.parked/0/12", text)
 }
 
-// Range says which of a topic's records are read. The zero value of each field means: all of them.
+// Range selects the records of a topic that are read. The zero value of a field sets no limit.
 type Range struct {
 	Topic      string
 	Partitions []int32
@@ -75,23 +76,23 @@ type Range struct {
 	ToOffset   int64           // exclusive; 0: to the end
 	Since      time.Time       // by the records' own timestamps
 	Until      time.Time       // exclusive
-	Resume     map[int32]int64 // goes on at this offset of a partition, whatever the rest says
-	ResumeID   string          // the topic's id when Resume was noted; empty: not known
+	Resume     map[int32]int64 // starts at this offset of a partition, whatever the other fields say
+	ResumeID   string          // the topic's id when Resume was stored; empty: unknown
 }
 
-// Span is what a Range comes to in one partition.
+// Span is a Range's offsets in one partition.
 type Span struct {
 	Partition int32
 	From, To  int64 // To is exclusive
-	Trimmed   bool  // the topic has forgotten what stood before From
+	Trimmed   bool  // the topic no longer has the records before From
 }
 
-// Reader reads a part of a topic once, beside all consumer groups. It asks for each batch itself: a consumer that only
-// gives records does not tell that it has passed offsets which hold none, such as the marker that ends a transaction
-// or what compaction has left, and so it can't tell that the end is reached.
+// Reader reads a part of a topic once, independently of all consumer groups. It fetches each batch
+// itself. A consumer that only returns records does not report offsets without a record, such as a
+// transaction's marker or the gaps after compaction. So it can't report that the end is reached.
 type Reader struct {
 	topic   string
-	id      [16]byte // zero: the broker tells none
+	id      [16]byte // zero: the broker reports none
 	leading map[int32]int32
 	spans   []Span
 	client  *kgo.Client
@@ -99,7 +100,7 @@ type Reader struct {
 	silence time.Duration
 }
 
-// Read gives the records of a range to take, as a Reader does.
+// Read passes the records of a range to take, as a Reader does.
 func Read(ctx context.Context, cfg Config, clientID string, r Range, take func(*sarama.ConsumerMessage) error) error {
 	reader, err := OpenReader(cfg, clientID, r)
 	if err != nil {
@@ -109,8 +110,9 @@ func Read(ctx context.Context, cfg Config, clientID string, r Range, take func(*
 	return reader.Each(ctx, take)
 }
 
-// OpenReader finds out what the range comes to. What is written to the topic later is not read. An error
-// names a partition that there is not, and a record to go on from that the topic no longer has, or does not have yet.
+// OpenReader finds the offsets of the range. It does not read records that are written later. An
+// error names a partition that does not exist. It also names an offset to resume at that the topic
+// does not have any more, or does not have yet.
 func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
 	options, err := cfg.readerOptions(clientID)
 	if err != nil {
@@ -133,7 +135,7 @@ func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
 	return reader, nil
 }
 
-// readerOptions are Settings for the reader's client.
+// readerOptions returns Settings as options of the reader's client.
 func (c Config) readerOptions(clientID string) ([]kgo.Opt, error) {
 	settings, err := c.Settings(clientID)
 	if err != nil {
@@ -165,7 +167,7 @@ func (c Config) readerOptions(clientID string) ([]kgo.Opt, error) {
 
 func (r *Reader) open(ctx context.Context, want Range) error {
 	leaders, id, err := r.leaders(ctx)
-	// While a leader is elected the broker tells nothing of the topic.
+	// While a leader is elected, the broker reports nothing about the topic.
 	for n := 1; errors.Is(err, kerr.LeaderNotAvailable) && ctx.Err() == nil; n++ {
 		select {
 		case <-time.After(delay(n, metadataDelay, metadataDelayMax)):
@@ -178,7 +180,7 @@ func (r *Reader) open(ctx context.Context, want Range) error {
 	}
 	r.leading, r.id = leaders, id
 	if id := r.TopicID(); want.ResumeID != "" && id != "" && id != want.ResumeID {
-		return fmt.Errorf("%w: it was made anew, since its id is %s and was %s", ErrCannotResume, id, want.ResumeID)
+		return fmt.Errorf("%w: it was created again: its id is %s and was %s", ErrCannotResume, id, want.ResumeID)
 	}
 	partitions := want.Partitions
 	if len(partitions) == 0 {
@@ -214,10 +216,11 @@ func (r *Reader) open(ctx context.Context, want Range) error {
 	return err
 }
 
-// limits are offsets in each partition. That of a time is where the first record as young stands, -1 when there is none.
+// limits are offsets in each partition. since and until have the offset of the first record that is
+// not older than a time, or -1 if there is none.
 type limits struct{ oldest, newest, since, until map[int32]int64 }
 
-// spans decides what a range comes to.
+// spans returns the range's offsets in each partition.
 func (r Range) spans(partitions []int32, at limits) ([]Span, error) {
 	var spans []Span
 	end := int64(0) // of the longest partition
@@ -254,10 +257,10 @@ func (r Range) span(p int32, at limits) (Span, error) {
 	}
 	if next, ok := r.Resume[p]; ok {
 		if next < oldest {
-			return s, fmt.Errorf("%w at offset %d, which is gone: the oldest there is is %d", ErrCannotResume, next, oldest)
+			return s, fmt.Errorf("%w at offset %d, which was deleted: the oldest offset is %d", ErrCannotResume, next, oldest)
 		}
 		if next > newest {
-			return s, fmt.Errorf("%w at offset %d, which is beyond the end, %d: the topic was made anew", ErrCannotResume, next, newest)
+			return s, fmt.Errorf("%w at offset %d, which is beyond the end, %d: the topic was created again", ErrCannotResume, next, newest)
 		}
 		s.From = next
 	}
@@ -265,7 +268,7 @@ func (r Range) span(p int32, at limits) (Span, error) {
 	return s, nil
 }
 
-// leaders gives the broker that leads each partition, -1 where there is none now, and the topic's id.
+// leaders returns the leader of each partition, or -1 if it has none now, and the topic's id.
 func (r *Reader) leaders(ctx context.Context) (leaders map[int32]int32, id [16]byte, err error) {
 	request := kmsg.NewPtrMetadataRequest()
 	topic := kmsg.NewMetadataRequestTopic()
@@ -273,14 +276,14 @@ func (r *Reader) leaders(ctx context.Context) (leaders map[int32]int32, id [16]b
 	request.Topics = append(request.Topics, topic)
 	response, err := request.RequestWith(ctx, r.client)
 	if err != nil {
-		return nil, id, fmt.Errorf("ask for partitions: %w", err)
+		return nil, id, fmt.Errorf("read the partitions: %w", err)
 	}
 	if len(response.Topics) != 1 {
-		return nil, id, fmt.Errorf("ask for partitions: the broker answers for %d topics", len(response.Topics))
+		return nil, id, fmt.Errorf("read the partitions: the broker answers for %d topics", len(response.Topics))
 	}
 	got := response.Topics[0]
 	if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
-		return nil, id, fmt.Errorf("ask for partitions: %w", err)
+		return nil, id, fmt.Errorf("read the partitions: %w", err)
 	}
 	leaders = make(map[int32]int32, len(got.Partitions))
 	for _, p := range got.Partitions {
@@ -289,13 +292,13 @@ func (r *Reader) leaders(ctx context.Context) (leaders map[int32]int32, id [16]b
 	return leaders, got.TopicID, nil
 }
 
-// Kafka's names for the ends of a partition, in place of a time.
+// Kafka's values for the ends of a partition, used instead of a time.
 const (
 	atOldest int64 = -2
 	atNewest int64 = -1
 )
 
-// offsets gives an offset of each partition by time.
+// offsets returns an offset of each partition by time.
 func (r *Reader) offsets(ctx context.Context, partitions []int32, at int64) (map[int32]int64, error) {
 	for {
 		got, err := r.offsetsOnce(ctx, partitions, at)
@@ -317,26 +320,26 @@ func (r *Reader) offsetsOnce(ctx context.Context, partitions []int32, at int64) 
 	request.Topics = append(request.Topics, topic)
 	response, err := request.RequestWith(ctx, r.client)
 	if err != nil {
-		return nil, fmt.Errorf("ask for offsets: %w", err)
+		return nil, fmt.Errorf("read offsets: %w", err)
 	}
 	offsets := make(map[int32]int64, len(partitions))
 	for _, t := range response.Topics {
 		for _, p := range t.Partitions {
 			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
-				return nil, fmt.Errorf("ask for offsets of partition %d: %w", p.Partition, err)
+				return nil, fmt.Errorf("read the offset of partition %d: %w", p.Partition, err)
 			}
 			offsets[p.Partition] = p.Offset
 		}
 	}
 	for _, p := range partitions {
 		if _, ok := offsets[p]; !ok {
-			return nil, fmt.Errorf("ask for offsets: the broker does not answer for partition %d", p)
+			return nil, fmt.Errorf("read offsets: the broker does not answer for partition %d", p)
 		}
 	}
 	return offsets, nil
 }
 
-// pause waits, and returns false when ctx ends first.
+// pause waits. It returns false if ctx ends first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -348,10 +351,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Spans are what will be read, without the partitions that hold nothing.
+// Spans returns the offsets that will be read, without empty partitions.
 func (r *Reader) Spans() []Span { return r.spans }
 
-// TopicID tells a topic from one that was made anew by the same name; empty where the broker does not tell it.
+// TopicID identifies the topic. A topic that was deleted and created again under the same name has
+// another id. It is empty if the broker does not report it.
 func (r *Reader) TopicID() string {
 	if r.id == [16]byte{} {
 		return ""
@@ -359,7 +363,7 @@ func (r *Reader) TopicID() string {
 	return uuid.UUID(r.id).String()
 }
 
-// Total is how many offsets the spans cover.
+// Total returns the number of offsets in the spans.
 func (r *Reader) Total() (n int64) {
 	for _, s := range r.spans {
 		n += s.To - s.From
@@ -367,8 +371,9 @@ func (r *Reader) Total() (n int64) {
 	return n
 }
 
-// Each gives the records, those of one partition in their order, one at a time, until take returns an error. It is an
-// error, too, when records that are still to be read are deleted, and when none come for some time.
+// Each passes the records to take, one at a time, until take returns an error. The records of a
+// partition are in order. Each also returns an error if records are deleted before they are read,
+// and if no records arrive for some time.
 func (r *Reader) Each(ctx context.Context, take func(*sarama.ConsumerMessage) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -387,7 +392,7 @@ func (r *Reader) Each(ctx context.Context, take func(*sarama.ConsumerMessage) er
 	}()
 	for m := range records {
 		if context.Cause(ctx) != nil {
-			continue // let the others see it too
+			continue // the other partitions stop too
 		}
 		if err := take(m); err != nil {
 			cancel(err)
@@ -398,16 +403,16 @@ func (r *Reader) Each(ctx context.Context, take func(*sarama.ConsumerMessage) er
 
 func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.ConsumerMessage) error {
 	next, leader := s.From, r.leading[s.Partition]
-	var problem error // of the last try
+	var problem error // of the last attempt
 	for came := time.Now(); next < s.To; {
 		if problem != nil {
 			if time.Since(came) > r.silence {
-				return fmt.Errorf("nothing came for %s at offset %d, before %d: %w", r.silence, next, s.To, problem)
+				return fmt.Errorf("no record arrived for %s at offset %d, before %d: %w", r.silence, next, s.To, problem)
 			}
 			if !pause(ctx, fetchDelay) {
 				return nil
 			}
-			// Another broker may lead by now.
+			// The partition may have another leader now.
 			leaders, _, err := r.leaders(ctx)
 			if err != nil {
 				problem = err
@@ -420,7 +425,7 @@ func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.Consu
 			return nil
 		}
 		if err == nil && after == next && len(got) == 0 {
-			err = errors.New("the broker has none")
+			err = errors.New("the broker returned no records")
 		}
 		if problem = err; err != nil {
 			if err := r.lost(ctx, s, next, err); err != nil {
@@ -443,7 +448,7 @@ func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.Consu
 	return nil
 }
 
-// lost tells what is not worth another try, and why.
+// lost returns an error if another attempt would be useless.
 func (r *Reader) lost(ctx context.Context, s Span, next int64, err error) error {
 	var known *kerr.Error
 	switch {
@@ -454,23 +459,23 @@ func (r *Reader) lost(ctx context.Context, s Span, next int64, err error) error 
 		case err1 != nil || err2 != nil:
 			return errors.Join(fmt.Errorf("offset %d: %w", next, err), err1, err2)
 		case next < oldest:
-			return fmt.Errorf("offsets %d to %d were deleted, by the topic's retention or by somebody, before they were read", next, oldest-1)
+			return fmt.Errorf("offsets %d to %d were deleted, by the topic's retention or by a person, before they were read", next, oldest-1)
 		default:
-			return fmt.Errorf("offset %d is beyond the end, which is %d now: the topic was made anew while it was read", next, newest)
+			return fmt.Errorf("offset %d is beyond the end, which is %d now: the topic was created again while it was read", next, newest)
 		}
 	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.InconsistentTopicID):
-		return fmt.Errorf("the topic was deleted or made anew while it was read: %w", err)
+		return fmt.Errorf("the topic was deleted or created again while it was read: %w", err)
 	case errors.As(err, &known) && !known.Retriable, errors.Is(err, errUndecodable):
 		return fmt.Errorf("offset %d: %w", next, err)
 	}
 	return nil
 }
 
-// errUndecodable means that what a broker gave is no batch of records.
+// errUndecodable means that a broker's response is not a batch of records.
 var errUndecodable = errors.New("can't be decoded")
 
-// fetch asks for records from an offset on. It returns the offset to ask for then, which has moved also where the
-// batches hold no record.
+// fetch fetches records, starting at an offset. It returns the offset of the next fetch, which also
+// rises when the batches have no records.
 func (r *Reader) fetch(ctx context.Context, leader, partition int32, from int64) ([]*kgo.Record, int64, error) {
 	if leader < 0 {
 		return nil, from, kerr.LeaderNotAvailable
@@ -507,7 +512,7 @@ func (r *Reader) fetch(ctx context.Context, leader, partition int32, from int64)
 	return fetched.Records, after, nil
 }
 
-// consumed gives a record as consumers do.
+// consumed returns a record in the form that consumers return.
 func consumed(r *kgo.Record) *sarama.ConsumerMessage {
 	m := &sarama.ConsumerMessage{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value}
 	for _, h := range r.Headers {
@@ -545,8 +550,8 @@ func ReadRecord(ctx context.Context, m *sarama.ConsumerMessage, wrap func(*saram
 	return *e, nil
 }
 
-// Committed is up to which offset a consumer group has taken each partition of a topic; partitions that it
-// has taken nothing of are left out.
+// Committed returns the offset up to which a consumer group has consumed each partition of a topic.
+// Partitions without a committed offset are missing from the map.
 func Committed(cfg Config, group, topic string) (map[int32]int64, error) {
 	settings, err := cfg.Settings("admin")
 	if err != nil {

@@ -47,7 +47,7 @@ func fill(t testing.TB, cfg kafka.Config, topic string, partition int32, n, size
 	}
 }
 
-// read gives the keys of what a reader gives.
+// read returns the keys of the records that a reader reads.
 func read(t testing.TB, cfg kafka.Config, r kafka.Range) (keys []string, err error) {
 	t.Helper()
 	reader, err := kafka.OpenReader(cfg, "test", r)
@@ -63,8 +63,8 @@ func read(t testing.TB, cfg kafka.Config, r kafka.Range) (keys []string, err err
 	return keys, err
 }
 
-// A transaction ends with a marker, which is no record: the reader ends when it has passed it. What was aborted is
-// read too, as KafkaSource reads it.
+// A transaction ends with a marker, which is not a record. The reader ends after it. Aborted
+// records are read too, as KafkaSource reads them.
 func TestATransactionMarkerAtTheEnd(t *testing.T) {
 	_, _, cfg := broker(t)
 	settings, err := cfg.Settings("test")
@@ -104,7 +104,7 @@ func TestATransactionMarkerAtTheEnd(t *testing.T) {
 			t.Errorf("partition %d: %v, %v, want %s", partition, keys, err, want)
 		}
 	}
-	// Nothing but a marker is left to read.
+	// Only markers are left to read.
 	if keys, err := read(t, cfg, kafka.Range{Topic: "t", Resume: map[int32]int64{0: 1, 1: 1, 2: 1}}); err != nil || len(keys) > 0 {
 		t.Errorf("after the records: %v, %v", keys, err)
 	}
@@ -147,7 +147,8 @@ func TestAHoleAtTheEnd(t *testing.T) {
 	}
 }
 
-// A topic that was made anew by the same name is not taken for one that holds nothing new.
+// A reader does not mistake a topic that was created again under the same name for one without new
+// records.
 func TestATopicMadeAnew(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	fill(t, cfg, "t", 1, 5, 1)
@@ -158,7 +159,7 @@ func TestATopicMadeAnew(t *testing.T) {
 	id := reader.TopicID()
 	reader.Close()
 	if id == "" {
-		t.Fatal("the broker tells no id")
+		t.Fatal("the broker reports no id")
 	}
 	again := kafka.Range{Topic: "t", Resume: map[int32]int64{1: 5}, ResumeID: id}
 	if keys, err := read(t, cfg, again); err != nil || len(keys) > 0 {
@@ -167,25 +168,25 @@ func TestATopicMadeAnew(t *testing.T) {
 	anew(t, cluster, "t", 4)
 	fill(t, cfg, "t", 1, 3, 1)
 	unnamed := kafka.Range{Topic: "t", Resume: map[int32]int64{1: 5}}
-	if _, err := read(t, cfg, unnamed); err == nil || !contains(err, "topic t", "partition 1", "offset 5", "the end, 3", "made anew") || !errors.Is(err, kafka.ErrCannotResume) {
+	if _, err := read(t, cfg, unnamed); err == nil || !contains(err, "topic t", "partition 1", "offset 5", "the end, 3", "created again") || !errors.Is(err, kafka.ErrCannotResume) {
 		t.Errorf("shorter than before: %v", err)
 	}
 	fill(t, cfg, "t", 1, 9, 1)
-	if _, err := read(t, cfg, again); err == nil || !contains(err, "topic t", id, "made anew") {
+	if _, err := read(t, cfg, again); err == nil || !contains(err, "topic t", id, "created again") {
 		t.Errorf("longer than before: %v", err)
 	}
 	if _, err := read(t, cfg, kafka.Range{Topic: "t", FromOffset: 13}); err == nil || !contains(err, "topic t", "offset 13", "ends at 12") {
-		t.Errorf("from where nothing is: %v", err)
+		t.Errorf("from an offset beyond the end: %v", err)
 	}
 	if keys, err := read(t, cfg, kafka.Range{Topic: "t", FromOffset: 12}); err != nil || len(keys) > 0 {
 		t.Errorf("from the end: %v, %v", keys, err)
 	}
 	if _, err := read(t, cfg, kafka.Range{Topic: "t", Resume: map[int32]int64{7: 5}}); err == nil || !contains(err, "topic t", "partition 7", "offset 5") {
-		t.Errorf("a partition that is not there: %v", err)
+		t.Errorf("a partition that does not exist: %v", err)
 	}
 	for _, r := range []kafka.Range{{Topic: "none"}, {Topic: "t", Partitions: []int32{7}}} {
 		if _, err := read(t, cfg, r); err == nil {
-			t.Errorf("%+v is read", r)
+			t.Errorf("%+v: accepted", r)
 		}
 	}
 }
@@ -209,7 +210,7 @@ func anew(t testing.TB, cluster *kfake.Cluster, topic string, partitions int32) 
 	}
 }
 
-// Retention, or somebody, deletes records while they are read.
+// Records are deleted, by retention or by a person, while they are read.
 func TestRetentionOvertakesTheReader(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	for name, tc := range map[string]struct {
@@ -226,7 +227,7 @@ func TestRetentionOvertakesTheReader(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"partition 0", "to 8 were deleted", "retention"}},
-		"made anew": {func(topic string) { anew(t, cluster, topic, 1) }, []string{"partition 0", "made anew"}},
+		"created again": {func(topic string) { anew(t, cluster, topic, 1) }, []string{"partition 0", "created again"}},
 	} {
 		if err := cluster.CreateTopic(name, 1, nil); err != nil {
 			t.Fatal(err)
@@ -250,7 +251,8 @@ func TestRetentionOvertakesTheReader(t *testing.T) {
 	}
 }
 
-// A broker that never has what it said it had is waited for, and not for ever; a new leader is asked.
+// The reader waits for a broker that never returns the records it announced, but not for ever. It
+// also asks a new leader.
 func TestReadingIsBounded(t *testing.T) {
 	cluster, w, cfg := broker(t)
 	fill(t, cfg, "t", 0, 3, 1)
@@ -292,7 +294,7 @@ func TestReadingIsBounded(t *testing.T) {
 	}
 }
 
-// What consumers give: headers, times, offsets.
+// Records have all that a consumer returns: headers, times, offsets.
 func TestRecordsAreWhole(t *testing.T) {
 	_, _, cfg := broker(t)
 	begun := time.Now().Add(-time.Second)
@@ -323,7 +325,7 @@ func TestRecordsAreWhole(t *testing.T) {
 	}
 }
 
-// The reader gets into a Kafka that does not let everyone in, as the producer does.
+// The reader connects to a Kafka that requires TLS and SASL, as the producer does.
 func TestReadingByTLSAndSASL(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil)
 	server.StartTLS()
@@ -349,11 +351,11 @@ func TestReadingByTLSAndSASL(t *testing.T) {
 	}
 	cfg.SASLPassword = "another"
 	if _, err := read(t, cfg, kafka.Range{Topic: "t"}); err == nil {
-		t.Error("a wrong password is let in")
+		t.Error("a wrong password is accepted")
 	}
 }
 
-// A topic whose leader is being elected is read once there is one.
+// A topic whose leader is being elected is read after the election.
 func TestAReaderOutlastsAnElection(t *testing.T) {
 	cluster, _, cfg := broker(t)
 	p := producer(t, cfg)

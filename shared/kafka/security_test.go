@@ -11,7 +11,7 @@ import (
 )
 
 // A setting that would be ignored silently, or would fail only at the first payment, is refused at
-// the start, by its name.
+// the start. The error names the setting.
 func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 	notPEM := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(notPEM, []byte("no certificate"), 0o600); err != nil {

@@ -402,9 +402,9 @@ func TestACheckpointOfATopicCreatedAgain(t *testing.T) {
 		events     int
 		want       []string
 	}{
-		"shorter, and named": {string(named), 3, []string{path, in, "made anew"}},
-		"longer, and named":  {string(named), 9, []string{path, in, "made anew"}},
-		"shorter":            {unnamed, 3, []string{path, in, "partition 0", "offset 5", "the end, 3", "made anew"}},
+		"shorter, and named": {string(named), 3, []string{path, in, "created again"}},
+		"longer, and named":  {string(named), 9, []string{path, in, "created again"}},
+		"shorter":            {unnamed, 3, []string{path, in, "partition 0", "offset 5", "the end, 3", "created again"}},
 	} {
 		if err := admin.DeleteTopic(in); err != nil {
 			t.Fatal(err)
