@@ -11,15 +11,15 @@ import (
 )
 
 type apiKeyCommand struct {
-	New newAPIKey `cmd:"" help:"Print a new key once, for the client, and the line to add to API_KEYS_FILE, which can't be turned back into it."`
+	New newAPIKey `cmd:"" help:"Print a new key for the client, and the line to add to API_KEYS_FILE. The key is printed only once, and can't be calculated from the line."`
 }
 
 type newAPIKey struct {
-	ID      string    `name:"id" required:"" help:"Names the key in logs and limits. To rotate, make another with another id, and take the old line away when the client has changed over."`
-	Senders []string  `required:"" help:"Accounts that the client may send from and look at: names, or beginnings that end in *."`
-	Rate    float64   `help:"Requests a second; 100 when not given."`
-	Burst   int       `help:"Requests at once; twice the rate when not given."`
-	Until   time.Time `help:"When it ends (RFC 3339); never when not given."`
+	ID      string    `name:"id" required:"" help:"The key's name in logs and limits. To rotate a key, make a new one with another id. Remove the old line after the client has changed to the new key."`
+	Senders []string  `required:"" help:"Accounts that the client may send from and look at: full names, or prefixes that end in *."`
+	Rate    float64   `help:"Requests per second; 100 by default."`
+	Burst   int       `help:"The most requests at once; twice the rate by default."`
+	Until   time.Time `help:"The end of the key's validity (RFC 3339); never by default."`
 }
 
 func (c newAPIKey) Run() error {
@@ -37,7 +37,7 @@ func (c newAPIKey) Run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(os.Stderr, "for the client, now and never again:", key)
+	fmt.Fprintln(os.Stderr, "the client's key, which is shown only once:", key)
 	fmt.Println(line)
 	return nil
 }

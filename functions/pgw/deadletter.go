@@ -17,24 +17,24 @@ import (
 )
 
 type deadLetterCommand struct {
-	List    listLetters    `cmd:"" help:"Which events could not be delivered, and why."`
-	Show    showLetters    `cmd:"" help:"All that is known of letters, with their events, as JSON."`
-	Redrive redriveLetters `cmd:"" help:"Send letters again through the front of the flow. A payment past its deadline is then recorded FAILED expired, and its client told."`
-	Discard discardLetters `cmd:"" help:"Put letters aside for good."`
+	List    listLetters    `cmd:"" help:"List the events that could not be delivered, with the reasons."`
+	Show    showLetters    `cmd:"" help:"Show all details of letters with their events, as JSON."`
+	Redrive redriveLetters `cmd:"" help:"Send letters again to the topic where they entered the flow. A payment past its deadline is then recorded as FAILED expired, and its client gets that result."`
+	Discard discardLetters `cmd:"" help:"Record that letters need no more action."`
 }
 
-// letterFlags choose letters of a system.
+// letterFlags select letters of a system.
 type letterFlags struct {
 	operatorFlags
-	GroupPrefix string    `env:"KAFKA_GROUP_PREFIX" help:"What stands before the consumer groups' names."`
+	GroupPrefix string    `env:"KAFKA_GROUP_PREFIX" help:"The prefix of the consumer groups' names."`
 	Letters     []string  `arg:"" optional:"" help:"TOPIC/PARTITION/OFFSET, as list prints them."`
-	Key         string    `help:"Only letters of this key: of a payment its idempotency key."`
-	Reason      string    `help:"Only letters with this code, or with this in their message or outcome."`
+	Key         string    `help:"Only letters with this key; a payment's key is its idempotency key."`
+	Reason      string    `help:"Only letters with this code, or with this text in their message or outcome."`
 	State       string    `enum:",waiting,closed_out,open,redriven,discarded" default:"" help:"Only letters in this state: waiting, closed_out, open, redriven or discarded."`
 	Since       timeOrAge `help:"Only letters since this time (RFC 3339), or this long ago (such as 24h)."`
 }
 
-// open reads the letters that are chosen.
+// open reads the selected letters.
 func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []deadletter.Letter, done func(), err error) {
 	filter := deadletter.Filter{Key: f.Key, Reason: f.Reason, State: deadletter.State(f.State), Since: f.Since.Time}
 	for _, text := range f.Letters {
@@ -70,7 +70,7 @@ func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []d
 
 type listLetters struct {
 	letterFlags
-	JSON bool `name:"json" help:"One JSON object a letter."`
+	JSON bool `name:"json" help:"Print one JSON object per letter."`
 }
 
 func (c listLetters) Run(ctx context.Context) error {
@@ -113,25 +113,25 @@ func printLettersJSON(letters []deadletter.Letter) error {
 	return nil
 }
 
-// actFlags are needed to act on letters.
+// actFlags are the flags of actions on letters.
 type actFlags struct {
 	letterFlags
-	All      bool   `help:"All letters that are open."`
+	All      bool   `help:"Select all letters that are open."`
 	Again    bool   `help:"Also act on letters that are not open, and on letters that were redriven or discarded before."`
-	DryRun   bool   `help:"Say what would be done, and do nothing."`
-	Operator string `env:"USER" default:"unknown" help:"Who does it; is recorded."`
-	Note     string `help:"Why; is recorded."`
+	DryRun   bool   `help:"Print what would be done, and do nothing."`
+	Operator string `env:"USER" default:"unknown" help:"The person who acts; is recorded."`
+	Note     string `help:"The reason; is recorded."`
 }
 
 func (f actFlags) Validate() error {
 	if len(f.Letters) == 0 && f.Key == "" && f.Reason == "" && !f.All {
-		return errors.New("name letters, or choose them by --key or --reason, or say --all")
+		return errors.New("name letters, or select them with --key, --reason or --all")
 	}
 	return nil
 }
 
-// each acts on the chosen letters that still need it. When one fails, the others are acted on all
-// the same.
+// each acts on the selected letters that still need it. If it fails for one letter, it continues
+// with the others.
 func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb string, act func(deadletter.Letter) error) error {
 	var errs []error
 	acted := 0
@@ -181,7 +181,7 @@ type discardLetters struct{ actFlags }
 
 func (c discardLetters) Validate() error {
 	if c.Note == "" {
-		return errors.New("--note: say why, for whoever asks later")
+		return errors.New("--note: give the reason, because it is recorded")
 	}
 	return c.actFlags.Validate()
 }

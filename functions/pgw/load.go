@@ -18,17 +18,17 @@ import (
 	"pgw/shared/ledger"
 )
 
-// loadCommand makes payments over HTTP and then holds every answer against the ledger.
+// loadCommand makes payments over HTTP, and then compares every answer with the ledger.
 type loadCommand struct {
-	Payments    int     `default:"20000" help:"Requests to make."`
+	Payments    int     `default:"20000" help:"The number of requests."`
 	Connections int     `default:"64" help:"Requests at the same time."`
-	Duplicates  float64 `default:"0.1" help:"Share of requests that repeat an earlier one, key and all."`
+	Duplicates  float64 `default:"0.1" help:"Share of requests that repeat an earlier one with the same key."`
 	Hot         float64 `default:"0.1" help:"Share of payments that go to one account."`
-	Seed        uint64  `default:"1" help:"Seed number of the choices."`
+	Seed        uint64  `default:"1" help:"Seed number of the random choices."`
 	operatorFlags
-	Gateway  string `name:"gateway-url" help:"The gateway, in place of GATEWAY_URL."`
-	Database string `name:"database-url" help:"Its ledger, in place of DATABASE_URL: every answer is held against it."`
-	Settle   bool   `help:"Wait until nothing is pending before judging."`
+	Gateway  string `name:"gateway-url" help:"The gateway's URL, instead of GATEWAY_URL."`
+	Database string `name:"database-url" help:"The gateway's ledger, instead of DATABASE_URL. Every answer is compared with it."`
+	Settle   bool   `help:"Wait until no payment is pending before the comparison."`
 }
 
 func (c loadCommand) Validate() error {
@@ -41,7 +41,7 @@ func (c loadCommand) Validate() error {
 	return nil
 }
 
-// askAgainFor bounds how long a request without an answer is sent again.
+// askAgainFor is how long a request without an answer is repeated.
 const askAgainFor = time.Minute
 
 // underLoad is the part of the system that the command needs.
@@ -72,8 +72,8 @@ func (c loadCommand) Run(ctx context.Context) error {
 		return err
 	}
 	printLoad(answers, latencies, took)
-	// The system may have been started again since, with its database elsewhere. It answers
-	// payments a moment before it writes run.json.
+	// The system may have been restarted meanwhile with another database URL. It answers payments a
+	// moment before it writes run.json.
 	bounded, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	if err := poll(bounded, func() (err error) { at, err = c.system(); return err }); err != nil {
@@ -82,7 +82,7 @@ func (c loadCommand) Run(ctx context.Context) error {
 	return c.judge(ctx, at.Database, prefix, requests, answers)
 }
 
-// loadRequest is one body and the key in it.
+// loadRequest is one body and its key.
 type loadRequest struct {
 	key  string
 	body []byte
@@ -113,11 +113,11 @@ func (c loadCommand) requests() ([]loadRequest, string, error) {
 	return requests, prefix, nil
 }
 
-func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRequest) ([]load.Told, *hdrhistogram.Histogram, time.Duration) {
+func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRequest) ([]load.Answer, *hdrhistogram.Histogram, time.Duration) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		MaxIdleConnsPerHost: c.Connections, MaxConnsPerHost: c.Connections,
 	}}
-	answers := make([]load.Told, len(requests))
+	answers := make([]load.Answer, len(requests))
 	histograms := make([]*hdrhistogram.Histogram, c.Connections)
 	var running sync.WaitGroup
 	begun := time.Now()
@@ -139,8 +139,9 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 	return answers, histograms[0], took
 }
 
-// postUntilAnswered does what a client should: without an answer, it asks again with the same key.
-func postUntilAnswered(ctx context.Context, client *http.Client, gateway string, body []byte) load.Told {
+// postUntilAnswered does what a client should do: without an answer, it repeats the request with
+// the same key.
+func postUntilAnswered(ctx context.Context, client *http.Client, gateway string, body []byte) load.Answer {
 	for until := time.Now().Add(askAgainFor); ; {
 		out := load.Post(ctx, client, gateway, body)
 		if out.Reason != load.NoAnswer || ctx.Err() != nil || time.Now().After(until) {
@@ -150,7 +151,7 @@ func postUntilAnswered(ctx context.Context, client *http.Client, gateway string,
 	}
 }
 
-func printLoad(answers []load.Told, latencies *hdrhistogram.Histogram, took time.Duration) {
+func printLoad(answers []load.Answer, latencies *hdrhistogram.Histogram, took time.Duration) {
 	outcomes := map[string]int{}
 	for _, a := range answers {
 		outcomes[fmt.Sprintf("%s %s", a.Status, a.Reason)]++
@@ -163,8 +164,8 @@ func printLoad(answers []load.Told, latencies *hdrhistogram.Histogram, took time
 	}
 }
 
-// judge holds every answer against the ledger, and adds the ledger up.
-func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Told) error {
+// judge compares every answer with the ledger, and checks that the ledger adds up.
+func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Answer) error {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
 		return err
@@ -183,9 +184,9 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 			return err
 		}
 	}
-	keyed := make([]load.Answer, len(answers))
+	keyed := make([]load.KeyedAnswer, len(answers))
 	for i, a := range answers {
-		keyed[i] = load.Answer{Key: requests[i].key, Told: a}
+		keyed[i] = load.KeyedAnswer{Key: requests[i].key, Answer: a}
 	}
 	verdict, err := load.Judge(ctx, conn, prefix, keyed)
 	if err != nil {

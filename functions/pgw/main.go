@@ -1,4 +1,4 @@
-// Command pgw is every function and every operator's command in one binary: one image for all.
+// Command pgw has all functions and all operators' commands in one binary, and so in one image.
 package main
 
 import (
@@ -21,20 +21,20 @@ import (
 )
 
 type commands struct {
-	Run        runCommand        `cmd:"" help:"Run everything in one process, on embedded defaults."`
-	Migrate    migrateCommand    `cmd:"" help:"Bring the ledger's schema up to date (DATABASE_URL)."`
-	Topics     topicsCommand     `cmd:"" help:"Make the topics that are missing, or show what is waiting in them."`
+	Run        runCommand        `cmd:"" help:"Run everything in one process, with an embedded Postgres and Kafka by default."`
+	Migrate    migrateCommand    `cmd:"" help:"Update the ledger's schema (DATABASE_URL)."`
+	Topics     topicsCommand     `cmd:"" help:"Make the missing topics, or show how many records wait in them."`
 	Seed       seedCommand       `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
-	Load       loadCommand       `cmd:"" help:"Make payments against a running system, and hold every answer against the ledger."`
-	Replay     replayCommand     `cmd:"" help:"Send events again: from a topic or a file to a function, a topic or a file."`
-	Reconcile  reconcileCommand  `cmd:"" help:"Prove that the ledger adds up and that events and ledger agree. Exit code 0: all is well, 1: it is not, 2: could not tell."`
+	Load       loadCommand       `cmd:"" help:"Make payments on a running system, and compare every answer with the ledger."`
+	Replay     replayCommand     `cmd:"" help:"Send events again, from a topic or a file to a function, a topic or a file."`
+	Reconcile  reconcileCommand  `cmd:"" help:"Check that the ledger adds up, and that events and ledger agree. Exit code 0: they agree; 1: they do not; 2: the check could not be completed."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose, as Markdown."`
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
-	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"See, send again or put aside the events that could not be delivered."`
-	Ready      readyCommand      `cmd:"" help:"Ask a function whether it is ready. Exit code 0: it is."`
+	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"List, send again or discard events that could not be delivered."`
+	Ready      readyCommand      `cmd:"" help:"Check whether a function is ready. Exit code 0: it is ready."`
 }
 
-// functionCommand runs a function, which is configured by its environment.
+// functionCommand runs a function. Environment variables configure it.
 type functionCommand struct{}
 
 func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
@@ -42,8 +42,8 @@ func (functionCommand) Run(ctx context.Context, k *kong.Context) error {
 	return table.Functions.Run(ctx, f)
 }
 
-// sourcesCommand also takes the flags that the stand-in had before it was configured by its
-// environment.
+// sourcesCommand also accepts the flags that earlier versions of kafkasource had. Today environment
+// variables configure it.
 type sourcesCommand struct {
 	functionCommand
 	Manifests string `hidden:"" help:"MANIFESTS_DIR"`
@@ -68,9 +68,9 @@ func (c sourcesCommand) Run(ctx context.Context, k *kong.Context) error {
 
 type migrateCommand struct {
 	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
-	Roles       bool   `help:"Make the roles pgw_owner, pgw_ledger and pgw_reader too, and give them their rights."`
-	Ledger      string `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: what db's DATABASE_URL shall be; its user is made, or gets this password."`
-	Reader      string `name:"reader-url" env:"READER_DATABASE_URL" help:"The same for fx, wallet and risk."`
+	Roles       bool   `help:"Also make the roles pgw_owner, pgw_ledger and pgw_reader, and grant their rights."`
+	Ledger      string `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
+	Reader      string `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
 }
 
 func (c migrateCommand) Run(ctx context.Context) error {
@@ -95,7 +95,7 @@ func main() {
 		os.Exit(1)
 	}
 	name, run := command(ctx)
-	// Drain on the first signal; a second one ends the process at once.
+	// The first signal drains. A second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 	if err := profiled(name, run); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "pgw:", err)
@@ -107,8 +107,9 @@ func main() {
 	}
 }
 
-// command is what the arguments ask for. A function that is named without more is started without
-// the grammar of all commands: building that takes 3 ms of the 20 until the function is ready.
+// command returns the command that the arguments name. A function without further arguments is
+// started without the grammar of all commands. Building the grammar takes 3 ms of the 20 ms until
+// the function is ready.
 func command(ctx context.Context) (name string, run func() error) {
 	if len(os.Args) == 2 {
 		if f, ok := table.Functions.Find(os.Args[1]); ok {
@@ -121,7 +122,7 @@ func command(ctx context.Context) (name string, run func() error) {
 
 func newCommands() *commands { return &commands{Run: runCommand{Ports: portFlags()}} }
 
-// grammar is how the arguments are read. Each function of the table is a command.
+// grammar returns the options of the argument parser. Each function of the table is a command.
 func grammar() []kong.Option {
 	options := []kong.Option{
 		kong.Name("pgw"),
@@ -140,7 +141,7 @@ func grammar() []kong.Option {
 	return options
 }
 
-// printHelp adds to a function's help what it reads from its environment.
+// printHelp adds the function's environment variables to its help.
 func printHelp(options kong.HelpOptions, k *kong.Context) error {
 	if err := kong.DefaultHelpPrinter(options, k); err != nil {
 		return err
@@ -157,7 +158,7 @@ func printHelp(options kong.HelpOptions, k *kong.Context) error {
 	return table.Functions.Help(k.Stdout, f)
 }
 
-// profiled runs a command. Profiles are kept where PROFILE_DIR names a directory.
+// profiled runs a command. If PROFILE_DIR is set, profiles are stored in that directory.
 func profiled(name string, run func() error) error {
 	stop, err := function.Profile(os.Getenv("PROFILE_DIR"), name)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"pgw/functions/pgw/table"
 )
 
-// A function is started without the grammar. What the grammar says of functions, in the help, is
-// about the same ones.
+// A function is started without the grammar. The grammar must have the same functions, for the
+// help.
 func TestFunctionsAreCommands(t *testing.T) {
 	parser, err := kong.New(newCommands(), grammar()...)
 	if err != nil {
@@ -37,7 +37,8 @@ func TestFunctionsAreCommands(t *testing.T) {
 	}
 }
 
-// make run is where callers look, and where a function that runs by itself is.
+// By default, make run listens on the ports that callers use, which are also the ports of functions
+// that run by themselves.
 func TestRunListensWhereCallersLook(t *testing.T) {
 	parser, err := kong.New(newCommands(), grammar()...)
 	if err != nil {
@@ -61,7 +62,7 @@ func TestRunListensWhereCallersLook(t *testing.T) {
 	}
 }
 
-// An address of Grafana that the page can't frame ends the start, and says which setting is wrong.
+// A Grafana address that the page can't frame is refused at the start. The error names the setting.
 func TestRunWantsAGrafanaThatCanBeFramed(t *testing.T) {
 	for address, ok := range map[string]bool{"": true, "http://127.0.0.1:3000": true, "grafana:3000": false, "http://a;b": false} {
 		t.Setenv("GRAFANA_URL", address)
@@ -76,7 +77,7 @@ func TestRunWantsAGrafanaThatCanBeFramed(t *testing.T) {
 	}
 }
 
-// The flags that the stand-in had before it was configured by its environment still work.
+// The flags of earlier versions of kafkasource still work.
 func TestTheStandInsOldFlags(t *testing.T) {
 	parser, err := kong.New(newCommands(), grammar()...)
 	if err != nil {
@@ -91,7 +92,7 @@ func TestTheStandInsOldFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.BindTo(t.Context(), (*context.Context)(nil))
-	if err := k.Run(); err == nil || !strings.Contains(err.Error(), "KAFKA_BROKERS") { // where to go on needs Kafka
+	if err := k.Run(); err == nil || !strings.Contains(err.Error(), "KAFKA_BROKERS") { // the committed offsets are in Kafka
 		t.Errorf("%v", err)
 	}
 	for name, want := range map[string]string{"MANIFESTS_DIR": "/m", "SINKS": "a=http://a,b=http://b", "KAFKA_GROUP_PREFIX": "p-", "PARITY": "true"} {

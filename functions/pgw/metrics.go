@@ -16,7 +16,7 @@ import (
 	"pgw/shared/function"
 )
 
-// metricsCommand prints what stands in compose/prometheus/METRICS.md.
+// metricsCommand prints compose/prometheus/METRICS.md.
 type metricsCommand struct{}
 
 func (metricsCommand) Run() error {
@@ -31,8 +31,8 @@ func (metricsCommand) Run() error {
 	return writeCatalogue(os.Stdout, metrics, len(registries))
 }
 
-// registries of all processes, built and not run: they show the same names and labels as when they
-// run.
+// registries returns the registries of all processes. The processes are built and not run. Their
+// metrics have the same names and labels as in a running process.
 func registries() (map[string]*prometheus.Registry, error) {
 	ports, err := table.Unconnected()
 	if err != nil {
@@ -42,21 +42,22 @@ func registries() (map[string]*prometheus.Registry, error) {
 	newWatch(ports["reconcile"].Registry)
 	all := map[string]*prometheus.Registry{}
 	for name, port := range ports {
-		port.Handler() // registers what serving is measured by
+		port.Handler() // registers the port's metrics
 		all[name] = port.Registry
 	}
 	return all, nil
 }
 
-// metric is one name, with all that expose it.
+// metric is one metric name with all processes that expose it.
 type metric struct {
 	name, kind, help string
 	labels           map[string]map[string]bool // values by label
 	by               []string
 }
 
-// readMetrics gathers what the registries show. A metric that is described and has no series is an
-// error: what has never happened should be 0, so that a query for it has an answer.
+// readMetrics reads the metrics of the registries. It returns an error for a metric that is
+// described but has no series. An event that has never happened should have the count 0, so that a
+// query returns a result.
 func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) {
 	all := map[string]*metric{}
 	for _, process := range slices.Sorted(maps.Keys(registries)) {
@@ -77,7 +78,7 @@ func readMetrics(registries map[string]*prometheus.Registry) ([]*metric, error) 
 		}
 		for _, name := range described(registries[process]) {
 			if !shown[name] {
-				return nil, fmt.Errorf("%s describes %s, and does not show it from the start", process, name)
+				return nil, fmt.Errorf("%s describes %s, but does not expose it from the start", process, name)
 			}
 		}
 	}
@@ -95,7 +96,7 @@ func (m *metric) addLabels(family *dto.MetricFamily) {
 	}
 }
 
-// described lists the names of a registry's descriptors. They can be read only as text.
+// described lists the names of a registry's descriptors. The names are only available as text.
 func described(r *prometheus.Registry) (names []string) {
 	descs := make(chan *prometheus.Desc)
 	go func() {
@@ -111,10 +112,10 @@ func described(r *prometheus.Registry) (names []string) {
 	return names
 }
 
-// maxValues is how many values of a label the catalogue lists.
+// maxValues is the most values of a label that the catalogue lists.
 const maxValues = 10
 
-// values lists a label's values, where these are few and a closed set of the code's own.
+// values lists a label's values if there are few, and the code defines all of them.
 func (m *metric) values(label string) string {
 	values := slices.Sorted(maps.Keys(m.labels[label]))
 	if len(values) > maxValues || strings.HasSuffix(m.name, "_info") || strings.HasPrefix(m.name, "grpc_") {
@@ -123,8 +124,8 @@ func (m *metric) values(label string) string {
 	return "`" + label + "` (" + strings.Join(values, ", ") + ")"
 }
 
-// ofRuntime says whether a metric is of the Go runtime, the process or the endpoint itself: those
-// are client_golang's.
+// ofRuntime reports whether a metric describes the Go runtime, the process or the endpoint itself.
+// Those come from client_golang.
 func (m *metric) ofRuntime() bool {
 	for _, prefix := range []string{"go_", "process_", "promhttp_"} {
 		if strings.HasPrefix(m.name, prefix) {

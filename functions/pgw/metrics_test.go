@@ -8,8 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// Names are as Prometheus's linter wants them, and everything that is described is there from the
-// start.
+// Names follow Prometheus's linter, and every described metric exists from the start.
 func TestMetricsAreWellNamedAndComplete(t *testing.T) {
 	all, err := registries()
 	if err != nil {
@@ -32,24 +31,24 @@ func TestMetricsAreWellNamedAndComplete(t *testing.T) {
 	for _, m := range metrics {
 		names[m.name] = true
 		if m.help == "" {
-			t.Errorf("%s says nothing of what it tells", m.name)
+			t.Errorf("%s has no help text", m.name)
 		}
 	}
-	// The names of the contract, which dashboards of others read.
+	// The names of the contract, which other teams' dashboards use.
 	for _, name := range []string{
 		"pgw_fx_calls_total", "pgw_wallet_check_total", "pgw_risk_total", "pgw_kafka_publish_total", "pgw_kafka_wait_result_total",
 		"pgw_stage_seconds", "pgw_payments_total", "pgw_db_reserve_total", "pgw_db_commit_total", "pgw_db_rollback_total",
 	} {
 		if !names[name] {
-			t.Errorf("%s is gone", name)
+			t.Errorf("%s is missing", name)
 		}
 	}
 }
 
-// A metric without a series would leave a hole in a dashboard until it first happens.
+// A metric without a series leaves a gap in a dashboard until the event first happens.
 func TestAMetricThatIsNotToldIsSeen(t *testing.T) {
 	r := prometheus.NewRegistry()
-	r.MustRegister(prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_silent_total", Help: "Never told."}, []string{"why"}))
+	r.MustRegister(prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pgw_silent_total", Help: "Has no series."}, []string{"why"}))
 	if _, err := readMetrics(map[string]*prometheus.Registry{"gateway": r}); err == nil || !strings.Contains(err.Error(), "pgw_silent_total") {
 		t.Errorf("%v", err)
 	}

@@ -19,20 +19,21 @@ import (
 )
 
 // operatorFlags find the system that an operator's command works on. All of these commands find it
-// in one way:
+// in the same way:
 //
-//   - An environment that names a system, by KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL, describes all of it. It is
-//     never mixed with another, so that no command is sent to a system that its operator did not mean.
-//   - Otherwise it is the pgw run of the data directory, as its run.json says. The environment fills what is missing
-//     there, such as keys and tokens.
+//   - If the environment names a system, by KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL, it describes
+//     the whole system. It is never mixed with another one, so no command goes to a system that the
+//     operator did not mean.
+//   - Otherwise the system is the pgw run of the data directory, as its run.json describes it. The
+//     environment adds missing settings, such as keys and tokens.
 type operatorFlags struct {
-	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Where the run.json of pgw run is, which names the system; the environment fills what it does not say. Where KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL is set, the environment names another system, and all of it."`
+	DataDir string `env:"PGW_DATA_DIR" default:".pgw" help:"Directory of the run.json of pgw run, which describes the system; environment variables add the missing settings. If KAFKA_BROKERS, DATABASE_URL or GATEWAY_URL is set, run.json is not used, and the environment describes the whole system."`
 }
 
-// naming are the variables by which an environment names a system.
+// naming has the variables that name a system.
 var naming = []string{"KAFKA_BROKERS", "DATABASE_URL", "GATEWAY_URL"}
 
-// operatorConfig is what most of the operators' commands read of the system.
+// operatorConfig is the configuration that most operators' commands need.
 type operatorConfig struct {
 	DatabaseURL   string        `envconfig:"DATABASE_URL"`
 	Keys          event.Keyring `envconfig:"EVENT_KEYS"`
@@ -48,7 +49,8 @@ func (f operatorFlags) config() (cfg operatorConfig, at function.Settings, err e
 	return cfg, at, err
 }
 
-// find says where the system is. The command's own flags count like variables of the environment.
+// find returns the system's settings. The command's own flags have the effect of environment
+// variables.
 func (f operatorFlags) find(flags map[string]string) (function.Settings, error) {
 	environment := func(name string) (string, bool) {
 		if value := flags[name]; value != "" {
@@ -77,7 +79,7 @@ func (f operatorFlags) find(flags map[string]string) (function.Settings, error) 
 	}}, err
 }
 
-// readRunFile gives what run.json says, by the names of the variables that would say so.
+// readRunFile returns the settings in run.json, by the names of the corresponding variables.
 func (f operatorFlags) readRunFile() (map[string]string, error) {
 	text, err := os.ReadFile(filepath.Join(f.DataDir, "run.json"))
 	if err != nil {
@@ -90,7 +92,7 @@ func (f operatorFlags) readRunFile() (map[string]string, error) {
 	if err := errors.Join(json.Unmarshal(text, &says), json.Unmarshal(text, &all)); err != nil {
 		return nil, fmt.Errorf("run.json: %w", err)
 	}
-	// pgw run takes plain records too.
+	// pgw run accepts plain records too.
 	found := map[string]string{"KAFKA_BROKERS": strings.Join(says.Brokers, ","), "ALLOW_UNSIGNED_REQUESTS": "true"}
 	for name, value := range all {
 		if text, ok := value.(string); ok {
@@ -100,7 +102,7 @@ func (f operatorFlags) readRunFile() (map[string]string, error) {
 	return found, nil
 }
 
-// dial calls functions of the system, each by its name.
+// dial connects to functions of the system, each by its name.
 func dial(at function.Settings, callers *rpc.Callers, names ...string) (conns map[string]*grpc.ClientConn, err error) {
 	conns = map[string]*grpc.ClientConn{}
 	for _, name := range names {

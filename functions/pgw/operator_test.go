@@ -9,7 +9,7 @@ import (
 	"pgw/shared/function"
 )
 
-// environmentOf sets what this process has in its environment of a system: these variables, and no
+// environmentOf sets these variables of a system in the environment of this process, and unsets the
 // others.
 func environmentOf(t *testing.T, variables map[string]string) {
 	t.Helper()
@@ -23,9 +23,9 @@ func environmentOf(t *testing.T, variables map[string]string) {
 	}
 }
 
-// Operators' commands work on the system that the environment names, and on no part of another.
-// Where it names none they work on the one that runs here, and the environment fills what run.json
-// does not say.
+// Operators' commands work on the system that the environment names, and never on a part of another
+// one. If the environment names none, they work on the system that runs here, and the environment
+// adds the settings that run.json does not have.
 func TestOperatorsFindOneSystem(t *testing.T) {
 	here := operatorFlags{DataDir: t.TempDir()}
 	write := func(name, text string) {
@@ -36,7 +36,7 @@ func TestOperatorsFindOneSystem(t *testing.T) {
 	}
 	environmentOf(t, nil)
 	if _, err := here.find(nil); err == nil || !strings.Contains(err.Error(), "KAFKA_BROKERS") || !strings.Contains(err.Error(), "run.json") {
-		t.Errorf("nothing runs here: %v", err)
+		t.Errorf("no system runs here: %v", err)
 	}
 	write("run.json", `{"pid": 7, "kafka_brokers": ["127.0.0.1:1", "127.0.0.1:2"], "database_url": "postgres://here/", "db_addr": "127.0.0.1:3", "gateway_url": "http://here"}`)
 	write("event-keys", "kept here")
@@ -75,7 +75,7 @@ func TestOperatorsFindOneSystem(t *testing.T) {
 	}
 }
 
-// A half-named system is not completed from the one that runs here.
+// If the environment describes only half of a system, run.json does not complete it.
 func TestLoadIsNotSentToHalfASystem(t *testing.T) {
 	c := loadCommand{operatorFlags: operatorFlags{DataDir: t.TempDir()}, Gateway: "http://there"}
 	if err := os.WriteFile(filepath.Join(c.DataDir, "run.json"), []byte(`{"gateway_url": "http://here", "database_url": "postgres://here/"}`), 0o600); err != nil {

@@ -11,11 +11,11 @@ import (
 
 // readyCommand is the health check of an image that has no shell.
 type readyCommand struct {
-	Addr string `arg:"" optional:"" help:"host:port of the function; without it, the PORT of this machine."`
+	Addr string `arg:"" optional:"" help:"host:port of the function; by default, the PORT of this machine."`
 	Port string `env:"PORT" default:"8080" hidden:""`
 }
 
-// answersWithin is more than a function gives itself to find out whether it is ready.
+// answersWithin is longer than a function's own time limit for its readiness check.
 const answersWithin = 3 * time.Second
 
 func (c readyCommand) Run(ctx context.Context) error {

@@ -19,14 +19,14 @@ import (
 	"pgw/shared/payment"
 )
 
-// reconcileCommand proves the books. Its exit code is 0 when they agree, 1 when they do not, and 2
-// when it could not find out.
+// reconcileCommand checks the books. Its exit code is 0 if they agree, 1 if they do not, and 2 if
+// the check could not be completed.
 type reconcileCommand struct {
 	operatorFlags
-	Since timeOrAge     `help:"Compare with events only payments accepted since this time (RFC 3339), or this long ago (such as 24h). The ledger is added up as a whole in any case."`
-	Grace time.Duration `default:"${grace}" help:"What is younger is added up, and not compared: its events may be under way."`
+	Since timeOrAge     `help:"Compare only payments accepted since this time (RFC 3339) or this long ago (such as 24h) with events. The whole ledger is added up in any case."`
+	Grace time.Duration `default:"${grace}" help:"Younger payments are added up but not compared, because their events may still be under way."`
 	JSON  bool          `name:"json" help:"Print the report as JSON."`
-	Every time.Duration `help:"Do it again and again, this long apart, and serve /metrics on PORT like a function."`
+	Every time.Duration `help:"Repeat the check at this interval, and serve /metrics on PORT like a function."`
 }
 
 func (c reconcileCommand) Validate() error {
@@ -128,7 +128,7 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	}))
 }
 
-// watch is what /metrics shows of reconciliations.
+// watch has the metrics of the reconciliations.
 type watch struct {
 	breaches *prometheus.GaugeVec
 	runs     *prometheus.CounterVec
@@ -145,17 +145,17 @@ func newWatch(r prometheus.Registerer) *watch {
 	}
 	w := &watch{
 		breaches: auto.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "pgw_reconcile_breaches", Help: "What was not as it must be, at the last reconciliation.",
+			Name: "pgw_reconcile_breaches", Help: "Violations of the checks at the last reconciliation.",
 		}, []string{"check"}),
 		runs: function.NewCounters(r, "pgw_reconcile_runs_total", "Reconciliations by result: clean, breach, or unknown.",
 			"result", "clean", "breach", "unknown"),
-		at:       gauge("pgw_reconcile_last_told_timestamp_seconds", "When a reconciliation last told whether all is well."),
+		at:       gauge("pgw_reconcile_last_told_timestamp_seconds", "When a reconciliation was last completed."),
 		took:     gauge("pgw_reconcile_last_duration_seconds", "How long the last reconciliation took."),
-		accounts: gauge("pgw_reconcile_accounts", "Accounts there were at the last reconciliation."),
+		accounts: gauge("pgw_reconcile_accounts", "Accounts at the last reconciliation."),
 		pending:  gauge("pgw_reconcile_pending", "Reservations that held money at the last reconciliation."),
 		balances: gauge("pgw_reconcile_balances_idr", "Sum of all balances at the last reconciliation."),
 		holds:    gauge("pgw_reconcile_holds_idr", "Sum of all holds at the last reconciliation."),
-		funded:   gauge("pgw_reconcile_funded_idr", "Sum of all funding at the last reconciliation: balances + holds are the same, or money was lost or made."),
+		funded:   gauge("pgw_reconcile_funded_idr", "Sum of all funding at the last reconciliation. If balances + holds differ from it, money was lost or created."),
 	}
 	for _, check := range reconcile.Checks {
 		w.breaches.WithLabelValues(string(check))
@@ -172,7 +172,7 @@ func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger
 	w.took.Set(time.Since(begun).Seconds())
 	if err != nil {
 		w.runs.WithLabelValues("unknown").Inc()
-		log.Error("could not tell whether the books agree", "error", err)
+		log.Error("the reconciliation could not be completed", "error", err)
 		return
 	}
 	w.at.SetToCurrentTime()

@@ -23,29 +23,29 @@ import (
 type replayCommand struct {
 	operatorFlags
 	From string `arg:"" help:"topic:NAME, or a file of JSON events (one after the other or an array, may be gzipped), or -."`
-	To   string `arg:"" optional:"" help:"A function's URL, topic:NAME, or a file to write (.gz compresses), or -. Needed unless --dry-run."`
+	To   string `arg:"" optional:"" help:"A function's URL, topic:NAME, a file to write (.gz compresses), or -. Required without --dry-run."`
 
-	Partition  []int32   `help:"Of a topic: only these partitions."`
-	FromOffset int64     `help:"Of a topic: from this offset of each partition."`
-	ToOffset   int64     `help:"Of a topic: up to before this offset."`
-	Since      timeOrAge `help:"Of a topic: records since this time (RFC 3339), or this long ago (such as 90m)."`
-	Until      timeOrAge `help:"Of a topic: records before this time, or older than this."`
-	Key        string    `help:"Only events of this partition key: of a payment its idempotency key."`
+	Partition  []int32   `help:"For a topic: only these partitions."`
+	FromOffset int64     `help:"For a topic: from this offset in each partition."`
+	ToOffset   int64     `help:"For a topic: records before this offset."`
+	Since      timeOrAge `help:"For a topic: records since this time (RFC 3339), or this long ago (such as 90m)."`
+	Until      timeOrAge `help:"For a topic: records before this time, or older than this."`
+	Key        string    `help:"Only events with this partition key; a payment's key is its idempotency key."`
 	Type       string    `help:"Only events of this type."`
-	Subject    string    `help:"Only events of this subject."`
-	Limit      int64     `help:"Stop after so many that match."`
+	Subject    string    `help:"Only events with this subject."`
+	Limit      int64     `help:"Stop after this number of matching events."`
 
-	DryRun     bool    `help:"Print what would go, and send nothing."`
-	Sign       bool    `help:"Sign each event anew, with the first of EVENT_KEYS: what you send is then as good as pgw's own."`
-	Rate       float64 `help:"At most so many events a second; 0 is as fast as they are taken."`
-	InFlight   int     `default:"32" help:"Events under way at once; those of one key follow one another."`
-	Retries    int     `default:"6" help:"Times that an event is tried again which may be taken later."`
-	Checkpoint string  `help:"Keep in this file how far it went, and go on from there when it exists."`
-	KeepGoing  bool    `help:"Go on past an event that could not be delivered."`
+	DryRun     bool    `help:"Print the events that would be sent, and send nothing."`
+	Sign       bool    `help:"Sign each event again, with the first of EVENT_KEYS. pgw then trusts these events like its own."`
+	Rate       float64 `help:"The most events per second; 0: no limit."`
+	InFlight   int     `default:"32" help:"The most events under way at the same time; events with one key are sent in order."`
+	Retries    int     `default:"6" help:"Retries of an event that may be accepted later."`
+	Checkpoint string  `help:"Store the progress in this file, and continue from there if it exists."`
+	KeepGoing  bool    `help:"Continue after an event that could not be delivered."`
 	JSON       bool    `name:"json" help:"Print the summary as JSON."`
 }
 
-// timeOrAge is a moment, given as a time or as how long ago it was.
+// timeOrAge is a time, given as a time or as an age.
 type timeOrAge struct{ time.Time }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -68,7 +68,7 @@ func (t *timeOrAge) UnmarshalText(text []byte) error {
 func (c replayCommand) Validate() error {
 	switch {
 	case c.To == "" && !c.DryRun:
-		return errors.New("say where the events go, or --dry-run")
+		return errors.New("name the target of the events, or set --dry-run")
 	case c.FromOffset < 0, c.ToOffset < 0, c.Limit < 0, c.Rate < 0:
 		return errors.New("--from-offset, --to-offset, --limit and --rate must not be negative")
 	case c.InFlight < 1 || c.InFlight > 1024:

@@ -36,33 +36,33 @@ import (
 )
 
 const (
-	// In one process partitions add no parallelism. With one, more records are produced and fetched
-	// together: a third more payments a second than with eight.
+	// In one process, more partitions add no parallelism. With one partition, more records are
+	// produced and fetched together. That is a third more payments per second than with eight.
 	localPartitions = 1
 
 	readyWithin = 60 * time.Second
 )
 
-// runCommand is the whole system in one process: the same functions, the same manifests, a Kafka
-// broker and a private Postgres unless others are named.
+// runCommand runs the whole system in one process: the same functions and manifests as in
+// production, with a Kafka broker and a private Postgres unless others are named.
 type runCommand struct {
-	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Where data, keys and run.json live."`
-	Fresh       bool     `help:"Start over: delete what is in the data directory first."`
+	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Directory of data, keys and run.json."`
+	Fresh       bool     `help:"Delete the data directory's content first."`
 	Database    string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
 	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
-	Requests    string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"Topics' names, where others are wanted."`
+	Requests    string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"The topic's name, if another is wanted."`
 	Results     string   `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
 	DeadLetters string   `name:"deadletter-topic" env:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
 	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
 	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
 	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
-	TraceURL    string   `env:"TRACE_URL" help:"Where the page links to for a payment's trace, with {trace} for its id."`
-	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events; made and kept in the data directory when empty."`
-	RiskSecret  string   `env:"RISK_SECRET" help:"Keys risk's random draw; made and kept in the data directory when empty."`
+	TraceURL    string   `env:"TRACE_URL" help:"The URL of a payment's trace for the page's links, with {trace} for the trace id."`
+	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events. If empty, they are made and stored in the data directory."`
+	RiskSecret  string   `env:"RISK_SECRET" help:"The secret key of risk's random draw. If empty, it is made and stored in the data directory."`
 
-	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"Where browsers reach a Grafana with the dashboards: the page links to it and shows panels of it."`
+	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"The URL at which browsers reach a Grafana with the dashboards. The page links to it and shows its panels."`
 
-	KafkaPort int          `env:"PGW_KAFKA_PORT" default:"19092" help:"Port of the broker on loopback; 0 takes any."`
+	KafkaPort int          `env:"PGW_KAFKA_PORT" default:"19092" help:"Port of the broker on loopback; 0 takes any free one."`
 	Ports     kong.Plugins `embed:""` // one for each of allinone.Listening
 }
 
@@ -72,7 +72,7 @@ func portFlags() (flags kong.Plugins) {
 		f, _ := table.Functions.Find(name)
 		flags = append(flags, reflect.New(reflect.StructOf([]reflect.StructField{{
 			Name: "Port", Type: reflect.TypeFor[int](), Tag: reflect.StructTag(fmt.Sprintf(
-				`name:"%s-port" env:"PGW_%s_PORT" default:"%s" help:"Port of %s on loopback; 0 takes any."`, name, strings.ToUpper(name), f.Port, name)),
+				`name:"%s-port" env:"PGW_%s_PORT" default:"%s" help:"Port of %s on loopback; 0 takes any free one."`, name, strings.ToUpper(name), f.Port, name)),
 		}})).Interface())
 	}
 	return flags
@@ -114,7 +114,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err := function.ReadEnvironment(&sys.access); err != nil {
 		return err
 	}
-	// All that was started is ended in the reverse order, however this function returns.
+	// Everything that was started is closed in the reverse order, however this function returns.
 	defer sys.close()
 	if err := sys.startStores(ctx, c); err != nil {
 		return err
@@ -136,7 +136,7 @@ func (c runCommand) lockDataDir() (unlock func(), err error) {
 	}
 	if c.Fresh {
 		if err := errors.Join(embedded.RemovePostgres(c.postgresDir()), os.RemoveAll(c.kafkaDir())); err != nil {
-			return nil, fmt.Errorf("start over: %w", err)
+			return nil, fmt.Errorf("delete the data: %w", err)
 		}
 	}
 	return func() { lock.Unlock() }, nil
@@ -145,7 +145,7 @@ func (c runCommand) lockDataDir() (unlock func(), err error) {
 func (c runCommand) postgresDir() string { return filepath.Join(c.DataDir, "postgres") }
 func (c runCommand) kafkaDir() string    { return filepath.Join(c.DataDir, "kafka") }
 
-// listen takes all ports first, so that a busy one is reported before anything is started.
+// listen opens all ports first. So a busy port is reported before anything is started.
 func (c runCommand) listen() (map[string]net.Listener, error) {
 	listeners := map[string]net.Listener{}
 	for i, name := range allinone.Listening() {
@@ -162,7 +162,8 @@ func (c runCommand) listen() (map[string]net.Listener, error) {
 	return listeners, nil
 }
 
-// eventKeys are kept, since events that were signed before a restart are delivered after it.
+// eventKeys returns the keys, and stores new ones. Events that were signed before a restart are
+// delivered after it.
 func (c runCommand) eventKeys() (event.Keyring, error) {
 	var keys event.Keyring
 	text, err := c.kept("event-keys", c.EventKey, func() (string, error) {
@@ -179,17 +180,17 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 	return keys, nil
 }
 
-// readmeKey is the key of the payment that the README, and the banner of pgw run, show as an
-// example.
+// readmeKey is the key of the example payment in the README and in pgw run's banner.
 const readmeKey = "test-001"
 
-// riskSecret is kept, so that a retry gets the same verdict after a restart.
+// riskSecret returns the secret, and stores a new one. So a retry gets the same verdict after a
+// restart.
 func (c runCommand) riskSecret() (string, error) {
 	return c.kept("risk-secret", c.RiskSecret, func() (string, error) { return risk.MakeSecret(rand.Reader, readmeKey) })
 }
 
-// kept gives the secret that is given, or else the one in a file of the data directory. The first
-// start makes it.
+// kept returns the given secret, or else the one in a file of the data directory. The first start
+// makes that file.
 func (c runCommand) kept(name, given string, makeOne func() (string, error)) (string, error) {
 	if given != "" {
 		return given, nil
@@ -211,7 +212,7 @@ func (c runCommand) kept(name, given string, makeOne func() (string, error)) (st
 	return made, nil
 }
 
-// system is what runs, and what has to be ended with it.
+// system has everything that runs and must be closed.
 type system struct {
 	log        *slog.Logger
 	keys       event.Keyring
@@ -222,10 +223,10 @@ type system struct {
 	listeners  map[string]net.Listener
 	closers    []func() error
 
-	database string             // its owner's
-	ledger   string             // db's
-	reader   string             // that of fx, wallet and risk
-	postgres *embedded.Postgres // nil when another one is used
+	database string             // URL of its owner
+	ledger   string             // URL of db's login
+	reader   string             // URL of the login of fx, wallet and risk
+	postgres *embedded.Postgres // nil if another one is used
 	kafka    kafka.Config
 	stores   []string // for the banner
 	all      *allinone.System
@@ -236,7 +237,7 @@ func (s *system) onClose(f func() error) { s.closers = append(s.closers, f) }
 func (s *system) close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		if err := s.closers[i](); err != nil {
-			s.log.Warn("closing", "error", err)
+			s.log.Warn("could not close", "error", err)
 		}
 	}
 }
@@ -244,7 +245,7 @@ func (s *system) close() {
 // startStores finds or starts Postgres and Kafka, and prepares their schema and topics.
 func (s *system) startStores(ctx context.Context, c runCommand) error {
 	for _, l := range s.listeners {
-		s.onClose(func() error { l.Close(); return nil }) // of a function that served it is closed already
+		s.onClose(func() error { l.Close(); return nil }) // its error does not matter: a function that served it has closed it already
 	}
 	s.database = c.Database
 	if s.database != "" {
@@ -262,8 +263,8 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		return err
 	}
 	if s.ledger, s.reader = s.database, s.database; s.postgres != nil {
-		// Each login has the rights that it needs, as in production. Each run has passwords of its
-		// own.
+		// Each login has only the rights that it needs, as in production. The passwords are new in
+		// each run.
 		var errs [2]error
 		s.ledger, errs[0] = loginAs(s.database, "pgw_db")
 		s.reader, errs[1] = loginAs(s.database, "pgw_functions")
@@ -300,7 +301,7 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	return nil
 }
 
-// loginAs gives the URL for another user of the same database.
+// loginAs returns the URL for another user of the same database.
 func loginAs(databaseURL, user string) (string, error) {
 	u, err := url.Parse(databaseURL)
 	if err != nil {
@@ -330,7 +331,7 @@ func (s *system) serve(ctx context.Context) (err error) {
 	if s.postgres != nil {
 		go func() {
 			<-s.postgres.Exited()
-			cancel(errors.New("postgres ended by itself; its log is in the data directory"))
+			cancel(errors.New("postgres ended unexpectedly; its log is in the data directory"))
 		}()
 	}
 	if err = s.becomeReady(ctx); err != nil {
@@ -347,7 +348,7 @@ func (s *system) serve(ctx context.Context) (err error) {
 	return nil
 }
 
-// seed gives a new system its rates, rules and accounts.
+// seed puts rates, rules and accounts into a new system.
 func (s *system) seed(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
@@ -360,7 +361,7 @@ func (s *system) seed(ctx context.Context) error {
 	return seeds.applyMissing(ctx, s.database)
 }
 
-// becomeReady waits for the functions and the seeds, and then says where everything is.
+// becomeReady waits for the functions and the seeds, and then prints the addresses.
 func (s *system) becomeReady(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin+seededWithin)
 	defer cancel()
@@ -374,7 +375,7 @@ func (s *system) becomeReady(ctx context.Context) error {
 	return nil
 }
 
-// poll checks until there is no error or ctx ends. It gives the last error.
+// poll repeats a check until it succeeds or ctx ends. It returns the last error.
 func poll(ctx context.Context, check func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -395,8 +396,8 @@ func (s *system) runFile() string { return filepath.Join(s.dataDir, "run.json") 
 
 func (s *system) addr(name string) string { return s.listeners[name].Addr().String() }
 
-// writeRunFile says where the system is. Its names are those of the variables that say so, in lower
-// case.
+// writeRunFile writes the system's addresses. Their names are the lower-case names of the
+// corresponding variables.
 func (s *system) writeRunFile() error {
 	found := map[string]any{"pid": os.Getpid(), "database_url": s.database, "kafka_brokers": s.kafka.Brokers}
 	for name := range s.listeners {
@@ -413,8 +414,7 @@ func (s *system) writeRunFile() error {
 	return writeWhole(s.runFile(), append(text, '\n'))
 }
 
-// writeWhole writes a file that holds a secret: whole or not at all, and readable only by its
-// owner.
+// writeWhole replaces a file that holds a secret atomically. Only its owner can read it.
 func writeWhole(path string, text []byte) error {
 	half := path + ".new"
 	if err := os.WriteFile(half, text, 0o600); err != nil {

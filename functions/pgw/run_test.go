@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// What a first start makes is kept, readable only by its owner, and used again. A secret that is
-// given is used as it is.
+// A secret that the first start makes is stored, readable only by its owner, and used again. A
+// given secret is used unchanged.
 func TestSecretsAreMadeOnceAndKept(t *testing.T) {
 	c := runCommand{DataDir: t.TempDir()}
 	for name, secret := range map[string]func() (string, error){
@@ -29,7 +29,7 @@ func TestSecretsAreMadeOnceAndKept(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 		if again, err := secret(); err != nil || again != made {
-			t.Errorf("%s is another at the second start: %v", name, err)
+			t.Errorf("%s differs at the second start: %v", name, err)
 		}
 	}
 	c.RiskSecret = "given by the operator"

@@ -18,7 +18,7 @@ import (
 	"pgw/shared/secret"
 )
 
-// Each variable that holds a secret has a NAME_FILE, and the two are not given together.
+// Each variable that holds a secret has a NAME_FILE. The two can't be set together.
 func TestEachSecretCanStandInAFile(t *testing.T) {
 	variables := map[string]bool{}
 	var add func(reflect.Type)

@@ -27,19 +27,19 @@ import (
 	"pgw/shared/rpc"
 )
 
-// maxSeeded bounds what one call makes.
+// maxSeeded is the most rows that one call makes.
 const maxSeeded = 10_000_000
 
 type seedCommand struct {
-	Apply        applySeeds       `cmd:"" help:"Give a system the rates, rules and accounts of seeds/ that it has not. May be repeated."`
-	Accounts     seedAccounts     `cmd:"" help:"Accounts with owners, currencies, limits and funds."`
-	Transactions seedTransactions `cmd:"" help:"Payments between the accounts of the same seed number."`
+	Apply        applySeeds       `cmd:"" help:"Add the missing rates, rules and accounts of seeds/ to a system. May be repeated."`
+	Accounts     seedAccounts     `cmd:"" help:"Print accounts with owners, currencies, limits and funds."`
+	Transactions seedTransactions `cmd:"" help:"Print payments between the accounts of the same seed number."`
 }
 
 type seedFlags struct {
-	Count int    `default:"1004" help:"How many."`
+	Count int    `default:"1004" help:"The number of rows."`
 	Seed  uint64 `default:"1" help:"The seed number."`
-	// EventKeys is text here: none means unsigned.
+	// EventKeys is a text here: an empty one means unsigned.
 	EventKeys string `env:"EVENT_KEYS" help:"ID:BASE64:v2 keys; events are signed by the first."`
 }
 
@@ -76,7 +76,7 @@ func (f seedFlags) writeEvents(w io.Writer, events []cloudevents.Event) error {
 
 type seedAccounts struct {
 	seedFlags
-	Format string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event a line."`
+	Format string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event per line."`
 }
 
 func (c seedAccounts) Run() error {
@@ -102,8 +102,8 @@ func (c seedAccounts) Run() error {
 
 type seedTransactions struct {
 	seedFlags
-	AccountCount int    `name:"accounts" default:"1004" help:"How many accounts of this seed number take part."`
-	Format       string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event a line."`
+	AccountCount int    `name:"accounts" default:"1004" help:"The number of accounts of this seed number that take part."`
+	Format       string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event per line."`
 }
 
 func (c seedTransactions) Run() error {
@@ -133,10 +133,10 @@ func (c seedTransactions) Run() error {
 	return out.Flush()
 }
 
-// seededWithin bounds how long a new system may take to open its accounts.
+// seededWithin is the time limit for a new system to open its accounts.
 const seededWithin = 2 * time.Minute
 
-// newSystem is one that is to have the seeds' rates, rules and accounts.
+// newSystem is a system that gets the seeds' rates, rules and accounts.
 type newSystem struct {
 	fx, risk, wallet grpc.ClientConnInterface // only applyAll calls wallet
 	producer         *kafka.Producer
@@ -144,10 +144,10 @@ type newSystem struct {
 	keys             *event.Keyring
 }
 
-// applyAll gives the system what is missing: rates of currencies that have none, rules where none
-// were ever set, accounts that do not exist. What there is stays as operators have made it. With
-// reset the seeds' rates and rules come into force again, and every seeded account gets its profile
-// back. No balance changes, since funds of a seeded account count once.
+// applyAll adds the missing rates, rules and accounts: rates of currencies that have none, rules if
+// none were ever set, accounts that do not exist. Existing ones stay as operators have set them.
+// With reset, the seeds' rates and rules come into force again, and every seeded account gets its
+// profile back. No balance changes, because the funds of a seeded account count once.
 func (s newSystem) applyAll(ctx context.Context, reset bool) error {
 	rates, rules, accounts, err := s.missing(ctx, reset)
 	if err != nil {
@@ -178,7 +178,7 @@ func (s newSystem) applyAll(ctx context.Context, reset bool) error {
 	return nil
 }
 
-// missing finds the seeds that the system lacks; all of them when everything is to be reset.
+// missing returns the seeds that the system lacks, or all of them if reset is set.
 func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate, rules bool, accounts []seeds.Account, err error) {
 	if rates, err = seeds.Rates(); err != nil {
 		return nil, false, nil, err
@@ -189,15 +189,15 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 	if rates, err = s.missingRates(ctx, rates); err != nil {
 		return nil, false, nil, fmt.Errorf("rates: %w", err)
 	}
-	// This is no payment, but the answer names the rules in force all the same.
+	// This is not a payment, but the answer still names the rules in force.
 	verdict, err := riskv1.NewRiskServiceClient(s.risk).Evaluate(ctx, &riskv1.ScoreRequest{})
 	if err != nil {
 		return nil, false, nil, fmt.Errorf("rules: %w", err)
 	}
 	var absent []seeds.Account
 	for _, a := range accounts {
-		// An account without funds may have been published only in part. Its funds count once,
-		// however often they come.
+		// An account without funds may be the result of an incomplete publish. Its funds count
+		// once, however often they are published.
 		got, err := walletv1.NewWalletServiceClient(s.wallet).GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: a.ID})
 		if status.Code(err) == codes.NotFound || (err == nil && got.BalanceIdr == 0) {
 			absent = append(absent, a)
@@ -208,9 +208,9 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 	return rates, verdict.RuleSet == risk.DefaultRuleSet, absent, nil
 }
 
-// missingRates leaves out the pairs that have a rate already, whatever it is.
+// missingRates leaves out the pairs that have any rate already.
 func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent []seeds.Rate, err error) {
-	priced := map[string]map[string]bool{} // by quote
+	priced := map[string]map[string]bool{} // by quote currency
 	for _, r := range rates {
 		if priced[r.Quote] == nil {
 			got, err := fxv1.NewFxServiceClient(s.fx).ListRates(ctx, &fxv1.ListRatesRequest{QuoteCurrency: r.Quote})
@@ -229,8 +229,8 @@ func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent
 	return absent, nil
 }
 
-// applyMissing fills in rates, rules or accounts where the ledger has none, and waits until the
-// accounts are funded.
+// applyMissing adds rates, rules or accounts if the ledger has none, and waits until the accounts
+// are funded.
 func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
@@ -277,8 +277,7 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	})
 }
 
-// publishAccounts opens and funds the seeded accounts through the topic by which a bank's accounts
-// come.
+// publishAccounts opens and funds the seeded accounts through the topic of a bank's account events.
 func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account, at time.Time) error {
 	for _, a := range accounts {
 		events, err := seeds.AccountEvents(a, at)
@@ -320,8 +319,8 @@ func seedRules(ctx context.Context, conn grpc.ClientConnInterface) error {
 
 type applySeeds struct {
 	operatorFlags
-	Reset   bool `xor:"how" help:"Put back what operators have changed since: the seeds' rates, rules, and profiles of accounts, blocked ones too."`
-	Missing bool `xor:"how" help:"Only rates, rules or accounts of which the ledger of DATABASE_URL has none, and wait until its accounts are funded."`
+	Reset   bool `xor:"how" help:"Undo operators' changes: restore the seeds' rates, rules and account profiles, also of blocked accounts."`
+	Missing bool `xor:"how" help:"Add rates, rules or accounts only if the ledger of DATABASE_URL has none of them, and wait until its accounts are funded."`
 }
 
 func (c applySeeds) Run(ctx context.Context) error {

@@ -15,7 +15,7 @@ import (
 	"pgw/seeds"
 )
 
-// running is a system as its functions tell of it.
+// running is a fake of a system's functions.
 type running struct {
 	grpc.ClientConnInterface
 	priced  map[string]bool // currencies with a rate to rupiah
@@ -38,13 +38,12 @@ func (r running) Invoke(_ context.Context, method string, in, out any, _ ...grpc
 		}
 		out.BalanceIdr = balance
 	default:
-		return fmt.Errorf("%s is called", method)
+		return fmt.Errorf("%s was called", method)
 	}
 	return nil
 }
 
-// Seeds add what is missing. What operators have changed since stays, unless all of it is to be put
-// back.
+// Seeds add what is missing. Operators' changes stay, unless reset is set.
 func TestSeedsAddWhatIsMissing(t *testing.T) {
 	allRates, err := seeds.Rates()
 	if err != nil {

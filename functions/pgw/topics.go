@@ -10,15 +10,16 @@ import (
 	"pgw/shared/kafka"
 )
 
-// partitions of each topic of the flow, which is also the most consumers that a source can use.
+// partitions is the number of partitions of each topic of the flow. It is also the most consumers
+// that a source can use.
 const partitions = 8
 
-// topicsCommand makes the flow's topics, or shows them.
+// topicsCommand makes the flow's topics, or shows their state.
 type topicsCommand struct {
 	operatorFlags
-	Partitions int32  `default:"${partitions}" help:"Partitions of a topic that is made; one that exists is left as it is."`
-	Lag        bool   `help:"Make nothing: show how many records each topic has, and how many of them each consumer group has still to take."`
-	Group      string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"What stands before each consumer group's name, where several systems share a Kafka."`
+	Partitions int32  `default:"${partitions}" help:"Partitions of a new topic; an existing topic is not changed."`
+	Lag        bool   `help:"Only show how many records each topic has, and how many of them each consumer group has not consumed yet."`
+	Group      string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"The prefix of each consumer group's name, if several systems share a Kafka."`
 }
 
 func (c topicsCommand) Validate() error {
@@ -83,7 +84,7 @@ func (c topicsCommand) showLag(cfg kafka.Config, manifests kafkasource.Manifests
 	return w.Flush()
 }
 
-// flowTopics are the topics that the manifests read and write, under the names that cfg gives them.
+// flowTopics are the topics that the manifests read and write, with the names in cfg.
 func flowTopics(cfg kafka.Config, manifests kafkasource.Manifests, partitions int32) []kafka.Topic {
 	var topics []kafka.Topic
 	for _, name := range manifests.Topics() {

@@ -99,14 +99,14 @@ func (c *clients) pay(n int64) {
 	twin.Wait()
 }
 
-func (c *clients) ask(key string, terms history.Terms, body []byte) load.Told {
+func (c *clients) ask(key string, terms history.Terms, body []byte) load.Answer {
 	sent := time.Now()
 	answer := load.Post(context.Background(), c.http, c.gateway, body)
 	answered := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, history.Call{
-		ID: len(c.calls) + 1, Kind: history.Pay, Key: key, Terms: terms, Begun: sent.Sub(c.begun), Ended: answered.Sub(c.begun), Told: answer,
+		ID: len(c.calls) + 1, Kind: history.Pay, Key: key, Terms: terms, Begun: sent.Sub(c.begun), Ended: answered.Sub(c.begun), Answer: answer,
 	})
 	if answer.Status == payment.Success {
 		c.successes = append(c.successes, success{sent, answered})

@@ -73,7 +73,7 @@ func (w *world) judge(ctx context.Context, o options, faults []fault, c *clients
 		r.Recovery[kind] = recovery{len(all), all[len(all)/2], all[len(all)-1]}
 	}
 	for _, a := range c.calls {
-		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Told.Status, a.Told.Reason))]++
+		r.Answers[strings.TrimSpace(fmt.Sprintf("%s %s", a.Answer.Status, a.Answer.Reason))]++
 	}
 
 	fmt.Printf("payments succeed again after %.1f s; waiting for one deadline and one sweep\n", again.Seconds())
@@ -128,7 +128,7 @@ func (w *world) holdAgainstLedger(ctx context.Context, conn *pgx.Conn, c *client
 	}
 	decided := map[string]bool{}
 	for _, a := range c.calls {
-		decided[a.Key] = decided[a.Key] || !a.Told.Undecided()
+		decided[a.Key] = decided[a.Key] || !a.Answer.Undecided()
 	}
 	// Clients that got no outcome can ask for it now, and it is final.
 	asked := 0

@@ -208,9 +208,9 @@ func (c *chronicle) ask(a history.Ask) {
 	switch a.Kind {
 	case history.Pay:
 		ctx, answered := behave(ctx, a)
-		call.Told = load.Post(ctx, c.client, c.url, history.Body(call.ID, a.Key, a.Terms, a.Flaw))
+		call.Answer = load.Post(ctx, c.client, c.url, history.Body(call.ID, a.Key, a.Terms, a.Flaw))
 		if !answered() {
-			call.Told = load.Told{Reason: load.NoAnswer}
+			call.Answer = load.Answer{Reason: load.NoAnswer}
 		}
 	case history.Get:
 		c.read(ctx, &call)
@@ -450,7 +450,7 @@ func (c *chronicle) tell(wrong []history.Contradiction, took time.Duration) {
 	for _, call := range c.history.Calls {
 		name := string(call.Kind)
 		if call.Kind == history.Pay {
-			name = fmt.Sprintf("%d %s %s", call.Told.HTTP, call.Told.Status, call.Told.Reason)
+			name = fmt.Sprintf("%d %s %s", call.Answer.HTTP, call.Answer.Status, call.Answer.Reason)
 		}
 		answers[name]++
 	}

@@ -113,7 +113,7 @@ var codes = map[payment.Reason]int{
 }
 
 func (c *checker) checkPay(call Call) {
-	answer := call.Told
+	answer := call.Answer
 	if answer.Reason == load.NoAnswer {
 		return
 	}
@@ -168,7 +168,7 @@ func (c *checker) checkPay(call Call) {
 		}
 		if answer.Status == payment.Success {
 			for _, other := range c.pays[call.Key] {
-				if other.ID < call.ID && other.Told.Status == payment.Success {
+				if other.ID < call.ID && other.Answer.Status == payment.Success {
 					c.wrong(Once, call.Key, "calls %d and %d both got SUCCESS", other.ID, call.ID)
 				}
 			}
@@ -192,7 +192,7 @@ func SaysNothingSent(message string) bool {
 // queue_publish_error is such a claim. "nothing was sent" without other words is about the payment,
 // by any call. Other messages are about this call only.
 func (c *checker) checkWords(call Call) {
-	answer := call.Told
+	answer := call.Answer
 	if c.Publishes == nil || (answer.Reason != payment.QueuePublishError && !saysNotSent.MatchString(answer.Message)) {
 		return
 	}
@@ -219,7 +219,7 @@ func (c *checker) checkWords(call Call) {
 	// request.
 	for _, other := range c.twins(call) {
 		// A call that was cut off may continue at the gateway.
-		overlaps := other.Begun < call.Ended && (call.Begun < other.Ended || other.Told.Reason == load.NoAnswer)
+		overlaps := other.Begun < call.Ended && (call.Begun < other.Ended || other.Answer.Reason == load.NoAnswer)
 		for _, p := range c.published[other.ID] {
 			if overlaps && !p.Sent && p.At < call.Ended {
 				return

@@ -43,11 +43,11 @@ func pending(key string) State {
 	return s
 }
 
-func answer(code int, reason payment.Reason, ref string) load.Told {
-	return load.Told{HTTP: code, Status: reason.Status(), Reason: reason, Ref: ref}
+func answer(code int, reason payment.Reason, ref string) load.Answer {
+	return load.Answer{HTTP: code, Status: reason.Status(), Reason: reason, Ref: ref}
 }
 
-func with(t load.Told, message string) load.Told {
+func with(t load.Answer, message string) load.Answer {
 	t.Message = message
 	return t
 }
@@ -68,8 +68,8 @@ func (s *story) next() time.Duration {
 }
 
 // pay adds one call, which ends before the next step.
-func (s *story) pay(key string, t Terms, got load.Told) *story {
-	s.Calls = append(s.Calls, Call{ID: len(s.Calls) + 1, Kind: Pay, Key: key, Terms: t, Begun: s.next(), Ended: s.next(), Told: got})
+func (s *story) pay(key string, t Terms, got load.Answer) *story {
+	s.Calls = append(s.Calls, Call{ID: len(s.Calls) + 1, Kind: Pay, Key: key, Terms: t, Begun: s.next(), Ended: s.next(), Answer: got})
 	return s
 }
 
@@ -115,7 +115,7 @@ var (
 	replay   = answer(200, payment.DuplicateIdempo, "ref-k")
 	poorly   = answer(200, payment.InsufficientFunds, "")
 	timeout  = answer(504, payment.QueueTimeout, "")
-	nobody   = load.Told{Reason: load.NoAnswer}
+	nobody   = load.Answer{Reason: load.NoAnswer}
 	mismatch = answer(422, payment.IdempotencyMismatch, "")
 	invalid  = answer(400, payment.InvalidInput, "")
 	notSent  = with(answer(502, payment.QueuePublishError, ""), "the payment was not sent; try again with the same key")
@@ -153,7 +153,7 @@ func TestTrueHistories(t *testing.T) {
 	}
 }
 
-func noFXOfThis() load.Told {
+func noFXOfThis() load.Answer {
 	return with(noFX, "nothing was sent for this request; try again with the same key")
 }
 
@@ -177,7 +177,7 @@ func TestForgedHistories(t *testing.T) {
 		story *story
 	}{
 		{"a code that is not the reason's", Contract, newStory().pay("k", ten, answer(504, payment.InsufficientFunds, "")).ledger()},
-		{"a status that is not the reason's", Contract, newStory().pay("k", ten, load.Told{HTTP: 200, Status: payment.Success, Reason: payment.InsufficientFunds, Ref: "r"}).ledger()},
+		{"a status that is not the reason's", Contract, newStory().pay("k", ten, load.Answer{HTTP: 200, Status: payment.Success, Reason: payment.InsufficientFunds, Ref: "r"}).ledger()},
 		{"a reason of nobody", Contract, newStory().pay("k", ten, answer(200, "because", "")).ledger()},
 		{"success without a ref", Contract, newStory().pay("k", ten, answer(200, payment.ReasonCommitted, "")).ledger(settled("k"))},
 		{"an outcome of what is no payment", Contract, newStory().pay("k", ten, success).malformed().ledger()},

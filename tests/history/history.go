@@ -47,10 +47,10 @@ type Call struct {
 	Malformed    bool   // for Pay: by the contract it is not a payment, whatever pgw's state
 	Begun, Ended time.Duration
 
-	Told  load.Told // the answer to Pay
-	Read  bool      // Get or List was answered, also by 404
-	Found []State   // the payments in that answer
-	Whole bool      // for List: the answer has all pages, so a payment that is missing does not exist
+	Answer load.Answer // the answer to Pay
+	Read   bool        // Get or List was answered, also by 404
+	Found  []State     // the payments in that answer
+	Whole  bool        // for List: the answer has all pages, so a payment that is missing does not exist
 }
 
 // State is what is known of one payment: in the ledger, or in the answer of Get or List.
@@ -150,7 +150,7 @@ func (h History) Timeline(key string) string {
 		case c.Kind == Pay && c.Key == key:
 			own[c.ID] = true
 			say(c.Begun, "call %d: %s", c.ID, c.Terms)
-			say(c.Ended, "call %d got %s", c.ID, describe(c.Told))
+			say(c.Ended, "call %d got %s", c.ID, describe(c.Answer))
 		case c.Kind == Get && c.Key == key && c.Read:
 			say(c.Ended, "GET from %s returns %v", at(c.Begun), c.Found)
 		case c.Kind == List:
@@ -182,6 +182,6 @@ func (h History) Timeline(key string) string {
 
 func at(t time.Duration) string { return fmt.Sprintf("%.3fs", t.Seconds()) }
 
-func describe(t load.Told) string {
+func describe(t load.Answer) string {
 	return strings.TrimSpace(strings.Join([]string{strconv.Itoa(t.HTTP), string(t.Status), string(t.Reason), t.Ref, t.Message}, " "))
 }

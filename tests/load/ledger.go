@@ -200,7 +200,7 @@ func (s *system) settle(n int) (float64, error) {
 	prefix := fmt.Sprintf("settle-%d-", time.Now().UnixNano())
 	var serial atomic.Int64
 	var mu sync.Mutex
-	answers := make([]load.Answer, 0, n)
+	answers := make([]load.KeyedAnswer, 0, n)
 	perSecond, err := closedLoop(s.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
 		from, to := evenly(rng, len(payers))
 		key := fmt.Sprint(prefix, serial.Add(1))
@@ -213,7 +213,7 @@ func (s *system) settle(n int) (float64, error) {
 			return err
 		}
 		mu.Lock()
-		answers = append(answers, load.Answer{Key: key, Told: load.Told{Status: payment.Status(out.Status), Reason: payment.Reason(out.Message), Ref: out.ReservationId}})
+		answers = append(answers, load.KeyedAnswer{Key: key, Answer: load.Answer{Status: payment.Status(out.Status), Reason: payment.Reason(out.Message), Ref: out.ReservationId}})
 		mu.Unlock()
 		return nil
 	})
@@ -229,7 +229,7 @@ func (s *system) settle(n int) (float64, error) {
 
 // judge compares answers with a ledger. It returns the number of answers without an outcome:
 // refusals, and missing answers.
-func (m *machine) judge(database, prefix string, answers []load.Answer) (undecided int, err error) {
+func (m *machine) judge(database, prefix string, answers []load.KeyedAnswer) (undecided int, err error) {
 	conn, err := pgx.Connect(m.ctx, database)
 	if err != nil {
 		return 0, err

@@ -54,7 +54,7 @@ func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *h
 	}
 	attacker := vegeta.NewAttacker(vegeta.Timeout(20*time.Second), vegeta.Workers(64), vegeta.MaxWorkers(4096), vegeta.Connections(4096), vegeta.KeepAlive(true))
 	latencies = newHistogram()
-	var answers []load.Answer
+	var answers []load.KeyedAnswer
 	begun := time.Now()
 	for r := range attacker.Attack(targets, due, 0, "open") {
 		answers = append(answers, answered(r))
@@ -88,11 +88,11 @@ func payments(gateway, prefix string) (vegeta.Targeter, error) {
 }
 
 // answered reads the answer to a payment.
-func answered(r *vegeta.Result) load.Answer {
+func answered(r *vegeta.Result) load.KeyedAnswer {
 	_, key, _ := strings.Cut(r.URL, "?")
-	answer := load.Told{Reason: load.NoAnswer}
+	answer := load.Answer{Reason: load.NoAnswer}
 	if json.Unmarshal(r.Body, &answer) == nil {
 		answer.HTTP, answer.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
 	}
-	return load.Answer{Key: key, Told: answer}
+	return load.KeyedAnswer{Key: key, Answer: answer}
 }

@@ -108,7 +108,7 @@ func (c overloadCommand) Run(ctx context.Context) error {
 type attack struct {
 	*system
 	prefix  string
-	answers []load.Answer
+	answers []load.KeyedAnswer
 }
 
 func (a *attack) run(name string, perSecond float64, during time.Duration) (phase, error) {

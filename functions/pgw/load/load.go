@@ -24,8 +24,8 @@ const NoAnswer payment.Reason = "no_answer"
 // maxAnswer is the maximum size of an answer, in bytes.
 const maxAnswer = 64 << 10
 
-// Told is the answer to one request.
-type Told struct {
+// Answer is the answer to one request.
+type Answer struct {
 	HTTP       int            `json:"-"`
 	RetryAfter string         `json:"-"` // the header
 	Status     payment.Status `json:"status"`
@@ -35,11 +35,11 @@ type Told struct {
 }
 
 // Undecided reports whether the answer says nothing about the outcome of the payment.
-func (t Told) Undecided() bool {
+func (a Answer) Undecided() bool {
 	return slices.Contains([]payment.Reason{
 		NoAnswer, payment.QueueTimeout, payment.QueuePublishError, payment.Overloaded,
 		payment.FXUnavailable, payment.WalletUnavailable, payment.RiskUnavailable, payment.LedgerUnavailable,
-	}, t.Reason)
+	}, a.Reason)
 }
 
 // Payers returns the seeded accounts that can pay all day: they have a large balance and no daily
@@ -59,30 +59,30 @@ func Payers() ([]string, error) {
 }
 
 // Post sends one payment to a gateway.
-func Post(ctx context.Context, client *http.Client, gateway string, body []byte) Told {
+func Post(ctx context.Context, client *http.Client, gateway string, body []byte) Answer {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/api/payments", bytes.NewReader(body))
 	if err != nil {
-		return Told{Reason: NoAnswer}
+		return Answer{Reason: NoAnswer}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return Told{Reason: NoAnswer}
+		return Answer{Reason: NoAnswer}
 	}
 	defer resp.Body.Close()
-	out := Told{}
+	out := Answer{}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil || json.Unmarshal(text, &out) != nil {
-		return Told{Reason: NoAnswer}
+		return Answer{Reason: NoAnswer}
 	}
 	out.HTTP, out.RetryAfter = resp.StatusCode, resp.Header.Get("Retry-After")
 	return out
 }
 
-// Answer is the answer to a request with this key.
-type Answer struct {
+// KeyedAnswer is the answer to a request with this key.
+type KeyedAnswer struct {
 	Key string
-	Told
+	Answer
 }
 
 // Verdict is the result of the comparison of answers with the ledger.
@@ -100,7 +100,7 @@ type Kept struct {
 }
 
 // Judge compares answers with the ledger. All keys start with prefix.
-func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []Answer) (Verdict, error) {
+func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []KeyedAnswer) (Verdict, error) {
 	var v Verdict
 	claims, err := ledger.ReadClaims(ctx, conn, prefix)
 	if err != nil {
@@ -134,20 +134,20 @@ func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []
 
 // Contradiction describes how an answer differs from the ledger; "" means that they agree. known
 // means that the ledger has the key.
-func (t Told) Contradiction(k Kept, known bool) string {
+func (a Answer) Contradiction(k Kept, known bool) string {
 	switch {
-	case t.Status == payment.Success, t.Status == payment.SuccessReplay:
-		if !known || k.Status != payment.Committed || k.Ref != t.Ref {
+	case a.Status == payment.Success, a.Status == payment.SuccessReplay:
+		if !known || k.Status != payment.Committed || k.Ref != a.Ref {
 			return "success was answered, but the ledger has not committed it"
 		}
-	case t.Undecided():
-	case t.Status == payment.Failed && known:
-		if k.Status != payment.RolledBack || k.Reason != t.Reason {
+	case a.Undecided():
+	case a.Status == payment.Failed && known:
+		if k.Status != payment.RolledBack || k.Reason != a.Reason {
 			return "failure was answered, but the ledger has another outcome"
 		}
-	case t.Status == payment.Failed && t.HTTP == http.StatusOK:
+	case a.Status == payment.Failed && a.HTTP == http.StatusOK:
 		return "failure was answered, but the ledger has not recorded it"
-	case t.Status == payment.Failed: // not a payment
+	case a.Status == payment.Failed: // not a payment
 	default:
 		return "not an answer of the contract"
 	}

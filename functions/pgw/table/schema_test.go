@@ -16,10 +16,11 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
-// patience is for what takes a second on an idle machine.
+// patience is the time limit for steps that take a second on an idle machine.
 const patience = time.Minute
 
-// Each function that uses the database is ready where the schema has all that its release uses, and only there.
+// Each function that uses the database is ready only if the schema has everything that its release
+// uses.
 func TestFunctionsAreReadyWhereTheSchemaFits(t *testing.T) {
 	database := embeddedtest.Postgres(t)
 	conn, err := pgx.Connect(t.Context(), database)
@@ -59,7 +60,7 @@ func TestFunctionsAreReadyWhereTheSchemaFits(t *testing.T) {
 	}
 	check("")
 	exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES ($1, true)`, known+1)
-	check("") // newer, and nothing was taken away
+	check("") // newer, and nothing was removed
 	exec(`UPDATE schema_support SET oldest_release = $1`, known+1)
 	check("deploy a newer release")
 	exec(`UPDATE schema_support SET oldest_release = $1`, known)
@@ -68,7 +69,7 @@ func TestFunctionsAreReadyWhereTheSchemaFits(t *testing.T) {
 	check("run pgw migrate")
 }
 
-// run builds a function on a database, and runs what it does in the background.
+// run builds a function on a database, and runs its background work.
 func run(t *testing.T, name, database string) *function.Port {
 	t.Helper()
 	f, _ := Functions.Find(name)
