@@ -1,5 +1,5 @@
-// Package knative carries the manifests in the binary, so that the stand-in for KafkaSource reads the same
-// ones that a cluster does.
+// Package knative carries the manifests in the binary. So kafkasource, outside a cluster, reads the
+// same manifests as a cluster.
 package knative
 
 import "embed"

@@ -21,8 +21,8 @@ func noRoute(w http.ResponseWriter, r *http.Request, methods []string) {
 }
 
 // readable reports whether a request's body can be JSON. If not, it writes the response. It accepts
-// the types that clients send by default (curl a form's, browsers plain text), because callers rely
-// on it.
+// the types that clients send by default, because callers rely on it: curl sends a form's type, and
+// browsers send plain text.
 func readable(w http.ResponseWriter, r *http.Request) bool {
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
 		w.Header().Set("Accept-Encoding", "identity")

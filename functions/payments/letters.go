@@ -59,11 +59,11 @@ func (t topic) Read(ctx context.Context, partition int32, offset int64) (e cloud
 	return e, found, nil
 }
 
-// checkDeadLetter refuses an event that is not in the dead-letter topic. Anyone who has read an event can
-// post it here with its valid signature, and the attributes that mark a dead letter are not signed.
-// The proof is the record, because only delivery and operators can write to that topic. givenUp
-// therefore reads the record at the partition and offset that the event names. The two must be the
-// same.
+// checkDeadLetter refuses an event that is not in the dead-letter topic. Anyone who has read an
+// event can post it here with its valid signature, and the attributes that mark a dead letter are
+// not signed. The proof is the record, because only delivery and operators can write to that topic.
+// givenUp therefore reads the record at the partition and offset that the event names. The two must
+// be the same.
 func (p *Payments) checkDeadLetter(ctx context.Context, e cloudevents.Event) error {
 	partition, err1 := extension(e, event.ExtKafkaPartition, 32)
 	offset, err2 := extension(e, event.ExtKafkaOffset, 64)

@@ -74,8 +74,8 @@ func rolledBack(s dbv1.TxStatus, message payment.Reason) *dbv1.RollbackReservati
 	return &dbv1.RollbackReservationResponse{Status: s, Message: string(message)}
 }
 
-// Each answer of the ledger leads to one outcome. Where the ledger does not answer, the outcome is unknown, and nothing
-// more is asked: the caller asks again.
+// Each answer of the ledger leads to one outcome. If the ledger does not answer, the outcome is
+// unknown, and no further call is made. The caller repeats the request.
 func TestSettle(t *testing.T) {
 	held := payment.Standing(payment.Pending, "", "r", false)
 	heldBefore := payment.Standing(payment.Pending, "", "r", true)
@@ -192,8 +192,8 @@ func (r rates) Convert(_ context.Context, in *fxv1.ConvertRequest) (*fxv1.Conver
 	return &fxv1.ConvertResponse{AmountMinor: *in.AmountMinor * 155, Rate: "15500", RateId: "rate"}, r.err
 }
 
-// CreatePayment prices first. A currency without a rate is an answer; an fx that does not answer is an error, and the
-// ledger is not asked.
+// CreatePayment converts the amount first. If a currency has no rate, the payment is refused. If fx
+// does not answer, CreatePayment returns an error, and does not call the ledger.
 func TestCreatePaymentPricesFirst(t *testing.T) {
 	for name, tc := range map[string]struct {
 		currency commonv1.Currency
@@ -255,8 +255,9 @@ func (o *outbox) Publish(_ context.Context, _, _ string, e cloudevents.Event) er
 	return o.err
 }
 
-// A payment whose delivery gave up is closed out once, and its outcome is published. What can't be read, proven or
-// recorded now is put off; what never can is refused, and goes to a person.
+// A payment whose delivery was given up is closed out once, and its outcome is published. An event
+// that can't be read, verified or recorded now is put off. An event that can never be handled is
+// refused, and waits for an operator.
 func TestCloseOut(t *testing.T) {
 	var keys event.Keyring
 	if err := keys.Decode("k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=:v2"); err != nil {

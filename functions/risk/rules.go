@@ -43,7 +43,7 @@ func parseRules(id string, text []byte) (ruleSet, error) {
 	return newRuleSet(id, r), nil
 }
 
-// request is the payment that the rules judge.
+// request is the payment that the rules check.
 type request struct {
 	sender, receiver, currency, txDate, key string
 	amountIDR                               int64
@@ -61,7 +61,7 @@ const (
 )
 
 // judge returns the first rule that refuses the payment, or "". started returns the number of
-// payments that the sender has started this minute. judge calls it only when the rules limit that
+// payments that the sender has started this minute. judge calls it only if the rules limit that
 // number.
 func (s ruleSet) judge(r request, secret []byte, started func() (uint32, error)) (string, error) {
 	switch {
@@ -107,7 +107,7 @@ func validCurrency(code string) bool {
 }
 
 // draw returns a number below a million that depends only on the payment. So a retry gets the same
-// answer, and nobody can choose a key that passes without knowing the secret.
+// answer, and nobody can choose a key that passes without the secret.
 func draw(r request, secret []byte) uint32 {
 	h := hmac.New(sha256.New, secret)
 	if r.key != "" {
@@ -131,8 +131,9 @@ func merged(r, change payment.Rules, minAmount *int64, rejectPPM *uint32) paymen
 	return change
 }
 
-// MakeSecret makes a secret for a new system from random bytes. With this secret the Defaults do
-// not refuse the payments of these keys at random: the keys that pgw's pages tell people to try.
+// MakeSecret makes a secret for a new system from random bytes. With this secret, the Defaults do
+// not refuse the payments with these keys at random. They are the keys of the examples on pgw's
+// pages.
 func MakeSecret(random io.Reader, keys ...string) (string, error) {
 	for {
 		raw := make([]byte, 2*minSecret)

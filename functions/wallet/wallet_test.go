@@ -80,8 +80,8 @@ func newWallet(t *testing.T, l *fakeLedger, fx rates) grpc.ClientConnInterface {
 	return f.InProcess()
 }
 
-// A hold is priced, and kept by the ledger under a key that no payment can have. A refusal is an answer; a call that was
-// not answered is an error.
+// A hold's amount is converted, and the ledger stores the hold under a key that no payment can
+// have. A refusal is an answer; a call without an answer is an error.
 func TestReserve(t *testing.T) {
 	held := rpc.FromOutcome(payment.Standing(payment.Pending, "", "r", false))
 	for name, tc := range map[string]struct {

@@ -50,8 +50,8 @@ func (o *outbox) Publish(_ context.Context, topic, key string, e cloudevents.Eve
 
 const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=:v2"
 
-// A request is acknowledged once its result is published, and only then. What may work later is put off; what never can
-// is refused.
+// A request is acknowledged only after its result is published. A request that may succeed later is
+// put off. One that can never succeed is refused.
 func TestHandle(t *testing.T) {
 	var keys event.Keyring
 	if err := keys.Decode(testKeys); err != nil {

@@ -115,8 +115,8 @@ func setGiven(into reflect.Value, given []any) bool {
 	return false
 }
 
-// ReadEnvironment fills configurations, given as pointers, from the environment. The error names all
-// required variables that are missing. For a variable with a wrong value it says what is wrong, and
+// ReadEnvironment fills configurations, given as pointers, from the environment. The error names
+// all missing required variables. For a variable with a wrong value, it describes the problem and
 // does not repeat the value, which may be a secret.
 func ReadEnvironment(into ...any) error {
 	errs := []error{missing(Variables(into...), os.LookupEnv)}

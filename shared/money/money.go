@@ -50,7 +50,7 @@ func ParseCurrency(code string) (Currency, error) {
 // String returns the alphabetic code.
 func (c Currency) String() string { return c.code }
 
-// MarshalText writes the code; nothing for no currency.
+// MarshalText returns the code. It is empty if there is no currency.
 func (c Currency) MarshalText() ([]byte, error) { return []byte(c.code), nil }
 
 // UnmarshalText reads what MarshalText writes.
@@ -62,8 +62,8 @@ func (c *Currency) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Digits is how many decimal places the minor unit is away from the major unit. ISO 4217 says 2 for IDR;
-// no sen has circulated for decades, and the ledger keeps whole rupiah.
+// Digits returns the number of decimal places of the minor unit. ISO 4217 says 2 for IDR. But no
+// sen has circulated for decades, and the ledger keeps whole rupiah.
 func (c Currency) Digits() int32 {
 	if c == IDR {
 		return 0
@@ -92,8 +92,8 @@ func ParseAmount(major string, c Currency) (Amount, error) {
 	return amountOf(d, c)
 }
 
-// FromFloat reads an amount in major units that came as a double. It uses the shortest decimal that
-// stands for the double. That is the decimal that the sender wrote, if it had at most 15 digits.
+// FromFloat reads an amount in major units from a double. It uses the shortest decimal that
+// represents the double. That is the decimal that the sender wrote, if it had at most 15 digits.
 func FromFloat(major float64, c Currency) (Amount, error) {
 	if math.IsNaN(major) || math.IsInf(major, 0) || math.Abs(major) > MaxMinor {
 		return Amount{}, fmt.Errorf("amount %g: %w", major, ErrRange)
@@ -151,7 +151,7 @@ func ParseRate(text string) (Rate, error) {
 	return Rate{d}, nil
 }
 
-// RateFromFloat reads a rate that came as a double.
+// RateFromFloat reads a rate from a double.
 func RateFromFloat(f float64) (Rate, error) {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return Rate{}, fmt.Errorf("rate %g: %w", f, ErrRange)
@@ -159,10 +159,10 @@ func RateFromFloat(f float64) (Rate, error) {
 	return ParseRate(strconv.FormatFloat(f, 'g', -1, 64))
 }
 
-// IsZero says whether there is no rate.
+// IsZero reports whether there is no rate.
 func (r Rate) IsZero() bool { return r.d == nil }
 
-// String returns the plain decimal without trailing zeros. It is empty when there is no rate.
+// String returns the plain decimal without trailing zeros. It is empty if there is no rate.
 func (r Rate) String() string {
 	if r.d == nil {
 		return ""
@@ -170,7 +170,7 @@ func (r Rate) String() string {
 	return r.d.Text('f')
 }
 
-// MarshalText writes the decimal; nothing when there is no rate.
+// MarshalText returns the decimal. It is empty if there is no rate.
 func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // UnmarshalText reads what MarshalText writes.
@@ -182,7 +182,7 @@ func (r *Rate) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Float gives the rate for a contract that asks for a double.
+// Float returns the rate for a contract that requires a double.
 func (r Rate) Float() float64 {
 	f, _ := strconv.ParseFloat(r.String(), 64)
 	return f

@@ -36,7 +36,8 @@ func NewCached[T any](load func(context.Context) (T, error), log *slog.Logger) *
 	return &Cached[T]{load: load, log: log}
 }
 
-// Get gives the value. It waits for the database only when there is none, or only one that is too old.
+// Get returns the value. It waits for the database only if there is no value, or the value is too
+// old.
 func (c *Cached[T]) Get(ctx context.Context) (T, error) {
 	if v := c.current.Load(); v != nil && time.Since(v.at) < maxStale {
 		return v.value, nil

@@ -42,7 +42,7 @@ var (
 	w3c    propagation.TraceContext
 )
 
-// On says whether spans are made.
+// On reports whether spans are made.
 func On() bool { return tracer.Load() != nil }
 
 // Setup turns spans on when OpenTelemetry's variables ask for them: OTEL_TRACES_EXPORTER=otlp, or

@@ -221,7 +221,7 @@ func (c *chronicle) ask(a history.Ask) {
 	c.add(call)
 }
 
-// behave makes a client wait in its manner. answered says afterwards whether the client can have got
+// behave makes a client wait in its manner. answered then reports whether the client can have got
 // an answer.
 func behave(ctx context.Context, a history.Ask) (_ context.Context, answered func() bool) {
 	switch a.Manner {

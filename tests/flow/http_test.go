@@ -154,7 +154,8 @@ func TestAKeyBelongsToOneRequest(t *testing.T) {
 	s.expect(s.pay("k", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
 }
 
-// A client gets the metadata of its payment back from GET and from the list. The event that asks for the payment has it too.
+// A client gets its payment's metadata back from GET and from the list. The request event has the
+// metadata too.
 func TestMetadata(t *testing.T) {
 	s := start(t, options{})
 	order := func(value any) string { return body("noted", "A", "B", "USD", 10, "metadata", value) }

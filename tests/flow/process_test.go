@@ -283,7 +283,7 @@ func TestOperatorsCommands(t *testing.T) {
 	if got := do(0, "seed-1-0000020", "replay", sample, "--dry-run"); strings.Count(got, "pgw.payment.requested.v1") != 20 {
 		t.Errorf("a dry run of 20 events: %s", got)
 	}
-	do(80, "say where the events go", "replay", sample)
+	do(80, "name the target of the events", "replay", sample)
 	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
 	// Delivered events are committed once a second.
 	eventually(t, "nothing is left to take", func() error {

@@ -94,7 +94,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, a, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "topsecret") {
-			t.Errorf("%s: the error has the secret: %v", name, err)
+			t.Errorf("%s: the error contains the secret: %v", name, err)
 		}
 	}
 	if a, err := Open(Config{Mode: Off}, prometheus.NewRegistry(), time.Now, slog.Default()); a != nil || err != nil {
@@ -189,7 +189,7 @@ func TestKeysRotate(t *testing.T) {
 	}
 	// A mistake in the file does not lock out the clients.
 	put("nonsense")
-	time.Sleep(1100 * time.Millisecond) // until it is looked at again
+	time.Sleep(1100 * time.Millisecond) // until the file is checked again
 	if !in(fresh) || in(old) {
 		t.Error("after a mistake in the file")
 	}

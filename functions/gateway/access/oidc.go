@@ -26,19 +26,20 @@ import (
 
 const (
 	askTimeout = 3 * time.Second
-	askEvery   = 10 * time.Second // in the long run
+	askEvery   = 10 * time.Second // the long-term average interval
 	maxToken   = 8 << 10
 	maxAnswer  = 1 << 20
-	// The provider's keys are fetched anew this often, so that one it has withdrawn is not believed for ever; when it
-	// can't be asked, the old ones hold for so long.
+	// The provider's keys are fetched again at this interval, so a withdrawn key is not accepted
+	// for ever. While the provider is unavailable, the old keys stay valid for staleFor.
 	freshFor = 15 * time.Minute
 	staleFor = 2 * time.Hour
 )
 
-// signings are the algorithms taken: those with a public key. With HMAC, whoever knows that key could sign.
+// signings are the accepted algorithms: those with a public key. With HMAC, every holder of the key
+// could sign.
 var signings = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
 
-// tokens judges JWTs.
+// tokens verifies JWTs.
 type tokens struct {
 	cfg      Config
 	verifier *oidc.IDTokenVerifier
@@ -49,7 +50,7 @@ func openTokens(cfg Config, now func() time.Time, log *slog.Logger) (*tokens, er
 		return nil, nil
 	}
 	if cfg.Audience == "" {
-		return nil, errors.New("OIDC_AUDIENCE is missing beside OIDC_ISSUER: tokens for others would be taken")
+		return nil, errors.New("OIDC_AUDIENCE is missing, but OIDC_ISSUER is set: tokens for other audiences would be accepted")
 	}
 	for name, text := range map[string]string{"OIDC_ISSUER": cfg.Issuer, "OIDC_JWKS_URL": cfg.JWKSURL} {
 		u, err := url.Parse(text)
@@ -63,13 +64,13 @@ func openTokens(cfg Config, now func() time.Time, log *slog.Logger) (*tokens, er
 	}
 	set := &keySet{
 		issuer: cfg.Issuer, url: cfg.JWKSURL, asking: http.DefaultTransport, now: now,
-		outage:   trace.NewOutage(log, now, "the OpenID provider's keys can't be had"),
+		outage:   trace.NewOutage(log, now, "the OpenID provider's keys can't be fetched"),
 		renewals: rate.NewLimiter(rate.Every(askEvery), 3), unknown: rate.NewLimiter(rate.Every(askEvery), 5),
 	}
 	return &tokens{cfg, oidc.NewVerifier(cfg.Issuer, set, &oidc.Config{ClientID: cfg.Audience, SupportedSigningAlgs: signings, Now: now})}, nil
 }
 
-// bearer tells who a token stands for.
+// bearer returns the principal of a token.
 func (a *Access) bearer(r *http.Request, token string) (*Principal, *Denied) {
 	bad := func(why string) (*Principal, *Denied) {
 		return nil, a.unauthorized("bad_token", "The token is not valid", why)
@@ -77,19 +78,19 @@ func (a *Access) bearer(r *http.Request, token string) (*Principal, *Denied) {
 	if len(token) > maxToken {
 		return bad(fmt.Sprintf("It is longer than %d bytes.", maxToken))
 	}
-	var asked error // why the provider's keys could not be had
+	var asked error // the error of fetching the provider's keys
 	got, err := a.tokens.verifier.Verify(context.WithValue(r.Context(), askedKey{}, &asked), token)
 	var expired *oidc.TokenExpiredError
 	switch {
 	case asked != nil:
 		return nil, &Denied{
-			Code: http.StatusServiceUnavailable, Title: "The token can't be judged now", Detail: "The keys of the OpenID provider can't be had. Try again.",
+			Code: http.StatusServiceUnavailable, Title: "The token can't be verified now", Detail: "The keys of the OpenID provider can't be fetched. Try again.",
 			RetryAfter: 5 * time.Second, outcome: "provider_unavailable",
 		}
 	case errors.As(err, &expired):
 		return bad("It has expired.")
 	case err != nil:
-		// What is wrong exactly would help a forger more than a client.
+		// The exact reason would help a forger more than a client.
 		return bad("It must be a JWT of " + a.tokens.cfg.Issuer + " for " + a.tokens.cfg.Audience + ", signed by one of the provider's keys.")
 	}
 	var claims map[string]json.RawMessage
@@ -109,7 +110,7 @@ func (a *Access) bearer(r *http.Request, token string) (*Principal, *Denied) {
 	return &Principal{Name: "oidc:" + got.Subject, senders: senders, rate: a.tokens.cfg.TokenRate, burst: a.tokens.cfg.TokenBurst}, nil
 }
 
-// words reads a claim that is a list, or words in a string.
+// words reads a claim that is a list or a string of words.
 func words(claim json.RawMessage) []string {
 	var list []string
 	if json.Unmarshal(claim, &list) == nil {
@@ -124,21 +125,22 @@ func words(claim json.RawMessage) []string {
 
 type askedKey struct{}
 
-// keySet is the provider's keys: one oidc.RemoteKeySet, shared by all requests. It fetches a key that it does not know, once for
-// all who wait for it. What is added here is that keys do not live for ever, and that the provider is asked seldom.
+// keySet has the provider's keys in one oidc.RemoteKeySet, which all requests share. It fetches an
+// unknown key once for all requests that wait for it. keySet adds two limits: keys expire, and the
+// number of requests to the provider is limited.
 type keySet struct {
 	issuer, url string
 	asking      http.RoundTripper
 	now         func() time.Time
 	outage      *trace.Outage
-	renewals    *rate.Limiter // however many tokens there are to be judged
-	unknown     *rate.Limiter // fetches for tokens that name a key which is not known: strangers can write such tokens
+	renewals    *rate.Limiter // limits the renewals, however many tokens there are
+	unknown     *rate.Limiter // limits the fetches for tokens with an unknown key: anyone can write such tokens
 
 	renewing singleflight.Group
 	mu       sync.Mutex
 	current  *oidc.RemoteKeySet
 	since    time.Time
-	failed   bool // the latest renewal
+	failed   bool // the latest renewal failed
 }
 
 // VerifySignature implements oidc.KeySet.
@@ -148,14 +150,15 @@ func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if err == nil {
 		payload, err = set.VerifySignature(ctx, token)
 	}
-	// The verifier makes all errors text, so this one is handed to bearer past it.
-	if at, ok := ctx.Value(askedKey{}).(*error); ok && unasked(err) {
+	// The verifier turns all errors into text, so this error is passed to bearer through the
+	// context.
+	if at, ok := ctx.Value(askedKey{}).(*error); ok && unreachable(err) {
 		*at = err
 	}
 	return payload, err
 }
 
-// keys gives those to judge by. Who comes while they are being renewed shares the renewal.
+// keys returns the current keys. Requests that arrive during a renewal share it.
 func (s *keySet) keys(ctx context.Context, token string) (*oidc.RemoteKeySet, error) {
 	s.mu.Lock()
 	set, age, failed := s.current, s.now().Sub(s.since), s.failed
@@ -166,7 +169,7 @@ func (s *keySet) keys(ctx context.Context, token string) (*oidc.RemoteKeySet, er
 	stale := set != nil && age <= staleFor
 	renewal := s.renewing.DoChan("", func() (any, error) { return s.renew(context.WithoutCancel(ctx), set, token) })
 	if stale && failed {
-		return set, nil // nobody waits each time for a provider that is away
+		return set, nil // requests do not wait each time for a provider that is unavailable
 	}
 	select {
 	case <-ctx.Done():
@@ -183,16 +186,17 @@ func (s *keySet) keys(ctx context.Context, token string) (*oidc.RemoteKeySet, er
 	}
 }
 
-var errOften = fmt.Errorf("%w: it has been asked often enough for now", errProvider)
+var errOften = fmt.Errorf("%w: the limit of requests to it is reached", errProvider)
 
-// renew fetches the keys anew. One permission is for the whole of it: were it for each request, the first of them could use
-// up every one that comes, and the keys would never be fetched.
+// renew fetches the keys again. It takes one permit for the whole renewal. If each request of the
+// renewal took a permit, the first requests could use up all permits, and the keys would never be
+// fetched.
 func (s *keySet) renew(ctx context.Context, old *oidc.RemoteKeySet, token string) (*oidc.RemoteKeySet, error) {
 	s.mu.Lock()
 	current := s.current
 	s.mu.Unlock()
 	if current != old {
-		return current, nil // renewed since it was looked at
+		return current, nil // renewed meanwhile
 	}
 	if !s.renewals.AllowN(s.now(), 1) {
 		return nil, errOften
@@ -226,27 +230,28 @@ func (s *keySet) fetched(ctx context.Context, token string) (*oidc.RemoteKeySet,
 	set := oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), &http.Client{
 		Timeout: askTimeout, Transport: &careful{asking: s.asking, keys: true, again: s.unknown, now: s.now},
 	}), at)
-	// The set fetches its keys when it is first asked about a token. Whatever it says of this one, they are there then.
-	if _, err := set.VerifySignature(ctx, token); unasked(err) {
+	// The set fetches its keys at its first verification. Whatever the result for this token, the
+	// keys are present afterwards.
+	if _, err := set.VerifySignature(ctx, token); unreachable(err) {
 		return nil, err
 	}
 	return set, nil
 }
 
-// errProvider means that the provider can't be asked.
-var errProvider = errors.New("the OpenID provider can't be asked")
+// errProvider means that the provider can't be reached.
+var errProvider = errors.New("the OpenID provider can't be reached")
 
-// unasked tells that an error is about asking the provider, and not about the token.
-func unasked(err error) bool {
+// unreachable reports whether an error concerns the request to the provider, and not the token.
+func unreachable(err error) bool {
 	var asking *url.Error
 	return errors.As(err, &asking) || errors.Is(err, errProvider) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// careful takes nothing from the provider but JSON of the right kind and size.
+// careful accepts only JSON of the right kind and size from the provider.
 type careful struct {
 	asking http.RoundTripper
-	keys   bool          // a key set is asked for
-	again  *rate.Limiter // bounds all requests but the first; nil: there is but one
+	keys   bool          // the request is for a key set
+	again  *rate.Limiter // limits all requests after the first; nil: there is only one
 	now    func() time.Time
 	asked  atomic.Bool
 }
@@ -264,16 +269,16 @@ func (c *careful) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A page that says that the provider is being repaired must not take its keys' place.
+	// A maintenance page of the provider must not replace its keys.
 	if resp.StatusCode != http.StatusOK || !json.Valid(text) {
-		return nil, fmt.Errorf("the provider answers %s, and no JSON of at most %d bytes", resp.Status, maxAnswer)
+		return nil, fmt.Errorf("the provider answered %s, which is not 200 with JSON of at most %d bytes", resp.Status, maxAnswer)
 	}
 	if c.keys {
 		var set struct {
 			Keys []json.RawMessage `json:"keys"`
 		}
 		if err := json.Unmarshal(text, &set); err != nil || len(set.Keys) == 0 {
-			return nil, errors.New("the provider answers with JSON that holds no keys")
+			return nil, errors.New("the provider answered with JSON without keys")
 		}
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(text))

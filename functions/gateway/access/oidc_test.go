@@ -21,14 +21,14 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// provider is an OpenID provider, as far as one is asked.
+// provider is a fake OpenID provider.
 type provider struct {
 	*httptest.Server
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey
 	down    bool
 	fetches int
-	// discoveries are the times that it was asked where its keys are
+	// discoveries counts the requests for the address of its keys.
 	discoveries int
 }
 
@@ -58,7 +58,7 @@ func newProvider(t *testing.T, keys ...jose.JSONWebKey) *provider {
 	return p
 }
 
-// asked is how often it was asked anything.
+// asked returns the number of requests to the provider.
 func (p *provider) asked() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,8 +197,8 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// The provider is asked seldom, however many strangers there are; its keys hold while it is away, and not for ever
-// once it has withdrawn them.
+// The number of requests to the provider is limited, however many forged tokens there are. Its keys
+// stay valid while it is unavailable, but a withdrawn key does not stay valid for ever.
 func TestProvidersKeysAreKept(t *testing.T) {
 	first, second := rsaKey(t), rsaKey(t)
 	p := newProvider(t, public(first.Public(), "k1"))
@@ -216,20 +216,20 @@ func TestProvidersKeysAreKept(t *testing.T) {
 	}
 	p.set(true)
 	if got := code(token(first, "k1")); got != http.StatusServiceUnavailable {
-		t.Errorf("before the provider was ever there: %d", got)
+		t.Errorf("before the provider was ever available: %d", got)
 	}
 	p.set(false, public(first.Public(), "k1"))
 	if got := code(token(first, "k1")); got != http.StatusOK {
-		t.Fatalf("the provider is there: %d", got)
+		t.Fatalf("the provider is available: %d", got)
 	}
 	p.set(true)
 	clock.at = clock.at.Add(freshFor + time.Second)
 	if got := code(token(first, "k1")); got != http.StatusOK {
-		t.Errorf("while it is away: %d", got)
+		t.Errorf("while it is unavailable: %d", got)
 	}
 	p.set(false, public(second.Public(), "k2"))
 	clock.at = clock.at.Add(staleFor)
-	a.tokens, _ = openTokens(tokenConfig(p), clock.now, slog.New(slog.DiscardHandler)) // the limit below has a clock of its own
+	a.tokens, _ = openTokens(tokenConfig(p), clock.now, slog.New(slog.DiscardHandler)) // the limit below has its own clock
 	if got := code(token(second, "k2")); got != http.StatusOK {
 		t.Errorf("the new key: %d", got)
 	}
@@ -239,19 +239,20 @@ func TestProvidersKeysAreKept(t *testing.T) {
 	before := p.fetches
 	for range 100 {
 		if got := code(token(first, "k1")); got == http.StatusOK {
-			t.Fatal("a stranger was let in")
+			t.Fatal("a forged token was accepted")
 		}
 	}
 	if asked := p.fetches - before; asked > 6 {
-		t.Errorf("100 strangers had the provider asked %d times", asked)
+		t.Errorf("100 forged tokens caused %d requests to the provider", asked)
 	}
 	if got := code(token(second, "k2")); got != http.StatusOK {
-		t.Errorf("who has a good token, after strangers: %d", got)
+		t.Errorf("a valid token, after forged ones: %d", got)
 	}
 }
 
-// Many good tokens come at once while nothing is known of the provider, and it is away. It is asked a few times, not once for
-// each of them, and as soon as it may be asked again all of them are taken.
+// Many valid tokens arrive while no keys are known and the provider is unavailable. The provider
+// gets a few requests, not one for each token. All tokens are accepted as soon as it may be asked
+// again and answers.
 func TestAColdBurstOfTokens(t *testing.T) {
 	key := rsaKey(t)
 	p := newProvider(t, public(key.Public(), "k1"))
@@ -277,14 +278,14 @@ func TestAColdBurstOfTokens(t *testing.T) {
 		all.Wait()
 		return codes
 	}
-	for range 4 { // they try again, and it is still away
+	for range 4 { // the clients try again, and the provider is still unavailable
 		p.set(true, public(key.Public(), "k1"))
 		if got := burst(); got[http.StatusServiceUnavailable] != 50 {
-			t.Fatalf("while the provider is away: %v", got)
+			t.Fatalf("while the provider is unavailable: %v", got)
 		}
 	}
 	if asked := p.asked(); asked > 12 {
-		t.Errorf("200 tokens had the provider asked %d times", asked)
+		t.Errorf("200 tokens caused %d requests to the provider", asked)
 	}
 	p.set(false, public(key.Public(), "k1"))
 	clock.at = clock.at.Add(10 * time.Second)
@@ -293,11 +294,11 @@ func TestAColdBurstOfTokens(t *testing.T) {
 	}
 	before := p.asked()
 	if got := burst(); got[http.StatusOK] != 50 || p.asked() != before {
-		t.Errorf("its keys are known: %v, asked %d times", got, p.asked()-before)
+		t.Errorf("its keys are known: %v, %d requests", got, p.asked()-before)
 	}
 }
 
-// Keys that are known are renewed even though strangers name keys that nobody has all the time.
+// Known keys are renewed even while forged tokens name unknown keys all the time.
 func TestStrangersDoNotKeepKeysFromBeingRenewed(t *testing.T) {
 	first, second, stranger := rsaKey(t), rsaKey(t), rsaKey(t)
 	p := newProvider(t, public(first.Public(), "k1"))
@@ -326,11 +327,12 @@ func TestStrangersDoNotKeepKeysFromBeingRenewed(t *testing.T) {
 		t.Errorf("a key that was withdrawn: %d", got)
 	}
 	if got := code(second, "k2"); got != http.StatusOK {
-		t.Errorf("the key in its place: %d", got)
+		t.Errorf("the new key: %d", got)
 	}
 }
 
-// What is no key set does not take the keys' place, and a provider that is set up wrongly is no fault of the token's.
+// An answer that is not a key set does not replace the keys. A wrong setting of the provider does
+// not make the token invalid.
 func TestAPageThatIsNoKeySet(t *testing.T) {
 	key := rsaKey(t)
 	p := newProvider(t, public(key.Public(), "k1"))

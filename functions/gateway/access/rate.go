@@ -12,17 +12,19 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxLimiters bounds how many are kept. A limiter that is full again is as good as a new one, and goes first.
+// maxLimiters is the most limiters that are kept. A limiter that is full again equals a new one, so
+// full ones are removed first.
 const maxLimiters = 10_000
 
-// limiters bound requests by name.
+// limiters limit requests by name.
 type limiters struct {
 	mu sync.Mutex
 	by map[string]*rate.Limiter
 }
 
-// take counts a request, as so many as it costs. It gives how long to wait when there were too many. What costs more than may
-// come at once is let in where nothing has come for a while.
+// take counts a request with its cost. It returns the time to wait if the rate is exceeded, else 0.
+// A cost above the burst counts as the whole burst, so such a request is accepted only after a
+// pause.
 func (ls *limiters) take(name string, perSecond float64, burst, cost int, now time.Time) time.Duration {
 	cost = min(cost, burst)
 	ls.mu.Lock()
@@ -63,7 +65,7 @@ func (ls *limiters) makeRoom(now time.Time) {
 	}
 }
 
-// addressRate bounds requests by where they come from.
+// addressRate limits requests by client address.
 type addressRate struct {
 	limiters
 	perSecond float64
@@ -84,8 +86,8 @@ func (a *addressRate) take(r *http.Request, cost int, now time.Time) time.Durati
 	return a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), cost, now)
 }
 
-// client is the last address on the way to us that is not a proxy's of ours: what stands before that in
-// X-Forwarded-For anyone can have written.
+// client returns the client's address: the last address on the path that is not one of our proxies.
+// A client can write anything into X-Forwarded-For before that.
 func (a *addressRate) client(r *http.Request) string {
 	host, _, _ := net.SplitHostPort(r.RemoteAddr)
 	at, err := netip.ParseAddr(host)

@@ -9,7 +9,8 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// ordered is a mapping in the order in which it is written: a reader follows that, and a Go map would lose it.
+// ordered is a mapping that keeps the order of the document. Readers follow that order, and a Go
+// map would lose it.
 type ordered[V any] []entry[V]
 
 type entry[V any] struct {

@@ -107,7 +107,8 @@ type field struct {
 	Schema   *schema
 }
 
-// fields of an object, with those of its parts and of what it refers to. A field that is described twice is one.
+// fields returns an object's fields, with those of its parts and of the schemas that it refers to.
+// A field that is described twice is returned once.
 func (s *schema) fields(of ordered[*schema]) (fields []field) {
 	if s == nil {
 		return nil
@@ -151,7 +152,8 @@ func follow(ref string, of ordered[*schema]) *schema {
 	return of.get(owner)
 }
 
-// Fields of a schema of the HTTP API. Those that refer to a value of its own say in short what it is.
+// Fields returns the fields of a schema of the HTTP API. A field that refers to another schema has
+// a short description of it.
 func (v view) Fields(s *schema) []field {
 	schemas := v.HTTP.Components.Schemas
 	fields := s.fields(schemas)
@@ -236,7 +238,8 @@ var (
 	codeSpan  = regexp.MustCompile("`([^`]+)`")
 )
 
-// text makes HTML of a description: paragraphs and code spans are all of Markdown that the documents use.
+// text converts a description to HTML. The documents use only paragraphs and code spans of
+// Markdown.
 func text(markdown string) template.HTML {
 	var b strings.Builder
 	for _, paragraph := range blankLine.Split(strings.TrimSpace(markdown), -1) {
