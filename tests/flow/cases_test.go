@@ -127,10 +127,10 @@ func (c caseRecord) message(t *testing.T, s *system, topic string) *sarama.Produ
 	return m
 }
 
-// The test publishes all case records on every source's topic, with 4,200 valid payments behind
-// them. That is more than a source reads ahead of a record that it holds. All valid payments
-// settle, nothing stays in flight, every record is where it is expected, operators' commands can
-// read everything, and a restart changes nothing.
+// The test publishes all case records on every source's topic, and then 4,200 valid payments. That
+// is more than a source reads ahead of a record that it holds. All valid payments settle, nothing
+// stays in flight, every record is where it is expected, operators' commands can read everything,
+// and a restart changes nothing.
 func TestNoRecordStopsTheFlow(t *testing.T) {
 	const good = 4200
 	topics, err := processes.Topics(1) // so that all records are in one order
@@ -164,7 +164,7 @@ func TestNoRecordStopsTheFlow(t *testing.T) {
 		sent.Go(func() {
 			for i := range next {
 				r := request(fmt.Sprint("good-", i), "A", "B", 1000)
-				r.AcceptedAt, r.Deadline = time.Time{}, time.Time{} // on a slow machine it may take longer than a minute
+				r.AcceptedAt, r.Deadline = time.Time{}, time.Time{} // a slow machine may need more than a minute
 				s.publish(r)
 			}
 		})
@@ -207,7 +207,7 @@ func TestNoRecordStopsTheFlow(t *testing.T) {
 	again.expectClean()
 }
 
-// publishAccount opens and funds an account by events.
+// publishAccount opens and funds an account with events.
 func (s *system) publishAccount(id string, status payment.AccountStatus, amount int64) {
 	s.t.Helper()
 	now := time.Now()

@@ -29,16 +29,16 @@ type ask struct {
 	amount        int64
 }
 
-// heard is what the caller of one way hears.
-type heard struct {
+// reply is what a caller gets, in the same form for every way.
+type reply struct {
 	status, reason, ref string
-	rejected            bool // the input is no payment
+	rejected            bool // the input is not a payment
 }
 
 // way is one way into the gateway. open prepares it, and returns how it pays.
 type way struct {
 	name string
-	open func(s *system) func(t *testing.T, a ask) heard
+	open func(s *system) func(t *testing.T, a ask) reply
 }
 
 var ways = []way{
@@ -51,38 +51,38 @@ var ways = []way{
 	{"replay of a file to worker", byReplay},
 }
 
-func overHTTP(s *system) func(*testing.T, ask) heard {
-	return func(_ *testing.T, a ask) heard {
+func overHTTP(s *system) func(*testing.T, ask) reply {
+	return func(_ *testing.T, a ask) reply {
 		got := s.pay(a.key, a.from, a.to, "IDR", a.amount)
-		return heard{got.Status, got.Reason, got.Ref, got.Code == 400}
+		return reply{got.Status, got.Reason, got.Ref, got.Code == 400}
 	}
 }
 
-func byCreatePayment(s *system) func(*testing.T, ask) heard {
+func byCreatePayment(s *system) func(*testing.T, ask) reply {
 	payments := paymentsv1.NewPaymentsServiceClient(s.Conn("payments"))
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		got, err := payments.CreatePayment(t.Context(), &paymentsv1.CreatePaymentRequest{
 			ClientTxId: a.key, SourceAccount: a.from, DestinationAccount: a.to,
 			AmountMinor: a.amount, Currency: commonv1.Currency_IDR,
 		})
 		if err != nil {
-			return heard{rejected: invalidArgument(t, err)}
+			return reply{rejected: invalidArgument(t, err)}
 		}
-		return heard{status: got.Status, reason: got.Reason, ref: got.PaymentId}
+		return reply{status: got.Status, reason: got.Reason, ref: got.PaymentId}
 	}
 }
 
-// byLogAndSettle calls as earlier workers do, with nothing but the contract's fields.
-func byLogAndSettle(s *system) func(*testing.T, ask) heard {
+// byLogAndSettle calls as earlier workers do, with only the contract's fields.
+func byLogAndSettle(s *system) func(*testing.T, ask) reply {
 	payments := paymentsv1.NewPaymentsServiceClient(s.Conn("payments"))
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		got, err := payments.LogAndSettle(t.Context(), &paymentsv1.LogAndSettleRequest{
 			IdempotencyKey: a.key, SenderId: a.from, ReceiverId: a.to, AmountIdr: a.amount, Currency: "IDR", TxDate: txDate,
 		})
 		if err != nil {
-			return heard{rejected: invalidArgument(t, err)}
+			return reply{rejected: invalidArgument(t, err)}
 		}
-		return heard{status: got.Status, reason: got.Message, ref: got.ReservationId}
+		return reply{status: got.Status, reason: got.Message, ref: got.ReservationId}
 	}
 }
 
@@ -94,34 +94,34 @@ func invalidArgument(t *testing.T, err error) bool {
 	return true
 }
 
-func byPostedEvent(s *system) func(*testing.T, ask) heard {
+func byPostedEvent(s *system) func(*testing.T, ask) reply {
 	results := s.consume(s.kafka.ResultTopic)
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		switch code := s.postEvent("http://"+s.Addr("worker")+"/", s.requested(t, a)); code {
 		case 202:
-			return results.heard(a)
+			return results.reply(a)
 		case 400:
-			return heard{rejected: true}
+			return reply{rejected: true}
 		default:
 			t.Fatalf("worker answered %d", code)
-			return heard{}
+			return reply{}
 		}
 	}
 }
 
-func byEvent(s *system) func(*testing.T, ask) heard {
+func byEvent(s *system) func(*testing.T, ask) reply {
 	results, parked := s.consume(s.kafka.ResultTopic), s.consume(s.kafka.ParkedTopic)
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		if err := s.Producer().Publish(t.Context(), s.kafka.RequestTopic, a.key, s.requested(t, a)); err != nil {
 			t.Fatal(err)
 		}
-		return results.heardOrParked(parked, a)
+		return results.replyOrParked(parked, a)
 	}
 }
 
-func byPlainRecord(s *system) func(*testing.T, ask) heard {
+func byPlainRecord(s *system) func(*testing.T, ask) reply {
 	results, parked := s.consume(s.kafka.ResultTopic), s.consume(s.kafka.ParkedTopic)
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		value, err := json.Marshal(map[string]any{
 			"idempotency_key": a.key, "sender_id": a.from, "receiver_id": a.to,
 			"amount_idr": a.amount, "currency_input": "IDR", "tx_date": txDate,
@@ -135,13 +135,13 @@ func byPlainRecord(s *system) func(*testing.T, ask) heard {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return results.heardOrParked(parked, a)
+		return results.replyOrParked(parked, a)
 	}
 }
 
-func byReplay(s *system) func(*testing.T, ask) heard {
+func byReplay(s *system) func(*testing.T, ask) reply {
 	results := s.consume(s.kafka.ResultTopic)
-	return func(t *testing.T, a ask) heard {
+	return func(t *testing.T, a ask) reply {
 		line, err := json.Marshal(s.requested(t, a))
 		if err != nil {
 			t.Fatal(err)
@@ -157,13 +157,13 @@ func byReplay(s *system) func(*testing.T, ask) heard {
 			t.Fatal(err)
 		}
 		if got.Refused > 0 {
-			return heard{rejected: true}
+			return reply{rejected: true}
 		}
-		return results.heard(a)
+		return results.reply(a)
 	}
 }
 
-// requested is the signed event of one attempt. Each call makes another attempt.
+// requested returns the signed event of one attempt. Each call makes another attempt.
 func (s *system) requested(t *testing.T, a ask) cloudevents.Event {
 	t.Helper()
 	r := request(a.key, a.from, a.to, a.amount)
@@ -178,33 +178,34 @@ func (s *system) requested(t *testing.T, a ask) cloudevents.Event {
 	return e
 }
 
-// heard reads up to the next result of what was asked.
-func (r *reader) heard(a ask) heard {
+// reply reads results up to the next one for this key.
+func (r *reader) reply(a ask) reply {
 	r.t.Helper()
 	result := r.await(a.key)
-	return heard{status: string(result.Status), reason: string(result.Reason), ref: result.Ref}
+	return reply{status: string(result.Status), reason: string(result.Reason), ref: result.Ref}
 }
 
-// heardOrParked reads the next result of what was asked, or finds that the request was parked for a person.
-func (r *reader) heardOrParked(parked *reader, a ask) heard {
+// replyOrParked reads the next result for this key, or finds the request in the topic of parked
+// events.
+func (r *reader) replyOrParked(parked *reader, a ask) reply {
 	r.t.Helper()
 	if a.isPayment() {
-		return r.heard(a)
+		return r.reply(a)
 	}
 	for {
 		if m := parked.next(); string(m.Key) == a.key {
-			return heard{rejected: true}
+			return reply{rejected: true}
 		}
 	}
 }
 
-// isPayment tells whether the input can be a payment from outside at all.
+// isPayment reports whether the input can be a payment from outside.
 func (a ask) isPayment() bool {
 	return a.amount > 0 && a.from != "" && a.to != "" && a.to != payment.SettlementAccount && !strings.HasPrefix(a.key, payment.HoldPrefix)
 }
 
-// The same payments have the same outcomes, in the same words, whichever way they come in. The ledger then says the
-// same of each, and the same money has moved.
+// The same payments have the same outcomes and texts in every way. The ledger then has the same
+// state for each, and the same money has moved.
 func TestEveryWayInPaysAlike(t *testing.T) {
 	s := start(t, options{})
 	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1)), RandomRejectPpm: ptr(uint32(0))})
@@ -220,7 +221,7 @@ func TestEveryWayInPaysAlike(t *testing.T) {
 	}
 }
 
-// conforms pays by one way, with accounts and keys of its own: all begin with prefix.
+// conforms pays in one way. Its accounts and keys are its own and begin with prefix.
 func (s *system) conforms(t *testing.T, w way, prefix string) {
 	payer, payee, poor, limited, blocked := prefix+"-payer", prefix+"-payee", prefix+"-poor", prefix+"-limited", prefix+"-blocked"
 	nobody := prefix + "-nobody"
@@ -267,30 +268,30 @@ func (s *system) conforms(t *testing.T, w way, prefix string) {
 
 		if tc.want == "" {
 			if !got.rejected || moved || code != known {
-				t.Errorf("%s: heard %+v, moved money: %t, the ledger: %d %+v", tc.name, got, moved, code, after)
+				t.Errorf("%s: got %+v, moved money: %t, the ledger: %d %+v", tc.name, got, moved, code, after)
 			}
 			continue
 		}
 		if outcome := got.status + " " + got.reason; outcome != tc.want || got.rejected {
-			t.Errorf("%s: heard %s; want %s", tc.name, outcome, tc.want)
+			t.Errorf("%s: got %s; want %s", tc.name, outcome, tc.want)
 		}
 		if settled := got.status == string(payment.Success); moved != settled {
-			t.Errorf("%s: heard %s, and moved money: %t", tc.name, got.status, moved)
+			t.Errorf("%s: got %s, and moved money: %t", tc.name, got.status, moved)
 		}
 		switch got.status {
 		case string(payment.Success):
 			refs[tc.ask.key] = got.ref
 			if after.State != string(payment.Committed) || after.AmountIDR != tc.ask.amount || got.ref == "" || after.Ref != got.ref {
-				t.Errorf("%s: heard ref %q, and the ledger says %+v", tc.name, got.ref, after)
+				t.Errorf("%s: got ref %q, and the ledger has %+v", tc.name, got.ref, after)
 			}
 		case string(payment.SuccessReplay):
 			if got.ref != refs[tc.ask.key] {
-				t.Errorf("%s: heard ref %q; the first attempt heard %q", tc.name, got.ref, refs[tc.ask.key])
+				t.Errorf("%s: got ref %q; the first attempt got %q", tc.name, got.ref, refs[tc.ask.key])
 			}
 		case string(payment.Failed):
 			mismatch := got.reason == string(payment.IdempotencyMismatch)
 			if !mismatch && (after.State != string(payment.RolledBack) || after.Reason != got.reason) {
-				t.Errorf("%s: heard %s, and the ledger says %+v", tc.name, got.reason, after)
+				t.Errorf("%s: got %s, and the ledger has %+v", tc.name, got.reason, after)
 			}
 		}
 	}

@@ -22,7 +22,7 @@ import (
 	"pgw/tests/history"
 )
 
-// Every answer to a client is true. Each test here tries one way to a false answer;
+// Every answer to a client is true. Each test here tries one way to cause a false answer.
 // TestNobodyIsEverToldFalse searches for others.
 
 // hold keeps requests from being settled: published requests stay under way until release.
@@ -42,7 +42,7 @@ func (s *system) hold() (release func()) {
 	})
 }
 
-// decided asks until the answer says how the payment ended.
+// decided repeats the payment until the answer has its outcome.
 func (s *system) decided(key, from, to string) (got answer) {
 	s.t.Helper()
 	s.eventually(key+" is answered by an outcome", func() error {
@@ -56,7 +56,7 @@ func (s *system) decided(key, from, to string) (got answer) {
 
 // The first attempt is under way in Kafka, and its client has no answer. The second attempt is
 // refused at once. When the first attempt's event is settled, nothing would prevent the payment any
-// more. Still no money moves, and every client gets the same refusal for ever.
+// more. But no money moves, and every client always gets the same refusal.
 func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	set := func(sql string) func() {
@@ -112,7 +112,7 @@ func (s *system) expectRefused(key, reason string) {
 	}
 }
 
-// An early refusal is an outcome like any other. It stays, even when its cause has gone.
+// An early refusal is an outcome like any other. It stays, even after its cause has gone.
 func TestAFastNoIsRecorded(t *testing.T) {
 	s := start(t, options{})
 	s.open(1000, "LITTLE")
@@ -142,8 +142,8 @@ func TestWhatIsNoPaymentClaimsNoKey(t *testing.T) {
 }
 
 // The broker has the request, but its acknowledgement is lost. The client and other clients that
-// wait with it get the outcome, or that it is unknown. They get an error that nothing was sent only
-// if nothing was written.
+// wait with it get the outcome, or an answer that it is unknown. They get an error that nothing was
+// sent only if nothing was written.
 func TestALostAcknowledgementIsNoFailure(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	send := func(fault error) {
@@ -228,7 +228,7 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
-	// lose makes the first answer of a method get lost, after meanwhile has run.
+	// lose runs meanwhile, and then loses the first answer of a method.
 	lose := func(method string, meanwhile func()) {
 		var lost atomic.Bool
 		s.faults.set(func(f *faults) {

@@ -27,7 +27,8 @@ import (
 	"pgw/tests/processes"
 )
 
-// previousRelease is the commit that the upgrade starts from. Each release sets it to the one before.
+// previousRelease is the commit from which the upgrade starts. Each release sets it to the release
+// before.
 const previousRelease = "7baee1b77764acb2c10eda3e89f5301d03ed8446"
 
 // buildRelease builds the pgw command of a commit of this repository.
@@ -50,7 +51,8 @@ func buildRelease(t *testing.T, commit string) string {
 	return filepath.Join(dir, "pgw")
 }
 
-// clients pay all the time, one after the other, each with the same key until it has heard an outcome.
+// clients pay all the time, one payment after the other. Each client repeats a payment with the
+// same key until it gets an outcome.
 type clients struct {
 	t       *testing.T
 	gateway string
@@ -74,23 +76,23 @@ func (c *clients) start(n int) {
 func (c *clients) pay(client *http.Client, key string, from, accounts int) {
 	request := []byte(body(key, processes.Account(from), processes.Account((from+1)%accounts), "IDR", 1000))
 	for end := time.Now().Add(4 * patience); ; c.retried.Add(1) {
-		told := load.Post(context.Background(), client, "http://"+c.gateway, request)
+		got := load.Post(context.Background(), client, "http://"+c.gateway, request)
 		switch {
-		case told.HTTP == 200 && (told.Status == payment.Success || told.Status == payment.SuccessReplay):
+		case got.HTTP == 200 && (got.Status == payment.Success || got.Status == payment.SuccessReplay):
 			c.settled.Add(1)
 			return
-		case told.HTTP == 200 || told.HTTP >= 400 && told.HTTP < 500:
-			c.t.Errorf("%s: told %d %s %s", key, told.HTTP, told.Status, told.Reason)
+		case got.HTTP == 200 || got.HTTP >= 400 && got.HTTP < 500:
+			c.t.Errorf("%s: got %d %s %s", key, got.HTTP, got.Status, got.Reason)
 			return
 		case time.Now().After(end):
-			c.t.Errorf("%s has no outcome; the last answer was %d %s", key, told.HTTP, told.Reason)
+			c.t.Errorf("%s has no outcome; the last answer was %d %s", key, got.HTTP, got.Reason)
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// more waits until so many more payments are settled.
+// more waits until n more payments are settled.
 func (c *clients) more(n int64) {
 	c.t.Helper()
 	want := c.settled.Load() + n
@@ -102,7 +104,8 @@ func (c *clients) more(n int64) {
 	})
 }
 
-// waitsInKafka waits until a request of the gateway that runs now waits in Kafka, with worker away.
+// waitsInKafka waits until a request of the running gateway waits in Kafka, while worker is
+// stopped.
 func (c *clients) waitsInKafka(cfg kafka.Config) {
 	c.t.Helper()
 	count := func() (n int) {
@@ -125,9 +128,10 @@ func (c *clients) waitsInKafka(cfg kafka.Config) {
 	})
 }
 
-// A release replaces the one before it while clients pay: first the schema, with the previous release still running, and
-// then function by function. It takes the records that the previous release left in Kafka. The way back works too, on the
-// new schema. No client hears anything but its outcome, or that it has to ask again.
+// A release replaces the release before it while clients pay: first the schema, while the previous
+// release still runs, and then one function after the other. The new release handles the records
+// that the previous release left in Kafka. The way back also works on the new schema. Each client
+// gets its outcome, or an answer that it must try again.
 func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 	t.Parallel()
 	before, now := buildRelease(t, previousRelease), must(processes.Build(t.TempDir()))
@@ -158,17 +162,17 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 	c.start(payers)
 	c.more(50)
 
-	// Expand: the previous release goes on, and no client notices.
+	// Expand: the previous release continues, and no client notices.
 	retried := c.retried.Load()
 	if err := ledger.Migrate(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
 	c.more(100)
 	if n := c.retried.Load() - retried; n > 0 {
-		t.Errorf("%d times clients had to ask again while the schema was migrated", n)
+		t.Errorf("clients had to try again %d times while the schema was migrated", n)
 	}
 
-	// Deploy, and back again. Each function is away for a moment.
+	// Deploy, and go back. Each function is stopped for a moment.
 	order := processes.All
 	backwards := slices.Clone(order)
 	slices.Reverse(backwards)
@@ -191,7 +195,7 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 		}
 	}
 	stop()
-	t.Logf("%d payments, asked again %d times", c.settled.Load(), c.retried.Load())
+	t.Logf("%d payments, %d retries", c.settled.Load(), c.retried.Load())
 	conn, err := pgx.Connect(t.Context(), database)
 	if err != nil {
 		t.Fatal(err)
