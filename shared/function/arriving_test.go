@@ -26,7 +26,7 @@ import (
 	"pgw/shared/rpc"
 )
 
-// untilEnd is a body of some bytes that never ends, before its client closes it.
+// untilEnd is a body of some bytes that does not end until its client closes it.
 type untilEnd struct {
 	*bytes.Reader
 	end chan struct{}
@@ -37,11 +37,11 @@ func (u untilEnd) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	<-u.end
-	return 0, errors.New("its client has given it up")
+	return 0, errors.New("the client has closed it")
 }
 
-// speaker is a client of one HTTP/2 connection, in the clear.
-func speaker(t *testing.T) *http.Client {
+// h2Client returns a client with one HTTP/2 connection without TLS.
+func h2Client(t *testing.T) *http.Client {
 	t.Helper()
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
@@ -50,7 +50,7 @@ func speaker(t *testing.T) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// beginning is that of a gRPC message that is said to be of this length.
+// beginning returns the start of a gRPC message whose frame announces this length.
 func beginning(length uint32, sent int) []byte {
 	text := make([]byte, 5+sent)
 	binary.BigEndian.PutUint32(text[1:], length)
@@ -70,15 +70,15 @@ func post(ctx context.Context, t *testing.T, url, contentType string, body io.Re
 	return req
 }
 
-// A caller that may not call is refused as soon as its header is read. Nothing waits for its
-// message.
+// A caller without the right to call is refused as soon as its header is read, before its message
+// arrives.
 func TestStrangersAreAnsweredBeforeTheirMessages(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
 		c := callers(t, rpc.Security{Mode: "required", Tokens: oneToken})
 		addr := serveAll(t, over, c, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })
 		end := make(chan struct{})
 		defer close(end)
-		client := speaker(t)
+		client := h2Client(t)
 		for i := range 200 {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
@@ -106,7 +106,7 @@ func TestOrdinaryMessagesAreSmall(t *testing.T) {
 	defer close(end)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	resp, err := speaker(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(rpc.MaxOrdinary+1, 10)), end}))
+	resp, err := h2Client(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(rpc.MaxOrdinary+1, 10)), end}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestOrdinaryMessagesAreSmall(t *testing.T) {
 	}
 }
 
-// A message of which the rest does not come is given up in time, over either transport.
+// A message whose rest does not arrive is aborted in time, over both transports.
 func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 	overEach(t, func(t *testing.T, over Transport) {
 		wait := usualTimeouts
@@ -131,9 +131,9 @@ func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 		defer close(end)
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		resp, err := speaker(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(1000, 10)), end}))
+		resp, err := h2Client(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(1000, 10)), end}))
 		if ctx.Err() != nil {
-			t.Error("it was not given up")
+			t.Error("it was not aborted")
 		}
 		if err == nil {
 			io.Copy(io.Discard, resp.Body)
@@ -147,8 +147,8 @@ func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 	})
 }
 
-// From one connection come hundreds of bodies that never end. What is held of them is bounded, and
-// whoever sends all of his is served.
+// One connection sends hundreds of bodies that never end. The bytes that are held for them are
+// limited, and a client that sends its whole body is served.
 func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 	const streams, each = 150, 240 << 10
 	for name, tc := range map[string]struct {
@@ -175,8 +175,8 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 			serving, stop := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- f.Serve(serving, l, 10*time.Second) }()
-			url, client := "http://"+l.Addr().String(), speaker(t)
-			resp, err := client.Get(url + "/healthz") // the client knows then how many streams it may have, and needs no other connection
+			url, client := "http://"+l.Addr().String(), h2Client(t)
+			resp, err := client.Get(url + "/healthz") // the client then knows the maximum number of streams, and needs no other connection
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -224,7 +224,7 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 				if resp.Trailer.Get("Grpc-Status") != "0" {
-					t.Errorf("who sends all of his message: %s %v", resp.Status, resp.Trailer)
+					t.Errorf("a client that sends its whole message: %s %v", resp.Status, resp.Trailer)
 				}
 			}
 			cancel()
@@ -245,8 +245,7 @@ func TestBodiesThatNeverEndAreBounded(t *testing.T) {
 	}
 }
 
-// When the port holds as much as it may, the connection that has most gives way, and its oldest
-// bodies first.
+// At the port's limit, the connection with the most bytes loses bodies, its oldest first.
 func TestWhoHoldsMostGivesWay(t *testing.T) {
 	a := newArriving(prometheus.NewRegistry())
 	greedy, modest := &connection{}, &connection{}
@@ -265,7 +264,7 @@ func TestWhoHoldsMostGivesWay(t *testing.T) {
 		}
 	}
 	if a.bytes > maxArriving {
-		t.Fatalf("%d bytes are held, and %v gave way", a.bytes, given)
+		t.Fatalf("%d bytes are held, and %v were aborted", a.bytes, given)
 	}
 	for i, name := range given {
 		if name != fmt.Sprint("greedy ", i) {

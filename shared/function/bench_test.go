@@ -9,7 +9,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 )
 
-// A call within the process as a function serves it: measured, and not traced.
+// A call within the process, as a function serves it: with metrics and without traces.
 func BenchmarkInProcess(b *testing.B) {
 	f := &Port{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) {
 		riskv1.RegisterRiskServiceServer(r, service{evaluate: allow})

@@ -45,7 +45,7 @@ func callers(t *testing.T, s rpc.Security) *rpc.Callers {
 	return c
 }
 
-// services stand for risk, whose admin RPC calls db's.
+// services are a fake of risk, whose admin RPC calls db's.
 type services struct {
 	service
 	riskv1.UnimplementedAdminServer
@@ -100,8 +100,8 @@ const (
 
 func hashOf(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
 
-// What a stranger, a function and an operator may call; and that a function's admin call to another
-// is the operator's, and never the function's own.
+// Checks which RPCs an unknown caller, a function and an operator may call. A function's admin call
+// to another function uses the operator's token, and never its own.
 func TestWhoMayCallWhat(t *testing.T) { overEach(t, whoMayCallWhat) }
 
 func whoMayCallWhat(t *testing.T, over Transport) {
@@ -131,18 +131,18 @@ func whoMayCallWhat(t *testing.T, over Transport) {
 			t.Errorf("%s sets rules: %v; want %s", who, err, tc.seed)
 		}
 		if _, err := dbv1.NewAdminClient(dial(t, tc.callers, ledgerAt)).PutRules(t.Context(), &dbv1.PutRulesRequest{}); status.Code(err) != tc.seed {
-			t.Errorf("%s puts rules past risk: %v; want %s", who, err, tc.seed)
+			t.Errorf("%s puts rules without risk: %v; want %s", who, err, tc.seed)
 		}
 		if got, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || got.Status != healthpb.HealthCheckResponse_SERVING {
-			t.Errorf("%s asks for health: %v", who, err)
+			t.Errorf("%s calls the health check: %v", who, err)
 		}
 	}
-	// Two tokens, one of them right, are none.
+	// Two tokens are refused, even if one of them is valid.
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+otherToken)
 	if _, err := riskv1.NewRiskServiceClient(dial(t, within, riskAt)).Evaluate(ctx, &riskv1.ScoreRequest{}); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("two tokens: %v", err)
 	}
-	// Reflection is off where it is not asked for, and needs a token where it is.
+	// Reflection is off unless it is set, and then it needs a token.
 	ask := func(c *rpc.Callers, addr string) error {
 		stream, err := reflectionpb.NewServerReflectionClient(dial(t, c, addr)).ServerReflectionInfo(t.Context())
 		if err == nil {
@@ -151,16 +151,16 @@ func whoMayCallWhat(t *testing.T, over Transport) {
 		return err
 	}
 	if err := ask(within, riskAt); status.Code(err) != codes.Unimplemented {
-		t.Errorf("reflection that is off: %v", err)
+		t.Errorf("reflection while it is off: %v", err)
 	}
-	told := serveAll(t, over, callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Reflection: true}), func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
-	if err := ask(callers(t, rpc.Security{}), told); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("reflection for a stranger: %v", err)
+	reflecting := serveAll(t, over, callers(t, rpc.Security{Mode: "required", Tokens: oneToken, Reflection: true}), func(r grpc.ServiceRegistrar) { dbv1.RegisterAdminServer(r, ledger{}) })
+	if err := ask(callers(t, rpc.Security{}), reflecting); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("reflection without a token: %v", err)
 	}
 }
 
-// A token is rotated without a moment in which a call fails: taken first, then shown, then taken
-// away.
+// A token is rotated without a failing call: the new one is first accepted, then sent, and then the
+// old one is removed.
 func TestTokensRotate(t *testing.T) { overEach(t, tokensRotate) }
 
 func tokensRotate(t *testing.T, over Transport) {
@@ -196,7 +196,7 @@ func tokensRotate(t *testing.T, over Transport) {
 	becomes(otherToken, codes.OK)
 }
 
-// authority signs certificates of tests.
+// authority signs certificates for tests.
 type authority struct {
 	t    *testing.T
 	cert *x509.Certificate
@@ -237,7 +237,7 @@ func (a authority) issue(name string, by *authority) (*x509.Certificate, *ecdsa.
 	return cert, key
 }
 
-// give writes a process's certificate, its key and who signs to a directory.
+// give writes a process's certificate, its key and the trusted authorities to a directory.
 func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
 	a.t.Helper()
 	cert, key := a.issue(name, &a)
@@ -261,8 +261,8 @@ func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
 	return s
 }
 
-// By certificates: gRPC wants the client's, HTTP does not, nothing is spoken in the clear, and they
-// are changed while the function runs.
+// With certificates, gRPC requires the client's and HTTP does not. Connections without TLS are
+// refused. Certificates can be changed while the function runs.
 func TestCertificates(t *testing.T) { overEach(t, certificates) }
 
 func certificates(t *testing.T, over Transport) {
@@ -281,10 +281,10 @@ func certificates(t *testing.T, over Transport) {
 		t.Errorf("with a certificate: %s", got)
 	}
 	if got := call(ofTheirs); got != codes.Unavailable {
-		t.Errorf("with one that a stranger signed: %s", got)
+		t.Errorf("with a certificate of an unknown authority: %s", got)
 	}
 	if got := call(callers(t, rpc.Security{Tokens: oneToken})); got != codes.Unavailable {
-		t.Errorf("in the clear: %s", got)
+		t.Errorf("without TLS: %s", got)
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ours.cert)
@@ -307,7 +307,7 @@ func certificates(t *testing.T, over Transport) {
 			t.Fatal(err)
 		}
 		text, _ := io.ReadAll(resp.Body)
-		// Of HTTP/1 there is no gRPC.
+		// HTTP/1 has no gRPC.
 		if got := cmp.Or(resp.Trailer.Get("Grpc-Status"), resp.Header.Get("Grpc-Status")); len(text) != 0 && protocol == "h2" || protocol == "h2" && got != fmt.Sprint(int(codes.Unauthenticated)) || protocol != "h2" && resp.StatusCode/100 != 4 {
 			t.Errorf("gRPC without a certificate by %s: %s %v %q", protocol, resp.Status, resp.Trailer, text)
 		}
@@ -315,7 +315,7 @@ func certificates(t *testing.T, over Transport) {
 	if resp, err := (&http.Client{Transport: ofOurs.Transport(&http.Transport{})}).Get("https://" + at + "/healthz"); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("another function, by HTTP: %v %v", resp, err)
 	}
-	// The authority is changed: the server shows and trusts the new one, with nothing restarted.
+	// The authority is changed. The server uses and trusts the new one without a restart.
 	theirs.give(dir, "risk")
 	for deadline := time.Now().Add(wait); call(ofTheirs) != codes.OK; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -327,8 +327,8 @@ func certificates(t *testing.T, over Transport) {
 	}
 }
 
-// A missing or contradictory configuration refuses to start, by name, and without telling the
-// secret.
+// A missing or contradictory setting is refused at the start. The error names the setting, and does
+// not contain the secret.
 func TestSecurityThatIsRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		security rpc.Security
@@ -358,7 +358,8 @@ func TestSecurityThatIsRefused(t *testing.T) {
 	}
 }
 
-// A variable that can't be read is named, and its value, which may be a secret, is not repeated.
+// The error names a variable that can't be read. It does not repeat the value, which may be a
+// secret.
 func TestBadConfigurationTellsNoSecret(t *testing.T) {
 	for name, value := range map[string]string{"KEYS": "hunter2", "COUNT": "hunter2", "WAIT": "12"} {
 		t.Run(name, func(t *testing.T) {

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// wait bounds what happens in milliseconds.
+// wait is the time limit for steps that take milliseconds.
 const wait = 20 * time.Second
 
-// raw is a connection on which a test writes what no client library would.
+// raw opens a connection and writes text that no client library would write.
 func raw(t *testing.T, addr, text string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -31,12 +31,13 @@ func raw(t *testing.T, addr, text string) net.Conn {
 	return conn
 }
 
-// answerOf reads one answer; 0 when the connection was closed without one.
+// answerOf reads the status of one answer. It returns 0 if the connection was closed without an
+// answer.
 func answerOf(t *testing.T, conn net.Conn) int {
 	t.Helper()
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("the connection is neither answered nor closed")
+		t.Fatal("the connection got no answer and was not closed")
 	}
 	if err != nil {
 		return 0
@@ -46,7 +47,8 @@ func answerOf(t *testing.T, conn net.Conn) int {
 	return resp.StatusCode
 }
 
-// Those who are slow make room; those who are being answered, and those who ask, do not notice.
+// Slow connections are closed for new ones. Connections that are being answered and clients that
+// send requests do not notice.
 func TestSlowConnectionsKeepNobodyOut(t *testing.T) { overEach(t, slowConnectionsKeepNobodyOut) }
 
 func slowConnectionsKeepNobodyOut(t *testing.T, over Transport) {
@@ -101,14 +103,14 @@ func slowConnectionsKeepNobodyOut(t *testing.T, over Transport) {
 	}
 	close(release)
 	if got := answerOf(t, busy); got != http.StatusOK {
-		t.Errorf("who was being answered heard %d", got)
+		t.Errorf("the client that was being answered got %d", got)
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 }
 
-// A client that is slow to send does not hold a drain up; one that is being answered is waited for.
+// A drain does not wait for a client that is slow to send. It waits for one that is being answered.
 func TestSlowClientsDoNotHoldADrain(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	addr, stop := serve(t, &Port{Service: Service{Routes: func(mux *Mux) {
@@ -124,22 +126,23 @@ func TestSlowClientsDoNotHoldADrain(t *testing.T) {
 	<-begun
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()
-	answerOf(t, slow) // fails when it is neither answered nor closed
+	answerOf(t, slow) // fails if the connection got no answer and was not closed
 	select {
 	case err := <-stopped:
-		t.Fatalf("who was being answered was not waited for: %v", err)
+		t.Fatalf("the drain did not wait for the client that was being answered: %v", err)
 	default:
 	}
 	close(release)
 	if got := answerOf(t, busy); got != http.StatusOK {
-		t.Errorf("who was being answered heard %d", got)
+		t.Errorf("the client that was being answered got %d", got)
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
 }
 
-// When all are being answered nobody makes room: one more is turned away, and let in again later.
+// If all connections are being answered, none is closed for a new one. The new one is refused, and
+// accepted later.
 func TestNobodyIsCutOffForAnother(t *testing.T) {
 	const most = 8
 	begun, release := make(chan struct{}), make(chan struct{})
@@ -152,12 +155,12 @@ func TestNobodyIsCutOffForAnother(t *testing.T) {
 		<-begun
 	}
 	if got := answerOf(t, raw(t, addr, "")); got != 0 {
-		t.Errorf("one more heard %d", got)
+		t.Errorf("one more got %d", got)
 	}
 	close(release)
 	for _, conn := range busy {
 		if got := answerOf(t, conn); got != http.StatusOK {
-			t.Errorf("one of those who were in heard %d", got)
+			t.Errorf("a client that was connected before got %d", got)
 		}
 	}
 	if got := answerOf(t, raw(t, addr, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")); got != http.StatusOK {
@@ -168,7 +171,7 @@ func TestNobodyIsCutOffForAnother(t *testing.T) {
 	}
 }
 
-// Each wait for a client ends.
+// Each wait for a client has a time limit.
 func TestSlowClientsAreGivenUp(t *testing.T) {
 	short := 50 * time.Millisecond
 	for name, tc := range map[string]struct {
@@ -194,16 +197,16 @@ func TestSlowClientsAreGivenUp(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// One who sends requests and never reads the answers.
+	// A client that sends requests and never reads the answers.
 	addr, stop := serve(t, &Port{timeouts: timeouts{header: wait, request: wait, answer: short, idle: wait}, Service: Service{Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /much", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 64<<20)) })
 	}}}, service{evaluate: allow})
 	conn := raw(t, addr, "GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
-	if err := stop(); err != nil { // which waits for what is being served
-		t.Errorf("an answer that nobody reads holds the function: %v", err)
+	if err := stop(); err != nil { // waits for the requests under way
+		t.Errorf("an answer that is not read delays the stop: %v", err)
 	}
 	if n, err := io.Copy(io.Discard, conn); n >= 64<<20 && err == nil {
-		t.Error("all of it was sent")
+		t.Error("all requests were sent")
 	}
 }
 
@@ -216,7 +219,7 @@ func TestHeadersAreBounded(t *testing.T) {
 	if got := answerOf(t, raw(t, addr, request(maxHeader))); got != http.StatusOK {
 		t.Errorf("%d bytes: %d", maxHeader, got)
 	}
-	// Go's server leaves 4 KiB of play for its buffer, and the first line for nothing.
+	// Go's server allows 4 KiB more for its buffer, and does not count the first line.
 	if got := answerOf(t, raw(t, addr, request(maxHeader+8192))); got != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("%d bytes: %d", maxHeader+8192, got)
 	}

@@ -23,9 +23,9 @@ func (c *color) Decode(text string) error {
 	return nil
 }
 
-// inner is a group that several configurations may have.
+// inner is a group that several configurations may contain.
 type inner struct {
-	Host string `envconfig:"HOST" required:"true" desc:"where it is"`
+	Host string `envconfig:"HOST" required:"true" desc:"the address"`
 	dial func()
 }
 
@@ -40,7 +40,7 @@ type sample struct {
 	Nets  []netip.Prefix `envconfig:"NETS"`
 	Color color          `envconfig:"COLOR"`
 	Group inner
-	own   int //nolint:unused // what is not exported is not read
+	own   int //nolint:unused // unexported fields are not read
 }
 
 func from(values Values) Settings { return Settings{Lookup: values.Lookup} }
@@ -57,13 +57,13 @@ func TestConfigurationsAreRead(t *testing.T) {
 		!slices.Equal(got.List, []string{"a", "b"}) || len(got.Nets) != 2 || got.Color != "red" || got.Group.Host != "h" {
 		t.Errorf("%+v", got)
 	}
-	// A value that is set and empty is not replaced by the default.
+	// An empty value that is set is not replaced by the default.
 	if err := from(Values{"NAME": "", "HOST": "", "LIST": "", "COUNT": ""}).Read(&got); err == nil || !strings.Contains(err.Error(), "COUNT") {
 		t.Errorf("an empty number: %v", err)
 	}
 }
 
-// All that is missing or wrong is named at once, in all configurations, and each name once.
+// The error names everything that is missing or wrong in all configurations, each name once.
 func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
 	err := from(Values{"COUNT": "hunter2", "COLOR": "blue"}).Read(&sample{}, &inner{})
 	if err == nil {
@@ -71,7 +71,7 @@ func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
 	}
 	for _, want := range []string{"NAME, HOST: required, and not set", "COUNT: is not a whole number", "COLOR: must be red"} {
 		if strings.Count(err.Error(), want) != 1 {
-			t.Errorf("%q is not said once: %v", want, err)
+			t.Errorf("%q is not named once: %v", want, err)
 		}
 	}
 	if strings.Contains(err.Error(), "hunter2") {
@@ -79,7 +79,7 @@ func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
 	}
 }
 
-// A group that is given stands as it is, with what no variable can say.
+// A given group stays unchanged, with fields that no variable can set.
 func TestAGroupCanBeGiven(t *testing.T) {
 	settings := from(Values{"NAME": "n", "HOST": "not this one"})
 	settings.Given = []any{inner{Host: "given", dial: func() {}}}
@@ -111,12 +111,12 @@ func TestAFunctionIsBuiltOfItsDescription(t *testing.T) {
 		t.Errorf("another function's configuration: %v", err)
 	}
 	if _, err := described(Service{}).Make(sample{Name: "n"}, Dependencies{}); err == nil || !strings.Contains(err.Error(), "/in") {
-		t.Errorf("a function that takes no events, described with a path for them: %v", err)
+		t.Errorf("a function without events, described with a path for them: %v", err)
 	}
 }
 
-// The help has what the function reads itself, where the functions are that it calls, Kafka and
-// what all functions read.
+// The help has the function's own variables, the addresses of the functions that it calls, Kafka's
+// variables and the common ones.
 func TestHelpListsEveryVariable(t *testing.T) {
 	f := described(Service{})
 	table := Table{f, {Name: "db", Port: "19095"}, {Name: "fx", Port: "19102"}}
@@ -125,7 +125,7 @@ func TestHelpListsEveryVariable(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"NAME yes", "COUNT 7", "HOST yes where it is", "DB_ADDR localhost:19095 gRPC address of db, which keeps it",
+		"NAME yes", "COUNT 7", "HOST yes the address", "DB_ADDR localhost:19095 gRPC address of db, which keeps it",
 		"FX_ADDR localhost:19102 gRPC address of fx, which prices it", "KAFKA_BROKERS yes host:port of brokers, separated by commas",
 		"DRAIN_TIMEOUT 25s how long a drain may take after SIGTERM",
 	} {

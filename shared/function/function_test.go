@@ -45,7 +45,7 @@ func serve(t *testing.T, f *Port, s service) (addr string, stop func() error) {
 	return l.Addr().String(), func() error { cancel(); return <-done }
 }
 
-// overEach runs a test over each transport.
+// overEach runs a test over both transports.
 func overEach(t *testing.T, test func(*testing.T, Transport)) {
 	for _, over := range []Transport{Mixed, GRPCOnly} {
 		t.Run(string(over), func(t *testing.T) { test(t, over) })
@@ -56,7 +56,8 @@ func allow(context.Context, *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, err
 	return &riskv1.EvaluateResponse{Allow: true}, nil
 }
 
-// gRPC, events and plain HTTP share one port, and, as behind Knative's proxies, one connection.
+// gRPC, events and plain HTTP share one port. As behind Knative's proxies, they also share one
+// connection.
 func TestOnePortForAll(t *testing.T) {
 	var taken atomic.Int32
 	addr, stop := serve(t, &Port{Service: Service{Events: func(context.Context, cloudevents.Event) error { taken.Add(1); return nil }}}, service{evaluate: allow})
@@ -136,7 +137,7 @@ func aPanicIsOneAnswer(t *testing.T, over Transport) {
 	}
 }
 
-// A drain answers what is under way, says meanwhile that it is not ready, and then closes.
+// A drain answers the requests under way, is not ready meanwhile, and then closes.
 func TestDrain(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	closed := false
@@ -171,19 +172,19 @@ func TestDrain(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if closed {
-		t.Error("closed while something was under way")
+		t.Error("closed while a request was under way")
 	}
 	close(release)
 	if got := <-answer; got != "done" {
-		t.Errorf("what was under way heard %q", got)
+		t.Errorf("the request under way got %q", got)
 	}
 	if err := <-stopped; err != nil || !closed {
 		t.Errorf("closed %t, %v", closed, err)
 	}
 }
 
-// A call under way is answered before the function ends, and a function ends before a call that
-// does not.
+// A call under way is answered before the function ends. A call that does not end does not stop the
+// function from ending.
 func TestDrainOfCalls(t *testing.T) { overEach(t, drainOfCalls) }
 
 func drainOfCalls(t *testing.T, over Transport) {
@@ -233,7 +234,7 @@ func drainOfCalls(t *testing.T, over Transport) {
 			close(release)
 		}
 		if err := <-answer; (err == nil) != tc.answer {
-			t.Errorf("%s heard %v", name, err)
+			t.Errorf("%s got %v", name, err)
 		}
 		if err := <-stopped; tc.answer && err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -242,8 +243,7 @@ func drainOfCalls(t *testing.T, over Transport) {
 	}
 }
 
-// What a function needs to be ready is begun before anybody probes, and a probe does not begin it
-// again.
+// The function makes its connections before the first probe, and a probe does not make them again.
 func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 	var times atomic.Int32
 	began, connect := make(chan struct{}), make(chan struct{})
@@ -272,11 +272,11 @@ func TestReadinessIsAskedForFirstByTheFunction(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	if n := times.Load(); n != 1 {
-		t.Errorf("asked %d times at once", n)
+		t.Errorf("%d simultaneous calls", n)
 	}
 	close(connect)
 	if code := <-probed; code != http.StatusOK || times.Load() != 1 {
-		t.Errorf("answered %d, having asked %d times", code, times.Load())
+		t.Errorf("answered %d after %d calls", code, times.Load())
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
@@ -294,7 +294,7 @@ func TestAFailureInTheBackgroundEndsTheFunction(t *testing.T) {
 	}
 }
 
-// In one process a call behaves as over a network: messages are not shared, errors have codes.
+// A call in one process behaves as over a network: messages are not shared, and errors have codes.
 func TestInProcess(t *testing.T) {
 	var kept *riskv1.ScoreRequest
 	f := &Port{Log: slog.New(slog.DiscardHandler), Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) {
@@ -322,6 +322,6 @@ func TestInProcess(t *testing.T) {
 		}
 	}
 	if _, err := riskv1.NewAdminClient(f.InProcess()).SeedRules(t.Context(), &riskv1.SeedRulesRequest{}); status.Code(err) != codes.Unimplemented {
-		t.Errorf("a service that is not there: %v", err)
+		t.Errorf("a service that does not exist: %v", err)
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// A peer that goes silent in the middle of a call is left by both sides, although neither has a
-// deadline and no connection is ever closed. The call is made again by a new connection.
+// Both sides leave a peer that becomes silent during a call, although no side has a deadline and no
+// connection is closed. The call is repeated over a new connection.
 func TestASilentPeerIsLeft(t *testing.T) {
 	t.Parallel()
 	overEach(t, func(t *testing.T, over Transport) {
@@ -51,12 +51,12 @@ func TestASilentPeerIsLeft(t *testing.T) {
 		}()
 		<-begun
 		wire.Silence()
-		// The client leaves, and asks again.
+		// The client leaves, and tries again.
 		select {
 		case <-begun:
 			close(release)
 			if err := <-answer; err != nil {
-				t.Errorf("by a new connection: %v", err)
+				t.Errorf("over a new connection: %v", err)
 			}
 		case err := <-answer:
 			close(release)
@@ -86,7 +86,7 @@ func TestASilentPeerIsLeft(t *testing.T) {
 	})
 }
 
-// Clients that ask whether the server is there, as often as they may, are never told to calm down.
+// Clients that send pings as often as allowed are not disconnected.
 func TestKeepaliveIsPermitted(t *testing.T) {
 	t.Parallel()
 	overEach(t, func(t *testing.T, over Transport) {
@@ -105,9 +105,9 @@ func TestKeepaliveIsPermitted(t *testing.T) {
 		if err := framer.WriteSettings(); err != nil {
 			t.Fatal(err)
 		}
-		// gRPC's own server forgives two.
+		// gRPC's own server tolerates two.
 		for n := range 5 {
-			time.Sleep(rpc.PingsApart + 100*time.Millisecond) // that long has to be between two
+			time.Sleep(rpc.PingsApart + 100*time.Millisecond) // the minimum interval between two pings
 			if err := framer.WritePing(false, [8]byte{byte(n)}); err != nil {
 				t.Fatal(err)
 			}
@@ -120,7 +120,7 @@ func TestKeepaliveIsPermitted(t *testing.T) {
 				case *http2.PingFrame:
 					answered = frame.IsAck() && frame.Data[0] == byte(n)
 				case *http2.GoAwayFrame:
-					t.Fatalf("ping %d: told to go away: %s %s", n, frame.ErrCode, frame.DebugData())
+					t.Fatalf("ping %d: got GOAWAY: %s %s", n, frame.ErrCode, frame.DebugData())
 				}
 			}
 		}

@@ -15,7 +15,7 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 )
 
-// Requests are counted by the route's pattern, never by the path that a client made up.
+// Requests are counted by the route's pattern, never by the path that a client sent.
 func TestRequestsAreCountedByRoute(t *testing.T) {
 	f := &Port{Registry: NewRegistry(), Service: Service{Events: func(context.Context, cloudevents.Event) error { return nil }, Routes: func(mux *Mux) {
 		mux.HandleFunc("GET /things/{name}", func(w http.ResponseWriter, r *http.Request) {
@@ -38,7 +38,7 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 	for _, path := range []string{"/things/one", "/things/two", "/things/early", "/things/gone", "/things/panic", "/nothing", "/nothing/else"} {
 		get(path)
 	}
-	f.EventHandler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil)) // no event
+	f.EventHandler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil)) // not an event
 	want := `
 # HELP pgw_http_requests_total HTTP requests by route and class of status; route none: no route took it.
 # TYPE pgw_http_requests_total counter
@@ -60,7 +60,7 @@ pgw_http_requests_total{code="4xx",route="none"} 2
 	}
 }
 
-// A call within the process is counted as one over a network is.
+// A call within the process is counted like a call over a network.
 func TestCallsInProcessAreCounted(t *testing.T) {
 	f := &Port{Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}}
 	f.Handler()
@@ -76,8 +76,8 @@ func TestCallsInProcessAreCounted(t *testing.T) {
 	}
 }
 
-// Every method is told with every code, called or not: what has never happened is 0, and not
-// absent.
+// Every method has a series for every code from the start. A code that has never occurred has the
+// count 0, and is not absent.
 func TestRPCsAreToldFromTheStart(t *testing.T) {
 	f := &Port{Registry: NewRegistry(), Service: Service{GRPC: func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) }}}
 	handler := f.Handler()
@@ -90,7 +90,7 @@ func TestRPCsAreToldFromTheStart(t *testing.T) {
 			`grpc_server_handling_seconds_count{grpc_method="Check",grpc_service="grpc.health.v1.Health",grpc_type="unary"} 0`,
 		} {
 			if !strings.Contains(w.Body.String(), want+"\n") {
-				t.Errorf("%s is not told", want)
+				t.Errorf("%s is missing", want)
 			}
 		}
 	}
