@@ -20,23 +20,23 @@ import (
 	"pgw/shared/trace"
 )
 
-// Config is what every function reads from its environment.
+// Config is the configuration of every function.
 type Config struct {
 	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
-	Port  string        `envconfig:"PORT" desc:"the one port; when empty, the port at which callers look for the function by default, such as 18080 for gateway, or else 8080"`
-	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"how long a drain may take after SIGTERM"`
-	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"connections open at once; when there are more, waiting ones make room"`
+	Port  string        `envconfig:"PORT" desc:"the port of the function; if empty, the port that callers use by default, such as 18080 for gateway, or else 8080"`
+	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"time limit of a drain after SIGTERM"`
+	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"the most open connections; above it, waiting ones are closed"`
 	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what HTTP/2 connections carry: mixed: gRPC and all other requests, as behind Knative's proxies; alone: only gRPC, which takes half the processor time per call, and other requests use HTTP/1.1"`
 	Log   LogConfig
 	RPC   rpc.Security
 }
 
-// Addr is where the function listens.
+// Addr returns the address on which the function listens.
 func (c Config) Addr(f Function) string {
 	return net.JoinHostPort(c.Host, cmp.Or(c.Port, f.Port, "8080"))
 }
 
-// LogConfig says how a process logs.
+// LogConfig configures the log of a process.
 type LogConfig struct {
 	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
 	Format string     `envconfig:"LOG_FORMAT" default:"json" desc:"json or text"`
@@ -63,7 +63,7 @@ type Variable struct {
 	into reflect.Value // the field
 }
 
-// From gives the variable's value, or else its default.
+// From returns the variable's value, or else its default.
 func (v Variable) From(lookup func(name string) (string, bool)) string {
 	if value, set := lookup(v.Name); set {
 		return value
@@ -71,7 +71,8 @@ func (v Variable) From(lookup func(name string) (string, bool)) string {
 	return v.Default
 }
 
-// Variables lists what configurations, given as pointers, are read from. Each name stands once.
+// Variables lists the variables of configurations, which are given as pointers. Each name occurs
+// once.
 func Variables(configs ...any) (all []Variable) {
 	for _, config := range configs {
 		for _, v := range variablesOf(reflect.ValueOf(config).Elem()) {
@@ -157,20 +158,20 @@ func configurationError(errs []error) error {
 	return nil
 }
 
-// Settings replace the environment where several functions share a process, and in operators'
-// commands.
+// Settings replace the environment in operators' commands, and if several functions share a
+// process.
 type Settings struct {
 	// Lookup returns the value of a variable, as os.LookupEnv does.
 	Lookup func(name string) (value string, set bool)
-	// Given are values for all fields of their type, such as a kafka.Config. Nothing is looked up
-	// for these.
+	// Given are values for all fields of their types, such as a kafka.Config. No variables are read
+	// for these fields.
 	Given []any
 }
 
-// Values are variables in place of the environment's.
+// Values are variables that replace the environment's.
 type Values map[string]string
 
-// Lookup is for Settings.
+// Lookup is a Settings.Lookup.
 func (v Values) Lookup(name string) (value string, set bool) {
 	value, set = v[name]
 	return value, set
@@ -194,7 +195,7 @@ func (s Settings) Read(into ...any) error {
 	return configurationError(errs)
 }
 
-// decode reads one value. Types of the project's own have a method Decode; others are texts,
+// decode reads one value. The project's own types have a method Decode. Other values are texts,
 // numbers or lists separated by commas.
 func decode(text string, into reflect.Value) error {
 	switch own := into.Addr().Interface().(type) {

@@ -1,10 +1,11 @@
-// Package function is what pgw's functions have in common:
+// Package function is the common part of pgw's functions:
 //
-//   - function.go: what a function is: its name, whom it calls, how it is built.
-//   - service.go: what building one gives: its RPCs, events and routes.
-//   - port.go: what one port answers; serve.go: how it serves, and drains.
-//   - process.go: how a function runs as a process of its own.
-//   - environment.go: how a function is configured.
+//   - function.go: the description of a function: its name, the functions that it calls, its
+//     constructor.
+//   - service.go: the result of building a function: its RPCs, events and routes.
+//   - port.go: the requests that one port serves; serve.go: how it serves, and drains.
+//   - process.go: a function in its own process.
+//   - environment.go: a function's configuration.
 package function
 
 import (
@@ -27,31 +28,31 @@ type Function struct {
 	Name  string
 	About string // one line for the help
 
-	// Port is where callers look for the function when it runs by itself. It is empty where nobody
-	// calls it.
+	// Port is the port that callers use when the function runs by itself. It is empty if the
+	// function has no callers.
 	Port string
-	// Calls names the functions that it calls by gRPC. The reason is for the help.
+	// Calls names the functions that it calls over gRPC, with a reason for the help.
 	Calls map[string]string
-	// Publishes says whether it publishes events.
+	// Publishes is how often it publishes events.
 	Publishes Publishing
-	// Events is the path at which it takes events; empty when it takes none.
+	// Events is the path at which it receives events. It is empty if it receives none.
 	Events string
-	// HTTP makes the transport by which it calls others over plain HTTP; nil when it does not.
+	// HTTP makes the transport for its calls over plain HTTP. It is nil if there are none.
 	HTTP func() *http.Transport
 
 	config func() any // a pointer to a new configuration
 	build  func(config any, on Dependencies) (*Service, error)
 }
 
-// Publishing says how much a function publishes.
+// Publishing is how often a function publishes.
 type Publishing int
 
 const (
 	// Never is the zero value.
 	Never Publishing = iota
-	// Rarely is for a function that publishes now and then: it connects when it first does.
+	// Rarely is for a function that seldom publishes. It connects at its first publish.
 	Rarely
-	// Always is for a function that publishes for each payment: it connects as soon as it starts.
+	// Always is for a function that publishes for each payment. It connects at its start.
 	Always
 )
 
@@ -60,10 +61,10 @@ type Publisher interface {
 	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
-// Dependencies are what a function is built on. A test passes in the ones that it needs: Make takes
-// the real clock and randomness, a new registry and no log for those that are missing.
+// Dependencies are the inputs for building a function. A test sets the ones that it needs. For the
+// others, Make uses the real clock and randomness, a new registry and no log.
 type Dependencies struct {
-	Conns     map[string]grpc.ClientConnInterface // by the name of the function that is called
+	Conns     map[string]grpc.ClientConnInterface // by the name of the called function
 	Publisher Publisher
 	HTTP      http.RoundTripper
 	Now       func() time.Time
@@ -88,8 +89,7 @@ func (on Dependencies) withDefaults() Dependencies {
 	return on
 }
 
-// Describe completes a description by the function's constructor, and by the configuration C that
-// it takes.
+// Describe completes a description with the function's constructor and its configuration type C.
 func Describe[C any](f Function, build func(C, Dependencies) (*Service, error)) Function {
 	f.config = func() any { return new(C) }
 	f.build = func(config any, on Dependencies) (*Service, error) {
@@ -111,7 +111,7 @@ func (f Function) Configure(from Settings) (config any, err error) {
 	return config, from.Read(config)
 }
 
-// Make builds the function. Its port serves nothing yet.
+// Make builds the function. Its port does not serve yet.
 func (f Function) Make(config any, on Dependencies) (*Port, error) {
 	on = on.withDefaults()
 	service, err := f.build(config, on)
@@ -119,16 +119,15 @@ func (f Function) Make(config any, on Dependencies) (*Port, error) {
 		return nil, err
 	}
 	if (service.Events != nil) != (f.Events != "") {
-		return nil, fmt.Errorf("%s: takes events: %t; described with the path %q", f.Name, service.Events != nil, f.Events)
+		return nil, fmt.Errorf("%s: receives events: %t; but its description has the path %q", f.Name, service.Events != nil, f.Events)
 	}
 	return &Port{Name: f.Name, EventsPath: f.Events, Log: on.Log, Registry: on.Registry, Service: *service}, nil
 }
 
-// Table lists functions in the order in which they drain: a function that is called stands behind
-// its callers.
+// Table lists functions in the order in which they drain: a function comes after its callers.
 type Table []Function
 
-// Find gives the function of a name.
+// Find returns the function with a name.
 func (t Table) Find(name string) (Function, bool) {
 	i := slices.IndexFunc(t, func(f Function) bool { return f.Name == name })
 	if i < 0 {
@@ -137,7 +136,7 @@ func (t Table) Find(name string) (Function, bool) {
 	return t[i], true
 }
 
-// Address is the variable that says where a function is for those that call it.
+// Address returns the variable with the function's address for its callers.
 func (t Table) Address(name string) Variable {
 	f, _ := t.Find(name)
 	return Variable{Name: strings.ToUpper(name) + "_ADDR", Default: "localhost:" + f.Port, About: "gRPC address of " + name}

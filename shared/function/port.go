@@ -26,35 +26,35 @@ import (
 	"pgw/shared/trace"
 )
 
-// Port is how a service is served: gRPC, events, health, metrics and the public API share it. Name,
-// Log and Registry are needed.
+// Port serves a function: gRPC, events, health, metrics and the public API share it. Name, Log and
+// Registry are required.
 type Port struct {
 	Name     string
 	Log      *slog.Logger
 	Registry *prometheus.Registry
 	Service
-	EventsPath string // where events arrive; "/" when empty
+	EventsPath string // the path of events; empty means "/"
 
-	// Callers says who may call the gRPC services over the network; nil lets everyone.
+	// Callers checks calls of the gRPC services over the network; nil accepts every call.
 	Callers *rpc.Callers
-	// Transport says what the port's HTTP/2 connections carry; Mixed when empty. Without gRPC it
-	// has no effect.
+	// Transport is what the port's HTTP/2 connections carry; empty means Mixed. It has no effect
+	// without gRPC.
 	Transport Transport
-	// MaxConnections bounds the port's; 0 means 8,192.
+	// MaxConnections is the most connections of the port; 0 means 8,192.
 	MaxConnections int
 
-	timeouts timeouts // the usual ones when zero
-	first    *check   // whether the function is ready when it begins to serve; nil before
-	// connections are made by served()
+	timeouts timeouts // zero means the defaults
+	first    *check   // the first readiness check; nil until the port serves
+	// connections are made by served.
 	connections *connections
 	draining    atomic.Bool
 	serving     sync.Once
-	metrics     *served // use served()
+	metrics     *served // made by served
 
-	servingAfter atomic.Int64 // nanoseconds from the process's start
+	servingAfter atomic.Int64 // nanoseconds since the process's start
 }
 
-// InProcess gives the function's gRPC services to callers in the same process.
+// InProcess returns a connection to the function's gRPC services for callers in the same process.
 func (p *Port) InProcess() grpc.ClientConnInterface {
 	measured := p.served().interceptor()
 	return rpc.InProcess(p.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
@@ -64,9 +64,9 @@ func (p *Port) InProcess() grpc.ClientConnInterface {
 	})
 }
 
-// EventHandler takes the function's CloudEvents, for callers in the same process.
+// EventHandler returns the handler of the function's CloudEvents for callers in the same process.
 func (p *Port) EventHandler() http.Handler {
-	// The span is made where the event is read, since the event itself may carry the trace.
+	// The span is made when the event is read, because the event itself may carry the trace.
 	return p.served().route(p.eventsPattern(), event.HTTP(p.Events, p.Log), false)
 }
 
@@ -77,21 +77,21 @@ func (p *Port) eventsPattern() string {
 	return "POST " + p.EventsPath
 }
 
-// Handler is the whole port. gRPC and HTTP requests may share one connection, as behind Knative's
-// proxies, so each request is looked at.
+// Handler returns the handler of the whole port. gRPC and HTTP requests may share one connection,
+// as behind Knative's proxies, so it decides for each request.
 func (p *Port) Handler() http.Handler {
 	plain := p.plain()
 	if p.GRPC == nil {
 		return plain
 	}
-	// A gRPC server has one bound for all messages, so large messages have a server of their own.
+	// A gRPC server has one size limit for all messages, so a second server handles the large ones.
 	ordinary, large := p.grpcServer(rpc.MaxOrdinary), p.grpcServer(rpc.MaxMessage)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isGRPC(r) {
 			plain.ServeHTTP(w, r)
 			return
 		}
-		// Here and not in gRPC, which would read the message first.
+		// This runs here and not in gRPC, which would read the message first.
 		ctx, err := p.Callers.AdmitHTTP(r)
 		if err != nil {
 			refuse(w, err)
@@ -109,7 +109,7 @@ func isGRPC(r *http.Request) bool {
 	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 }
 
-// refuse answers an RPC that is not served, in the form that gRPC expects.
+// refuse answers an RPC with an error in the form that gRPC expects.
 func refuse(w http.ResponseWriter, err error) {
 	why := status.Convert(err)
 	h := w.Header()
@@ -119,7 +119,7 @@ func refuse(w http.ResponseWriter, err error) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// plain serves all that is not gRPC.
+// plain returns the handler of all requests that are not gRPC.
 func (p *Port) plain() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -163,7 +163,7 @@ func (p *Port) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Se
 	return server
 }
 
-// call serves an RPC. Log lines within it name the payment, and a panic fails that RPC only.
+// call serves an RPC. Its log lines name the payment, and a panic fails only this RPC.
 func (p *Port) call(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 	if about, ok := req.(interface{ GetIdempotencyKey() string }); ok {
 		ctx = trace.WithKey(ctx, about.GetIdempotencyKey())

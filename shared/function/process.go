@@ -23,24 +23,25 @@ import (
 	"pgw/shared/trace"
 )
 
-// settled is how long after its start a process has also served its first requests.
+// settled is the time after which a process has served its first requests.
 const settled = time.Second
 
-// gcPercent lets the heap grow to five times what is alive. A function keeps next to nothing, so
-// that is still small. Collecting at every few megabytes cost a tenth of a busy function's time.
+// gcPercent lets the heap grow to five times the live memory. A function keeps little memory, so
+// the heap is still small. Collections at every few megabytes used a tenth of a busy function's
+// time.
 const gcPercent = 400
 
-// CollectLess applies gcPercent, unless the environment says how garbage is to be collected.
+// CollectLess applies gcPercent, unless the environment configures the garbage collector.
 func CollectLess() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 }
 
-// Run is a function as a process of its own: it reads the environment, connects to the functions
-// that it calls and to Kafka, and serves until ctx ends. Then it drains.
+// Run runs a function in its own process. It reads the environment, connects to Kafka and to the
+// functions that it calls, and serves until ctx ends. Then it drains.
 func (t Table) Run(ctx context.Context, f Function) error {
-	CollectLess() // nothing is collected before it is ready: starting takes less than the smallest heap
+	CollectLess() // no collection before it is ready: the start needs less than the smallest heap
 	var base Config
 	config := f.config()
 	read := []any{&base, config}
@@ -72,12 +73,12 @@ func (t Table) Run(ctx context.Context, f Function) error {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
 	log.Info("serving", "addr", l.Addr().String())
-	// The memory that starting took is not needed again, and a function at rest should be small.
+	// The memory of the start is not needed again, and an idle function should be small.
 	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	return port.Serve(ctx, l, base.Drain)
 }
 
-// connect builds the function on connections of its own, which its port closes last.
+// connect builds the function on its own connections. Its port closes them last.
 func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc.Callers, log *slog.Logger) (*Port, error) {
 	on := Dependencies{
 		Conns: map[string]grpc.ClientConnInterface{}, Now: time.Now, Random: rand.Float64, Log: log, Registry: NewRegistry(),
@@ -124,7 +125,7 @@ func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc
 	return port, nil
 }
 
-// both runs two things side by side. The first may be nil.
+// both runs two functions at the same time. The first may be nil.
 func both(first, second func(context.Context) error) func(context.Context) error {
 	if first == nil {
 		return second
@@ -137,7 +138,7 @@ func both(first, second func(context.Context) error) func(context.Context) error
 	}
 }
 
-// Variables lists what a process of this function reads from its environment.
+// Variables lists the variables that a process of this function reads.
 func (t Table) Variables(f Function) []Variable {
 	var addresses []Variable
 	for _, callee := range slices.Sorted(maps.Keys(f.Calls)) {

@@ -9,15 +9,15 @@ import (
 	"runtime/pprof"
 )
 
-// One contended lock in mutexFraction is sampled, and each wait of blockRate nanoseconds or more.
-// That costs next to nothing in what is being measured.
+// Profiles sample one of mutexFraction lock contentions, and every wait of at least blockRate
+// nanoseconds. That hardly slows down the measured program.
 const (
 	mutexFraction = 100
 	blockRate     = 100_000
 )
 
-// Profile records what the process does until stop is called, which writes NAME.cpu, NAME.allocs,
-// NAME.mutex and NAME.block to the directory, for go tool pprof. Without a directory it does
+// Profile records a profile of the process until stop is called. stop writes NAME.cpu, NAME.allocs,
+// NAME.mutex and NAME.block to the directory, for go tool pprof. Without a directory, Profile does
 // nothing.
 func Profile(dir, name string) (stop func() error, err error) {
 	if dir == "" {

@@ -16,26 +16,26 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Bounds of the port.
+// The limits of the port.
 const (
 	maxHeader  = 16 << 10
-	maxStreams = 1024 // of a connection of HTTP/2
-	// What HTTP/2 lets a peer send before it is read.
+	maxStreams = 1024 // of one HTTP/2 connection
+	// The bytes that an HTTP/2 peer may send before they are read.
 	maxUnread, maxUnreadOfStream = 512 << 10, 64 << 10
 )
 
 // timeouts of a connection.
 type timeouts struct {
-	header  time.Duration // to receive a request's header
-	request time.Duration // and all of it
-	answer  time.Duration // from its header to the last byte of its answer: a client may read slowly, but not for ever
+	header  time.Duration // for the header of a request
+	request time.Duration // for the whole request
+	answer  time.Duration // from the request's header to the last byte of its answer; a client may read slowly, but not for ever
 	idle    time.Duration // between two requests
 }
 
 var usualTimeouts = timeouts{header: 5 * time.Second, request: 30 * time.Second, answer: time.Minute, idle: 2 * time.Minute}
 
-// Serve runs the function on a listener until ctx ends. Then it drains, within the given time: it
-// says that it is not ready, finishes what is being served, and closes.
+// Serve runs the function on a listener until ctx ends. Then it drains within the given time: it is
+// not ready any more, completes the requests under way, and closes.
 func (p *Port) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

@@ -9,23 +9,23 @@ import (
 	"pgw/shared/event"
 )
 
-// Service is what building a function gives. All of it is optional.
+// Service is the result of building a function. All fields are optional.
 type Service struct {
 	// GRPC registers the function's services. Health and reflection are added to them.
 	GRPC func(grpc.ServiceRegistrar)
-	// Events takes the CloudEvents that arrive by POST.
+	// Events handles the CloudEvents that arrive by POST.
 	Events event.Handler
 	// Routes adds the public API.
 	Routes func(*Mux)
-	// Guard stands before all that is not gRPC; nil lets everything through.
+	// Guard wraps the handler of all requests that are not gRPC; nil means none.
 	Guard func(http.Handler) http.Handler
-	// Ready says why the function can't serve now.
+	// Ready returns the reason why the function can't serve now.
 	Ready func(context.Context) error
 	// Background runs until its context ends.
 	Background func(context.Context) error
-	// BeforeDrain ends what needs the port to stay open, within its context. Until it returns the
-	// port still takes connections, and says that it is not ready.
+	// BeforeDrain completes work that needs an open port, until its context ends. Before it
+	// returns, the port still accepts connections, but is not ready.
 	BeforeDrain func(context.Context) error
-	// Close gives back what the function holds, once nothing is being served.
+	// Close releases the function's resources. It runs after the last request.
 	Close func(context.Context) error
 }
