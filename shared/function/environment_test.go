@@ -127,7 +127,7 @@ func TestHelpListsEveryVariable(t *testing.T) {
 	for _, want := range []string{
 		"NAME yes", "COUNT 7", "HOST yes the address", "DB_ADDR localhost:19095 gRPC address of db, which keeps it",
 		"FX_ADDR localhost:19102 gRPC address of fx, which prices it", "KAFKA_BROKERS yes host:port of brokers, separated by commas",
-		"DRAIN_TIMEOUT 25s how long a drain may take after SIGTERM",
+		"DRAIN_TIMEOUT 25s time limit of a drain after SIGTERM",
 	} {
 		if !slices.ContainsFunc(strings.Split(out.String(), "\n"), func(line string) bool { return strings.Join(strings.Fields(line), " ") == want }) {
 			t.Errorf("the help lacks %q:\n%s", want, &out)

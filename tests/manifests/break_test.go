@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Every check can fail: each mistake, made in manifests that are right, is found and named.
+// Every check works: a mistake that is put into correct manifests is found and named.
 func TestMistakesAreFound(t *testing.T) {
 	base, production, servingOnly := render(t, "knative/base"), render(t, "knative/overlays/production"), render(t, "knative/overlays/serving-only")
 	for name, tc := range map[string]struct {
@@ -70,7 +70,7 @@ func TestMistakesAreFound(t *testing.T) {
 		}
 		found := strings.Join(problems([]byte(strings.ReplaceAll(string(tc.in), tc.from, tc.to))), "\n")
 		if found == "" || !strings.Contains(found, tc.want) {
-			t.Errorf("%s: want something about %q, found:\n%s", name, tc.want, found)
+			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
 		}
 	}
 }

@@ -16,13 +16,13 @@ import (
 	"pgw/shared/payment"
 )
 
-// made is a function as the code has it, with the variables that its process reads.
+// made is a function as built by the code, with the variables that its process reads.
 type made struct {
 	*function.Port
 	reads map[string]function.Variable
 }
 
-// functions are those of the table, the stand-in too.
+// functions returns the functions of the table, including kafkasource.
 func functions() (map[string]made, error) {
 	ports, err := table.Unconnected()
 	if err != nil {
@@ -39,7 +39,7 @@ func functions() (map[string]made, error) {
 	return all, nil
 }
 
-// called are the functions that others call. The stand-in runs only where there is no Knative
+// called returns the functions that others call. kafkasource runs only where there is no Knative
 // Eventing.
 func called(fns map[string]made) map[string]made {
 	all := maps.Clone(fns)
@@ -49,7 +49,8 @@ func called(fns map[string]made) map[string]made {
 
 const standIn = "kafkasource"
 
-// secrets that the operator makes, as the production overlay's comment and kind/deploy have them.
+// secrets are the secrets that the operator makes. The production overlay's comment and kind/deploy
+// have the same ones.
 var secrets = map[string][]string{
 	"pgw-events":   {"event-keys", "risk-secret"},
 	"pgw-database": {"owner", "ledger", "reader", "ca.crt"},
@@ -59,8 +60,8 @@ var secrets = map[string][]string{
 	"pgw-rpc":      {"tokens", "admin-hashes"},
 }
 
-// againstEventing reads KafkaSources, KafkaSinks and PingSources as the stand-in does: strictly,
-// and refusing what their CRDs let through.
+// againstEventing reads KafkaSources, KafkaSinks and PingSources as the kafkasource function does:
+// strictly, and it also refuses values that their CRDs accept.
 func againstEventing(all []object) []string {
 	var joined []byte
 	for _, o := range all {
@@ -69,7 +70,7 @@ func againstEventing(all []object) []string {
 		}
 	}
 	if len(joined) == 0 {
-		return nil // an overlay where the stand-in takes their place
+		return nil // an overlay with kafkasource instead
 	}
 	if _, err := kafkasource.Load(fstest.MapFS{"m.yaml": {Data: joined}}); err != nil {
 		return strings.Split(err.Error(), "\n")
@@ -77,7 +78,7 @@ func againstEventing(all []object) []string {
 	return nil
 }
 
-// againstCode holds the manifests against each other and against what the functions are.
+// againstCode compares the manifests with each other and with the functions.
 func againstCode(all []object) (found []string) {
 	fns, err := functions()
 	if err != nil {
@@ -160,7 +161,8 @@ func containers(o object) []any {
 	return append(list(o.get("spec", "template", "spec", "initContainers")), list(o.get("spec", "template", "spec", "containers"))...)
 }
 
-// environment gives each variable's value; what comes from elsewhere has the value "from".
+// environment returns the value of each variable. A variable whose value comes from elsewhere has
+// the value "from".
 func environment(container any) map[string]string {
 	env := map[string]string{}
 	for _, e := range list(lookUp(container, "env")) {
@@ -173,7 +175,7 @@ func environment(container any) map[string]string {
 	return env
 }
 
-// podProblems is what holds for every container of ours.
+// podProblems checks each of pgw's containers.
 func podProblems(o object) (found []string) {
 	bad := func(format string, args ...any) {
 		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
@@ -282,7 +284,7 @@ func serviceProblems(o object, fn made) (found []string) {
 	return found
 }
 
-// usedWithin tells that another variable is made of this one.
+// usedWithin reports whether another variable's value contains this variable.
 func usedWithin(env map[string]string, name string) bool {
 	for _, value := range env {
 		if strings.Contains(value, "$("+name+")") {
@@ -292,7 +294,7 @@ func usedWithin(env map[string]string, name string) bool {
 	return false
 }
 
-// boundsProblems: what ends first must be the smaller.
+// boundsProblems checks time limits: the one that must end first must be the smaller.
 func boundsProblems(o object, env map[string]string, reads map[string]function.Variable, spec any) (found []string) {
 	bad := func(format string, args ...any) {
 		found = append(found, fmt.Sprintf("%s: %s", o, fmt.Sprintf(format, args...)))
@@ -373,7 +375,7 @@ func sourceProblems(o object, fns map[string]made) (found []string) {
 	return found
 }
 
-// retryBudget is how long all retries wait: the n-th for delay x 2^n.
+// retryBudget returns the total wait of all retries. The n-th retry waits delay x 2^n.
 func retryBudget(o object) (all time.Duration) {
 	var n int
 	var seconds float64
@@ -385,8 +387,8 @@ func retryBudget(o object) (all time.Duration) {
 	return all
 }
 
-// standInProblems: where there is no KafkaSource, the stand-in must find every function that takes
-// events.
+// standInProblems checks overlays without KafkaSource: kafkasource must find every function that
+// receives events.
 func standInProblems(all []object, fns map[string]made) (found []string) {
 	for _, o := range all {
 		if o.kind != "Deployment" || o.name != standIn {

@@ -13,14 +13,13 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 )
 
-// Where callers find what runs on Compose, host port by service.
+// published has the host ports of each Compose service.
 var published = map[string][]string{
 	"ingress": {"18080", "19091", "19093", "19094", "19095", "19096", "19102"},
 	"kafka":   {"19092"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"19097"}, "jaeger": {"16686"},
 }
 
-// contract is the host port at which earlier callers look for each of these, and the service and
-// port behind it.
+// contract has the host ports that earlier callers use, with the service and the port behind each.
 var contract = map[string]struct{ port, service, behind string }{
 	"gateway":    {"18080", "ingress", "18080"},
 	"fx":         {"19102", "ingress", "19102"},
@@ -33,7 +32,7 @@ var contract = map[string]struct{ port, service, behind string }{
 	"Kafka UI":   {"9081", "kafka-ui", "8080"},
 }
 
-// inIngress is each function's port in ingress, as haproxy.cfg has it.
+// inIngress has each function's port in ingress, as in haproxy.cfg.
 var inIngress = map[string]string{
 	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102",
 }
@@ -47,8 +46,8 @@ func readCompose(t *testing.T) string {
 	return string(text)
 }
 
-// composeProblems reads the file as Docker Compose does, with the defaults of .env, and holds it
-// against the code.
+// composeProblems reads the file as Docker Compose does, with the defaults of .env, and compares it
+// with the code.
 func composeProblems(t *testing.T, text string) (found []string) {
 	t.Helper()
 	bad := func(service, format string, args ...any) {
@@ -128,8 +127,8 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	return append(append(found, portProblems(project)...), grafanaProblems(project)...)
 }
 
-// grafanaProblems holds Grafana against the page, which shows panels of it to whoever opens the
-// page, without a login.
+// grafanaProblems compares Grafana with the page. The page shows its panels to every visitor
+// without a login.
 func grafanaProblems(project *types.Project) (found []string) {
 	if at := project.Services["gateway"].Environment.ToMapping()["GRAFANA_URL"]; at != "http://127.0.0.1:"+contract["Grafana"].port {
 		found = append(found, fmt.Sprintf("gateway: GRAFANA_URL is %q, and Grafana is at host port %s", at, contract["Grafana"].port))
@@ -146,10 +145,10 @@ func grafanaProblems(project *types.Project) (found []string) {
 	return found
 }
 
-// portProblems holds the host's ports against the contract: each leads to what it is known for, and
-// none is taken twice.
+// portProblems compares the host's ports with the contract: each port leads to the right service,
+// and none is used twice.
 func portProblems(project *types.Project) (found []string) {
-	leadsTo := map[string]string{} // by host port
+	leadsTo := map[string]string{} // the service and port, by host port
 	for _, name := range project.ServiceNames() {
 		for _, p := range project.Services[name].Ports {
 			if other, ok := leadsTo[p.Published]; ok {
@@ -163,7 +162,7 @@ func portProblems(project *types.Project) (found []string) {
 			found = append(found, fmt.Sprintf("%s: the contract has it at host port %s, which leads to %q and not to %s", what, at.port, leadsTo[at.port], want))
 		}
 	}
-	// Clients on the host go on to where the broker says it is.
+	// Clients on the host connect to the address that the broker advertises.
 	for _, listener := range strings.Split(project.Services["kafka"].Environment.ToMapping()["KAFKA_ADVERTISED_LISTENERS"], ",") {
 		if _, port, _ := strings.Cut(listener, "EXTERNAL://localhost:"); port != "" && leadsTo[port] != "kafka:"+port {
 			found = append(found, fmt.Sprintf("kafka: advertises port %s on the host, which leads to %q", port, leadsTo[port]))
@@ -174,7 +173,7 @@ func portProblems(project *types.Project) (found []string) {
 
 var pinned = regexp.MustCompile(`^[^:]+:v?\d+\.\d+(\.\d+)?(-[a-z0-9.]+)?$`)
 
-// containerProblems is what holds for every container.
+// containerProblems checks each container.
 func containerProblems(name string, s types.ServiceConfig) (found []string) {
 	bad := func(format string, args ...any) { found = append(found, name+": "+fmt.Sprintf(format, args...)) }
 	if s.Image != "pgw:compose" && !pinned.MatchString(s.Image) {
@@ -203,7 +202,7 @@ func containerProblems(name string, s types.ServiceConfig) (found []string) {
 	if want := "unless-stopped"; s.Restart != want && !once {
 		bad("restart: %q, want %s", s.Restart, want)
 	}
-	if s.HealthCheck == nil && !once && name != "jaeger" { // whose image has nothing to ask with
+	if s.HealthCheck == nil && !once && name != "jaeger" { // its image has no program for a health check
 		bad("has no health check")
 	}
 	if s.Image == "pgw:compose" && !s.ReadOnly {
@@ -253,12 +252,12 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 		}
 		found := strings.Join(composeProblems(t, strings.ReplaceAll(text, tc.from, tc.to)), "\n")
 		if !strings.Contains(found, tc.want) {
-			t.Errorf("%s: want something about %q, found:\n%s", name, tc.want, found)
+			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
 		}
 	}
 }
 
-// A function that is told nothing looks for the others where the contract has them.
+// By default, a function uses the contract's addresses of other functions.
 func TestFunctionsLookWhereTheContractSays(t *testing.T) {
 	fns, err := functions()
 	if err != nil {
@@ -278,7 +277,7 @@ func TestFunctionsLookWhereTheContractSays(t *testing.T) {
 		}
 	}
 	if looked < 8 {
-		t.Errorf("only %d addresses are looked at", looked)
+		t.Errorf("only %d addresses were checked", looked)
 	}
 }
 
@@ -291,7 +290,7 @@ func TestIngressKnowsEveryFunction(t *testing.T) {
 	for name, port := range inIngress {
 		servers := fmt.Sprintf("    server-template %s 16 %s:8080", name, name)
 		want := fmt.Sprintf("listen %s\n    bind :%s\n%s\n", name, port, servers)
-		if name != "gateway" && name != "worker" { // gRPC has HTTP/2 to itself
+		if name != "gateway" && name != "worker" { // gRPC connections use only HTTP/2
 			want = fmt.Sprintf("listen %s\n    bind :%s\n    use_backend %s-grpc if { req.hdr(content-type) -m beg application/grpc }\n%s\nbackend %s-grpc\n%s proto h2 check-proto h1\n",
 				name, port, name, servers, name, servers)
 		}

@@ -1,5 +1,5 @@
-// Package manifests holds the manifests of knative/ and kind/ against Knative's and Kubernetes' own
-// types, and against the code: a typo, a port, a topic, a sink or a variable that does not agree
+// Package manifests checks the manifests of knative/ and kind/ against the types of Knative and
+// Kubernetes, and against the code. A typo, or a port, topic, sink or variable that does not match,
 // fails here and not in a cluster.
 package manifests
 
@@ -31,7 +31,7 @@ func render(t *testing.T, dir string) []byte {
 	return text
 }
 
-// object is one manifest, as text for strict reading and as a tree for looking up.
+// object is one manifest, as text for strict reading and as a tree for access by path.
 type object struct {
 	text                   []byte
 	tree                   map[string]any
@@ -40,7 +40,7 @@ type object struct {
 
 func (o object) String() string { return o.kind + " " + o.name }
 
-// get follows a path of field names and indexes; nil when it ends.
+// get returns the value at a path of field names and indexes. It is nil if the path does not exist.
 func (o object) get(path ...any) any { return lookUp(o.tree, path...) }
 
 func lookUp(at any, path ...any) any {
@@ -108,7 +108,7 @@ func TestManifestsAreValidAndAgreeWithTheCode(t *testing.T) {
 	}
 }
 
-// problems is every check there is, over one rendered set.
+// problems runs every check on one rendered set.
 func problems(rendered []byte) []string {
 	all, err := objects(rendered)
 	if err != nil {
@@ -123,8 +123,7 @@ func problems(rendered []byte) []string {
 	return append(append(found, againstEventing(all)...), againstCode(all)...)
 }
 
-// One version of Kafka and one of Postgres: on kind, on Compose, and of the broker that the tests
-// run on.
+// Kafka and Postgres have the same version on kind, on Compose and in the tests.
 func TestVersionsOfStoresAreOne(t *testing.T) {
 	versions, err := os.ReadFile(root + "/kind/versions.env")
 	if err != nil {

@@ -23,13 +23,13 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// defaulted is what Knative's webhooks do with an object.
+// defaulted is an object for which Knative's webhooks set defaults and validate.
 type defaulted interface {
 	SetDefaults(context.Context)
 	Validate(context.Context) *apis.FieldError
 }
 
-// typed gives an empty value of the type that an object is read into; nil for those of
+// typed returns an empty value of an object's Go type. It is nil for the objects of
 // againstEventing.
 func typed(o object) (into any, known bool) {
 	switch o.apiVersion + " " + o.kind {
@@ -57,7 +57,8 @@ func typed(o object) (into any, known bool) {
 	return nil, false
 }
 
-// againstTypes reads an object strictly, and does with it what Knative's webhooks do.
+// againstTypes reads an object strictly, and then sets defaults and validates as Knative's webhooks
+// do.
 func againstTypes(o object) []string {
 	into, known := typed(o)
 	if !known {
@@ -70,7 +71,7 @@ func againstTypes(o object) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	strict, err := kjson.UnmarshalStrict(asJSON, into) // in the right case, too
+	strict, err := kjson.UnmarshalStrict(asJSON, into) // the case must match too
 	if err = errors.Join(append(strict, err)...); err != nil {
 		return []string{err.Error()}
 	}

@@ -1,6 +1,6 @@
-// Package processes runs pgw the way a cluster does: every function its own process, configured by
-// its environment, with the stand-in delivering events over HTTP. Tests and benchmarks start, stop,
-// kill and wake them one by one.
+// Package processes runs pgw as a cluster does: every function runs in its own process, environment
+// variables configure it, and the kafkasource function delivers events over HTTP in place of
+// Knative's KafkaSource. Tests and benchmarks start, stop, kill and wake the processes one by one.
 package processes
 
 import (
@@ -32,8 +32,8 @@ import (
 	"pgw/shared/rpc"
 )
 
-// Functions in the order in which they are started, a function that is called before its callers.
-// The stand-in is not among them.
+// Functions are in the order of their start: a function comes before its callers. StandIn is not
+// among them.
 var Functions = func() (names []string) {
 	for _, f := range slices.Backward(table.Functions) {
 		if f.Name != StandIn {
@@ -46,22 +46,22 @@ var Functions = func() (names []string) {
 // StandIn is the process that delivers events.
 const StandIn = "kafkasource"
 
-// All processes, in that order.
+// All are all processes, in that order.
 var All = append(slices.Clone(Functions), StandIn)
 
-// patience is for what takes milliseconds on an idle machine.
+// patience is the time limit for steps that take milliseconds on an idle machine.
 const patience = 60 * time.Second
 
-// Config of a system. Schema and topics are there already.
+// Config configures a system. Schema and topics must already exist.
 type Config struct {
 	Binary      string // the pgw command
 	Database    string
 	Kafka       kafka.Config
 	GroupPrefix string
 	EventKeys   string
-	Env         []string          // more, for all
-	Fronts      map[string]string // host:port by which others reach a function, in place of its own
-	Log         io.Writer         // what the processes say
+	Env         []string          // further variables of all processes
+	Fronts      map[string]string // host:port that other processes use for a function, instead of its own
+	Log         io.Writer         // gets the output of the processes
 }
 
 // System is a set of processes.
@@ -73,7 +73,7 @@ type System struct {
 	ended map[string]chan struct{}
 }
 
-// New chooses the ports. Nothing runs yet.
+// New chooses the ports. It starts no process.
 func New(cfg Config) (*System, error) {
 	s := &System{cfg: cfg, ports: map[string]string{}, procs: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}}
 	if s.cfg.Fronts == nil {
@@ -94,9 +94,9 @@ var (
 	given   = map[int]bool{}
 )
 
-// FreePort picks one that nobody listens at, and that this process has not given before. It is
-// below those that systems give to outgoing connections and to listeners that do not care: a
-// process that is away for a moment finds its port free when it comes back.
+// FreePort returns a port on which no process listens, and which this process has not returned
+// before. It is below the range of ports that systems assign to outgoing connections and to
+// listeners without a fixed port. So a process that is restarted finds its port still free.
 func FreePort() (int, error) {
 	givenMu.Lock()
 	defer givenMu.Unlock()
@@ -114,16 +114,16 @@ func FreePort() (int, error) {
 	return 0, errors.New("no port is free")
 }
 
-// Use has processes that are started from now on run another pgw command.
+// Use sets the pgw command of processes that are started later.
 func (s *System) Use(binary string) { s.cfg.Binary = binary }
 
-// Kafka is where events go.
+// Kafka returns the configuration of Kafka.
 func (s *System) Kafka() kafka.Config { return s.cfg.Kafka }
 
-// Addr is where a function itself listens.
+// Addr returns the address on which a function itself listens.
 func (s *System) Addr(name string) string { return "127.0.0.1:" + s.ports[name] }
 
-// Front is where others reach a function.
+// Front returns the address that other processes use for a function.
 func (s *System) Front(name string) string {
 	if front, ok := s.cfg.Fronts[name]; ok {
 		return front
@@ -151,8 +151,8 @@ func (s *System) env(name string) []string {
 	return append(env, s.cfg.Env...)
 }
 
-// Launch starts a function, the stand-in or another command that serves, and does not wait. The
-// channel is closed when the process ends.
+// Launch starts a function, StandIn or another serving command, and does not wait. The channel is
+// closed when the process ends.
 func (s *System) Launch(name string, args ...string) (ended <-chan struct{}, err error) {
 	if s.ports[name] == "" {
 		port, err := FreePort()
@@ -174,7 +174,8 @@ func (s *System) Launch(name string, args ...string) (ended <-chan struct{}, err
 	return gone, nil
 }
 
-// Start is Launch that waits until the process is ready. It tells how long that took.
+// Start does the same as Launch, and waits until the process is ready. It returns the time that
+// this took.
 func (s *System) Start(ctx context.Context, name string, args ...string) (time.Duration, error) {
 	begun := time.Now()
 	ended, err := s.Launch(name, args...)
@@ -192,7 +193,7 @@ func (s *System) Start(ctx context.Context, name string, args ...string) (time.D
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%s is not ready: %w", name, err)
 		case <-ended:
-			return 0, fmt.Errorf("%s ended by itself", name)
+			return 0, fmt.Errorf("%s ended unexpectedly", name)
 		case <-time.After(time.Millisecond):
 		}
 	}
@@ -215,7 +216,7 @@ func (s *System) ready(ctx context.Context, name string) error {
 	return nil
 }
 
-// StartAll starts all functions but those that are named, and then the stand-in.
+// StartAll starts all functions except the named ones, and then StandIn.
 func (s *System) StartAll(ctx context.Context, but ...string) error {
 	for _, name := range All {
 		if slices.Contains(but, name) {
@@ -228,8 +229,9 @@ func (s *System) StartAll(ctx context.Context, but ...string) error {
 	return nil
 }
 
-// StartSeeded starts all functions but those that are named, and the stand-in, with so many
-// accounts. The gateway comes last: it is ready once there are rates and accounts.
+// StartSeeded starts all functions except the named ones, and StandIn, with this number of
+// accounts. The gateway is started last, because it is ready only when there are rates and
+// accounts.
 func (s *System) StartSeeded(ctx context.Context, accounts int, but ...string) error {
 	if err := s.StartAll(ctx, append([]string{"gateway"}, but...)...); err != nil {
 		return err
@@ -251,7 +253,7 @@ func (s *System) Signal(name string, sig syscall.Signal) error {
 	return fmt.Errorf("%s does not run", name)
 }
 
-// Kill ends a process at once, with no chance to say goodbye, and waits until it is gone.
+// Kill ends a process at once, without a drain, and waits until it has ended.
 func (s *System) Kill(name string) error {
 	s.mu.Lock()
 	cmd, ended := s.procs[name], s.ended[name]
@@ -265,7 +267,7 @@ func (s *System) Kill(name string) error {
 	return err
 }
 
-// Stop drains a process and waits for its end; an exit code other than 0 is an error.
+// Stop drains a process and waits for its end. An exit code other than 0 is an error.
 func (s *System) Stop(name string) error {
 	s.mu.Lock()
 	cmd, ended := s.procs[name], s.ended[name]
@@ -288,7 +290,7 @@ func (s *System) Stop(name string) error {
 	return nil
 }
 
-// StopAll stops what runs, in the order in which functions drain.
+// StopAll stops the running processes, in the order in which functions drain.
 func (s *System) StopAll() error {
 	var errs []error
 	for _, f := range table.Functions {
@@ -297,7 +299,7 @@ func (s *System) StopAll() error {
 	return errors.Join(errs...)
 }
 
-// Resident is a process's resident memory in bytes. Linux only.
+// Resident returns a process's resident memory in bytes. It works only on Linux.
 func (s *System) Resident(name string) (int64, error) {
 	s.mu.Lock()
 	cmd := s.procs[name]
@@ -316,11 +318,11 @@ func (s *System) Resident(name string) (int64, error) {
 	return pages * int64(os.Getpagesize()), nil
 }
 
-// Account is the name of the i-th account that Seed opens.
+// Account returns the name of the i-th account that Seed opens.
 func Account(i int) string { return fmt.Sprintf("A%d", i) }
 
-// Seed opens n accounts with a thousand million rupiah each, and sets the dollar's rate and rules
-// that leave nothing to chance, through the admin RPCs of wallet, fx and risk.
+// Seed opens n accounts with a thousand million rupiah each. It sets the dollar's rate, and rules
+// without random refusals. It uses the admin RPCs of wallet, fx and risk.
 func (s *System) Seed(ctx context.Context, n int) error {
 	accounts := &walletv1.SeedAccountsRequest{}
 	for i := range n {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Sleeper stands in front of a function at zero, as Knative's activator does: the first connection
-// has it started, and waits until it is ready.
+// Sleeper is a proxy for a function that is scaled to zero, as Knative's activator is. The first
+// connection starts the function, and waits until it is ready.
 type Sleeper struct {
 	system   *System
 	name     string
@@ -19,12 +19,12 @@ type Sleeper struct {
 	copying  sync.WaitGroup
 
 	mu           sync.Mutex
-	knocked      time.Time     // when the first connection came
-	ready        time.Time     // when the function was ready
-	startToReady time.Duration // how long its process took
+	knocked      time.Time     // the time of the first connection
+	ready        time.Time     // the time at which the function was ready
+	startToReady time.Duration // the time that its process took
 }
 
-// Sleep puts a sleeper in front of a function that does not run. Others must be started after that.
+// Sleep puts a sleeper before a function that does not run. Its callers must be started after that.
 func (s *System) Sleep(ctx context.Context, name string) (*Sleeper, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -46,15 +46,15 @@ func (s *System) Sleep(ctx context.Context, name string) (*Sleeper, error) {
 	return z, nil
 }
 
-// Awake tells when the function was knocked at and when it was ready; zero times when it still
-// sleeps.
+// Awake returns the time of the first connection, and the time at which the function was ready. The
+// times are zero if it has not been woken.
 func (z *Sleeper) Awake() (knocked, ready time.Time, startToReady time.Duration) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.knocked, z.ready, z.startToReady
 }
 
-// Close ends the front; the function goes on.
+// Close closes the proxy. The function continues.
 func (z *Sleeper) Close() error {
 	err := z.listener.Close()
 	z.copying.Wait()

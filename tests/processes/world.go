@@ -11,7 +11,7 @@ import (
 	"pgw/shared/kafka"
 )
 
-// Build makes the pgw command in a directory and gives its path.
+// Build makes the pgw command in a directory and returns its path.
 func Build(dir string) (string, error) {
 	path := filepath.Join(dir, "pgw")
 	if out, err := exec.Command("go", "build", "-o", path, "pgw/functions/pgw").CombinedOutput(); err != nil {
@@ -20,7 +20,7 @@ func Build(dir string) (string, error) {
 	return path, nil
 }
 
-// Output is what processes say; it can be read while they write.
+// Output collects the output of processes. It can be read while they write.
 type Output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -33,14 +33,14 @@ func (o *Output) Write(p []byte) (int, error) {
 	return o.text.Write(p)
 }
 
-// String is all that was said so far.
+// String returns the output so far.
 func (o *Output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.text.String()
 }
 
-// Topics that the manifests read and write, with so many partitions each.
+// Topics returns the topics that the manifests read and write, with this number of partitions each.
 func Topics(partitions int32) ([]kafka.Topic, error) {
 	manifests, err := allinone.Manifests()
 	if err != nil {
@@ -53,8 +53,8 @@ func Topics(partitions int32) ([]kafka.Topic, error) {
 	return topics, nil
 }
 
-// Delivered says what has been published and not been delivered yet; nil when the sources have
-// taken all.
+// Delivered returns an error while some published records are not delivered yet. It is nil when the
+// sources have consumed all.
 func Delivered(cfg kafka.Config, groupPrefix string) error {
 	manifests, err := allinone.Manifests()
 	if err != nil {
@@ -83,7 +83,7 @@ func delivered(cfg kafka.Config, group, topic string) error {
 	}
 	for _, s := range reader.Spans() {
 		if taken[s.Partition] < s.To {
-			return fmt.Errorf("%s has taken %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
+			return fmt.Errorf("%s has consumed %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
 		}
 	}
 	return nil

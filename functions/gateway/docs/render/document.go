@@ -138,7 +138,7 @@ type schema struct {
 	MaxItems             *int64 `yaml:"maxItems"`
 }
 
-// example is a value as indented JSON, its fields in the order in which they are written.
+// example is a value as indented JSON, with its fields in the order of the document.
 type example string
 
 // UnmarshalYAML implements yaml.Unmarshaler.
@@ -195,5 +195,5 @@ func writeJSON(b *bytes.Buffer, value any) error {
 	return nil
 }
 
-// refName is the last part of a reference.
+// refName returns the last part of a reference.
 func refName(ref string) string { return ref[strings.LastIndexByte(ref, '/')+1:] }

@@ -1,5 +1,5 @@
-// Render makes the page of the API documents in a folder: page.html, and page.csp, the policy to
-// serve it with. `make generate` runs it.
+// Render makes the page of the API documents in a folder: page.html, and page.csp, which is the
+// Content-Security-Policy of the page. `make generate` runs it.
 package main
 
 import (

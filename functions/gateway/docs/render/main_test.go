@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The page that is served is the one that the documents make.
+// The stored page is the one that the current documents give.
 func TestThePageIsCurrent(t *testing.T) {
 	documents, err := readDocuments("..")
 	if err != nil {

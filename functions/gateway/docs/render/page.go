@@ -22,7 +22,8 @@ var (
 	pageCSS string
 )
 
-// page is the documents as HTML, with the policy that lets nothing in but its own style.
+// page is the documents as HTML, with a Content-Security-Policy that allows only the page's own
+// style.
 type page struct {
 	html   []byte
 	policy string
@@ -50,7 +51,7 @@ func newPage(d documents) (page, error) {
 		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
 }
 
-// view is what the template shows.
+// view has the data of the template.
 type view struct {
 	HTTP     openAPI
 	Events   asyncAPI
@@ -58,13 +59,13 @@ type view struct {
 	Style    template.CSS
 }
 
-// route is an operation and where it stands.
+// route is an operation with its method and path.
 type route struct {
 	Method, Path string
 	operation
 }
 
-// Routes of a tag, in the document's order.
+// Routes returns the routes of a tag, in the document's order.
 func (v view) Routes(tag string) (routes []route) {
 	for _, path := range v.HTTP.Paths {
 		for _, op := range path.Value {
@@ -76,12 +77,12 @@ func (v view) Routes(tag string) (routes []route) {
 	return routes
 }
 
-// ID is the route's anchor.
+// ID returns the route's anchor.
 func (r route) ID() string {
 	return strings.ToLower(r.Method) + regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(r.Path, "-")
 }
 
-// Response is an answer, or what it refers to.
+// Response returns a response, or the one that it refers to.
 func (v view) Response(r response) response {
 	if r.Ref != "" {
 		return v.HTTP.Components.Responses.get(refName(r.Ref))
@@ -89,7 +90,7 @@ func (v view) Response(r response) response {
 	return r
 }
 
-// Header likewise.
+// Header returns a header, or the one that it refers to.
 func (v view) Header(h header) header {
 	if h.Ref != "" {
 		return v.HTTP.Components.Headers.get(refName(h.Ref))
@@ -97,7 +98,7 @@ func (v view) Header(h header) header {
 	return h
 }
 
-// Message that a channel refers to.
+// Message returns the message that a channel refers to.
 func (v view) Message(r reference) message { return v.Events.Components.Messages.get(refName(r.Ref)) }
 
 // field is a property with its name.
@@ -143,7 +144,7 @@ func (s *schema) fields(of ordered[*schema]) (fields []field) {
 	return fields
 }
 
-// follow gives what a reference refers to: a schema, or one property of one.
+// follow returns the target of a reference: a schema, or one property of a schema.
 func follow(ref string, of ordered[*schema]) *schema {
 	owner, name, ok := strings.Cut(strings.TrimPrefix(ref, "#/components/schemas/"), "/properties/")
 	if ok {
@@ -169,7 +170,8 @@ func (v view) Fields(s *schema) []field {
 	return fields
 }
 
-// EventFields of a schema of the events, with what they refer to in their place.
+// EventFields returns the fields of a schema of the events. References are replaced by their
+// targets.
 func (v view) EventFields(s *schema) []field {
 	schemas := v.Events.Components.Schemas
 	fields := s.fields(schemas)
@@ -181,7 +183,7 @@ func (v view) EventFields(s *schema) []field {
 	return fields
 }
 
-// kind says in words of what type a value is.
+// kind describes the type of a value.
 func kind(s *schema) string {
 	switch {
 	case s == nil:
@@ -208,7 +210,7 @@ func kind(s *schema) string {
 	return s.Type
 }
 
-// limits says in words what a value must keep to.
+// limits describes the limits of a value.
 func limits(s *schema) string {
 	if s == nil {
 		return ""
@@ -250,7 +252,7 @@ func text(markdown string) template.HTML {
 	return template.HTML(b.String())
 }
 
-// codeExample is one heading of examples.md, with its words and its blocks of code.
+// codeExample is one section of examples.md: its heading, its text and its code blocks.
 type codeExample struct {
 	Title, Text string
 	Blocks      []string
