@@ -244,7 +244,7 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 		"the other function's command":  {"command: [gateway]", "command: [worker]", "runs [worker]"},
 		"a container that stays down":   {"restart: unless-stopped", "restart: on-failure", "restart"},
 		"a log that fills the disk":     {"max-size: 10m, ", "", "no bound"},
-		"nobody asks whether it serves": {"    healthcheck:\n      # It listens", "    x-healthcheck:\n      # It listens", "no health check"},
+		"nobody asks whether it serves": {"    healthcheck:\n      test: [CMD, wget", "    x-healthcheck:\n      test: [CMD, wget", "no health check"},
 	} {
 		if !strings.Contains(text, tc.from) {
 			t.Errorf("%s: there is no %q to break", name, tc.from)
