@@ -1,6 +1,5 @@
 // Builds Knative's own queue-proxy, for the test that puts it in front of functions. 0.42.2 is the newest version whose
-// command can be built from its module alone.
-module alone.
+// command can be built without other modules of Knative's.
 module pgw/tests/queueproxy
 
 go 1.26.0
