@@ -4,11 +4,9 @@
 package db
 
 import (
-	"context"
 	"log/slog"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
@@ -35,11 +33,6 @@ type Config struct {
 	Kafka        kafka.Config
 }
 
-// Publisher publishes the results of swept payments.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
-}
-
 // DB is the function.
 type DB struct {
 	dbv1.UnimplementedDbServer
@@ -47,7 +40,7 @@ type DB struct {
 
 	cfg     Config
 	ledger  *ledger.Ledger
-	publish Publisher
+	publish event.Publisher
 	log     *slog.Logger
 	metrics *metrics
 }

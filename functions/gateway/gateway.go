@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -43,15 +42,10 @@ type Config struct {
 	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"the largest limit of payments under way, even if the flow is fast; payments above the limit get 503"`
 	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"URL at which browsers reach a Grafana with the dashboards; the page links to it and shows its panels; empty: no link and no panels"`
 	TraceURL   string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
-	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
 	Access     access.Config
 	Kafka      kafka.Config
-}
-
-// Publisher publishes requests.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
 // Clients are the connections to the functions that the gateway asks.
@@ -68,7 +62,7 @@ type Gateway struct {
 	wallet   walletv1.WalletServiceClient
 	risk     riskv1.RiskServiceClient
 	db       dbv1.DbClient
-	publish  Publisher
+	publish  event.Publisher
 	access   *access.Access // nil: requests are not checked
 	flights  *flights
 	relay    *http.Client

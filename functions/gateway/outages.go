@@ -8,6 +8,7 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"google.golang.org/grpc"
 
+	"pgw/shared/event"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 )
@@ -24,15 +25,15 @@ func (to Clients) watch(now func() time.Time, log *slog.Logger) Clients {
 
 // watchedPublisher does the same for Kafka.
 type watchedPublisher struct {
-	Publisher
+	event.Publisher
 	outage *trace.Outage
 }
 
-func watchPublisher(p Publisher, now func() time.Time, log *slog.Logger) Publisher {
+func watchPublisher(p event.Publisher, now func() time.Time, log *slog.Logger) event.Publisher {
 	return watchedPublisher{p, trace.NewOutage(log, now, "a payment request could not be published")}
 }
 
-// Publish implements Publisher.
+// Publish implements event.Publisher.
 func (p watchedPublisher) Publish(ctx context.Context, topic, key string, e cloudevents.Event) error {
 	err := p.Publisher.Publish(ctx, topic, key, e)
 	if err == nil || !left(ctx) {

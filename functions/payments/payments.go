@@ -28,16 +28,11 @@ import (
 
 // Config of the function.
 type Config struct {
-	Keys event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	Keys event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
 	// AllowUnsigned must be the same as in worker: a dead letter is a request that worker could not
 	// settle.
 	AllowUnsigned bool `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"accept unsigned plain records of earlier producers"`
 	Kafka         kafka.Config
-}
-
-// Publisher publishes the results of payments that are closed out.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
 // Payments is the function.
@@ -48,7 +43,7 @@ type Payments struct {
 	db      dbv1.DbClient
 	fx      fxv1.FxServiceClient
 	dead    Letters
-	publish Publisher
+	publish event.Publisher
 	now     func() time.Time
 	metrics
 }

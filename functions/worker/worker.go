@@ -23,21 +23,16 @@ import (
 
 // Config of the function.
 type Config struct {
-	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64, separated by commas"`
+	Keys          event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS" default:"false" desc:"accept unsigned plain records of earlier producers"`
 	Kafka         kafka.Config
-}
-
-// Publisher publishes results.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
 }
 
 // Worker is the function.
 type Worker struct {
 	cfg      Config
 	payments paymentsv1.PaymentsServiceClient
-	publish  Publisher
+	publish  event.Publisher
 	now      func() time.Time
 	events   *prometheus.CounterVec
 	stages   *prometheus.HistogramVec

@@ -9,7 +9,6 @@
 package function
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -18,7 +17,8 @@ import (
 	"strings"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"pgw/shared/event"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 )
@@ -56,16 +56,11 @@ const (
 	Always
 )
 
-// Publisher publishes events.
-type Publisher interface {
-	Publish(ctx context.Context, topic, key string, e cloudevents.Event) error
-}
-
 // Dependencies are the inputs for building a function. A test sets the ones that it needs. For the
 // others, Make uses the real clock and randomness, a new registry and no log.
 type Dependencies struct {
 	Conns     map[string]grpc.ClientConnInterface // by the name of the called function
-	Publisher Publisher
+	Publisher event.Publisher
 	HTTP      http.RoundTripper
 	Now       func() time.Time
 	Random    func() float64 // in [0, 1)

@@ -130,7 +130,7 @@ func (s *system) dependencies() function.Dependencies {
 }
 
 type faultyPublisher struct {
-	allinone.Publisher
+	event.Publisher
 	faults *faults
 }
 
@@ -226,7 +226,7 @@ func start(t testing.TB, o options) *system {
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
 		},
-		Publish: func(p allinone.Publisher) allinone.Publisher { return faultyPublisher{p, s.faults} },
+		Publish: func(p event.Publisher) event.Publisher { return faultyPublisher{p, s.faults} },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -58,7 +58,7 @@ type Config struct {
 
 	// Between and Publish wrap calls and publishing, to inject faults in tests. They may be nil.
 	Between func(callee string, conn grpc.ClientConnInterface) grpc.ClientConnInterface
-	Publish func(Publisher) Publisher
+	Publish func(event.Publisher) event.Publisher
 }
 
 // Links are the page's links to other services. An empty link means that the service is not there.
@@ -66,9 +66,6 @@ type Links struct {
 	Grafana gateway.GrafanaURL
 	Trace   string
 }
-
-// Publisher publishes events.
-type Publisher = function.Publisher
 
 // System is all functions of a process.
 type System struct {
@@ -103,7 +100,7 @@ func New(cfg Config) (*System, error) {
 	s := &System{
 		cfg: cfg, ports: map[string]*function.Port{}, conns: map[string]grpc.ClientConnInterface{}, producer: producer,
 	}
-	var publisher Publisher = producer
+	var publisher event.Publisher = producer
 	if cfg.Publish != nil {
 		publisher = cfg.Publish(publisher)
 	}
