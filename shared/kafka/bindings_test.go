@@ -24,6 +24,22 @@ type message struct {
 	body    string
 }
 
+func (m message) request() *http.Request {
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(m.body))
+	for name, value := range m.headers {
+		r.Header.Set(name, value)
+	}
+	return r
+}
+
+func (m message) record() *sarama.ConsumerMessage {
+	record := &sarama.ConsumerMessage{Value: []byte(m.body)}
+	for name, value := range m.headers {
+		record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
+	}
+	return record
+}
+
 const (
 	inBinary     = `{"amount": 5000, "currency": "IDR"}`
 	inStructured = `{"specversion": "1.0", "id": "order/42", "source": "https://shop.example/orders", "type": "example.order.paid",
@@ -60,22 +76,14 @@ func TestEventsAreReadAlikeByEachBinding(t *testing.T) {
 	read := map[string]func(t *testing.T, m message) cloudevents.Event{
 		"HTTP": func(t *testing.T, m message) (got cloudevents.Event) {
 			handler := event.HTTP(func(_ context.Context, e cloudevents.Event) error { got = e; return nil }, slog.New(slog.DiscardHandler))
-			r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(m.body))
-			for name, value := range m.headers {
-				r.Header.Set(name, value)
-			}
 			w := httptest.NewRecorder()
-			if handler.ServeHTTP(w, r); w.Code != http.StatusAccepted {
+			if handler.ServeHTTP(w, m.request()); w.Code != http.StatusAccepted {
 				t.Fatalf("%d %s", w.Code, w.Body)
 			}
 			return got
 		},
 		"Kafka": func(t *testing.T, m message) cloudevents.Event {
-			record := &sarama.ConsumerMessage{Value: []byte(m.body)}
-			for name, value := range m.headers {
-				record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
-			}
-			got, err := kafka.ReadRecord(t.Context(), record, nil)
+			got, err := kafka.ReadRecord(t.Context(), m.record(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,22 +132,14 @@ func TestBindingsRefuseWhatIsNoEvent(t *testing.T) {
 	} {
 		all := bindings()
 		m := spoil(all["HTTP"]["binary, application/json"], "ce-")
-		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(m.body))
-		for name, value := range m.headers {
-			r.Header.Set(name, value)
-		}
 		w := httptest.NewRecorder()
-		event.HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+		event.HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, m.request())
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("HTTP, %s: %d %s", name, w.Code, w.Body)
 		}
 		m = spoil(all["Kafka"]["binary, application/json"], "ce_")
-		record := &sarama.ConsumerMessage{Value: []byte(m.body)}
-		for name, value := range m.headers {
-			record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
-		}
 		wrap := func(*sarama.ConsumerMessage) cloudevents.Event { return cloudevents.New() } // the event of a plain record, which is not valid either
-		if e, err := kafka.ReadRecord(t.Context(), record, wrap); err == nil && e.Validate() == nil {
+		if e, err := kafka.ReadRecord(t.Context(), m.record(), wrap); err == nil && e.Validate() == nil {
 			t.Errorf("Kafka, %s: read %s", name, e)
 		}
 	}

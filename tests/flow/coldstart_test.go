@@ -43,20 +43,26 @@ func separate(t *testing.T, log *processes.Output) *processes.System {
 		if err := s.StopAll(); err != nil {
 			t.Errorf("%v: %s", err, log)
 		}
-		conn, err := pgx.Connect(context.Background(), database)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		sum, err := ledger.ReadSum(context.Background(), conn)
-		if err == nil {
-			err = sum.Err()
-		}
-		if err != nil {
-			t.Error(err)
-		}
+		checkSumOf(t, database)
 	})
 	return s
+}
+
+// checkSumOf adds up the ledger of a database.
+func checkSumOf(t *testing.T, database string) {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	sum, err := ledger.ReadSum(context.Background(), conn)
+	if err == nil {
+		err = sum.Err()
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func payOver(t *testing.T, addr, key string) answer {

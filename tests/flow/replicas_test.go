@@ -17,6 +17,19 @@ import (
 // results first.
 func (s *system) replica(answerIn time.Duration) (url string) {
 	s.t.Helper()
+	url, stop := s.stoppableReplica(answerIn)
+	s.t.Cleanup(func() {
+		if err := <-stop(); err != nil {
+			s.t.Error(err)
+		}
+	})
+	return url
+}
+
+// stoppableReplica is replica for a test that stops it. stop begins the drain. The drain's error
+// comes from the channel.
+func (s *system) stoppableReplica(answerIn time.Duration) (url string, stop func() <-chan error) {
+	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatal(err)
@@ -27,15 +40,10 @@ func (s *system) replica(answerIn time.Duration) (url string) {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	s.t.Cleanup(cancel)
 	done := make(chan error, 1)
-	go func() { done <- f.Serve(ctx, l, 5*time.Second) }()
-	s.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			s.t.Error(err)
-		}
-	})
-	return url
+	go func() { done <- f.Serve(ctx, l, max(answerIn, 5*time.Second)) }()
+	return url, func() <-chan error { cancel(); return done }
 }
 
 func (s *system) at(url string) *system {
@@ -117,3 +125,47 @@ type discardResponse struct{ header http.Header }
 func (d discardResponse) Header() http.Header       { return d.header }
 func (discardResponse) Write(p []byte) (int, error) { return len(p), nil }
 func (discardResponse) WriteHeader(int)             {}
+
+// A replica that is stopping accepts no new payments. It accepts results on new connections until
+// all its clients have their answers.
+func TestAReplicaThatIsStoppedTakesItsResults(t *testing.T) {
+	s := start(t, options{})
+	url, stop := s.stoppableReplica(patience)
+	replica := s.at(url)
+
+	begun, release := make(chan struct{}, 1), make(chan struct{})
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/payments.v1.") {
+				begun <- struct{}{}
+				<-release
+			}
+			return nil
+		}
+	})
+	answered := make(chan answer, 1)
+	go func() { answered <- replica.pay("under way", "A", "B", "IDR", 5000) }()
+	<-begun
+	ended := stop()
+	s.eventually("the replica says that it is being stopped", func() error { return notReady(url) })
+	s.expect(replica.pay("too late", "A", "B", "IDR", 5000), "503 FAILED overloaded")
+	close(release)
+	s.expect(<-answered, "200 SUCCESS committed")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// notReady sends a readiness probe on its own connection.
+func notReady(url string) error {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(url + "/readyz")
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		return fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return nil
+}

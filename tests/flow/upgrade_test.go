@@ -14,9 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/IBM/sarama"
-	"github.com/jackc/pgx/v5"
-
 	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
 	"pgw/shared/embedded/embeddedtest"
@@ -108,16 +105,13 @@ func (c *clients) more(n int64) {
 // stopped.
 func (c *clients) waitsInKafka(cfg kafka.Config) {
 	c.t.Helper()
-	count := func() (n int) {
+	count := func() int64 {
 		r, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: cfg.RequestTopic})
 		if err != nil {
 			c.t.Fatal(err)
 		}
 		defer r.Close()
-		if err := r.Each(c.t.Context(), func(*sarama.ConsumerMessage) error { n++; return nil }); err != nil {
-			c.t.Fatal(err)
-		}
-		return n
+		return r.Total()
 	}
 	had := count()
 	eventually(c.t, "a request waits in Kafka", func() error {
@@ -196,18 +190,7 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 	}
 	stop()
 	t.Logf("%d payments, %d retries", c.settled.Load(), c.retried.Load())
-	conn, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	sum, err := ledger.ReadSum(t.Context(), conn)
-	if err == nil {
-		err = sum.Err()
-	}
-	if err != nil {
-		t.Error(err)
-	}
+	checkSumOf(t, database)
 	var keys event.Keyring
 	if err := keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
