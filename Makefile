@@ -109,6 +109,7 @@ chaos: build ## Break everything under load on a real Kafka, heal it, and check 
 	tests/kafka/with-kafka go run ./tests/fault --seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))
 
 lint: ## Check the Go code: formatting, go vet, staticcheck, the direction of imports and more (.golangci.yaml).
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	$(LINT) run ./...
 	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
