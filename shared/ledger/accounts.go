@@ -70,7 +70,7 @@ func (f Funding) check() error {
 
 // checkAccountID checks an account id that comes from outside.
 func checkAccountID(id string) error {
-	if id == payment.SettlementAccount {
+	if payment.IsHouse(id) {
 		return &payment.FieldError{Field: "account_id", Problem: id + " is the house's own"}
 	}
 	return payment.CheckID("account_id", id, payment.MaxAccountID)

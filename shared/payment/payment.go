@@ -38,9 +38,6 @@ const (
 	// lengths in bytes: of a name, of a value, and of all names and values together.
 	MaxMetadata, MaxMetadataName, MaxMetadataValue, MaxMetadataSize = 20, 40, 500, 4 << 10
 
-	// SettlementAccount is pgw's own account. It receives the money of captured wallet holds,
-	// because a hold has no receiver. A payment must not name it as sender or receiver.
-	SettlementAccount = "SETTLEMENT"
 	// HoldPrefix is the prefix of the keys of wallet holds. A payment's key must not start with it.
 	HoldPrefix = "wallet:"
 )
@@ -142,6 +139,18 @@ type Payment struct {
 	AttemptID string `json:"attempt_id,omitempty"`
 	// Metadata is the client's own data. pgw stores it and does not interpret it.
 	Metadata map[string]string `json:"metadata,omitempty"`
+
+	// DebitCurrency and CreditCurrency are the currencies of the sender's and of the receiver's
+	// balance. Both are zero if the payment moves rupiah between rupiah balances. DebitMinor and
+	// CreditMinor are the amounts that are moved, in minor units, and are zero then too: AmountIDR is
+	// moved. In all other payments AmountIDR is what the payment is worth in rupiah, for the rules.
+	DebitCurrency  money.Currency `json:"debit_currency,omitzero"`
+	CreditCurrency money.Currency `json:"credit_currency,omitzero"`
+	DebitMinor     int64          `json:"debit_minor,omitempty"`
+	CreditMinor    int64          `json:"credit_minor,omitempty"`
+	// Exchange is the price, if the two currencies differ.
+	Exchange Exchange `json:"exchange,omitzero"`
+	QuoteID  string   `json:"quote_id,omitempty"` // the firm quote that the client pays by
 }
 
 // Sent returns the amount as the client sent it.
@@ -280,6 +289,13 @@ func (p Payment) Fingerprint() Fingerprint {
 	}
 	buf = append(buf, unit)
 	buf = binary.BigEndian.AppendUint64(buf, uint64(amount))
+	if !p.InRupiah() || p.QuoteID != "" {
+		// A length never begins with this byte, so this part is never taken for metadata.
+		buf = append(buf, 'x')
+		for _, field := range [...]string{p.DebitCurrency.String(), p.CreditCurrency.String(), p.QuoteID} {
+			buf = append(binary.BigEndian.AppendUint32(buf, uint32(len(field))), field...)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Metadata)) {
 		for _, text := range [...]string{name, p.Metadata[name]} {
 			buf = append(binary.BigEndian.AppendUint32(buf, uint32(len(text))), text...)
@@ -317,8 +333,8 @@ func (p Payment) ValidateHold() error {
 		return &FieldError{"idempotency_key", "of a hold must start with " + HoldPrefix}
 	case p.Receiver != SettlementAccount:
 		return &FieldError{"receiver_id", "of a hold must be " + SettlementAccount}
-	case p.Sender == SettlementAccount:
-		return &FieldError{"sender_id", SettlementAccount + " is pgw's own account"}
+	case IsHouse(p.Sender):
+		return &FieldError{"sender_id", p.Sender + " is pgw's own account"}
 	}
 	return p.validate()
 }
@@ -332,10 +348,10 @@ func CheckNames(key, sender, receiver string) error {
 	switch {
 	case strings.HasPrefix(key, HoldPrefix):
 		return &FieldError{"idempotency_key", "starts with " + HoldPrefix + ", which is reserved for pgw"}
-	case sender == SettlementAccount:
-		return &FieldError{"sender_id", SettlementAccount + " is pgw's own account"}
-	case receiver == SettlementAccount:
-		return &FieldError{"receiver_id", SettlementAccount + " is pgw's own account"}
+	case IsHouse(sender):
+		return &FieldError{"sender_id", sender + " is pgw's own account"}
+	case IsHouse(receiver):
+		return &FieldError{"receiver_id", receiver + " is pgw's own account"}
 	}
 	return nil
 }
@@ -363,6 +379,9 @@ func (p Payment) validate() error {
 		if err := checkDate(p.TxDate); err != nil {
 			return err
 		}
+	}
+	if err := p.checkAmounts(); err != nil {
+		return err
 	}
 	return checkMetadata(p.Metadata)
 }

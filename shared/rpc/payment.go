@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"encoding"
 	"fmt"
 	"slices"
 
@@ -28,7 +29,56 @@ func FromPayment(p payment.Payment) *commonv1.Payment {
 		Deadline:       Timestamp(p.Deadline),
 		AttemptId:      p.AttemptID,
 		Metadata:       p.Metadata,
+		DebitCurrency:  p.DebitCurrency.String(),
+		CreditCurrency: p.CreditCurrency.String(),
+		DebitMinor:     p.DebitMinor,
+		CreditMinor:    p.CreditMinor,
+		Exchange:       FromExchange(p.Exchange),
+		QuoteId:        p.QuoteID,
 	}
+}
+
+// FromExchange returns the message of a price; nil if there is none.
+func FromExchange(e payment.Exchange) *commonv1.Exchange {
+	if e.IsZero() {
+		return nil
+	}
+	out := &commonv1.Exchange{Rate: e.Rate.String(), MidRate: e.MidRate.String(), MidMinor: e.MidMinor, Remainder: e.Remainder}
+	for _, s := range e.Steps {
+		out.Steps = append(out.Steps, &commonv1.Step{
+			FromCurrency: s.From.String(), ToCurrency: s.To.String(), RateId: s.RateID,
+			Rate: s.Rate.String(), MidRate: s.MidRate.String(), Inverse: s.Inverse,
+		})
+	}
+	return out
+}
+
+// ToExchange is the inverse of FromExchange. It returns a payment.FieldError for a value that cannot
+// be parsed.
+func ToExchange(in *commonv1.Exchange) (e payment.Exchange, err error) {
+	if in == nil {
+		return e, nil
+	}
+	e = payment.Exchange{MidMinor: in.GetMidMinor(), Remainder: in.GetRemainder()}
+	read := func(text string, into encoding.TextUnmarshaler) {
+		if err == nil {
+			err = into.UnmarshalText([]byte(text))
+		}
+	}
+	read(in.GetRate(), &e.Rate)
+	read(in.GetMidRate(), &e.MidRate)
+	for _, s := range in.GetSteps() {
+		step := payment.Step{RateID: s.GetRateId(), Inverse: s.GetInverse()}
+		read(s.GetFromCurrency(), &step.From)
+		read(s.GetToCurrency(), &step.To)
+		read(s.GetRate(), &step.Rate)
+		read(s.GetMidRate(), &step.MidRate)
+		e.Steps = append(e.Steps, step)
+	}
+	if err != nil {
+		return payment.Exchange{}, &payment.FieldError{Field: "exchange", Problem: err.Error()}
+	}
+	return e, nil
 }
 
 // ToPayment is the inverse of FromPayment. It returns a payment.FieldError for a currency or a rate
@@ -48,12 +98,23 @@ func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 		Deadline:   Time(in.GetDeadline()),
 		AttemptID:  in.GetAttemptId(),
 		Metadata:   in.GetMetadata(),
+		DebitMinor: in.GetDebitMinor(), CreditMinor: in.GetCreditMinor(), QuoteID: in.GetQuoteId(),
 	}
 	var err error
-	if code := in.GetCurrencyInput(); code != "" {
-		if p.Currency, err = money.ParseCurrency(code); err != nil {
-			return p, &payment.FieldError{Field: "currency_input", Problem: err.Error()}
+	for _, c := range [...]struct {
+		field, code string
+		into        *money.Currency
+	}{
+		{"currency_input", in.GetCurrencyInput(), &p.Currency},
+		{"debit_currency", in.GetDebitCurrency(), &p.DebitCurrency},
+		{"credit_currency", in.GetCreditCurrency(), &p.CreditCurrency},
+	} {
+		if err = c.into.UnmarshalText([]byte(c.code)); err != nil {
+			return p, &payment.FieldError{Field: c.field, Problem: err.Error()}
 		}
+	}
+	if p.Exchange, err = ToExchange(in.GetExchange()); err != nil {
+		return p, err
 	}
 	if rate := in.GetRate(); rate != "" {
 		if p.Rate, err = money.ParseRate(rate); err != nil {

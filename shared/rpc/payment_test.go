@@ -45,8 +45,12 @@ func fill(t *testing.T, v reflect.Value) {
 			field.Set(reflect.ValueOf(payment.DuplicateIdempo))
 		case payment.ReservationStatus:
 			field.Set(reflect.ValueOf(payment.Committed))
-		case payment.Payment, payment.Outcome:
+		case payment.Payment, payment.Outcome, payment.Exchange:
 			fill(t, field)
+		case []payment.Step:
+			step := payment.Step{}
+			fill(t, reflect.ValueOf(&step).Elem())
+			field.Set(reflect.ValueOf([]payment.Step{step}))
 		default:
 			t.Fatalf("%s is a %s, which this test has no value for", name, field.Type())
 		}
@@ -59,7 +63,9 @@ func TestEveryFieldIsConverted(t *testing.T) {
 	var want payment.Record
 	fill(t, reflect.ValueOf(&want).Elem())
 	message := rpc.FromRecord(want)
-	for _, m := range []proto.Message{message, message.Payment, message.Outcome} {
+	for _, m := range []proto.Message{
+		message, message.Payment, message.Outcome, message.Payment.Exchange, message.Payment.Exchange.Steps[0],
+	} {
 		fields := m.ProtoReflect().Descriptor().Fields()
 		for i := range fields.Len() {
 			if field := fields.Get(i); !m.ProtoReflect().Has(field) {

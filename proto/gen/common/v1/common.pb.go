@@ -304,8 +304,19 @@ type Payment struct {
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// Tells a redelivery of one attempt, which hears SUCCESS again, from a second attempt, which
 	// hears SUCCESS_REPLAY.
-	AttemptId     string            `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
-	Metadata      map[string]string `protobuf:"bytes,15,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	AttemptId string            `protobuf:"bytes,14,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	Metadata  map[string]string `protobuf:"bytes,15,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The currencies of the sender's and the receiver's balance. Both empty: rupiah, and amount_idr is
+	// what moves. Else amount_idr is what the payment is worth in rupiah.
+	DebitCurrency  string `protobuf:"bytes,16,opt,name=debit_currency,json=debitCurrency,proto3" json:"debit_currency,omitempty"`
+	CreditCurrency string `protobuf:"bytes,17,opt,name=credit_currency,json=creditCurrency,proto3" json:"credit_currency,omitempty"`
+	// What the sender pays and what the receiver gets, in minor units; 0 where both are rupiah.
+	DebitMinor  int64 `protobuf:"varint,18,opt,name=debit_minor,json=debitMinor,proto3" json:"debit_minor,omitempty"`
+	CreditMinor int64 `protobuf:"varint,19,opt,name=credit_minor,json=creditMinor,proto3" json:"credit_minor,omitempty"`
+	// Unset where the two currencies are the same.
+	Exchange *Exchange `protobuf:"bytes,20,opt,name=exchange,proto3" json:"exchange,omitempty"`
+	// The firm quote that the client pays by; empty: none.
+	QuoteId       string `protobuf:"bytes,21,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -445,6 +456,219 @@ func (x *Payment) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *Payment) GetDebitCurrency() string {
+	if x != nil {
+		return x.DebitCurrency
+	}
+	return ""
+}
+
+func (x *Payment) GetCreditCurrency() string {
+	if x != nil {
+		return x.CreditCurrency
+	}
+	return ""
+}
+
+func (x *Payment) GetDebitMinor() int64 {
+	if x != nil {
+		return x.DebitMinor
+	}
+	return 0
+}
+
+func (x *Payment) GetCreditMinor() int64 {
+	if x != nil {
+		return x.CreditMinor
+	}
+	return 0
+}
+
+func (x *Payment) GetExchange() *Exchange {
+	if x != nil {
+		return x.Exchange
+	}
+	return nil
+}
+
+func (x *Payment) GetQuoteId() string {
+	if x != nil {
+		return x.QuoteId
+	}
+	return ""
+}
+
+// Exchange is the price of a payment between balances of two currencies.
+type Exchange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Major units of the credit currency for one of the debit currency: as applied, and in the middle
+	// between bid and ask. Exact decimals, rounded to 18 significant digits.
+	Rate    string `protobuf:"bytes,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	MidRate string `protobuf:"bytes,2,opt,name=mid_rate,json=midRate,proto3" json:"mid_rate,omitempty"`
+	// What the debit is worth at the mid rate, in minor units of the credit currency, rounded down.
+	// The difference to credit_minor is the spread.
+	MidMinor int64 `protobuf:"varint,3,opt,name=mid_minor,json=midMinor,proto3" json:"mid_minor,omitempty"`
+	// What rounding in the house's favour left over: a decimal fraction of one minor unit, of the
+	// credit currency where the debit is fixed, else of the debit currency.
+	Remainder string `protobuf:"bytes,4,opt,name=remainder,proto3" json:"remainder,omitempty"`
+	// The stored rates that the price was made of: one, or two where it goes through a pivot.
+	Steps         []*Step `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exchange) Reset() {
+	*x = Exchange{}
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exchange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exchange) ProtoMessage() {}
+
+func (x *Exchange) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
+func (*Exchange) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Exchange) GetRate() string {
+	if x != nil {
+		return x.Rate
+	}
+	return ""
+}
+
+func (x *Exchange) GetMidRate() string {
+	if x != nil {
+		return x.MidRate
+	}
+	return ""
+}
+
+func (x *Exchange) GetMidMinor() int64 {
+	if x != nil {
+		return x.MidMinor
+	}
+	return 0
+}
+
+func (x *Exchange) GetRemainder() string {
+	if x != nil {
+		return x.Remainder
+	}
+	return ""
+}
+
+func (x *Exchange) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// Step is one stored rate of a price, applied from one currency to the other.
+type Step struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	FromCurrency string                 `protobuf:"bytes,1,opt,name=from_currency,json=fromCurrency,proto3" json:"from_currency,omitempty"`
+	ToCurrency   string                 `protobuf:"bytes,2,opt,name=to_currency,json=toCurrency,proto3" json:"to_currency,omitempty"`
+	RateId       string                 `protobuf:"bytes,3,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
+	// The stored rate as applied, and its mid: decimals.
+	Rate    string `protobuf:"bytes,4,opt,name=rate,proto3" json:"rate,omitempty"`
+	MidRate string `protobuf:"bytes,5,opt,name=mid_rate,json=midRate,proto3" json:"mid_rate,omitempty"`
+	// The stored rate is for the other direction: divide by it.
+	Inverse       bool `protobuf:"varint,6,opt,name=inverse,proto3" json:"inverse,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_common_v1_common_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Step) GetFromCurrency() string {
+	if x != nil {
+		return x.FromCurrency
+	}
+	return ""
+}
+
+func (x *Step) GetToCurrency() string {
+	if x != nil {
+		return x.ToCurrency
+	}
+	return ""
+}
+
+func (x *Step) GetRateId() string {
+	if x != nil {
+		return x.RateId
+	}
+	return ""
+}
+
+func (x *Step) GetRate() string {
+	if x != nil {
+		return x.Rate
+	}
+	return ""
+}
+
+func (x *Step) GetMidRate() string {
+	if x != nil {
+		return x.MidRate
+	}
+	return ""
+}
+
+func (x *Step) GetInverse() bool {
+	if x != nil {
+		return x.Inverse
+	}
+	return false
+}
+
 // Outcome is what a payment has come to.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -463,7 +687,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_common_v1_common_proto_msgTypes[2]
+	mi := &file_common_v1_common_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +699,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[2]
+	mi := &file_common_v1_common_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +712,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Outcome) GetStatus() Status {
@@ -542,7 +766,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_common_v1_common_proto_msgTypes[3]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +778,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[3]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +791,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Record) GetPayment() *Payment {
@@ -612,7 +836,7 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x16common/v1/common.proto\x12\tcommon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n" +
 	"\x05Money\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
-	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\x82\x05\n" +
+	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\xe2\x06\n" +
 	"\aPayment\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
 	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
@@ -633,10 +857,31 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\bdeadline\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x0e \x01(\tR\tattemptId\x12<\n" +
-	"\bmetadata\x18\x0f \x03(\v2 .common.v1.Payment.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x0f \x03(\v2 .common.v1.Payment.MetadataEntryR\bmetadata\x12%\n" +
+	"\x0edebit_currency\x18\x10 \x01(\tR\rdebitCurrency\x12'\n" +
+	"\x0fcredit_currency\x18\x11 \x01(\tR\x0ecreditCurrency\x12\x1f\n" +
+	"\vdebit_minor\x18\x12 \x01(\x03R\n" +
+	"debitMinor\x12!\n" +
+	"\fcredit_minor\x18\x13 \x01(\x03R\vcreditMinor\x12/\n" +
+	"\bexchange\x18\x14 \x01(\v2\x13.common.v1.ExchangeR\bexchange\x12\x19\n" +
+	"\bquote_id\x18\x15 \x01(\tR\aquoteId\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x01\n" +
+	"\bExchange\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\tR\x04rate\x12\x19\n" +
+	"\bmid_rate\x18\x02 \x01(\tR\amidRate\x12\x1b\n" +
+	"\tmid_minor\x18\x03 \x01(\x03R\bmidMinor\x12\x1c\n" +
+	"\tremainder\x18\x04 \x01(\tR\tremainder\x12%\n" +
+	"\x05steps\x18\x05 \x03(\v2\x0f.common.v1.StepR\x05steps\"\xae\x01\n" +
+	"\x04Step\x12#\n" +
+	"\rfrom_currency\x18\x01 \x01(\tR\ffromCurrency\x12\x1f\n" +
+	"\vto_currency\x18\x02 \x01(\tR\n" +
+	"toCurrency\x12\x17\n" +
+	"\arate_id\x18\x03 \x01(\tR\x06rateId\x12\x12\n" +
+	"\x04rate\x18\x04 \x01(\tR\x04rate\x12\x19\n" +
+	"\bmid_rate\x18\x05 \x01(\tR\amidRate\x12\x18\n" +
+	"\ainverse\x18\x06 \x01(\bR\ainverse\"\xbe\x01\n" +
 	"\aOutcome\x12)\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x11.common.v1.StatusR\x06status\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12%\n" +
@@ -698,35 +943,39 @@ func file_common_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_common_v1_common_proto_goTypes = []any{
 	(Currency)(0),                 // 0: common.v1.Currency
 	(Status)(0),                   // 1: common.v1.Status
 	(ReservationState)(0),         // 2: common.v1.ReservationState
 	(*Money)(nil),                 // 3: common.v1.Money
 	(*Payment)(nil),               // 4: common.v1.Payment
-	(*Outcome)(nil),               // 5: common.v1.Outcome
-	(*Record)(nil),                // 6: common.v1.Record
-	nil,                           // 7: common.v1.Payment.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*Exchange)(nil),              // 5: common.v1.Exchange
+	(*Step)(nil),                  // 6: common.v1.Step
+	(*Outcome)(nil),               // 7: common.v1.Outcome
+	(*Record)(nil),                // 8: common.v1.Record
+	nil,                           // 9: common.v1.Payment.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 }
 var file_common_v1_common_proto_depIdxs = []int32{
 	0,  // 0: common.v1.Money.currency:type_name -> common.v1.Currency
-	8,  // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
-	8,  // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
-	8,  // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
-	7,  // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
-	1,  // 5: common.v1.Outcome.status:type_name -> common.v1.Status
-	2,  // 6: common.v1.Outcome.state:type_name -> common.v1.ReservationState
-	4,  // 7: common.v1.Record.payment:type_name -> common.v1.Payment
-	5,  // 8: common.v1.Record.outcome:type_name -> common.v1.Outcome
-	8,  // 9: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
-	8,  // 10: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	10, // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
+	10, // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
+	10, // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
+	9,  // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
+	5,  // 5: common.v1.Payment.exchange:type_name -> common.v1.Exchange
+	6,  // 6: common.v1.Exchange.steps:type_name -> common.v1.Step
+	1,  // 7: common.v1.Outcome.status:type_name -> common.v1.Status
+	2,  // 8: common.v1.Outcome.state:type_name -> common.v1.ReservationState
+	4,  // 9: common.v1.Record.payment:type_name -> common.v1.Payment
+	7,  // 10: common.v1.Record.outcome:type_name -> common.v1.Outcome
+	10, // 11: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
+	10, // 12: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_common_v1_common_proto_init() }
@@ -740,7 +989,7 @@ func file_common_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_v1_common_proto_rawDesc), len(file_common_v1_common_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
