@@ -217,7 +217,7 @@ func TestSeededProfilesHold(t *testing.T) {
 	if got := w.status("A"); got != "BLOCKED" {
 		t.Errorf("the account is %s", got)
 	}
-	w.exec(`UPDATE wallet_accounts SET profile_at = '2099-01-01' WHERE account_id = 'A'`) // frozen, as earlier releases allowed
+	w.exec(`UPDATE accounts SET profile_at = '2099-01-01' WHERE account_id = 'A'`) // frozen, as earlier releases allowed
 	w.open(0, "A")
 	w.takes(w.accountEvent("/bank", "o2", blocked("A"), time.Now().Add(10*time.Second)), "applied")
 }
@@ -306,8 +306,7 @@ func TestAKnownFundingWithOtherContentIsRefused(t *testing.T) {
 func TestWhatCanNeverWorkIsRefusedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A")
-	w.exec(`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('most', 'A', 9223372036854775807)`)
-	w.exec(`UPDATE wallet_accounts SET balance_idr = 9223372036854775807 WHERE account_id = 'A'`)
+	w.exec(`UPDATE balances SET available = 9223372036854775807 WHERE account_id = 'A'`)
 	profile := func(change func(*event.AccountOpened)) event.AccountOpened {
 		out := active("B")
 		change(&out)
@@ -333,8 +332,7 @@ func TestWhatCanNeverWorkIsRefusedAtOnce(t *testing.T) {
 	w.takes(w.accountEvent("/bank", "o1", profile(func(o *event.AccountOpened) { o.Owner = "Søren 山田 🙂" }), time.Now()), "applied")
 	w.takes(w.accountEvent("/bank", "f1", event.AccountFunded{AccountID: "B", AmountIDR: 5, Note: "für Miete"}, time.Now()), "applied")
 	// The column can't hold this sum. The ledger is checked when the test ends.
-	w.exec(`DELETE FROM fundings WHERE funding_id = 'most'`)
-	w.exec(`UPDATE wallet_accounts SET balance_idr = 0 WHERE account_id = 'A'`)
+	w.exec(`UPDATE balances SET available = 0 WHERE account_id = 'A'`)
 
 	// If the database does not answer, the event is not refused.
 	gone, cancel := context.WithCancel(t.Context())

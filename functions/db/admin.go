@@ -21,7 +21,14 @@ func (d *DB) SeedAccounts(ctx context.Context, in *dbv1.SeedAccountsRequest) (*d
 		accounts[i] = ledger.Seed{Profile: ledger.Profile{
 			AccountID: a.AccountId, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIdr,
 			Status: payment.AccountStatus(a.Status),
-		}, BalanceIDR: a.BalanceIdr}
+		}, Balances: []money.Amount{{Minor: a.BalanceIdr, Currency: money.IDR}}}
+		for _, b := range a.Balances {
+			currency, err := money.ParseCurrency(b.Currency)
+			if err != nil {
+				return nil, invalid(fmt.Errorf("accounts[%d].balances: %w", i, err))
+			}
+			accounts[i].Balances = append(accounts[i].Balances, money.Amount{Minor: b.Minor, Currency: currency})
+		}
 	}
 	if err := d.ledger.SeedAccounts(ctx, accounts); err != nil {
 		return nil, translated(err)

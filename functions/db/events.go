@@ -10,6 +10,7 @@ import (
 
 	"pgw/shared/event"
 	"pgw/shared/ledger"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -30,7 +31,7 @@ func (d *DB) handle(ctx context.Context, e cloudevents.Event) error {
 		// A ping is not signed. It carries no data, and a sweep does no harm however often it runs.
 		_, err := d.sweep(ctx)
 		return err
-	case event.TypeAccountOpened, event.TypeAccountFunded:
+	case event.TypeAccountOpened, event.TypeAccountFunded, event.TypeAccountFundedV2:
 		outcome, err := d.applyAccountEvent(ctx, e)
 		d.metrics.accountEvents.WithLabelValues(outcome).Inc()
 		return err
@@ -116,12 +117,22 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	return changed, nil
 }
 
+// readFunding reads either version of a funding.
+func readFunding(e cloudevents.Event) (ledger.Funding, error) {
+	if e.Type() == event.TypeAccountFunded {
+		in, err := event.Decode[event.AccountFunded](e)
+		return ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.AmountIDR, Currency: money.IDR}, Note: in.Note}, err
+	}
+	in, err := event.Decode[event.AccountFundedV2](e)
+	return ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.Minor, Currency: in.Currency}, Note: in.Note}, err
+}
+
 func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool, err error) {
-	in, err := event.Decode[event.AccountFunded](e)
+	in, err := readFunding(e)
 	if err != nil {
 		return false, err
 	}
-	changed, err = d.ledger.FundAccount(ctx, ledger.Funding(in), origin(e))
+	changed, err = d.ledger.FundAccount(ctx, in, origin(e))
 	if err != nil {
 		return false, eventError(err, "fund", in.AccountID)
 	}

@@ -135,10 +135,18 @@ func (w *Wallet) GetAccount(ctx context.Context, in *walletv1.GetAccountRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &walletv1.GetAccountResponse{
-		AccountId: a.ID, BalanceIdr: a.BalanceIDR, Currency: commonv1.Currency(commonv1.Currency_value[a.Currency]),
-		CurrencyCode: a.Currency, Status: string(a.Status), DailyLimitIdr: a.DailyLimitIDR, SpentTodayIdr: a.SpentOn(payment.Day(w.now())),
-	}, nil
+	rupiah, today := a.In(money.IDR), payment.Day(w.now())
+	out := &walletv1.GetAccountResponse{
+		AccountId: a.ID, BalanceIdr: rupiah.Available, Currency: commonv1.Currency(commonv1.Currency_value[a.Currency]),
+		CurrencyCode: a.Currency, Status: string(a.Status), DailyLimitIdr: rupiah.DailyLimit, SpentTodayIdr: rupiah.SpentOn(today),
+	}
+	for _, b := range a.Balances {
+		out.Balances = append(out.Balances, &commonv1.Balance{
+			Currency: b.Currency.String(), AvailableMinor: b.Available, HeldMinor: b.Held,
+			DailyLimitMinor: b.DailyLimit, SpentTodayMinor: b.SpentOn(today),
+		})
+	}
+	return out, nil
 }
 
 // GetBalance implements wallet.v1.WalletService.
@@ -147,7 +155,7 @@ func (w *Wallet) GetBalance(ctx context.Context, in *walletv1.GetBalanceRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &walletv1.GetBalanceResponse{BalanceMinor: a.BalanceIDR, Currency: commonv1.Currency_IDR}, nil
+	return &walletv1.GetBalanceResponse{BalanceMinor: a.In(money.IDR).Available, Currency: commonv1.Currency_IDR}, nil
 }
 
 // GetRandomAccounts implements wallet.v1.WalletService.
@@ -181,7 +189,7 @@ func (w *Wallet) Reserve(ctx context.Context, in *walletv1.ReserveRequest) (*wal
 	if err != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.UnsupportedCurrency)}, nil
 	}
-	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor || in.AccountId == payment.SettlementAccount ||
+	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor || payment.IsHouse(in.AccountId) ||
 		payment.CheckID("payment_id", in.PaymentId, payment.MaxKey-len(holdKey(""))) != nil {
 		return &walletv1.ReserveResponse{Reason: string(payment.InvalidInput)}, nil
 	}

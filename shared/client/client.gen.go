@@ -95,37 +95,41 @@ func (e PaymentStatus) Valid() bool {
 
 // Defines values for Reason.
 const (
-	BadJSON             Reason = "bad_json"
-	CommitFailed        Reason = "commit_failed"
-	Committed           Reason = "committed"
-	DailyLimitExceeded  Reason = "daily_limit_exceeded"
-	DuplicateIdempo     Reason = "duplicate_idempo"
-	Expired             Reason = "expired"
-	FxUnavailable       Reason = "fx_unavailable"
-	IdempotencyMismatch Reason = "idempotency_mismatch"
-	InsufficientFunds   Reason = "insufficient_funds"
-	InvalidInput        Reason = "invalid_input"
-	LedgerUnavailable   Reason = "ledger_unavailable"
-	Overloaded          Reason = "overloaded"
-	QueuePublishError   Reason = "queue_publish_error"
-	QueueTimeout        Reason = "queue_timeout"
-	ReceiverBlocked     Reason = "receiver_blocked"
-	RiskAboveMax        Reason = "risk_above_max"
-	RiskBadInput        Reason = "risk_bad_input"
-	RiskBelowMin        Reason = "risk_below_min"
-	RiskBlockedAccount  Reason = "risk_blocked_account"
-	RiskOther           Reason = "risk_other"
-	RiskRandomReject    Reason = "risk_random_reject"
-	RiskSameParty       Reason = "risk_same_party"
-	RiskUnavailable     Reason = "risk_unavailable"
-	RiskVelocity        Reason = "risk_velocity"
-	RolledBack          Reason = "rolled_back"
-	SenderBlocked       Reason = "sender_blocked"
-	Undeliverable       Reason = "undeliverable"
-	UnknownReceiver     Reason = "unknown_receiver"
-	UnknownSender       Reason = "unknown_sender"
-	UnsupportedCurrency Reason = "unsupported_currency"
-	WalletUnavailable   Reason = "wallet_unavailable"
+	BadJSON              Reason = "bad_json"
+	CommitFailed         Reason = "commit_failed"
+	Committed            Reason = "committed"
+	DailyLimitExceeded   Reason = "daily_limit_exceeded"
+	DuplicateIdempo      Reason = "duplicate_idempo"
+	Expired              Reason = "expired"
+	FxLiquidityExhausted Reason = "fx_liquidity_exhausted"
+	FxUnavailable        Reason = "fx_unavailable"
+	IdempotencyMismatch  Reason = "idempotency_mismatch"
+	InsufficientFunds    Reason = "insufficient_funds"
+	InvalidInput         Reason = "invalid_input"
+	LedgerUnavailable    Reason = "ledger_unavailable"
+	Overloaded           Reason = "overloaded"
+	QueuePublishError    Reason = "queue_publish_error"
+	QueueTimeout         Reason = "queue_timeout"
+	QuoteExpired         Reason = "quote_expired"
+	QuoteMismatch        Reason = "quote_mismatch"
+	QuoteUsed            Reason = "quote_used"
+	ReceiverBlocked      Reason = "receiver_blocked"
+	RiskAboveMax         Reason = "risk_above_max"
+	RiskBadInput         Reason = "risk_bad_input"
+	RiskBelowMin         Reason = "risk_below_min"
+	RiskBlockedAccount   Reason = "risk_blocked_account"
+	RiskOther            Reason = "risk_other"
+	RiskRandomReject     Reason = "risk_random_reject"
+	RiskSameParty        Reason = "risk_same_party"
+	RiskUnavailable      Reason = "risk_unavailable"
+	RiskVelocity         Reason = "risk_velocity"
+	RolledBack           Reason = "rolled_back"
+	SenderBlocked        Reason = "sender_blocked"
+	Undeliverable        Reason = "undeliverable"
+	UnknownReceiver      Reason = "unknown_receiver"
+	UnknownSender        Reason = "unknown_sender"
+	UnsupportedCurrency  Reason = "unsupported_currency"
+	WalletUnavailable    Reason = "wallet_unavailable"
 )
 
 // Valid indicates whether the value is a known member of the Reason enum.
@@ -143,6 +147,8 @@ func (e Reason) Valid() bool {
 		return true
 	case Expired:
 		return true
+	case FxLiquidityExhausted:
+		return true
 	case FxUnavailable:
 		return true
 	case IdempotencyMismatch:
@@ -158,6 +164,12 @@ func (e Reason) Valid() bool {
 	case QueuePublishError:
 		return true
 	case QueueTimeout:
+		return true
+	case QuoteExpired:
+		return true
+	case QuoteMismatch:
+		return true
+	case QuoteUsed:
 		return true
 	case ReceiverBlocked:
 		return true

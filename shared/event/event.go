@@ -17,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	jsonv1 "github.com/go-json-experiment/json/v1"
 
+	"pgw/shared/money"
 	"pgw/shared/payment"
 )
 
@@ -26,6 +27,12 @@ const (
 	TypePaymentResult    = "pgw.payment.result.v1"
 	TypeAccountOpened    = "pgw.account.opened.v1"
 	TypeAccountFunded    = "pgw.account.funded.v1"
+
+	// TypePaymentRequestedV2 is a payment between balances that are not both in rupiah. Releases that
+	// move only rupiah refuse it.
+	TypePaymentRequestedV2 = "pgw.payment.requested.v2"
+	// TypeAccountFundedV2 is a funding in any currency.
+	TypeAccountFundedV2 = "pgw.account.funded.v2"
 
 	// TypeKafkaRecord is the type that KafkaSource gives to a record that is not a CloudEvent.
 	TypeKafkaRecord = "dev.knative.kafka.event"
@@ -40,7 +47,7 @@ const ExtPartitionKey = "partitionkey"
 // ErrMalformed is wrapped by the errors of decoding. Such an event can never succeed.
 var ErrMalformed = errors.New("malformed event")
 
-// PaymentRequested is the data of TypePaymentRequested.
+// PaymentRequested is the data of TypePaymentRequested and of TypePaymentRequestedV2.
 type PaymentRequested struct {
 	payment.Payment
 	// ReplyTo is the URL of the gateway replica whose client waits. It may be empty.
@@ -69,12 +76,12 @@ type PaymentResult struct {
 type AccountOpened struct {
 	AccountID     string                `json:"account_id"`
 	Owner         string                `json:"owner"`
-	Currency      string                `json:"currency"`        // the owner's own currency, for display; balances are in rupiah
+	Currency      string                `json:"currency"`        // the owner's own currency
 	DailyLimitIDR int64                 `json:"daily_limit_idr"` // 0 means no limit
 	Status        payment.AccountStatus `json:"status"`
 }
 
-// AccountFunded is the data of TypeAccountFunded: money that enters the ledger from outside. It is
+// AccountFunded is the data of TypeAccountFunded: rupiah that enter the ledger from outside. They are
 // booked once for each event id.
 type AccountFunded struct {
 	AccountID string `json:"account_id"`
@@ -82,10 +89,23 @@ type AccountFunded struct {
 	Note      string `json:"note,omitempty"`
 }
 
+// AccountFundedV2 is the data of TypeAccountFundedV2: money that enters the ledger from outside, in any
+// currency. It is booked once for each event id.
+type AccountFundedV2 struct {
+	AccountID string         `json:"account_id"`
+	Currency  money.Currency `json:"currency"`
+	Minor     int64          `json:"amount_minor"` // minor units of Currency
+	Note      string         `json:"note,omitempty"`
+}
+
 // Requested makes the request event of a payment. Its id depends only on the payment, so publishing
 // it again gives the same event. replyTo may be empty.
 func Requested(source string, p payment.Payment, replyTo string, now time.Time) (cloudevents.Event, error) {
-	return New(TypePaymentRequested, RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
+	eventType := TypePaymentRequested
+	if !p.InRupiah() {
+		eventType = TypePaymentRequestedV2
+	}
+	return New(eventType, RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
 }
 
 // Result makes the event with a payment's outcome.
@@ -141,11 +161,11 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 }
 
 // ReadRequest checks an event of the request topic and returns its data. The event must be of type
-// TypePaymentRequested with a valid signature, or, if allowUnsigned is set, the plain record of an
+// TypePaymentRequested or TypePaymentRequestedV2 with a valid signature, or, if allowUnsigned is set, the plain record of an
 // earlier producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
 	switch {
-	case e.Type() == TypePaymentRequested:
+	case e.Type() == TypePaymentRequested, e.Type() == TypePaymentRequestedV2:
 		if err := keys.Verify(e); err != nil {
 			return PaymentRequested{}, err
 		}
@@ -168,6 +188,9 @@ func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (Paymen
 	}
 	if err := data.Validate(); err != nil {
 		return PaymentRequested{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if data.InRupiah() != (e.Type() != TypePaymentRequestedV2) {
+		return PaymentRequested{}, fmt.Errorf("%w: %s moves %s", ErrMalformed, e.Type(), data.Debit().Currency)
 	}
 	return data, nil
 }

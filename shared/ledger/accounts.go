@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -27,8 +28,8 @@ const MaxAhead = time.Minute
 type Profile struct {
 	AccountID     string
 	Owner         string
-	Currency      string // the owner's currency; balances are in rupiah
-	DailyLimitIDR int64  // for one UTC day; 0: no limit
+	Currency      string // the owner's own currency
+	DailyLimitIDR int64  // of the balance in rupiah, for one UTC day; 0: no limit
 	Status        payment.AccountStatus
 }
 
@@ -54,7 +55,7 @@ func (p Profile) check() error {
 // Funding is money that comes in from outside.
 type Funding struct {
 	AccountID string
-	AmountIDR int64
+	Amount    money.Amount
 	Note      string
 }
 
@@ -62,8 +63,15 @@ func (f Funding) check() error {
 	if err := checkAccountID(f.AccountID); err != nil {
 		return err
 	}
-	if f.AmountIDR <= 0 || f.AmountIDR > money.MaxMinor {
-		return &payment.FieldError{Field: "amount_idr", Problem: fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
+	if f.Amount.Currency == (money.Currency{}) {
+		return &payment.FieldError{Field: "currency", Problem: "is missing"}
+	}
+	if f.Amount.Minor <= 0 || f.Amount.Minor > money.MaxMinor {
+		field := "amount_minor"
+		if f.Amount.Currency == money.IDR {
+			field = "amount_idr"
+		}
+		return &payment.FieldError{Field: field, Problem: fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
 	return payment.CheckText("note", f.Note, payment.MaxNote)
 }
@@ -93,45 +101,89 @@ func (o Origin) key() string {
 // ambiguous returns the key as earlier releases wrote it.
 func (o Origin) ambiguous() string { return o.Source + "#" + o.ID }
 
-// openSQL creates the account, or sets its profile unless a newer event has set it. Events may come
-// again and in another order. Of two events with the same time, the one with the greater key is
-// newer.
+// openSQL creates the account with its balance in rupiah, or sets its profile unless a newer event has
+// set it. Events may come again and in another order. Of two events with the same time, the one with
+// the greater key is newer. Every balance has a copy of the status, because the statements that move
+// money check it there.
 const openSQL = `
-INSERT INTO wallet_accounts (account_id, owner, currency, daily_limit_idr, status, profile_at, profile_event)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (account_id) DO UPDATE
-SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excluded.daily_limit_idr,
-	status = excluded.status, profile_at = excluded.profile_at, profile_event = excluded.profile_event, updated_at = now()
-WHERE (wallet_accounts.profile_at, wallet_accounts.profile_event) <= (excluded.profile_at, excluded.profile_event)`
+WITH opened AS (
+	INSERT INTO accounts AS a (account_id, owner, home_currency, status, profile_at, profile_event)
+	VALUES ($1, $2, $3, $5, $6, $7)
+	ON CONFLICT (account_id) DO UPDATE
+	SET owner = excluded.owner, home_currency = excluded.home_currency, status = excluded.status,
+		profile_at = excluded.profile_at, profile_event = excluded.profile_event, updated_at = now()
+	WHERE (a.profile_at, a.profile_event) <= (excluded.profile_at, excluded.profile_event)
+	RETURNING account_id
+)` + balanceOfProfileSQL
+
+// balanceOfProfileSQL sets the account's balances as its profile says, after a CTE named opened.
+const balanceOfProfileSQL = `, others AS MATERIALIZED (
+	SELECT b.account_id, b.currency FROM balances b JOIN opened o ON o.account_id = b.account_id
+	WHERE b.currency <> 'IDR' AND b.status <> $5 ORDER BY b.currency FOR NO KEY UPDATE OF b
+), blocked AS (
+	UPDATE balances b SET status = $5, updated_at = now() FROM others o WHERE b.account_id = o.account_id AND b.currency = o.currency
+)
+INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened
+ON CONFLICT (account_id, currency) DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = now()`
 
 const (
 	// openUndatedSQL creates the account from an event whose time is not known. Any event with a
 	// time is newer.
 	openUndatedSQL = `
-INSERT INTO wallet_accounts (account_id, owner, currency, daily_limit_idr, status)
-VALUES ($1, $2, $3, $4, $5) ON CONFLICT (account_id) DO NOTHING`
+WITH opened AS (
+	INSERT INTO accounts (account_id, owner, home_currency, status)
+	VALUES ($1, $2, $3, $5) ON CONFLICT (account_id) DO NOTHING RETURNING account_id
+)` + balanceOfProfileSQL
 
 	sameProfileSQL = `
-SELECT owner = $2 AND currency = $3 AND daily_limit_idr = $4 AND status = $5 FROM wallet_accounts WHERE account_id = $1`
+SELECT a.owner = $2 AND a.home_currency = $3 AND b.daily_limit = $4 AND a.status = $5
+FROM accounts a JOIN balances b ON b.account_id = a.account_id WHERE a.account_id = $1 AND b.currency = 'IDR'`
 )
 
 const (
+	// addForTransferSQL makes the balances that a transfer changes.
+	addForTransferSQL = `
+INSERT INTO balances (account_id, currency, status)
+SELECT account_id, $2, status FROM accounts
+WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND EXISTS (SELECT FROM accounts WHERE account_id = $1)
+ORDER BY account_id FOR SHARE
+ON CONFLICT (account_id, currency) DO NOTHING`
+
+	// lockForTransferSQL is the first part of a transfer: it locks the two balances, the house's last,
+	// and takes the time then.
+	lockForTransferSQL = `
+WITH locked AS MATERIALIZED (
+	SELECT account_id, currency, available FROM balances WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND currency = $2
+	ORDER BY ` + house + `, account_id FOR NO KEY UPDATE
+), booked AS MATERIALIZED (
+	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) waited
+)`
+
+	// bookTransferSQL is the last part of a transfer: it books the transfer of a CTE named added.
+	bookTransferSQL = `, legs AS MATERIALIZED (
+	SELECT account_id, currency, amount, transfer_id, booked_at FROM added
+	UNION ALL SELECT '` + payment.OutsideAccount + `', currency, -amount, transfer_id, booked_at FROM added
+), entered AS (
+	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+	SELECT account_id, currency, booked_at, md5(transfer_id)::uuid, CASE WHEN (SELECT amount FROM added) > 0 THEN 'funding' ELSE 'withdrawal' END,
+		amount, (booked_at AT TIME ZONE 'UTC')::date FROM legs
+)
+UPDATE balances b SET available = b.available + l.amount, updated_at = now()
+FROM legs l WHERE b.account_id = l.account_id AND b.currency = l.currency`
+
 	// fundSQL counts a funding once, by its id. It changes no row if the id has been counted or the
 	// account does not exist. The balance must not exceed what a payment can carry.
-	fundSQL = `
-WITH funded AS (
-	INSERT INTO fundings (funding_id, account_id, amount_idr, note, source)
-	SELECT $1, account_id, $3, $4, $5 FROM wallet_accounts WHERE account_id = $2
-	ON CONFLICT (funding_id) DO NOTHING
-	RETURNING account_id, amount_idr
-)
-UPDATE wallet_accounts a SET balance_idr = a.balance_idr + f.amount_idr, updated_at = now()
-FROM funded f WHERE a.account_id = f.account_id`
+	fundSQL = lockForTransferSQL + `, added AS (
+	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, source, booked_at)
+	SELECT $3, a.account_id, $2, $4, $5, $6, at FROM accounts a, booked WHERE a.account_id = $1
+	ON CONFLICT (transfer_id) DO NOTHING
+	RETURNING transfer_id, account_id, currency, amount, booked_at
+)` + bookTransferSQL
 
-	// knownSQL reports whether a funding with this id has the same content. If $5 is true, it looks
+	// knownSQL reports whether a funding with this id has the same content. If $6 is true, it looks
 	// only at fundings whose source was not kept.
 	knownSQL = `
-SELECT account_id = $2 AND amount_idr = $3 AND note = $4 FROM fundings WHERE funding_id = $1 AND (source = '' OR NOT $5)`
+SELECT account_id = $2 AND currency = $3 AND amount = $4 AND note = $5 FROM transfers WHERE transfer_id = $1 AND (source = '' OR NOT $6)`
 )
 
 // Ahead returns how far a time lies ahead of the database's clock. The result is negative if the
@@ -189,8 +241,18 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 			return false, err
 		}
 	}
-	tag, err := l.pool.Exec(ctx, fundSQL, id, f.AccountID, f.AmountIDR, f.Note, by.Source)
-	if err != nil || tag.RowsAffected() == 1 {
+	var booked bool
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		b := &pgx.Batch{}
+		currency := f.Amount.Currency.String()
+		b.Queue(addForTransferSQL, f.AccountID, currency)
+		b.Queue(fundSQL, f.AccountID, currency, id, f.Amount.Minor, f.Note, by.Source).Exec(func(tag pgconn.CommandTag) error {
+			booked = tag.RowsAffected() > 0
+			return nil
+		})
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil || booked {
 		return err == nil, err
 	}
 	if known, err := l.knownFunding(ctx, id, f, false); known || err != nil {
@@ -204,7 +266,7 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 // not kept.
 func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, sourceless bool) (bool, error) {
 	var same bool
-	err := l.pool.QueryRow(ctx, knownSQL, id, f.AccountID, f.AmountIDR, f.Note, sourceless).Scan(&same)
+	err := l.pool.QueryRow(ctx, knownSQL, id, f.AccountID, f.Amount.Currency.String(), f.Amount.Minor, f.Note, sourceless).Scan(&same)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
@@ -216,25 +278,36 @@ func (l *Ledger) knownFunding(ctx context.Context, id string, f Funding, sourcel
 	return true, nil
 }
 
-// Seed is an account with the balance to set.
+// Seed is an account with the balances to set.
 type Seed struct {
 	Profile
-	BalanceIDR int64
+	Balances []money.Amount // what the account can spend afterwards; other balances stay as they are
+}
+
+func (s Seed) checkBalances() error {
+	seen := map[money.Currency]bool{}
+	for _, b := range s.Balances {
+		if b.Minor < 0 || b.Minor > money.MaxMinor {
+			return fmt.Errorf("balance must be between 0 and %d", int64(money.MaxMinor))
+		}
+		if seen[b.Currency] || b.Currency == (money.Currency{}) {
+			return &payment.FieldError{Field: "balances", Problem: fmt.Sprintf("must name each currency once: %q", b.Currency)}
+		}
+		seen[b.Currency] = true
+	}
+	return nil
 }
 
 // SeedAccounts sets the profiles and balances of up to 10,000 accounts. It sets all of them or
-// none. The change of each balance is recorded as a funding, so the ledger still adds up. An
-// InvalidError names the account and its invalid field.
+// none. The change of each balance is booked as a funding or a withdrawal, so the ledger still adds up.
+// An InvalidError names the account and its invalid field.
 func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 	if len(accounts) > maxSeeds {
 		return &InvalidError{&payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("%d in one call; at most %d", len(accounts), maxSeeds)}}
 	}
 	for i, a := range accounts {
-		if err := a.check(); err != nil {
+		if err := cmp.Or(a.check(), a.checkBalances()); err != nil {
 			return &InvalidError{fmt.Errorf("accounts[%d]: %w", i, err)}
-		}
-		if a.BalanceIDR < 0 || a.BalanceIDR > money.MaxMinor {
-			return &InvalidError{fmt.Errorf("accounts[%d]: balance must be between 0 and %d", i, int64(money.MaxMinor))}
 		}
 	}
 	if err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return seed(ctx, tx, accounts) }); err != nil {
@@ -247,23 +320,23 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 // becomes the newest: its time is the database's time, and is after the last event's time, which
 // may lie a little ahead.
 const profileSQL = `
-INSERT INTO wallet_accounts AS a (account_id, owner, currency, daily_limit_idr, status, profile_at, profile_event)
-VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6)
-ON CONFLICT (account_id) DO UPDATE
-SET owner = excluded.owner, currency = excluded.currency, daily_limit_idr = excluded.daily_limit_idr, status = excluded.status,
-	profile_at = CASE WHEN a.profile_at BETWEEN excluded.profile_at AND excluded.profile_at + $7
-		THEN a.profile_at + interval '1 microsecond' ELSE excluded.profile_at END,
-	profile_event = excluded.profile_event, updated_at = now()`
+WITH opened AS (
+	INSERT INTO accounts AS a (account_id, owner, home_currency, status, profile_at, profile_event)
+	VALUES ($1, $2, $3, $5, clock_timestamp(), $6)
+	ON CONFLICT (account_id) DO UPDATE
+	SET owner = excluded.owner, home_currency = excluded.home_currency, status = excluded.status,
+		profile_at = CASE WHEN a.profile_at BETWEEN excluded.profile_at AND excluded.profile_at + $7
+			THEN a.profile_at + interval '1 microsecond' ELSE excluded.profile_at END,
+		profile_event = excluded.profile_event, updated_at = now()
+	RETURNING account_id
+)` + balanceOfProfileSQL
 
-// seedSQL locks the account and records the difference between the wanted and the current balance.
-const seedSQL = `
-WITH before AS (
-	SELECT account_id, balance_idr FROM wallet_accounts WHERE account_id = $1 FOR UPDATE
-), funded AS (
-	INSERT INTO fundings (funding_id, account_id, amount_idr, note)
-	SELECT $3, account_id, $2 - balance_idr, 'seeded' FROM before WHERE $2 <> balance_idr
-)
-UPDATE wallet_accounts a SET balance_idr = $2, updated_at = now() FROM before b WHERE a.account_id = b.account_id`
+// seedSQL books the difference between the wanted and the current balance.
+const seedSQL = lockForTransferSQL + `, added AS (
+	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at)
+	SELECT $3, account_id, currency, $4 - available, 'seeded', at FROM locked, booked WHERE account_id = $1 AND available <> $4
+	RETURNING transfer_id, account_id, currency, amount, booked_at
+)` + bookTransferSQL
 
 func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 	// Accounts are always locked in the order of their ids.
@@ -275,55 +348,88 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 		// No URI begins with a colon, so no event can have this id.
 		id := ":seed:" + newID().String()
 		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, id, MaxAhead)
-		b.Queue(seedSQL, a.AccountID, a.BalanceIDR, id)
+		for _, wanted := range a.Balances {
+			currency, transfer := wanted.Currency.String(), id
+			if wanted.Currency != money.IDR {
+				transfer += ":" + currency
+			}
+			b.Queue(addForTransferSQL, a.AccountID, currency)
+			b.Queue(seedSQL, a.AccountID, currency, transfer, wanted.Minor)
+		}
 	}
 	return tx.SendBatch(ctx, b).Close()
 }
 
 // Account is an account as readers see it.
 type Account struct {
-	ID            string
-	BalanceIDR    int64 // the balance that can be spent
-	Currency      string
-	Status        payment.AccountStatus
-	DailyLimitIDR int64 // 0: no limit
-	SpentDay      int32 // the UTC day of SpentIDR, numbered as payment.Day does
-	SpentIDR      int64 // held or paid on SpentDay
+	ID       string
+	Currency string // the owner's own
+	Status   payment.AccountStatus
+	Balances []AccountBalance // by currency; an account has at least the one in rupiah
+}
+
+// AccountBalance is what an account has in one currency. Amounts are in minor units.
+type AccountBalance struct {
+	Currency   money.Currency
+	Available  int64 // can be spent
+	Held       int64 // for payments that are not decided
+	DailyLimit int64 // 0: no limit
+	SpentDay   int32 // the UTC day of Spent, numbered as payment.Day does
+	Spent      int64 // held or paid on SpentDay
+}
+
+// In returns the balance in a currency; an empty one if the account has none.
+func (a Account) In(c money.Currency) AccountBalance {
+	for _, b := range a.Balances {
+		if b.Currency == c {
+			return b
+		}
+	}
+	return AccountBalance{Currency: c}
 }
 
 // SpentOn returns the amount held or paid on a UTC day.
-func (a Account) SpentOn(day int32) int64 {
-	if a.SpentDay == day {
-		return a.SpentIDR
+func (b AccountBalance) SpentOn(day int32) int64 {
+	if b.SpentDay == day {
+		return b.Spent
 	}
 	return 0
 }
 
 const accountsSQL = `
-SELECT account_id, balance_idr, currency, status, daily_limit_idr, spent_day, spent_today_idr
-FROM wallet_accounts WHERE account_id = ANY($1)`
+SELECT b.account_id, a.home_currency, b.status, b.currency, b.available, b.held, b.daily_limit, b.spent_day, b.spent_today
+FROM balances b JOIN accounts a ON a.account_id = b.account_id WHERE b.account_id = ANY($1) ORDER BY b.account_id, b.currency`
 
 func readAccounts(ctx context.Context, q postgres.Querier, ids []string) (map[string]Account, error) {
 	rows, err := q.Query(ctx, accountsSQL, ids)
 	if err != nil {
 		return nil, fmt.Errorf("read accounts: %w", err)
 	}
-	accounts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Account])
+	found := make(map[string]Account, len(ids))
+	var a Account
+	var b AccountBalance
+	_, err = pgx.ForEachRow(rows, []any{
+		&a.ID, &a.Currency, &a.Status, asText{&b.Currency}, &b.Available, &b.Held, &b.DailyLimit, &b.SpentDay, &b.Spent,
+	}, func() error {
+		known := found[a.ID]
+		if known.ID == "" || a.Status == payment.Blocked {
+			known.ID, known.Currency, known.Status = a.ID, a.Currency, a.Status
+		}
+		known.Balances = append(known.Balances, b)
+		found[a.ID] = known
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read accounts: %w", err)
-	}
-	found := make(map[string]Account, len(accounts))
-	for _, a := range accounts {
-		found[a.ID] = a
 	}
 	return found, nil
 }
 
-// Balance reads the balance that an account can spend. It returns ErrNotFound if the account does
+// Balance reads the rupiah that an account can spend. It returns ErrNotFound if the account does
 // not exist, and ErrFull if too many reads wait.
 func (l *Ledger) Balance(ctx context.Context, account string) (idr int64, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		return l.reads.pool.QueryRow(ctx, `SELECT balance_idr FROM wallet_accounts WHERE account_id = $1`, account).Scan(&idr)
+		return l.reads.pool.QueryRow(ctx, `SELECT available FROM balances WHERE account_id = $1 AND currency = 'IDR'`, account).Scan(&idr)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, ErrNotFound
@@ -348,8 +454,8 @@ func (l *Ledger) RandomAccounts(ctx context.Context, n int) (ids []string, err e
 // ten million accounts would take seconds.
 const randomAccountsSQL = `
 SELECT account_id
-FROM wallet_accounts TABLESAMPLE SYSTEM (
-	LEAST(100, 5000.0 / GREATEST(1, (SELECT relpages FROM pg_class WHERE oid = 'wallet_accounts'::regclass))))
+FROM accounts TABLESAMPLE SYSTEM (
+	LEAST(100, 5000.0 / GREATEST(1, (SELECT relpages FROM pg_class WHERE oid = 'accounts'::regclass))))
 WHERE status = 'ACTIVE' AND NOT internal
 ORDER BY random()
 LIMIT $1`
@@ -368,7 +474,7 @@ func readRandomAccounts(ctx context.Context, q postgres.Querier, n int) ([]strin
 
 // readStarted reads the counts of started payments that the ledger uses when it holds funds.
 func readStarted(ctx context.Context, q postgres.Querier, senders []string, at time.Time) (map[string]uint32, error) {
-	rows, err := q.Query(ctx, `SELECT account_id, started_count FROM wallet_accounts WHERE account_id = ANY($1) AND started_minute = $2`,
+	rows, err := q.Query(ctx, `SELECT account_id, started_count FROM balances WHERE account_id = ANY($1) AND currency = 'IDR' AND started_minute = $2`,
 		senders, int32(at.Unix()/60))
 	if err != nil {
 		return nil, fmt.Errorf("read started payments: %w", err)

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 )
@@ -187,20 +188,18 @@ func TestWhatIsPutLastHolds(t *testing.T) {
 // Before the database's clock decided, the rules with the highest id were in force. They stay in
 // force after the migration.
 func TestTheRulesInForceStayInForce(t *testing.T) {
-	w := newWorld(t)
-	w.exec(`DELETE FROM risk_rules`)
-	w.exec(`DROP INDEX risk_rules_newest`)
-	// The state before the fourth migration.
-	w.exec(`ALTER TABLE fundings DROP COLUMN source`)
-	w.exec(`ALTER TABLE wallet_accounts DROP COLUMN profile_event`)
-	w.exec(`DELETE FROM goose_db_version WHERE version_id >= 4`)
-	w.exec(`INSERT INTO risk_rules VALUES ('01900000-0000-7000-8000-000000000000', '{"n": 1}', now() + interval '1 hour'),
-		('01900000-0000-7000-8000-000000000001', '{"n": 2}', now() - interval '1 hour')`)
-	if err := Migrate(t.Context(), w.cfg.URL); err != nil {
+	url := embeddedtest.Postgres(t)
+	migrateTo(t, url, 3)
+	conn := connect(t, url)
+	if _, err := conn.Exec(t.Context(), `INSERT INTO risk_rules VALUES ('01900000-0000-7000-8000-000000000000', '{"n": 1}', now() + interval '1 hour'),
+		('01900000-0000-7000-8000-000000000001', '{"n": 2}', now() - interval '1 hour')`); err != nil {
+		t.Fatal(err)
+	}
+	if err := Migrate(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	var n string
-	err := w.pool.QueryRow(t.Context(), `SELECT rules->>'n' FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`, pgx.QueryExecModeSimpleProtocol).Scan(&n)
+	err := conn.QueryRow(t.Context(), `SELECT rules->>'n' FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1`, pgx.QueryExecModeSimpleProtocol).Scan(&n)
 	if err != nil || n != "2" {
 		t.Errorf("in force: %s, %v", n, err)
 	}

@@ -80,7 +80,7 @@ func (w *world) open(balance int64, ids ...string) {
 	w.t.Helper()
 	var accounts []Seed
 	for _, id := range ids {
-		accounts = append(accounts, Seed{Profile{AccountID: id, Owner: id, Currency: "IDR", Status: payment.Active}, balance})
+		accounts = append(accounts, Seed{Profile{AccountID: id, Owner: id, Currency: "IDR", Status: payment.Active}, []money.Amount{{Minor: balance, Currency: money.IDR}}})
 	}
 	if err := w.SeedAccounts(context.Background(), accounts); err != nil {
 		w.t.Fatal(err)
@@ -972,24 +972,27 @@ func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
 // Pure: counts payments of the batch, and earlier payments of the same minute.
 func TestVelocityByTheMinute(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 59, 0, time.UTC)
-	s := &sender{Account: payment.Account{ID: "A", Balance: 100}}
+	s := &balance{Balance: payment.Balance{Available: 100}}
 	try := func(at time.Time, velocity uint32) payment.Reason {
 		r := pay("k", "A", "B", 10)
 		r.Deadline = at
-		return hold(r, s, map[string]bool{"B": false}, at, velocity)
+		return state{
+			balances: map[place]*balance{{"A", money.IDR}: s}, now: at,
+			accounts: map[string]payment.AccountStatus{"A": payment.Active, "B": payment.Active},
+		}.hold(r, newID(), velocity)
 	}
 	for i, want := range []payment.Reason{"", "", payment.RiskVelocity, payment.RiskVelocity} {
 		if got := try(now, 2); got != want {
 			t.Errorf("%d: %q", i, got)
 		}
 	}
-	if s.Balance != 80 || s.SpentToday != 20 || s.started != 2 {
+	if s.Available != 80 || s.SpentToday != 20 || s.started != 2 {
 		t.Errorf("a refusal changed the account: %+v", s)
 	}
 	if got := try(now.Add(time.Second), 2); got != "" || s.started != 1 {
 		t.Errorf("in the next minute: %q, %+v", got, s)
 	}
-	s.Balance = 0
+	s.Available = 0
 	if got := try(now.Add(time.Second), 1); got != payment.InsufficientFunds {
 		t.Errorf("too little money, and too fast: %q", got)
 	}
@@ -999,19 +1002,20 @@ func TestVelocityByTheMinute(t *testing.T) {
 // checks at the edge.
 func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
 	w := newWorld(t)
-	w.open(100, "A", "H")
-	w.exec(`UPDATE wallet_accounts SET internal = true WHERE account_id = 'H'`)
+	w.open(100, "A")
+	w.exec(`UPDATE balances SET available = 100 WHERE account_id = 'LIQUIDITY'`)
+	defer w.exec(`UPDATE balances SET available = 0 WHERE account_id = 'LIQUIDITY'`)
 	for name, tc := range map[string]struct {
 		key, from, to string
 		want          payment.Reason
 	}{
-		"from one":         {"k1", "H", "A", payment.UnknownSender},
-		"to one":           {"k2", "A", "H", payment.UnknownReceiver},
+		"from one":         {"k1", payment.LiquidityAccount, "A", payment.UnknownSender},
+		"to one":           {"k2", "A", payment.LiquidityAccount, payment.UnknownReceiver},
 		"to the house":     {"k3", "A", payment.SettlementAccount, payment.UnknownReceiver},
 		"from the house":   {"k4", payment.SettlementAccount, "A", payment.UnknownSender},
 		"a hold":           {"wallet:1", "A", payment.SettlementAccount, ""},
-		"a hold of its":    {"wallet:2", "H", payment.SettlementAccount, payment.UnknownSender},
-		"a hold for other": {"wallet:3", "A", "H", payment.UnknownReceiver},
+		"a hold of its":    {"wallet:2", payment.LiquidityAccount, payment.SettlementAccount, payment.UnknownSender},
+		"a hold for other": {"wallet:3", "A", payment.LiquidityAccount, payment.UnknownReceiver},
 	} {
 		if got := w.mustReserve(pay(tc.key, tc.from, tc.to, 10)).Reason; got != tc.want {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)

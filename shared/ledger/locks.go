@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"pgw/shared/batch"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -33,17 +34,21 @@ const (
 	briefSQL = `SET LOCAL lock_timeout = 50`
 
 	// These statements do not wait, so their lock order does not matter. They keep the usual order.
-	lockFreeSendersSQL = lockSendersSQL + ` SKIP LOCKED`
+	skipLocked = ` SKIP LOCKED`
 
-	// It has the same conditions as lockSendersSQL.
-	existingSQL = `SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) AND NOT internal`
-
+	// It also names every balance that the end of a reservation changes: a commit all of its legs, a
+	// rollback those that hold money.
 	lockFreeReservationsSQL = `
-SELECT reservation_id, sender_id, receiver_id FROM reservations
-WHERE reservation_id = ANY($1::uuid[]) AND status = 'PENDING' ORDER BY reservation_id FOR NO KEY UPDATE SKIP LOCKED`
+WITH free AS MATERIALIZED (
+	SELECT ` + movedSQL + ` FROM reservations r
+	WHERE r.reservation_id = ANY($1::uuid[]) AND r.status = 'PENDING' ORDER BY r.reservation_id FOR NO KEY UPDATE OF r SKIP LOCKED
+)
+SELECT f.reservation_id, leg.account_id, leg.currency, leg.held > 0 FROM free f, ` + legsSQL
 
-	lockFreeAccountsSQL = `
-SELECT account_id FROM wallet_accounts WHERE account_id = ANY($1) ORDER BY account_id FOR NO KEY UPDATE SKIP LOCKED`
+	lockFreeBalancesSQL = `
+SELECT b.account_id, b.currency FROM unnest($1::text[], $2::text[]) AS w(account_id, currency)
+JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
+ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b SKIP LOCKED`
 )
 
 // seenLocks remembers the last lock timeout.
@@ -136,56 +141,37 @@ func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Resu
 }
 
 func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
-	senders, blocked, claims, now, err := l.lockForReserve(ctx, conn, calls, lockFreeSendersSQL)
+	b, free := &pgx.Batch{}, map[place]bool{}
+	l.queueBegin(b, true)
+	queueLocks(b, calls, skipLocked, func(at place) error { free[at] = true; return nil })
+	s, err := read(ctx, conn, b, calls)
 	if err != nil {
 		return nil, err
 	}
-	var missed []string
-	for _, c := range calls {
-		if senders[c.Sender] == nil {
-			missed = append(missed, c.Sender)
-		}
-	}
-	locked, err := idSet(ctx, conn, existingSQL, missed)
-	if err != nil {
-		return nil, err
-	}
+	// A payment needs the balance that pays, the one that counts, and the house's where it exchanges.
+	locked := func(at place) bool { return s.balances[at] != nil && !free[at] }
 	results := make([]batch.Result[Reserved], len(calls))
 	var kept []reserve
 	var at []int
 	for i, c := range calls {
-		if _, claimed := claims[c.Key]; locked[c.Sender] && !claimed && c.refuse == "" {
+		_, claimed := s.claims[c.Key]
+		waits := locked(place{c.Sender, c.Debit().Currency}) || locked(place{c.Sender, money.IDR}) ||
+			c.Exchanges() && locked(place{payment.LiquidityAccount, c.Credit().Currency})
+		if waits && !claimed && c.refuse == "" && !payment.IsHouse(c.Sender) {
 			results[i].Err = ErrLocked
 			continue
 		}
 		kept, at = append(kept, c), append(at, i)
 	}
-	decided, fresh := decide(kept, senders, blocked, claims, now, velocity)
-	if err := writeReserved(ctx, conn, kept, decided, fresh, senders, now); err != nil {
+	decided, fresh := decide(kept, s, velocity)
+	if err := write(ctx, conn, &pgx.Batch{}, kept, decided, fresh, s); err != nil {
 		return nil, err
 	}
-	l.observeAccepted(kept, fresh, now)
+	l.observeAccepted(kept, fresh, s.now)
 	for i, d := range decided {
 		results[at[i]].Value = d
 	}
 	return results, nil
-}
-
-// idSet returns those of the given ids that the statement finds.
-func idSet(ctx context.Context, q postgres.Querier, sql string, args []string) (map[string]bool, error) {
-	rows, err := q.Query(ctx, sql, distinct(args))
-	if err != nil {
-		return nil, err
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, err
-	}
-	set := make(map[string]bool, len(found))
-	for _, s := range found {
-		set[s] = true
-	}
-	return set, nil
 }
 
 // finishBriefly is finishAll for the time after a lock timeout. It waits only briefly.
@@ -244,36 +230,48 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, unpub
 	if err != nil {
 		return nil, err
 	}
-	type parties struct{ sender, receiver string }
-	ours := map[uuid.UUID]parties{}
+	type change struct {
+		at    place
+		holds bool
+	}
+	ours := map[uuid.UUID][]change{}
 	var id uuid.UUID
-	var p parties
-	if _, err := pgx.ForEachRow(rows, []any{&id, &p.sender, &p.receiver}, func() error { ours[id] = p; return nil }); err != nil {
+	var account, currency string
+	var holds bool
+	if _, err := pgx.ForEachRow(rows, []any{&id, &account, &currency, &holds}, func() error {
+		at, err := placeOf(account, currency)
+		ours[id] = append(ours[id], change{at, holds})
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	// A commit changes the receiver, a rollback the sender.
-	changed := func(c Finish) string {
-		if c.RollBack == "" {
-			return ours[c.ReservationID].receiver
+	changed := func(c Finish) (places []place) {
+		for _, leg := range ours[c.ReservationID] {
+			if c.RollBack == "" || leg.holds {
+				places = append(places, leg.at)
+			}
 		}
-		return ours[c.ReservationID].sender
+		return places
 	}
-	var wanted []string
+	wanted := map[place]bool{}
 	for _, c := range calls {
-		if account := changed(c); account != "" {
-			wanted = append(wanted, account)
+		for _, at := range changed(c) {
+			wanted[at] = true
 		}
 	}
-	free, err := idSet(ctx, conn, lockFreeAccountsSQL, wanted)
+	free, err := lockFree(ctx, conn, wanted)
 	if err != nil {
 		return nil, err
+	}
+	isFree := func(c Finish) bool {
+		return !slices.ContainsFunc(changed(c), func(at place) bool { return !free[at] })
 	}
 	// The other reservations are read last. One that is still PENDING is locked; any other is
 	// decided or unknown.
 	var kept, rest []Finish
 	var keptAt, restAt []int
 	for i, c := range calls {
-		if _, locked := ours[c.ReservationID]; locked && free[changed(c)] {
+		if ours[c.ReservationID] != nil && isFree(c) {
 			kept, keptAt = append(kept, c), append(keptAt, i)
 		} else {
 			rest, restAt = append(rest, c), append(restAt, i)
@@ -298,4 +296,24 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, unpub
 		}
 	}
 	return results, nil
+}
+
+// lockFree locks those of the wanted balances that nobody else has locked, and returns them.
+func lockFree(ctx context.Context, q postgres.Querier, wanted map[place]bool) (map[place]bool, error) {
+	var accounts, currencies []string
+	for at := range wanted {
+		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
+	}
+	rows, err := q.Query(ctx, lockFreeBalancesSQL, accounts, currencies)
+	if err != nil {
+		return nil, err
+	}
+	free := map[place]bool{}
+	var account, currency string
+	_, err = pgx.ForEachRow(rows, []any{&account, &currency}, func() error {
+		at, err := placeOf(account, currency)
+		free[at] = true
+		return err
+	})
+	return free, err
 }

@@ -103,7 +103,7 @@ type Counts struct{ Accounts, Claims, Fundings int64 }
 
 // ReadCounts counts the ledger's rows. This takes a while in a large ledger.
 func ReadCounts(ctx context.Context, q postgres.Querier) (c Counts, err error) {
-	err = q.QueryRow(ctx, `SELECT (SELECT count(*) FROM wallet_accounts), (SELECT count(*) FROM reservations), (SELECT count(*) FROM fundings)`).
+	err = q.QueryRow(ctx, `SELECT (SELECT count(*) FROM accounts), (SELECT count(*) FROM reservations), (SELECT count(*) FROM transfers)`).
 		Scan(&c.Accounts, &c.Claims, &c.Fundings)
 	if err != nil {
 		return c, fmt.Errorf("count the ledger's rows: %w", err)
@@ -116,7 +116,7 @@ type Seeded struct{ Rates, Rules, Fundings bool }
 
 // ReadSeeded reports whether the ledger is new or in use.
 func ReadSeeded(ctx context.Context, q postgres.Querier) (s Seeded, err error) {
-	err = q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules), EXISTS (SELECT FROM fundings)`).
+	err = q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules), EXISTS (SELECT FROM transfers)`).
 		Scan(&s.Rates, &s.Rules, &s.Fundings)
 	if err != nil {
 		return s, fmt.Errorf("check whether the ledger is new: %w", err)

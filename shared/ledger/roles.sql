@@ -37,11 +37,25 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO pgw_ledger, pgw_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pgw_ledger, pgw_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO pgw_ledger;
 
-GRANT INSERT ON wallet_accounts, fundings, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
+GRANT INSERT ON accounts, balances, transfers, entries, quotes, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
 -- Everything about an account except its name and whether it belongs to the house.
-GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at,
-    profile_event, updated_at)
-    ON wallet_accounts TO pgw_ledger;
--- A reservation's amount and parties never change.
-GRANT UPDATE (status, untold) ON reservations TO pgw_ledger;
+GRANT UPDATE (owner, home_currency, status, profile_at, profile_event, updated_at) ON accounts TO pgw_ledger;
+-- Everything about a balance except whose it is and its currency. Entries are only added.
+GRANT UPDATE (status, available, held, daily_limit, spent_day, spent_today, started_minute, started_count, position, position_limit, updated_at)
+    ON balances TO pgw_ledger;
+-- A reservation's amounts and parties never change.
+GRANT UPDATE (status, untold, ended_at) ON reservations TO pgw_ledger;
+GRANT UPDATE (used_by) ON quotes TO pgw_ledger;
 GRANT UPDATE (swept_to) ON sweep_state TO pgw_ledger;
+
+-- What earlier releases need while they run on this schema: see 00011_balances.sql.
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM information_schema.columns WHERE table_schema = 'public' AND table_name = 'balances' AND column_name = 'profile_event') THEN
+        GRANT INSERT ON wallet_accounts TO pgw_ledger;
+        GRANT UPDATE (owner, currency, status, balance_idr, daily_limit_idr, spent_day, spent_today_idr, started_minute, started_count, profile_at,
+            profile_event, updated_at) ON wallet_accounts TO pgw_ledger;
+        GRANT INSERT ON fundings TO pgw_ledger;
+        GRANT UPDATE (owner, home_currency, internal, profile_at, profile_event) ON balances TO pgw_ledger;
+        GRANT UPDATE (booked_at) ON transfers TO pgw_ledger;
+    END IF;
+END $$;

@@ -49,8 +49,9 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	}
 	conn := connect(t, owner)
 	for _, sql := range []string{
-		`INSERT INTO wallet_accounts (account_id) VALUES ('A'), ('B')`,
-		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('f', 'A', 5)`,
+		`INSERT INTO accounts (account_id) VALUES ('A'), ('B')`,
+		`INSERT INTO balances (account_id, currency) VALUES ('A', 'IDR'), ('B', 'IDR')`,
+		`INSERT INTO transfers (transfer_id, account_id, amount) VALUES ('f', 'A', 5)`,
 		`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
 		 VALUES ('00000000-0000-0000-0000-000000000001', 'k', decode(repeat('00', 16), 'hex'), 'A', 'B', 5, 'IDR', 'COMMITTED', now())`,
 		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
@@ -60,7 +61,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tables := []string{"wallet_accounts", "fundings", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions"}
+	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions"}
 	var never []string // denied to both logins
 	for _, table := range tables {
 		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",
@@ -68,16 +69,20 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			"CREATE TRIGGER t BEFORE UPDATE ON "+table+" EXECUTE FUNCTION suppress_redundant_updates_trigger()")
 	}
 	never = append(never,
-		`CREATE TABLE mine (a text)`, `CREATE TEMPORARY TABLE mine (a text)`, `DROP VIEW payment_history`, `CREATE ROLE mine`, `SET ROLE pgw_owner`,
-		`SET SESSION AUTHORIZATION pgw`, `COPY wallet_accounts TO PROGRAM 'cat'`, `SELECT pg_read_file('/etc/passwd')`, `ALTER ROLE pgw_owner LOGIN`,
-		`UPDATE payments SET status = 'FAILED'`, `UPDATE fundings SET amount_idr = 9`, `UPDATE fx_rates SET rate = 1`, `UPDATE risk_rules SET rules = '{}'`,
+		`CREATE TABLE mine (a text)`, `CREATE TEMPORARY TABLE mine (a text)`, `DROP VIEW payment_history`, `DROP VIEW wallet_accounts`, `CREATE ROLE mine`, `SET ROLE pgw_owner`,
+		`SET SESSION AUTHORIZATION pgw`, `COPY balances TO PROGRAM 'cat'`, `SELECT pg_read_file('/etc/passwd')`, `ALTER ROLE pgw_owner LOGIN`,
+		`UPDATE payments SET status = 'FAILED'`, `UPDATE transfers SET amount = 9`, `UPDATE fundings SET amount_idr = 9`, `UPDATE entries SET amount = 9`,
+		`UPDATE accounts SET account_id = 'C'`, `UPDATE accounts SET internal = true`, `UPDATE balances SET account_id = 'C'`,
+		`UPDATE balances SET currency = 'USD'`, `UPDATE reservations SET debit_minor = 1`, `UPDATE quotes SET debit_minor = 1`,
+		`DELETE FROM wallet_accounts`, `DELETE FROM fundings`, `UPDATE fx_rates SET rate = 1`, `UPDATE risk_rules SET rules = '{}'`,
 		`UPDATE reservations SET amount_idr = 1`, `UPDATE reservations SET receiver_id = 'A'`, `UPDATE reservations SET idempotency_key = 'x'`,
 		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`)
 	onlyLedger := []string{
-		`INSERT INTO wallet_accounts (account_id) VALUES ('D')`, `UPDATE wallet_accounts SET balance_idr = balance_idr + 1`,
+		`INSERT INTO accounts (account_id) VALUES ('D')`, `UPDATE balances SET available = available + 1`,
+		`UPDATE wallet_accounts SET balance_idr = balance_idr + 1`, `INSERT INTO transfers (transfer_id, account_id, amount) VALUES ('h', 'A', 5)`,
 		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('g', 'A', 5)`, `UPDATE reservations SET status = 'ROLLEDBACK'`,
 		`UPDATE sweep_state SET swept_to = now()`, `INSERT INTO fx_rates (rate_id, base, quote, rate) VALUES (gen_random_uuid(), 'USD', 'IDR', 1)`,
-		`SELECT * FROM wallet_accounts FOR UPDATE`,
+		`SELECT * FROM balances FOR UPDATE`, `SELECT * FROM wallet_accounts FOR UPDATE`,
 	}
 	for user, tc := range map[string]struct {
 		url     string
@@ -92,7 +97,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		if _, err := as.Exec(t.Context(), `SET default_transaction_read_only = off`); err != nil {
 			t.Fatal(err)
 		}
-		for _, table := range append(tables, "payment_history") {
+		for _, table := range append(tables, "payment_history", "wallet_accounts", "fundings") {
 			if _, err := as.Exec(t.Context(), "SELECT * FROM "+table); err != nil {
 				t.Errorf("%s reads %s: %v", user, table, err)
 			}

@@ -11,13 +11,15 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"pgw/shared/money"
 	"pgw/shared/payment"
 )
 
 // row is a payment as stored in reservations.
 type row struct {
 	payment.Record
-	id uuid.UUID
+	id      uuid.UUID
+	endedAt time.Time // zero while PENDING
 }
 
 // column is one column of reservations, with how it is written and read.
@@ -60,7 +62,27 @@ var columns = []column{
 	timeColumn("accepted_at", func(r *row) *time.Time { return &r.AcceptedAt }),
 	timeColumn("deadline", func(r *row) *time.Time { return &r.Deadline }),
 	timeColumn("created_at", func(r *row) *time.Time { return &r.ReservedAt }),
-	jsonColumn("metadata", func(r *row) *map[string]string { return &r.Metadata }),
+	jsonColumn("metadata", func(r *row) *map[string]string { return &r.Metadata }, func(m map[string]string) bool { return len(m) == 0 }),
+	columnOf("debit_currency", "text",
+		func(r *row) string { return r.Debit().Currency.String() },
+		func(r *row) any { return asText{&r.DebitCurrency} }),
+	columnOf("debit_minor", "bigint",
+		func(r *row) int64 { return r.Debit().Minor },
+		func(r *row) any { return zeroInt{&r.DebitMinor} }),
+	columnOf("credit_currency", "text",
+		func(r *row) string { return r.Credit().Currency.String() },
+		func(r *row) any { return asText{&r.CreditCurrency} }),
+	columnOf("credit_minor", "bigint",
+		func(r *row) int64 { return r.Credit().Minor },
+		func(r *row) any { return zeroInt{&r.CreditMinor} }),
+	columnOf("mid_minor", "bigint",
+		func(r *row) pgtype.Int8 { return pgtype.Int8{Int64: r.Exchange.MidMinor, Valid: r.Exchanges()} },
+		func(r *row) any { return zeroInt{&r.Exchange.MidMinor} }),
+	jsonColumn("exchange", func(r *row) *payment.Exchange { return &r.Exchange }, payment.Exchange.IsZero),
+	columnOf("quote_id", "text",
+		func(r *row) string { return r.QuoteID },
+		func(r *row) any { return &r.QuoteID }).as("uuid"),
+	timeColumn("ended_at", func(r *row) *time.Time { return &r.endedAt }),
 }
 
 var (
@@ -93,13 +115,13 @@ func timeColumn(name string, at func(*row) *time.Time) column {
 		func(r *row) any { return zeroTime{at(r)} })
 }
 
-// jsonColumn is a column of JSON that is null for an empty map.
-func jsonColumn(name string, at func(*row) *map[string]string) column {
+// jsonColumn is a column of JSON that is null for an empty value.
+func jsonColumn[T any](name string, at func(*row) *T, empty func(T) bool) column {
 	write := func(r *row) string {
-		if len(*at(r)) == 0 {
+		if empty(*at(r)) {
 			return ""
 		}
-		text, _ := json.Marshal(*at(r)) // texts can always be encoded
+		text, _ := json.Marshal(*at(r)) // maps of texts and prices can always be encoded
 		return string(text)
 	}
 	return columnOf(name, "text", write, func(r *row) any { return asJSON{at(r)} }).as("jsonb")
@@ -140,6 +162,11 @@ func scanRecord(from pgx.CollectableRow) (payment.Record, error) {
 	var reason payment.Reason
 	err := from.Scan(append(into, &reason, zeroTime{&r.DecidedAt})...)
 	r.Outcome = payment.Standing(r.State, reason, r.id.String(), false)
+	// The table names the two balances of every payment. Earlier releases did not.
+	if r.DebitCurrency == money.IDR && r.CreditCurrency == money.IDR {
+		r.DebitCurrency, r.CreditCurrency = money.Currency{}, money.Currency{}
+		r.DebitMinor, r.CreditMinor = 0, 0
+	}
 	return r.Record, err
 }
 
@@ -149,8 +176,8 @@ type asText struct{ into encoding.TextUnmarshaler }
 // ScanText implements pgtype.TextScanner.
 func (t asText) ScanText(v pgtype.Text) error { return t.into.UnmarshalText([]byte(v.String)) }
 
-// asJSON reads a value that is stored as JSON. Null gives an empty map.
-type asJSON struct{ into *map[string]string }
+// asJSON reads a value that is stored as JSON. Null changes nothing.
+type asJSON struct{ into any }
 
 // ScanText implements pgtype.TextScanner.
 func (j asJSON) ScanText(v pgtype.Text) error {
@@ -158,6 +185,15 @@ func (j asJSON) ScanText(v pgtype.Text) error {
 		return nil
 	}
 	return json.Unmarshal([]byte(v.String), j.into)
+}
+
+// zeroInt reads null as 0.
+type zeroInt struct{ into *int64 }
+
+// ScanInt64 implements pgtype.Int64Scanner.
+func (z zeroInt) ScanInt64(v pgtype.Int8) error {
+	*z.into = v.Int64
+	return nil
 }
 
 // zeroTime reads null as the zero time.

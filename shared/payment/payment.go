@@ -483,54 +483,75 @@ const (
 // Valid reports whether the status exists.
 func (s AccountStatus) Valid() bool { return s == Active || s == Blocked }
 
-// Account has the data of an account that the rules need.
-type Account struct {
-	ID         string
-	Balance    int64 // the spendable amount in whole rupiah
-	Blocked    bool
-	DailyLimit int64 // whole rupiah per UTC day; 0 means no limit
-	Day        int32 // the UTC day of SpentToday, in days since 1970
-	SpentToday int64 // whole rupiah held or paid on Day
-}
-
 // Day returns the UTC day of t, in days since 1970.
 func Day(t time.Time) int32 { return int32(t.Unix() / 86400) }
 
-// Reserve decides one payment and subtracts it from the sender. It returns "" if the funds are
-// held. Else it returns the reason and changes nothing. sender or receiver is nil if the account
-// does not exist.
-//
-// The same pointers are used for all payments of a batch, in order. A refused payment therefore has
-// no effect on the payments after it.
-func Reserve(p Payment, sender, receiver *Account, now time.Time) Reason {
+// Parties are the statuses of a payment's two accounts. An empty one means that there is no such
+// account.
+type Parties struct{ Sender, Receiver AccountStatus }
+
+// Judge returns the reason why the payment may not move money, whatever the balances are; "" if it
+// may. Hold and HoldLiquidity judge the balances.
+func Judge(p Payment, of Parties, now time.Time) Reason {
 	switch {
 	case now.After(p.Deadline):
 		return Expired
 	case p.Sender == p.Receiver:
 		return RiskSameParty
-	// pgw's own account is only for holds, whatever the source of the request.
-	case sender == nil, p.Sender == SettlementAccount:
+	// The house's accounts pay nobody, and only holds pay one of them, whatever the source of the
+	// request.
+	case of.Sender == "", IsHouse(p.Sender):
 		return UnknownSender
-	case receiver == nil, (p.Receiver == SettlementAccount) != p.IsHold():
+	case of.Receiver == "", p.IsHold() != (p.Receiver == SettlementAccount), IsHouse(p.Receiver) && !p.IsHold():
 		return UnknownReceiver
-	case sender.Blocked:
+	case of.Sender == Blocked:
 		return SenderBlocked
-	case receiver.Blocked:
+	case of.Receiver == Blocked:
 		return ReceiverBlocked
-	case sender.Balance < p.AmountIDR:
-		return InsufficientFunds
 	}
-	today := Day(now)
-	spent := sender.SpentToday
-	if sender.Day != today {
+	return ""
+}
+
+// Balance is what an account has in one currency, in minor units.
+type Balance struct {
+	Available  int64
+	DailyLimit int64 // for a UTC day; 0 means no limit
+	Day        int32 // the UTC day of SpentToday, in days since 1970
+	SpentToday int64 // held or paid on Day
+
+	// Of LIQUIDITY: what exchanges have brought, less what they took and hold. It must not fall below
+	// the negative limit; nil means no limit.
+	Position      int64
+	PositionLimit *int64
+}
+
+// Hold returns the sender's balance after an amount is held. If the reason is not "", nothing may be
+// held, and the balance is unchanged.
+func Hold(from Balance, amount int64, now time.Time) (Balance, Reason) {
+	if from.Available < amount {
+		return from, InsufficientFunds
+	}
+	today, spent := Day(now), from.SpentToday
+	if from.Day != today {
 		spent = 0
 	}
-	if sender.DailyLimit > 0 && spent+p.AmountIDR > sender.DailyLimit {
-		return DailyLimitExceeded
+	if from.DailyLimit > 0 && spent+amount > from.DailyLimit {
+		return from, DailyLimitExceeded
 	}
-	sender.Balance -= p.AmountIDR
-	sender.Day, sender.SpentToday = today, spent+p.AmountIDR
-	return ""
+	after := from
+	after.Available -= amount
+	after.Day, after.SpentToday = today, spent+amount
+	return after, ""
+}
+
+// HoldLiquidity returns LIQUIDITY's balance after an amount is held for an exchange.
+func HoldLiquidity(from Balance, amount int64) (Balance, Reason) {
+	if from.Available < amount || from.PositionLimit != nil && from.Position-amount < -*from.PositionLimit {
+		return from, FXLiquidityExhausted
+	}
+	from.Available -= amount
+	from.Position -= amount
+	return from, ""
 }
 
 // ClampDeadline returns the deadline, limited to DecideWithin after now. A zero deadline means the

@@ -193,90 +193,110 @@ func TestReservedNames(t *testing.T) {
 	if err := own.ValidateHold(); err == nil {
 		t.Error("a hold from pgw's own account is accepted")
 	}
-	// Reserve refuses reserved names even if no earlier check did.
-	house, other := &Account{ID: SettlementAccount, Balance: 1e9}, &Account{ID: "ACC002", Balance: 1e9}
+	// Judge refuses reserved names even if no earlier check did.
 	for name, tc := range map[string]struct {
 		sender, receiver, key string
 		want                  Reason
 	}{
-		"a hold":             {"ACC001", SettlementAccount, HoldPrefix + "1", ""},
-		"paid by the house":  {SettlementAccount, "ACC001", "k", UnknownSender},
-		"paid to the house":  {"ACC001", SettlementAccount, "k", UnknownReceiver},
-		"a hold for another": {"ACC001", "ACC002", HoldPrefix + "1", UnknownReceiver},
+		"a hold":              {"ACC001", SettlementAccount, HoldPrefix + "1", ""},
+		"paid by the house":   {SettlementAccount, "ACC001", "k", UnknownSender},
+		"paid to the house":   {"ACC001", SettlementAccount, "k", UnknownReceiver},
+		"a hold for another":  {"ACC001", "ACC002", HoldPrefix + "1", UnknownReceiver},
+		"paid by liquidity":   {LiquidityAccount, "ACC001", "k", UnknownSender},
+		"paid to the world":   {"ACC001", OutsideAccount, "k", UnknownReceiver},
+		"a hold by the house": {SpreadAccount, SettlementAccount, HoldPrefix + "1", UnknownSender},
 	} {
 		r := request()
 		r.Sender, r.Receiver, r.Key = tc.sender, tc.receiver, tc.key
-		from, to := other, other
-		if tc.sender == SettlementAccount {
-			from = house
-		}
-		if tc.receiver == SettlementAccount {
-			to = house
-		}
-		if got := Reserve(r, from, to, noon); got != tc.want {
+		if got := Judge(r, Parties{Active, Active}, noon); got != tc.want {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}
 	}
 }
 
-func TestReserve(t *testing.T) {
+func TestJudgeAndHold(t *testing.T) {
 	for name, tc := range map[string]struct {
-		change func(r *Payment, s, to *Account)
+		change func(r *Payment, of *Parties, from *Balance)
 		want   Reason
 	}{
-		"held":               {func(*Payment, *Account, *Account) {}, ""},
-		"all of it":          {func(_ *Payment, s, _ *Account) { s.Balance = 155000 }, ""},
-		"one short":          {func(_ *Payment, s, _ *Account) { s.Balance = 154999 }, InsufficientFunds},
-		"blocked sender":     {func(_ *Payment, s, _ *Account) { s.Blocked = true }, SenderBlocked},
-		"blocked receiver":   {func(_ *Payment, _, to *Account) { to.Blocked = true }, ReceiverBlocked},
-		"to oneself":         {func(r *Payment, _, _ *Account) { r.Receiver = r.Sender }, RiskSameParty},
-		"at the deadline":    {func(r *Payment, _, _ *Account) { r.Deadline = noon }, ""},
-		"past the deadline":  {func(r *Payment, _, _ *Account) { r.Deadline = noon.Add(-1) }, Expired},
-		"at the limit":       {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45000 }, ""},
-		"past the limit":     {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday = 200000, 45001 }, DailyLimitExceeded},
-		"yesterday's is old": {func(_ *Payment, s, _ *Account) { s.DailyLimit, s.SpentToday, s.Day = 200000, 190000, Day(noon)-1 }, ""},
+		"held":              {func(*Payment, *Parties, *Balance) {}, ""},
+		"all of it":         {func(_ *Payment, _ *Parties, b *Balance) { b.Available = 155000 }, ""},
+		"one short":         {func(_ *Payment, _ *Parties, b *Balance) { b.Available = 154999 }, InsufficientFunds},
+		"no sender":         {func(_ *Payment, of *Parties, _ *Balance) { of.Sender = "" }, UnknownSender},
+		"no receiver":       {func(_ *Payment, of *Parties, _ *Balance) { of.Receiver = "" }, UnknownReceiver},
+		"blocked sender":    {func(_ *Payment, of *Parties, _ *Balance) { of.Sender = Blocked }, SenderBlocked},
+		"blocked receiver":  {func(_ *Payment, of *Parties, _ *Balance) { of.Receiver = Blocked }, ReceiverBlocked},
+		"to oneself":        {func(r *Payment, _ *Parties, _ *Balance) { r.Receiver = r.Sender }, RiskSameParty},
+		"at the deadline":   {func(r *Payment, _ *Parties, _ *Balance) { r.Deadline = noon }, ""},
+		"past the deadline": {func(r *Payment, _ *Parties, _ *Balance) { r.Deadline = noon.Add(-1) }, Expired},
+		"at the limit":      {func(_ *Payment, _ *Parties, b *Balance) { b.DailyLimit, b.SpentToday = 200000, 45000 }, ""},
+		"past the limit":    {func(_ *Payment, _ *Parties, b *Balance) { b.DailyLimit, b.SpentToday = 200000, 45001 }, DailyLimitExceeded},
+		"yesterday's is old": {func(_ *Payment, _ *Parties, b *Balance) {
+			b.DailyLimit, b.SpentToday, b.Day = 200000, 190000, Day(noon)-1
+		}, ""},
 	} {
-		r := request()
-		s := Account{ID: "ACC001", Balance: 1_000_000, Day: Day(noon)}
-		to := Account{ID: "ACC002"}
-		tc.change(&r, &s, &to)
-		before := s
-		if got := Reserve(r, &s, &to, noon); got != tc.want {
+		r, of, from := request(), Parties{Active, Active}, Balance{Available: 1_000_000, Day: Day(noon)}
+		tc.change(&r, &of, &from)
+		got, after := Judge(r, of, noon), from
+		if got == "" {
+			after, got = Hold(from, r.AmountIDR, noon)
+		}
+		if got != tc.want {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}
-		if tc.want != "" && s != before {
-			t.Errorf("%s: a refusal changed the account: %+v", name, s)
+		if tc.want != "" && after != from {
+			t.Errorf("%s: a refusal changed the balance: %+v", name, after)
 		}
-		if tc.want == "" && (s.Balance != before.Balance-r.AmountIDR || s.SpentToday < r.AmountIDR) {
-			t.Errorf("%s: held, but the account is %+v", name, s)
+		if tc.want == "" && (after.Available != from.Available-r.AmountIDR || after.SpentToday < r.AmountIDR) {
+			t.Errorf("%s: held, but the balance is %+v", name, after)
 		}
 	}
-	if got := Reserve(request(), nil, &Account{}, noon); got != UnknownSender {
-		t.Errorf("no sender: %q", got)
-	}
-	if got := Reserve(request(), &Account{}, nil, noon); got != UnknownReceiver {
-		t.Errorf("no receiver: %q", got)
+}
+
+// LIQUIDITY gives what it has, down to its limit.
+func TestHoldLiquidity(t *testing.T) {
+	limit := int64(300)
+	for name, tc := range map[string]struct {
+		from   Balance
+		amount int64
+		want   Reason
+	}{
+		"all of it":      {Balance{Available: 1000}, 1000, ""},
+		"one short":      {Balance{Available: 999}, 1000, FXLiquidityExhausted},
+		"to its limit":   {Balance{Available: 1000, Position: -100, PositionLimit: &limit}, 200, ""},
+		"past its limit": {Balance{Available: 1000, Position: -100, PositionLimit: &limit}, 201, FXLiquidityExhausted},
+		"after a gain":   {Balance{Available: 1000, Position: 500, PositionLimit: &limit}, 800, ""},
+	} {
+		after, got := HoldLiquidity(tc.from, tc.amount)
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+		want := tc.from
+		if tc.want == "" {
+			want.Available, want.Position = want.Available-tc.amount, want.Position-tc.amount
+		}
+		if after != want {
+			t.Errorf("%s: %+v, want %+v", name, after, want)
+		}
 	}
 }
 
 // A payment that is too large does not block the smaller ones after it, and no sequence overdraws
 // the account.
-func TestReserveInSequenceNeverOverdraws(t *testing.T) {
+func TestHoldInSequenceNeverOverdraws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := Account{Balance: rapid.Int64Range(0, 1000).Draw(t, "balance")}
-		left := s.Balance
+		s := Balance{Available: rapid.Int64Range(0, 1000).Draw(t, "balance")}
+		left := s.Available
 		for _, amount := range rapid.SliceOfN(rapid.Int64Range(1, 400), 0, 20).Draw(t, "amounts") {
-			r := request()
-			r.AmountIDR = amount
-			got := Reserve(r, &s, &Account{}, noon)
+			after, got := Hold(s, amount, noon)
 			if (got == "") != (amount <= left) {
 				t.Fatalf("%d of %d: %q", amount, left, got)
 			}
-			if got == "" {
+			if s = after; got == "" {
 				left -= amount
 			}
-			if s.Balance != left || left < 0 {
-				t.Fatalf("balance %d, want %d", s.Balance, left)
+			if s.Available != left || left < 0 {
+				t.Fatalf("balance %d, want %d", s.Available, left)
 			}
 		}
 	})

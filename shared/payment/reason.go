@@ -17,6 +17,11 @@ const (
 	CommitFailed       Reason = "commit_failed"        // held, but the receiver could not be paid, so it was rolled back
 	Undeliverable      Reason = "undeliverable"        // delivery was given up; closed out from the dead-letter topic
 	CallerRolledBack   Reason = "rolled_back"          // a caller of RollbackReservation rolled it back
+
+	FXLiquidityExhausted Reason = "fx_liquidity_exhausted" // the house can't exchange this much now
+	QuoteExpired         Reason = "quote_expired"          // the firm quote was valid until then
+	QuoteUsed            Reason = "quote_used"             // another payment has used the quote
+	QuoteMismatch        Reason = "quote_mismatch"         // there is no such quote for this payment
 )
 
 // DuplicateIdempo is the reason for a second attempt of a settled payment.
@@ -55,6 +60,7 @@ const (
 var Reasons = []Reason{
 	ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked,
 	ReceiverBlocked, DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack,
+	FXLiquidityExhausted, QuoteExpired, QuoteUsed, QuoteMismatch,
 	RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther,
 	BadJSON, InvalidInput, UnsupportedCurrency, IdempotencyMismatch, FXUnavailable, WalletUnavailable,
 	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
@@ -83,6 +89,7 @@ func (r Reason) Recorded() bool {
 func (r Reason) Refusal() bool {
 	switch r {
 	case InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked, DailyLimitExceeded, Expired,
+		FXLiquidityExhausted, QuoteExpired, QuoteUsed, QuoteMismatch,
 		RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther:
 		return true
 	}

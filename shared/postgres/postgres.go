@@ -144,6 +144,7 @@ const (
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
 	notNullViolation     = "23502" // db's statements raise it when rows that they had found have changed meanwhile
+	divisionByZero       = "22012" // db's statements raise it when what they were decided by has changed meanwhile
 	lockNotAvailable     = "55P03"
 	queryCanceled        = "57014"
 	internalError        = "XX000"
@@ -155,11 +156,14 @@ const (
 // against another one.
 func Transient(err error) bool {
 	switch sqlState(err) {
-	case serializationFailure, deadlockDetected, uniqueViolation, notNullViolation:
+	case serializationFailure, deadlockDetected, uniqueViolation, notNullViolation, divisionByZero:
 		return true
 	}
 	return false
 }
+
+// Outdated says whether a statement found that what it was decided by has changed.
+func Outdated(err error) bool { return sqlState(err) == divisionByZero }
 
 // LockTimeout says whether a statement reached the time limit for a lock. The statement had no
 // effect.
@@ -200,7 +204,7 @@ func Again(ctx context.Context, run func() error) (err error) {
 // constraint violation). Running it again unchanged cannot succeed.
 func BadData(err error) bool {
 	code := sqlState(err)
-	return len(code) == 5 && (code[:2] == "22" || code[:2] == "23")
+	return len(code) == 5 && (code[:2] == "22" || code[:2] == "23") && code != divisionByZero
 }
 
 func sqlState(err error) string {

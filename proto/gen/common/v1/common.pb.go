@@ -280,6 +280,142 @@ func (x *Money) GetCurrency() Currency {
 	return Currency_CURRENCY_UNSPECIFIED
 }
 
+// Amount is an exact amount in any currency.
+type Amount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Minor units of the currency.
+	Minor int64 `protobuf:"varint,1,opt,name=minor,proto3" json:"minor,omitempty"`
+	// The alphabetic code.
+	Currency      string `protobuf:"bytes,2,opt,name=currency,proto3" json:"currency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Amount) Reset() {
+	*x = Amount{}
+	mi := &file_common_v1_common_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Amount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Amount) ProtoMessage() {}
+
+func (x *Amount) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Amount.ProtoReflect.Descriptor instead.
+func (*Amount) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Amount) GetMinor() int64 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *Amount) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+// Balance is what an account has in one currency, in minor units of it.
+type Balance struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Currency string                 `protobuf:"bytes,1,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Can be spent now.
+	AvailableMinor int64 `protobuf:"varint,2,opt,name=available_minor,json=availableMinor,proto3" json:"available_minor,omitempty"`
+	// Held for payments that are not decided.
+	HeldMinor int64 `protobuf:"varint,3,opt,name=held_minor,json=heldMinor,proto3" json:"held_minor,omitempty"`
+	// For a UTC day; 0 means no limit.
+	DailyLimitMinor int64 `protobuf:"varint,4,opt,name=daily_limit_minor,json=dailyLimitMinor,proto3" json:"daily_limit_minor,omitempty"`
+	// Spent or held since midnight UTC.
+	SpentTodayMinor int64 `protobuf:"varint,5,opt,name=spent_today_minor,json=spentTodayMinor,proto3" json:"spent_today_minor,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Balance) Reset() {
+	*x = Balance{}
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balance) ProtoMessage() {}
+
+func (x *Balance) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balance.ProtoReflect.Descriptor instead.
+func (*Balance) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Balance) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *Balance) GetAvailableMinor() int64 {
+	if x != nil {
+		return x.AvailableMinor
+	}
+	return 0
+}
+
+func (x *Balance) GetHeldMinor() int64 {
+	if x != nil {
+		return x.HeldMinor
+	}
+	return 0
+}
+
+func (x *Balance) GetDailyLimitMinor() int64 {
+	if x != nil {
+		return x.DailyLimitMinor
+	}
+	return 0
+}
+
+func (x *Balance) GetSpentTodayMinor() int64 {
+	if x != nil {
+		return x.SpentTodayMinor
+	}
+	return 0
+}
+
 // Payment is one payment, priced: what functions tell each other of it. shared/payment has its Go
 // type and what each field means; shared/rpc turns one into the other.
 type Payment struct {
@@ -323,7 +459,7 @@ type Payment struct {
 
 func (x *Payment) Reset() {
 	*x = Payment{}
-	mi := &file_common_v1_common_proto_msgTypes[1]
+	mi := &file_common_v1_common_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +471,7 @@ func (x *Payment) String() string {
 func (*Payment) ProtoMessage() {}
 
 func (x *Payment) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[1]
+	mi := &file_common_v1_common_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +484,7 @@ func (x *Payment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Payment.ProtoReflect.Descriptor instead.
 func (*Payment) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Payment) GetIdempotencyKey() string {
@@ -519,7 +655,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_common_v1_common_proto_msgTypes[2]
+	mi := &file_common_v1_common_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +667,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[2]
+	mi := &file_common_v1_common_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +680,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Exchange) GetRate() string {
@@ -599,7 +735,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_common_v1_common_proto_msgTypes[3]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +747,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[3]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +760,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Step) GetFromCurrency() string {
@@ -687,7 +823,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_common_v1_common_proto_msgTypes[4]
+	mi := &file_common_v1_common_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +835,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[4]
+	mi := &file_common_v1_common_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +848,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{4}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Outcome) GetStatus() Status {
@@ -766,7 +902,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_common_v1_common_proto_msgTypes[5]
+	mi := &file_common_v1_common_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +914,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[5]
+	mi := &file_common_v1_common_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +927,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{5}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Record) GetPayment() *Payment {
@@ -836,7 +972,17 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x16common/v1/common.proto\x12\tcommon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"[\n" +
 	"\x05Money\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
-	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\"\xe2\x06\n" +
+	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\":\n" +
+	"\x06Amount\x12\x14\n" +
+	"\x05minor\x18\x01 \x01(\x03R\x05minor\x12\x1a\n" +
+	"\bcurrency\x18\x02 \x01(\tR\bcurrency\"\xc5\x01\n" +
+	"\aBalance\x12\x1a\n" +
+	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12'\n" +
+	"\x0favailable_minor\x18\x02 \x01(\x03R\x0eavailableMinor\x12\x1d\n" +
+	"\n" +
+	"held_minor\x18\x03 \x01(\x03R\theldMinor\x12*\n" +
+	"\x11daily_limit_minor\x18\x04 \x01(\x03R\x0fdailyLimitMinor\x12*\n" +
+	"\x11spent_today_minor\x18\x05 \x01(\x03R\x0fspentTodayMinor\"\xe2\x06\n" +
 	"\aPayment\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
 	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
@@ -943,34 +1089,36 @@ func file_common_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_common_v1_common_proto_goTypes = []any{
 	(Currency)(0),                 // 0: common.v1.Currency
 	(Status)(0),                   // 1: common.v1.Status
 	(ReservationState)(0),         // 2: common.v1.ReservationState
 	(*Money)(nil),                 // 3: common.v1.Money
-	(*Payment)(nil),               // 4: common.v1.Payment
-	(*Exchange)(nil),              // 5: common.v1.Exchange
-	(*Step)(nil),                  // 6: common.v1.Step
-	(*Outcome)(nil),               // 7: common.v1.Outcome
-	(*Record)(nil),                // 8: common.v1.Record
-	nil,                           // 9: common.v1.Payment.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*Amount)(nil),                // 4: common.v1.Amount
+	(*Balance)(nil),               // 5: common.v1.Balance
+	(*Payment)(nil),               // 6: common.v1.Payment
+	(*Exchange)(nil),              // 7: common.v1.Exchange
+	(*Step)(nil),                  // 8: common.v1.Step
+	(*Outcome)(nil),               // 9: common.v1.Outcome
+	(*Record)(nil),                // 10: common.v1.Record
+	nil,                           // 11: common.v1.Payment.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_common_v1_common_proto_depIdxs = []int32{
 	0,  // 0: common.v1.Money.currency:type_name -> common.v1.Currency
-	10, // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
-	10, // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
-	10, // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
-	9,  // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
-	5,  // 5: common.v1.Payment.exchange:type_name -> common.v1.Exchange
-	6,  // 6: common.v1.Exchange.steps:type_name -> common.v1.Step
+	12, // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
+	12, // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
+	12, // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
+	11, // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
+	7,  // 5: common.v1.Payment.exchange:type_name -> common.v1.Exchange
+	8,  // 6: common.v1.Exchange.steps:type_name -> common.v1.Step
 	1,  // 7: common.v1.Outcome.status:type_name -> common.v1.Status
 	2,  // 8: common.v1.Outcome.state:type_name -> common.v1.ReservationState
-	4,  // 9: common.v1.Record.payment:type_name -> common.v1.Payment
-	7,  // 10: common.v1.Record.outcome:type_name -> common.v1.Outcome
-	10, // 11: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
-	10, // 12: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
+	6,  // 9: common.v1.Record.payment:type_name -> common.v1.Payment
+	9,  // 10: common.v1.Record.outcome:type_name -> common.v1.Outcome
+	12, // 11: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
+	12, // 12: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
 	13, // [13:13] is the sub-list for method output_type
 	13, // [13:13] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
@@ -989,7 +1137,7 @@ func file_common_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_v1_common_proto_rawDesc), len(file_common_v1_common_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

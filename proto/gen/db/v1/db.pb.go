@@ -1483,6 +1483,8 @@ type Account struct {
 	BalanceIdr    int64                  `protobuf:"varint,4,opt,name=balance_idr,json=balanceIdr,proto3" json:"balance_idr,omitempty"`
 	DailyLimitIdr int64                  `protobuf:"varint,5,opt,name=daily_limit_idr,json=dailyLimitIdr,proto3" json:"daily_limit_idr,omitempty"`
 	Status        string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	// Balances in other currencies to set. Those that are not named stay as they are.
+	Balances      []*v1.Amount `protobuf:"bytes,7,rep,name=balances,proto3" json:"balances,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1557,6 +1559,13 @@ func (x *Account) GetStatus() string {
 		return x.Status
 	}
 	return ""
+}
+
+func (x *Account) GetBalances() []*v1.Amount {
+	if x != nil {
+		return x.Balances
+	}
+	return nil
 }
 
 type SeedAccountsRequest struct {
@@ -2397,7 +2406,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12-\n" +
 	"\x12reservation_status\x18\x02 \x01(\tR\x11reservationStatus\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06replay\x18\x04 \x01(\bR\x06replay\"\xbb\x01\n" +
+	"\x06replay\x18\x04 \x01(\bR\x06replay\"\xea\x01\n" +
 	"\aAccount\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x14\n" +
@@ -2406,7 +2415,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\vbalance_idr\x18\x04 \x01(\x03R\n" +
 	"balanceIdr\x12&\n" +
 	"\x0fdaily_limit_idr\x18\x05 \x01(\x03R\rdailyLimitIdr\x12\x16\n" +
-	"\x06status\x18\x06 \x01(\tR\x06status\"A\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12-\n" +
+	"\bbalances\x18\a \x03(\v2\x11.common.v1.AmountR\bbalances\"A\n" +
 	"\x13SeedAccountsRequest\x12*\n" +
 	"\baccounts\x18\x01 \x03(\v2\x0e.db.v1.AccountR\baccounts\"2\n" +
 	"\x14SeedAccountsResponse\x12\x1a\n" +
@@ -2536,7 +2546,8 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*v1.Payment)(nil),                     // 37: common.v1.Payment
 	(v1.ReservationState)(0),               // 38: common.v1.ReservationState
 	(*v1.Record)(nil),                      // 39: common.v1.Record
-	(*v1.Outcome)(nil),                     // 40: common.v1.Outcome
+	(*v1.Amount)(nil),                      // 40: common.v1.Amount
+	(*v1.Outcome)(nil),                     // 41: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
 	36, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
@@ -2554,56 +2565,57 @@ var file_db_v1_db_proto_depIdxs = []int32{
 	36, // 12: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	16, // 13: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
 	3,  // 14: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	21, // 15: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	24, // 16: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	36, // 17: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	31, // 18: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	31, // 19: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 20: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 21: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 22: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 23: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 24: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	37, // 25: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	37, // 26: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 27: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 28: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 29: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 30: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 31: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	17, // 32: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	19, // 33: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	22, // 34: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	25, // 35: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	27, // 36: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	29, // 37: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	32, // 38: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	34, // 39: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 40: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 41: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 42: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 43: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 44: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	40, // 45: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	40, // 46: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	40, // 47: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	40, // 48: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	39, // 49: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 50: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 51: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	18, // 52: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	20, // 53: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	23, // 54: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	26, // 55: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	28, // 56: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	30, // 57: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	33, // 58: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	35, // 59: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	40, // [40:60] is the sub-list for method output_type
-	20, // [20:40] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	40, // 15: db.v1.Account.balances:type_name -> common.v1.Amount
+	21, // 16: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	24, // 17: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	36, // 18: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	31, // 19: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	31, // 20: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 21: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 22: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 23: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 24: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 25: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	37, // 26: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	37, // 27: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 28: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 29: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 30: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 31: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 32: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	17, // 33: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	19, // 34: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	22, // 35: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	25, // 36: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	27, // 37: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	29, // 38: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	32, // 39: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	34, // 40: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 41: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 42: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 43: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 44: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 45: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	41, // 46: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	41, // 47: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	41, // 48: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	41, // 49: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	39, // 50: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 51: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 52: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	18, // 53: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	20, // 54: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	23, // 55: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	26, // 56: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	28, // 57: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	30, // 58: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	33, // 59: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	35, // 60: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	41, // [41:61] is the sub-list for method output_type
+	21, // [21:41] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }

@@ -160,7 +160,7 @@ type GetAccountResponse struct {
 	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
 	// What can be spent now, in whole rupiah: holds are already taken off.
 	BalanceIdr int64 `protobuf:"varint,2,opt,name=balance_idr,json=balanceIdr,proto3" json:"balance_idr,omitempty"`
-	// The currency that the owner thinks in. Balances are kept in rupiah all the same.
+	// The owner's own currency.
 	Currency v1.Currency `protobuf:"varint,3,opt,name=currency,proto3,enum=common.v1.Currency" json:"currency,omitempty"`
 	// ACTIVE or BLOCKED.
 	Status string `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
@@ -169,7 +169,9 @@ type GetAccountResponse struct {
 	// Whole rupiah spent or held since midnight UTC.
 	SpentTodayIdr int64 `protobuf:"varint,6,opt,name=spent_today_idr,json=spentTodayIdr,proto3" json:"spent_today_idr,omitempty"`
 	// The same currency by its alphabetic code, for those that the enum lacks.
-	CurrencyCode  string `protobuf:"bytes,7,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	CurrencyCode string `protobuf:"bytes,7,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// All balances, by currency. The one in rupiah is always there.
+	Balances      []*v1.Balance `protobuf:"bytes,8,rep,name=balances,proto3" json:"balances,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -251,6 +253,13 @@ func (x *GetAccountResponse) GetCurrencyCode() string {
 		return x.CurrencyCode
 	}
 	return ""
+}
+
+func (x *GetAccountResponse) GetBalances() []*v1.Balance {
+	if x != nil {
+		return x.Balances
+	}
+	return nil
 }
 
 type GetBalanceRequest struct {
@@ -763,7 +772,7 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"accountIds\"2\n" +
 	"\x11GetAccountRequest\x12\x1d\n" +
 	"\n" +
-	"account_id\x18\x01 \x01(\tR\taccountId\"\x92\x02\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\"\xc2\x02\n" +
 	"\x12GetAccountResponse\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1f\n" +
@@ -773,7 +782,8 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"\x06status\x18\x04 \x01(\tR\x06status\x12&\n" +
 	"\x0fdaily_limit_idr\x18\x05 \x01(\x03R\rdailyLimitIdr\x12&\n" +
 	"\x0fspent_today_idr\x18\x06 \x01(\x03R\rspentTodayIdr\x12#\n" +
-	"\rcurrency_code\x18\a \x01(\tR\fcurrencyCode\"2\n" +
+	"\rcurrency_code\x18\a \x01(\tR\fcurrencyCode\x12.\n" +
+	"\bbalances\x18\b \x03(\v2\x12.common.v1.BalanceR\bbalances\"2\n" +
 	"\x11GetBalanceRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\"j\n" +
@@ -850,29 +860,31 @@ var file_wallet_v1_wallet_proto_goTypes = []any{
 	(*SeedAccountsRequest)(nil),       // 11: wallet.v1.SeedAccountsRequest
 	(*SeedAccountsResponse)(nil),      // 12: wallet.v1.SeedAccountsResponse
 	(v1.Currency)(0),                  // 13: common.v1.Currency
+	(*v1.Balance)(nil),                // 14: common.v1.Balance
 }
 var file_wallet_v1_wallet_proto_depIdxs = []int32{
 	13, // 0: wallet.v1.GetAccountResponse.currency:type_name -> common.v1.Currency
-	13, // 1: wallet.v1.GetBalanceResponse.currency:type_name -> common.v1.Currency
-	13, // 2: wallet.v1.ReserveRequest.currency:type_name -> common.v1.Currency
-	10, // 3: wallet.v1.SeedAccountsRequest.accounts:type_name -> wallet.v1.AccountSeed
-	0,  // 4: wallet.v1.WalletService.GetRandomAccounts:input_type -> wallet.v1.GetRandomAccountsRequest
-	2,  // 5: wallet.v1.WalletService.GetAccount:input_type -> wallet.v1.GetAccountRequest
-	4,  // 6: wallet.v1.WalletService.GetBalance:input_type -> wallet.v1.GetBalanceRequest
-	6,  // 7: wallet.v1.WalletService.Reserve:input_type -> wallet.v1.ReserveRequest
-	8,  // 8: wallet.v1.WalletService.Capture:input_type -> wallet.v1.CaptureRequest
-	11, // 9: wallet.v1.Admin.SeedAccounts:input_type -> wallet.v1.SeedAccountsRequest
-	1,  // 10: wallet.v1.WalletService.GetRandomAccounts:output_type -> wallet.v1.GetRandomAccountsResponse
-	3,  // 11: wallet.v1.WalletService.GetAccount:output_type -> wallet.v1.GetAccountResponse
-	5,  // 12: wallet.v1.WalletService.GetBalance:output_type -> wallet.v1.GetBalanceResponse
-	7,  // 13: wallet.v1.WalletService.Reserve:output_type -> wallet.v1.ReserveResponse
-	9,  // 14: wallet.v1.WalletService.Capture:output_type -> wallet.v1.CaptureResponse
-	12, // 15: wallet.v1.Admin.SeedAccounts:output_type -> wallet.v1.SeedAccountsResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	14, // 1: wallet.v1.GetAccountResponse.balances:type_name -> common.v1.Balance
+	13, // 2: wallet.v1.GetBalanceResponse.currency:type_name -> common.v1.Currency
+	13, // 3: wallet.v1.ReserveRequest.currency:type_name -> common.v1.Currency
+	10, // 4: wallet.v1.SeedAccountsRequest.accounts:type_name -> wallet.v1.AccountSeed
+	0,  // 5: wallet.v1.WalletService.GetRandomAccounts:input_type -> wallet.v1.GetRandomAccountsRequest
+	2,  // 6: wallet.v1.WalletService.GetAccount:input_type -> wallet.v1.GetAccountRequest
+	4,  // 7: wallet.v1.WalletService.GetBalance:input_type -> wallet.v1.GetBalanceRequest
+	6,  // 8: wallet.v1.WalletService.Reserve:input_type -> wallet.v1.ReserveRequest
+	8,  // 9: wallet.v1.WalletService.Capture:input_type -> wallet.v1.CaptureRequest
+	11, // 10: wallet.v1.Admin.SeedAccounts:input_type -> wallet.v1.SeedAccountsRequest
+	1,  // 11: wallet.v1.WalletService.GetRandomAccounts:output_type -> wallet.v1.GetRandomAccountsResponse
+	3,  // 12: wallet.v1.WalletService.GetAccount:output_type -> wallet.v1.GetAccountResponse
+	5,  // 13: wallet.v1.WalletService.GetBalance:output_type -> wallet.v1.GetBalanceResponse
+	7,  // 14: wallet.v1.WalletService.Reserve:output_type -> wallet.v1.ReserveResponse
+	9,  // 15: wallet.v1.WalletService.Capture:output_type -> wallet.v1.CaptureResponse
+	12, // 16: wallet.v1.Admin.SeedAccounts:output_type -> wallet.v1.SeedAccountsResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_wallet_v1_wallet_proto_init() }

@@ -1,0 +1,234 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// Finish ends one reservation: it pays the receiver, or returns the held funds.
+type Finish struct {
+	ReservationID uuid.UUID
+	Key           string         // a commit fails if the reservation has another key; empty: any
+	RollBack      payment.Reason // the reason to roll back; empty: commit
+}
+
+// Finished is the result of one Finish.
+type Finished struct {
+	Done    bool  // this call ended the reservation
+	Claim   Claim // the current state; the zero Claim if the reservation does not exist
+	Key     string
+	Overdue bool // it is PENDING, and past its deadline by the database's clock
+}
+
+// house is a SQL condition: the balance is one of the house's that many payments share. Such a
+// balance is locked after all others, for the shortest time.
+const house = `account_id IN ('` + payment.LiquidityAccount + `', '` + payment.SpreadAccount + `', '` + payment.OutsideAccount + `', '` +
+	payment.SettlementAccount + `')`
+
+// movedSQL names what a reservation moves. Reservations of earlier releases move rupiah.
+const movedSQL = `r.reservation_id, r.sender_id, r.receiver_id, coalesce(r.debit_currency, 'IDR') AS debit_currency,
+		coalesce(r.debit_minor, r.amount_idr) AS debit_minor, coalesce(r.credit_currency, 'IDR') AS credit_currency,
+		coalesce(r.credit_minor, r.amount_idr) AS credit_minor, r.mid_minor`
+
+// legsSQL turns what movedSQL names into the entries of a committed payment, as payment.Legs does.
+// held is the part of an amount that the balance held for it.
+const legsSQL = `LATERAL (
+		SELECT sender_id AS account_id, debit_currency AS currency, -debit_minor AS amount, debit_minor AS held, 'payment' AS kind
+		UNION ALL SELECT receiver_id, credit_currency, credit_minor, 0, 'payment'
+		UNION ALL SELECT '` + payment.LiquidityAccount + `', debit_currency, debit_minor, 0, 'exchange' WHERE mid_minor IS NOT NULL
+		UNION ALL SELECT '` + payment.LiquidityAccount + `', credit_currency, -mid_minor, mid_minor, 'exchange' WHERE mid_minor IS NOT NULL
+		UNION ALL SELECT '` + payment.SpreadAccount + `', credit_currency, mid_minor - credit_minor, 0, 'spread' WHERE mid_minor > credit_minor
+	) leg`
+
+// A statement that ends reservations locks them in the order of their ids, and then balances in the
+// order of their accounts and currencies, the house's last. So two transactions never wait for each
+// other in a circle, and balances are locked only for the last part of the statement. The statement
+// states the order (ORDER BY ... FOR NO KEY UPDATE), so the order does not depend on the plan.
+const (
+	// This is a compare-and-set. If a commit, a rollback and a sweep run for one reservation, only
+	// one of them finds it PENDING. The database's clock decides whether the deadline has passed.
+	// The statement may wait for the balances, so it checks the deadline and the receivers again
+	// after the wait. If a check fails, an outcome gets no status, which fails the batch. The batch
+	// runs again, and then refuses the reservations concerned. The entries get their time when all
+	// balances are locked.
+	commitSQL = `
+WITH held AS MATERIALIZED (
+	SELECT r.reservation_id FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
+	WHERE r.status = 'PENDING' AND (c.key = '' OR c.key = r.idempotency_key)
+	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+), done AS (
+	UPDATE reservations r SET status = 'COMMITTED', ended_at = now() FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
+		AND EXISTS (SELECT FROM balances b WHERE b.account_id = r.receiver_id AND b.currency = coalesce(r.credit_currency, 'IDR')
+			AND b.status = 'ACTIVE')
+	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline
+), legs AS MATERIALIZED (
+	SELECT d.reservation_id, leg.* FROM done d, ` + legsSQL + `
+), changes AS (
+	SELECT account_id, currency, sum(amount + held)::bigint AS available, sum(held)::bigint AS held,
+		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind = 'payment' AND amount > 0) AS paid
+	FROM legs GROUP BY account_id, currency
+), locked AS MATERIALIZED (
+	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
+	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
+), booked AS MATERIALIZED (
+	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) waited
+), moved AS (
+	UPDATE balances b SET available = b.available + l.available, held = b.held - l.held,
+		position = b.position + coalesce(l.position, 0), updated_at = now()
+	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency AND (b.status = 'ACTIVE' OR NOT l.paid)
+	RETURNING 1
+), entered AS (
+	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs, booked
+), outcome AS (
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
+		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) AND deadline >= at THEN 'SUCCESS' END, 'committed', at
+	FROM done, booked
+)
+SELECT reservation_id FROM done`
+
+	// A hold of today that is rolled back does not count against today's limit any more.
+	rollBackSQL = `
+WITH held AS MATERIALIZED (
+	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
+	WHERE r.status = 'PENDING' ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+), done AS (
+	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now() FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'
+	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, h.reason
+), changes AS (
+	SELECT leg.account_id, leg.currency, sum(leg.held)::bigint AS held, today.day,
+		coalesce(sum(leg.held) FILTER (WHERE leg.kind = 'payment' AND floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day,
+		coalesce(sum(leg.held) FILTER (WHERE leg.kind = 'exchange'), 0)::bigint AS position
+	FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today, ` + legsSQL + `
+	WHERE leg.held > 0 GROUP BY leg.account_id, leg.currency, today.day
+), locked AS MATERIALIZED (
+	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
+	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
+), returned AS (
+	UPDATE balances b
+	SET available = b.available + l.held, held = b.held - l.held, position = b.position + l.position, updated_at = now(),
+		spent_today = CASE WHEN b.spent_day = l.day THEN greatest(0, b.spent_today - l.of_day) ELSE b.spent_today END
+	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
+), outcome AS (
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason
+	FROM done
+)
+SELECT reservation_id FROM done`
+
+	standingSQL = `
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
+	r.status = 'PENDING' AND r.deadline < clock_timestamp()
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.reservation_id = ANY($1::uuid[])`
+)
+
+// finishAll ends a batch of reservations. All commits are one statement, and so one transaction.
+// All rollbacks are another. Then finishAll reads the state of the reservations that this batch
+// could not end.
+func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
+	if l.locks.recent() {
+		return l.finishBriefly(ctx, calls)
+	}
+	return finishOn(ctx, l.pool, calls, false)
+}
+
+// finishOn is finishAll on a pool or in a transaction. unpublished marks the rollbacks, so that a
+// sweep publishes their results.
+func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublished bool) ([]Finished, error) {
+	order := make([]int, 0, len(calls)) // has only the first of several calls for one reservation
+	first := make(map[uuid.UUID]int, len(calls))
+	for i, c := range calls {
+		if _, seen := first[c.ReservationID]; !seen {
+			first[c.ReservationID] = i
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, func(i, j int) int { return bytes.Compare(calls[i].ReservationID[:], calls[j].ReservationID[:]) })
+	var commits, rollbacks []pgtype.UUID
+	var keys, reasons []string
+	for _, i := range order {
+		c := calls[i]
+		id := pgtype.UUID{Bytes: c.ReservationID, Valid: true}
+		if c.RollBack == "" {
+			commits, keys = append(commits, id), append(keys, c.Key)
+		} else {
+			rollbacks, reasons = append(rollbacks, id), append(reasons, string(c.RollBack))
+		}
+	}
+
+	finished := make([]Finished, len(calls))
+	end := func(sql string, args ...any) error {
+		rows, err := q.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			f := &finished[first[id]]
+			f.Done = true
+			f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
+			if reason := calls[first[id]].RollBack; reason != "" {
+				f.Claim.Status, f.Claim.Reason = payment.RolledBack, reason
+			}
+		}
+		return nil
+	}
+	if len(commits) > 0 {
+		if err := end(commitSQL, commits, keys); err != nil {
+			return nil, fmt.Errorf("commit a batch of %d: %w", len(commits), err)
+		}
+	}
+	if len(rollbacks) > 0 {
+		if err := end(rollBackSQL, rollbacks, reasons, unpublished); err != nil {
+			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
+		}
+	}
+	return finished, readStanding(ctx, q, calls, finished)
+}
+
+func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finished []Finished) error {
+	var ids []pgtype.UUID
+	for i, f := range finished {
+		if !f.Done {
+			ids = append(ids, pgtype.UUID{Bytes: calls[i].ReservationID, Valid: true})
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, err := q.Query(ctx, standingSQL, ids)
+	if err != nil {
+		return fmt.Errorf("read reservations: %w", err)
+	}
+	defer rows.Close()
+	standing := map[uuid.UUID]Finished{}
+	for rows.Next() {
+		var f Finished
+		if f.Claim, err = scanClaim(rows, &f.Key, &f.Overdue); err != nil {
+			return fmt.Errorf("read reservations: %w", err)
+		}
+		standing[f.Claim.ReservationID] = f
+	}
+	for i := range finished {
+		if !finished[i].Done {
+			finished[i] = standing[calls[i].ReservationID]
+		}
+	}
+	return rows.Err()
+}

@@ -1,0 +1,508 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pgw/shared/money"
+	"pgw/shared/payment"
+	"pgw/shared/postgres"
+)
+
+// A batch of reserves is decided in two round trips. The first reads what the decisions need, without
+// locks. The second is the transaction that writes them. Its last statement takes the money, and
+// checks that what was read still holds: enough money, and the same counters. If it does not hold,
+// the batch runs once more, and locks the balances before it reads them. So batches lock balances
+// only for the end of a transaction, unless they compete for the same ones.
+
+// reserve is the call for one payment. If refuse is set, the refusal is recorded and nothing is
+// held.
+type reserve struct {
+	payment.Payment
+	refuse payment.Reason
+}
+
+// place names a balance: the account, and the currency.
+type place struct {
+	account  string
+	currency money.Currency
+}
+
+func (p place) compare(q place) int {
+	return cmp.Or(cmp.Compare(p.account, q.account), cmp.Compare(p.currency.String(), q.currency.String()))
+}
+
+// balance is a row of balances, with the changes that the batch decides.
+type balance struct {
+	payment.Balance
+	status          payment.AccountStatus
+	minute, started int32
+	was             counters
+	taken           int64 // what the batch holds of it
+	changed         bool
+}
+
+// counters are what a decision rests on, besides the money.
+type counters struct {
+	day, minute, started int32
+	spent, limit         int64
+}
+
+// state is what the decisions about a batch need, and change.
+type state struct {
+	balances map[place]*balance
+	accounts map[string]payment.AccountStatus // by id; an account has at least one balance
+	claims   map[string]Claim
+	quotes   map[string]*quote
+	now      time.Time // the database's
+}
+
+const (
+	// balancesSQL reads all balances of the parties: an account has few.
+	balancesSQL = `
+SELECT account_id, currency, status, available, daily_limit, spent_day, spent_today, started_minute, started_count,
+	position, position_limit
+FROM balances WHERE account_id = ANY($1)`
+
+	// A transaction for the same key may claim it after this read. Then the insert fails on the
+	// unique key, and the batch runs again.
+	claimsSQL = `
+SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.idempotency_key = ANY($1)`
+
+	// This one clock decides about deadlines, days and minutes, and makes the ids.
+	clockSQL = `SELECT clock_timestamp()`
+
+	// Balances are locked in the order of their accounts and currencies, and the house's after all
+	// others, so two batches never wait for each other in a circle. With NO KEY, other transactions can
+	// still write rows that refer to them.
+	lockBalancesSQL = `
+SELECT account_id, currency FROM balances WHERE account_id = ANY($1) ORDER BY account_id, currency FOR NO KEY UPDATE`
+
+	lockLiquiditySQL = `
+SELECT account_id, currency FROM balances WHERE account_id = '` + payment.LiquidityAccount + `' AND currency = ANY($1)
+ORDER BY currency FOR NO KEY UPDATE`
+
+	insertRefusedSQL = `
+INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
+SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+	AS c(id, key, sender, receiver, currency, amount, reason)`
+
+	// addBalancesSQL makes the empty balances that a commit will pay into. The account's lock keeps
+	// its status as it is copied.
+	addBalancesSQL = `
+INSERT INTO balances (account_id, currency, status)
+SELECT a.account_id, w.currency, a.status
+FROM unnest($1::text[], $2::text[]) AS w(account_id, currency) JOIN accounts a USING (account_id)
+ORDER BY a.account_id, w.currency FOR SHARE OF a
+ON CONFLICT (account_id, currency) DO NOTHING`
+
+	// holdSQL takes the money, and fails (division by zero) unless every balance is still as the
+	// decisions need it.
+	holdSQL = `
+WITH wanted AS (
+	SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::int[], $8::int[],
+		$9::int[], $10::bigint[], $11::int[], $12::int[], $13::bigint[])
+	AS w(account_id, currency, amount, position, day, spent, minute, started, was_day, was_spent, was_minute, was_started, was_limit)
+), locked AS MATERIALIZED (
+	SELECT w.* FROM wanted w JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
+	WHERE b.available >= w.amount AND b.status = 'ACTIVE' AND b.spent_day = w.was_day AND b.spent_today = w.was_spent
+		AND b.started_minute = w.was_minute AND b.started_count = w.was_started AND b.daily_limit = w.was_limit
+		AND (b.position_limit IS NULL OR b.position - w.position >= -b.position_limit)
+	ORDER BY b.account_id = '` + payment.LiquidityAccount + `', b.account_id, b.currency FOR NO KEY UPDATE OF b
+), held AS (
+	UPDATE balances b
+	SET available = b.available - l.amount, held = b.held + l.amount, position = b.position - l.position, spent_day = l.day,
+		spent_today = l.spent, started_minute = l.minute, started_count = l.started, updated_at = now()
+	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
+	RETURNING 1
+)
+SELECT 1 / (count(*) = cardinality($1))::int FROM held`
+)
+
+// reserveAll decides about a batch.
+func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
+	rules, err := l.rules.Get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	defer conn.Release()
+	decided, err := l.reserveOn(ctx, conn, calls, rules.VelocityPerMin, false)
+	if postgres.Outdated(err) {
+		decided, err = l.reserveOn(ctx, conn, calls, rules.VelocityPerMin, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
+	}
+	return decided, nil
+}
+
+// reserveOn decides about a batch. If lock is set, it locks the balances before it reads them.
+func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32, lock bool) (decided []Reserved, err error) {
+	defer func() {
+		if err != nil {
+			// pgxpool sees the transaction status, and drops a connection whose rollback fails.
+			postgres.RollBack(ctx, conn)
+		}
+	}()
+	b := &pgx.Batch{}
+	if lock {
+		l.queueBegin(b, false)
+		queueLocks(b, calls, "", nil)
+	}
+	s, err := read(ctx, conn, b, calls)
+	if err != nil {
+		return nil, err
+	}
+	decided, fresh := decide(calls, s, velocity)
+	b = &pgx.Batch{}
+	if !lock {
+		l.queueBegin(b, false)
+	}
+	if err := write(ctx, conn, b, calls, decided, fresh, s); err != nil {
+		return nil, err
+	}
+	l.observeAccepted(calls, fresh, s.now)
+	return decided, nil
+}
+
+// queueBegin begins a transaction. It waits only briefly for locks if brief is set, or a lock timeout
+// was seen recently.
+func (l *Ledger) queueBegin(b *pgx.Batch, brief bool) {
+	b.Queue("BEGIN")
+	if brief || l.locks.recent() {
+		b.Queue(briefSQL)
+	}
+}
+
+// queueLocks locks the senders' balances, LIQUIDITY's and the quotes. how is added to the statements.
+// take gets what was locked; nil: it is not needed.
+func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) error) {
+	each := func(rows pgx.Rows) error {
+		var account, currency string
+		_, err := pgx.ForEachRow(rows, []any{&account, &currency}, func() error {
+			if take == nil {
+				return nil
+			}
+			at, err := placeOf(account, currency)
+			if err != nil {
+				return err
+			}
+			return take(at)
+		})
+		return err
+	}
+	var senders, liquidity, quotes []string
+	for _, c := range calls {
+		senders = append(senders, c.Sender)
+		if c.Exchanges() {
+			liquidity = append(liquidity, c.CreditCurrency.String())
+		}
+		if c.QuoteID != "" {
+			quotes = append(quotes, c.QuoteID)
+		}
+	}
+	if len(quotes) > 0 {
+		b.Queue(lockQuotesSQL, distinct(quotes))
+	}
+	b.Queue(lockBalancesSQL+how, distinct(senders)).Query(each)
+	if len(liquidity) > 0 {
+		b.Queue(lockLiquiditySQL+how, distinct(liquidity)).Query(each)
+	}
+}
+
+func placeOf(account, currency string) (place, error) {
+	c, err := money.ParseCurrency(currency)
+	return place{account, c}, err
+}
+
+// read reads what the decisions need, after what b has queued.
+func read(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve) (state, error) {
+	s := state{balances: map[place]*balance{}, accounts: map[string]payment.AccountStatus{}, quotes: map[string]*quote{}}
+	keys, parties := make([]string, len(calls)), make([]string, 0, 2*len(calls)+2)
+	var quotes []string
+	exchanges := false
+	for i, c := range calls {
+		keys[i] = c.Key
+		parties = append(parties, c.Sender, c.Receiver)
+		exchanges = exchanges || c.Exchanges()
+		if c.QuoteID != "" {
+			quotes = append(quotes, c.QuoteID)
+		}
+	}
+	if exchanges {
+		parties = append(parties, payment.LiquidityAccount, payment.SpreadAccount)
+	}
+	b.Queue(balancesSQL, distinct(parties)).Query(func(rows pgx.Rows) error { return s.takeBalances(rows) })
+	b.Queue(claimsSQL, distinct(keys)).Query(func(rows pgx.Rows) (err error) {
+		s.claims, err = collectClaims(rows)
+		return err
+	})
+	if len(quotes) > 0 {
+		b.Queue(readQuotesSQL, distinct(quotes)).Query(func(rows pgx.Rows) error { return s.takeQuotes(rows) })
+	}
+	b.Queue(clockSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&s.now) })
+	return s, conn.SendBatch(ctx, b).Close()
+}
+
+func (s state) takeBalances(rows pgx.Rows) error {
+	defer rows.Close()
+	for rows.Next() {
+		var account, currency string
+		v := &balance{}
+		var limit pgtype.Int8
+		if err := rows.Scan(&account, &currency, &v.status, &v.Available, &v.DailyLimit, &v.Day, &v.SpentToday,
+			&v.minute, &v.started, &v.Position, &limit); err != nil {
+			return err
+		}
+		if limit.Valid {
+			v.PositionLimit = &limit.Int64
+		}
+		v.was = counters{v.Day, v.minute, v.started, v.SpentToday, v.DailyLimit}
+		at, err := placeOf(account, currency)
+		if err != nil {
+			return err
+		}
+		s.balances[at] = v
+		if s.accounts[account] != payment.Blocked {
+			s.accounts[account] = v.status
+		}
+	}
+	return rows.Err()
+}
+
+// scanClaim reads a claim's columns, and the further columns after them.
+func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
+	var c Claim
+	var fingerprint []byte
+	if err := rows.Scan(append([]any{key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason}, more...)...); err != nil {
+		return c, err
+	}
+	if copy(c.Fingerprint[:], fingerprint) != len(c.Fingerprint) {
+		return c, fmt.Errorf("reservation %s has a fingerprint of %d bytes", c.ReservationID, len(fingerprint))
+	}
+	return c, nil
+}
+
+// collectClaims returns claims by their keys.
+func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
+	defer rows.Close()
+	claims := map[string]Claim{}
+	for rows.Next() {
+		var key string
+		c, err := scanClaim(rows, &key)
+		if err != nil {
+			return nil, err
+		}
+		claims[key] = c
+	}
+	return claims, rows.Err()
+}
+
+// decide decides about the calls one after the other. Each call sees what the calls before it left,
+// so decide changes the state. Apart from that and from the new ids, it is pure. fresh lists the calls
+// that make a new claim.
+func decide(calls []reserve, s state, velocity uint32) (decided []Reserved, fresh []int) {
+	decided = make([]Reserved, len(calls))
+	for i, c := range calls {
+		claim, seen := s.claims[c.Key]
+		if !seen {
+			claim = Claim{
+				ReservationID: idAt(s.now, len(fresh)), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
+			}
+			claim.Reason = c.refuse
+			if claim.Reason == "" {
+				claim.Reason = s.hold(c.Payment, claim.ReservationID, velocity)
+			}
+			if claim.Reason != "" {
+				claim.Status = payment.RolledBack
+			}
+			s.claims[c.Key] = claim
+			fresh = append(fresh, i)
+			decided[i].Claim = claim
+			if from := s.balances[place{c.Sender, c.Debit().Currency}]; from != nil {
+				decided[i].Balance = from.Available
+			}
+			continue
+		}
+		decided[i].Claim = claim
+		// Without an attempt's id, a redelivery can't be distinguished from a second attempt.
+		decided[i].Replay = c.AttemptID == "" || c.AttemptID != claim.AttemptID
+	}
+	return decided, fresh
+}
+
+// hold takes the funds from the balances, or returns the reason for a refusal.
+func (s state) hold(p payment.Payment, id uuid.UUID, velocity uint32) payment.Reason {
+	p.Deadline = payment.ClampDeadline(p.Deadline, s.now)
+	parties := payment.Parties{Sender: s.accounts[p.Sender], Receiver: s.accounts[p.Receiver]}
+	if reason := payment.Judge(p, parties, s.now); reason != "" {
+		return reason
+	}
+	q := s.quotes[p.QuoteID]
+	if p.QuoteID != "" {
+		if reason := q.judge(p, s.now); reason != "" {
+			return reason
+		}
+	}
+	debit, credit := p.Debit(), p.Credit()
+	from := s.balance(place{p.Sender, debit.Currency})
+	after, reason := payment.Hold(from.Balance, debit.Minor, s.now)
+	if reason != "" {
+		return reason
+	}
+	// The payments that an account starts are counted in one place, whatever they are paid in. The
+	// count is checked when the money is taken, so payments at the same time can't exceed the limit.
+	// Risk only reads the count, so it would accept all of them.
+	count := s.balance(place{p.Sender, money.IDR})
+	minute, started := int32(s.now.Unix()/60), count.started
+	if count.minute != minute {
+		started = 0
+	}
+	if velocity > 0 && int64(started) >= int64(velocity) {
+		return payment.RiskVelocity
+	}
+	if p.Exchanges() {
+		liquidity := s.balance(place{payment.LiquidityAccount, credit.Currency})
+		left, reason := payment.HoldLiquidity(liquidity.Balance, p.Exchange.MidMinor)
+		if reason != "" {
+			return reason
+		}
+		liquidity.Balance, liquidity.changed = left, true
+		liquidity.taken += p.Exchange.MidMinor
+	}
+	from.Balance, from.changed = after, true
+	from.taken += debit.Minor
+	count.minute, count.started, count.changed = minute, started+1, true
+	if q != nil {
+		q.usedBy = id
+	}
+	return ""
+}
+
+// balance returns a balance; an empty one if the account has none in this currency.
+func (s state) balance(at place) *balance {
+	if b := s.balances[at]; b != nil {
+		return b
+	}
+	return &balance{}
+}
+
+// write queues what was decided after what b has queued, and commits.
+func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, s state) error {
+	if len(fresh) > 0 {
+		queueClaims(b, calls, decided, fresh, s.now)
+		queueRefusals(b, calls, decided, fresh)
+		s.queueNewBalances(b, calls, decided, fresh)
+		s.queueQuotes(b)
+		s.queueHolds(b)
+	}
+	b.Queue("COMMIT")
+	return conn.SendBatch(ctx, b).Close()
+}
+
+func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, now time.Time) {
+	// Claims are inserted in the order of their keys, because two batches that claim the same two
+	// keys must not wait for each other.
+	slices.SortFunc(fresh, func(i, j int) int { return cmp.Compare(calls[i].Key, calls[j].Key) })
+	rows := make([]row, len(fresh))
+	for at, i := range fresh {
+		p, claim := calls[i].Payment, decided[i].Claim
+		p.Deadline = payment.ClampDeadline(p.Deadline, now)
+		rows[at] = row{Record: payment.Record{
+			Payment: p, Outcome: payment.Outcome{State: claim.Status}, Claimed: claim.Fingerprint, ReservedAt: now,
+		}, id: claim.ReservationID}
+		if claim.Status != payment.Pending {
+			rows[at].endedAt = now
+		}
+	}
+	queueReservations(b, rows)
+}
+
+func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
+	var ids []pgtype.UUID
+	var keys, from, to, currencies, reasons []string
+	var amounts []int64
+	for _, i := range fresh {
+		r, claim := calls[i].Payment, decided[i].Claim
+		if claim.Reason == "" {
+			continue
+		}
+		ids = append(ids, pgtype.UUID{Bytes: claim.ReservationID, Valid: true})
+		keys, from, to = append(keys, r.Key), append(from, r.Sender), append(to, r.Receiver)
+		currencies, amounts = append(currencies, r.Currency.String()), append(amounts, r.AmountIDR)
+		reasons = append(reasons, string(claim.Reason))
+	}
+	if len(ids) > 0 {
+		b.Queue(insertRefusedSQL, ids, keys, from, to, currencies, amounts, reasons)
+	}
+}
+
+// queueNewBalances makes the balances that the held payments will be paid into.
+func (s state) queueNewBalances(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
+	missing := map[place]bool{}
+	for _, i := range fresh {
+		if decided[i].Status != payment.Pending {
+			continue
+		}
+		for _, leg := range calls[i].Legs() {
+			at := place{leg.Account, leg.Currency}
+			if s.balances[at] == nil {
+				missing[at] = true
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	var accounts, currencies []string
+	for at := range missing {
+		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
+	}
+	b.Queue(addBalancesSQL, accounts, currencies)
+}
+
+// queueHolds takes the money, and counts.
+func (s state) queueHolds(b *pgx.Batch) {
+	var places []place
+	for at, v := range s.balances {
+		if v.changed {
+			places = append(places, at)
+		}
+	}
+	if len(places) == 0 {
+		return
+	}
+	slices.SortFunc(places, place.compare)
+	var accounts, currencies []string
+	var amounts, positions, spent, wasSpent, wasLimit []int64
+	var days, minutes, started, wasDay, wasMinute, wasStarted []int32
+	for _, at := range places {
+		v := s.balances[at]
+		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
+		amounts, days, spent = append(amounts, v.taken), append(days, v.Day), append(spent, v.SpentToday)
+		position := int64(0)
+		if at.account == payment.LiquidityAccount {
+			position = v.taken
+		}
+		positions = append(positions, position)
+		minutes, started = append(minutes, v.minute), append(started, v.started)
+		wasDay, wasSpent, wasLimit = append(wasDay, v.was.day), append(wasSpent, v.was.spent), append(wasLimit, v.was.limit)
+		wasMinute, wasStarted = append(wasMinute, v.was.minute), append(wasStarted, v.was.started)
+	}
+	b.Queue(holdSQL, accounts, currencies, amounts, positions, days, spent, minutes, started, wasDay, wasSpent, wasMinute, wasStarted, wasLimit)
+}
