@@ -162,6 +162,9 @@ func RateFromFloat(f float64) (Rate, error) {
 // IsZero reports whether there is no rate.
 func (r Rate) IsZero() bool { return r.d == nil }
 
+// Cmp compares two rates. It returns -1, 0 or +1 if r is below, equal to or above the other.
+func (r Rate) Cmp(other Rate) int { return r.d.Cmp(other.d) }
+
 // String returns the plain decimal without trailing zeros. It is empty if there is no rate.
 func (r Rate) String() string {
 	if r.d == nil {
