@@ -44,7 +44,9 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 		rates[i].Base, baseErr = money.ParseCurrency(r.Base)
 		rates[i].Quote, quoteErr = money.ParseCurrency(r.Quote)
 		rates[i].Rate, rateErr = money.ParseRate(r.Rate)
-		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+		bidErr := rates[i].Bid.UnmarshalText([]byte(r.Bid))
+		askErr := rates[i].Ask.UnmarshalText([]byte(r.Ask))
+		if err := errors.Join(baseErr, quoteErr, rateErr, bidErr, askErr); err != nil {
 			return nil, invalid(fmt.Errorf("rates[%d]: %w", i, err))
 		}
 	}

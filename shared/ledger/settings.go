@@ -23,8 +23,9 @@ const (
 // in the future must not stay the newest. So a new row gets a time after every existing row.
 const (
 	putRateSQL = `
-INSERT INTO fx_rates (rate_id, base, quote, rate, effective_at)
-SELECT $1, $2, $3, $4::text::numeric, greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond')
+INSERT INTO fx_rates (rate_id, base, quote, rate, bid, ask, effective_at)
+SELECT $1, $2, $3, $4::text::numeric, nullif($5::text, '')::numeric, nullif($6::text, '')::numeric,
+	greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond')
 FROM fx_rates WHERE base = $2 AND quote = $3`
 
 	putRulesSQL = `
@@ -35,9 +36,12 @@ SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interv
 // Rate is the price of one unit of a currency in another.
 type Rate struct {
 	Base, Quote money.Currency
-	Rate        money.Rate
-	ID          string    // set by the ledger
-	At          time.Time // in force since; set by the ledger
+	Rate        money.Rate // in the middle between bid and ask
+	// Bid is what the house pays for one unit of Base, and Ask is what it takes for one. Both are zero
+	// if there is no spread: they are Rate then.
+	Bid, Ask money.Rate
+	ID       string    // set by the ledger
+	At       time.Time // in force since; set by the ledger
 }
 
 // PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once.
@@ -53,7 +57,7 @@ func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err 
 		}
 		id := newID()
 		ids = append(ids, id.String())
-		b.Queue(putRateSQL, id, r.Base.String(), r.Quote.String(), r.Rate.String())
+		b.Queue(putRateSQL, id, r.Base.String(), r.Quote.String(), r.Rate.String(), r.Bid.String(), r.Ask.String())
 	}
 	if err := l.pool.SendBatch(ctx, b).Close(); err != nil {
 		return nil, fmt.Errorf("put rates: %w", err)
@@ -64,12 +68,29 @@ func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err 
 var one, _ = money.ParseRate("1")
 
 func (r Rate) check() error {
-	// A rate is used in both directions.
-	if _, err := money.Cross(one, r.Rate); err != nil {
-		return &payment.FieldError{Field: "rate", Problem: fmt.Sprintf("%s of %s to %s has no inverse that can be used", r.Rate, r.Base, r.Quote)}
+	for _, price := range []struct {
+		field string
+		money.Rate
+		given bool
+	}{{"rate", r.Rate, true}, {"bid", r.Bid, !r.Bid.IsZero()}, {"ask", r.Ask, !r.Ask.IsZero()}} {
+		// A rate is used in both directions.
+		if _, err := money.Cross(one, price.Rate); err != nil && price.given {
+			return &payment.FieldError{Field: price.field, Problem: fmt.Sprintf("%s of %s to %s has no inverse that can be used", price.Rate, r.Base, r.Quote)}
+		}
 	}
-	if r.Base == r.Quote {
+	switch {
+	case r.Base == r.Quote:
 		return &payment.FieldError{Field: "quote_currency", Problem: "is the base currency"}
+	case r.Bid.IsZero() && r.Ask.IsZero():
+		return nil
+	case r.Bid.IsZero():
+		return &payment.FieldError{Field: "bid", Problem: "is missing, and ask is given"}
+	case r.Ask.IsZero():
+		return &payment.FieldError{Field: "ask", Problem: "is missing, and bid is given"}
+	case r.Bid.Cmp(r.Rate) > 0:
+		return &payment.FieldError{Field: "bid", Problem: fmt.Sprintf("%s is above the rate, %s", r.Bid, r.Rate)}
+	case r.Ask.Cmp(r.Rate) < 0:
+		return &payment.FieldError{Field: "ask", Problem: fmt.Sprintf("%s is below the rate, %s", r.Ask, r.Rate)}
 	}
 	return nil
 }
@@ -83,9 +104,9 @@ WITH RECURSIVE pairs AS (
 	SELECT n.base, n.quote FROM pairs p, LATERAL (
 		SELECT r.base, r.quote FROM fx_rates r WHERE (r.base, r.quote) > (p.base, p.quote) ORDER BY r.base, r.quote LIMIT 1) n
 )
-SELECT p.base, p.quote, n.rate::text, n.rate_id::text, n.effective_at
+SELECT p.base, p.quote, n.rate::text, coalesce(n.bid::text, ''), coalesce(n.ask::text, ''), n.rate_id::text, n.effective_at
 FROM pairs p, LATERAL (
-	SELECT rate, rate_id, effective_at FROM fx_rates r WHERE r.base = p.base AND r.quote = p.quote
+	SELECT rate, bid, ask, rate_id, effective_at FROM fx_rates r WHERE r.base = p.base AND r.quote = p.quote
 	ORDER BY effective_at DESC, rate_id DESC LIMIT 1) n`
 
 func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
@@ -94,15 +115,16 @@ func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
 		return nil, fmt.Errorf("read rates: %w", err)
 	}
 	rates, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Rate, err error) {
-		var base, quote, rate string
-		if err := row.Scan(&base, &quote, &rate, &r.ID, &r.At); err != nil {
+		var base, quote, rate, bid, ask string
+		if err := row.Scan(&base, &quote, &rate, &bid, &ask, &r.ID, &r.At); err != nil {
 			return r, err
 		}
 		var baseErr, quoteErr, rateErr error
 		r.Base, baseErr = money.ParseCurrency(base)
 		r.Quote, quoteErr = money.ParseCurrency(quote)
 		r.Rate, rateErr = money.ParseRate(rate)
-		if err := errors.Join(baseErr, quoteErr, rateErr); err != nil {
+		bidErr, askErr := r.Bid.UnmarshalText([]byte(bid)), r.Ask.UnmarshalText([]byte(ask))
+		if err := errors.Join(baseErr, quoteErr, rateErr, bidErr, askErr); err != nil {
 			return r, fmt.Errorf("rate %s: %w", r.ID, err)
 		}
 		return r, nil

@@ -1661,7 +1661,11 @@ type Rate struct {
 	Base  string                 `protobuf:"bytes,1,opt,name=base,proto3" json:"base,omitempty"`
 	Quote string                 `protobuf:"bytes,2,opt,name=quote,proto3" json:"quote,omitempty"`
 	// An exact decimal.
-	Rate          string `protobuf:"bytes,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	Rate string `protobuf:"bytes,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	// What the house pays for one unit of base and what it takes for one, with rate in the middle: exact
+	// decimals. Both empty: the rate has no spread.
+	Bid           string `protobuf:"bytes,4,opt,name=bid,proto3" json:"bid,omitempty"`
+	Ask           string `protobuf:"bytes,5,opt,name=ask,proto3" json:"ask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1713,6 +1717,20 @@ func (x *Rate) GetQuote() string {
 func (x *Rate) GetRate() string {
 	if x != nil {
 		return x.Rate
+	}
+	return ""
+}
+
+func (x *Rate) GetBid() string {
+	if x != nil {
+		return x.Bid
+	}
+	return ""
+}
+
+func (x *Rate) GetAsk() string {
+	if x != nil {
+		return x.Ask
 	}
 	return ""
 }
@@ -2420,11 +2438,13 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x13SeedAccountsRequest\x12*\n" +
 	"\baccounts\x18\x01 \x03(\v2\x0e.db.v1.AccountR\baccounts\"2\n" +
 	"\x14SeedAccountsResponse\x12\x1a\n" +
-	"\bupserted\x18\x01 \x01(\rR\bupserted\"D\n" +
+	"\bupserted\x18\x01 \x01(\rR\bupserted\"h\n" +
 	"\x04Rate\x12\x12\n" +
 	"\x04base\x18\x01 \x01(\tR\x04base\x12\x14\n" +
 	"\x05quote\x18\x02 \x01(\tR\x05quote\x12\x12\n" +
-	"\x04rate\x18\x03 \x01(\tR\x04rate\"4\n" +
+	"\x04rate\x18\x03 \x01(\tR\x04rate\x12\x10\n" +
+	"\x03bid\x18\x04 \x01(\tR\x03bid\x12\x10\n" +
+	"\x03ask\x18\x05 \x01(\tR\x03ask\"4\n" +
 	"\x0fPutRatesRequest\x12!\n" +
 	"\x05rates\x18\x01 \x03(\v2\v.db.v1.RateR\x05rates\"-\n" +
 	"\x10PutRatesResponse\x12\x19\n" +

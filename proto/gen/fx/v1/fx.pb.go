@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
+	v1 "pgw/proto/gen/common/v1"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -29,7 +30,11 @@ type Rate struct {
 	QuoteCurrency string                 `protobuf:"bytes,2,opt,name=quote_currency,json=quoteCurrency,proto3" json:"quote_currency,omitempty"`
 	Rate          float64                `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
 	// The exact decimal. Set, it wins over the double.
-	RateDecimal   string `protobuf:"bytes,4,opt,name=rate_decimal,json=rateDecimal,proto3" json:"rate_decimal,omitempty"`
+	RateDecimal string `protobuf:"bytes,4,opt,name=rate_decimal,json=rateDecimal,proto3" json:"rate_decimal,omitempty"`
+	// What the house pays for one unit of the base currency, and what it takes for one: exact decimals,
+	// with bid <= rate <= ask. Both empty: the rate has no spread.
+	Bid           string `protobuf:"bytes,5,opt,name=bid,proto3" json:"bid,omitempty"`
+	Ask           string `protobuf:"bytes,6,opt,name=ask,proto3" json:"ask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -88,6 +93,20 @@ func (x *Rate) GetRate() float64 {
 func (x *Rate) GetRateDecimal() string {
 	if x != nil {
 		return x.RateDecimal
+	}
+	return ""
+}
+
+func (x *Rate) GetBid() string {
+	if x != nil {
+		return x.Bid
+	}
+	return ""
+}
+
+func (x *Rate) GetAsk() string {
+	if x != nil {
+		return x.Ask
 	}
 	return ""
 }
@@ -337,6 +356,175 @@ func (x *ConvertResponse) GetRateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+type QuoteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The currencies of the sender's and of the receiver's balance.
+	DebitCurrency  string `protobuf:"bytes,1,opt,name=debit_currency,json=debitCurrency,proto3" json:"debit_currency,omitempty"`
+	CreditCurrency string `protobuf:"bytes,2,opt,name=credit_currency,json=creditCurrency,proto3" json:"credit_currency,omitempty"`
+	// The currency of amount_minor. Where the two currencies differ it is one of them, and that side is
+	// fixed: the credit is rounded down, or the debit is rounded up. Where they are the same, an amount
+	// in another currency is converted at mid, half to even.
+	FixedCurrency string `protobuf:"bytes,3,opt,name=fixed_currency,json=fixedCurrency,proto3" json:"fixed_currency,omitempty"`
+	AmountMinor   int64  `protobuf:"varint,4,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuoteRequest) Reset() {
+	*x = QuoteRequest{}
+	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuoteRequest) ProtoMessage() {}
+
+func (x *QuoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuoteRequest.ProtoReflect.Descriptor instead.
+func (*QuoteRequest) Descriptor() ([]byte, []int) {
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *QuoteRequest) GetDebitCurrency() string {
+	if x != nil {
+		return x.DebitCurrency
+	}
+	return ""
+}
+
+func (x *QuoteRequest) GetCreditCurrency() string {
+	if x != nil {
+		return x.CreditCurrency
+	}
+	return ""
+}
+
+func (x *QuoteRequest) GetFixedCurrency() string {
+	if x != nil {
+		return x.FixedCurrency
+	}
+	return ""
+}
+
+func (x *QuoteRequest) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+type QuoteResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	DebitMinor  int64                  `protobuf:"varint,1,opt,name=debit_minor,json=debitMinor,proto3" json:"debit_minor,omitempty"`
+	CreditMinor int64                  `protobuf:"varint,2,opt,name=credit_minor,json=creditMinor,proto3" json:"credit_minor,omitempty"`
+	// Unset where the two currencies are the same.
+	Exchange *v1.Exchange `protobuf:"bytes,3,opt,name=exchange,proto3" json:"exchange,omitempty"`
+	// What the debit is worth in rupiah at mid, rounded half to even.
+	AmountIdr int64 `protobuf:"varint,4,opt,name=amount_idr,json=amountIdr,proto3" json:"amount_idr,omitempty"`
+	// The time from which the price holds: of the newest of its rates.
+	RateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=rate_time,json=rateTime,proto3" json:"rate_time,omitempty"`
+	// The rate applied, as a decimal of at most 18 significant digits, and the ids of the stored rates it
+	// is made of, joined by a slash.
+	Rate          string `protobuf:"bytes,6,opt,name=rate,proto3" json:"rate,omitempty"`
+	RateId        string `protobuf:"bytes,7,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuoteResponse) Reset() {
+	*x = QuoteResponse{}
+	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuoteResponse) ProtoMessage() {}
+
+func (x *QuoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuoteResponse.ProtoReflect.Descriptor instead.
+func (*QuoteResponse) Descriptor() ([]byte, []int) {
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *QuoteResponse) GetDebitMinor() int64 {
+	if x != nil {
+		return x.DebitMinor
+	}
+	return 0
+}
+
+func (x *QuoteResponse) GetCreditMinor() int64 {
+	if x != nil {
+		return x.CreditMinor
+	}
+	return 0
+}
+
+func (x *QuoteResponse) GetExchange() *v1.Exchange {
+	if x != nil {
+		return x.Exchange
+	}
+	return nil
+}
+
+func (x *QuoteResponse) GetAmountIdr() int64 {
+	if x != nil {
+		return x.AmountIdr
+	}
+	return 0
+}
+
+func (x *QuoteResponse) GetRateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RateTime
+	}
+	return nil
+}
+
+func (x *QuoteResponse) GetRate() string {
+	if x != nil {
+		return x.Rate
+	}
+	return ""
+}
+
+func (x *QuoteResponse) GetRateId() string {
+	if x != nil {
+		return x.RateId
+	}
+	return ""
+}
+
 type ListRatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	QuoteCurrency string                 `protobuf:"bytes,1,opt,name=quote_currency,json=quoteCurrency,proto3" json:"quote_currency,omitempty"`
@@ -346,7 +534,7 @@ type ListRatesRequest struct {
 
 func (x *ListRatesRequest) Reset() {
 	*x = ListRatesRequest{}
-	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	mi := &file_fx_v1_fx_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +546,7 @@ func (x *ListRatesRequest) String() string {
 func (*ListRatesRequest) ProtoMessage() {}
 
 func (x *ListRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[5]
+	mi := &file_fx_v1_fx_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +559,7 @@ func (x *ListRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRatesRequest.ProtoReflect.Descriptor instead.
 func (*ListRatesRequest) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{5}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListRatesRequest) GetQuoteCurrency() string {
@@ -390,7 +578,7 @@ type ListRatesResponse struct {
 
 func (x *ListRatesResponse) Reset() {
 	*x = ListRatesResponse{}
-	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	mi := &file_fx_v1_fx_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +590,7 @@ func (x *ListRatesResponse) String() string {
 func (*ListRatesResponse) ProtoMessage() {}
 
 func (x *ListRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[6]
+	mi := &file_fx_v1_fx_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +603,7 @@ func (x *ListRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRatesResponse.ProtoReflect.Descriptor instead.
 func (*ListRatesResponse) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{6}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRatesResponse) GetRates() []*RateInForce {
@@ -427,18 +615,21 @@ func (x *ListRatesResponse) GetRates() []*RateInForce {
 
 // RateInForce is what one unit of the currency buys, in major units: what Convert would apply.
 type RateInForce struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	BaseCurrency  string                 `protobuf:"bytes,1,opt,name=base_currency,json=baseCurrency,proto3" json:"base_currency,omitempty"`
-	Rate          string                 `protobuf:"bytes,2,opt,name=rate,proto3" json:"rate,omitempty"`
-	RateId        string                 `protobuf:"bytes,3,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
-	RateTime      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=rate_time,json=rateTime,proto3" json:"rate_time,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	BaseCurrency string                 `protobuf:"bytes,1,opt,name=base_currency,json=baseCurrency,proto3" json:"base_currency,omitempty"`
+	Rate         string                 `protobuf:"bytes,2,opt,name=rate,proto3" json:"rate,omitempty"`
+	RateId       string                 `protobuf:"bytes,3,opt,name=rate_id,json=rateId,proto3" json:"rate_id,omitempty"`
+	RateTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=rate_time,json=rateTime,proto3" json:"rate_time,omitempty"`
+	// What the house pays for one unit of the currency, and what it takes for one.
+	Bid           string `protobuf:"bytes,5,opt,name=bid,proto3" json:"bid,omitempty"`
+	Ask           string `protobuf:"bytes,6,opt,name=ask,proto3" json:"ask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RateInForce) Reset() {
 	*x = RateInForce{}
-	mi := &file_fx_v1_fx_proto_msgTypes[7]
+	mi := &file_fx_v1_fx_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +641,7 @@ func (x *RateInForce) String() string {
 func (*RateInForce) ProtoMessage() {}
 
 func (x *RateInForce) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[7]
+	mi := &file_fx_v1_fx_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +654,7 @@ func (x *RateInForce) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateInForce.ProtoReflect.Descriptor instead.
 func (*RateInForce) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{7}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RateInForce) GetBaseCurrency() string {
@@ -494,6 +685,20 @@ func (x *RateInForce) GetRateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *RateInForce) GetBid() string {
+	if x != nil {
+		return x.Bid
+	}
+	return ""
+}
+
+func (x *RateInForce) GetAsk() string {
+	if x != nil {
+		return x.Ask
+	}
+	return ""
+}
+
 type RefreshRandomRatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -502,7 +707,7 @@ type RefreshRandomRatesRequest struct {
 
 func (x *RefreshRandomRatesRequest) Reset() {
 	*x = RefreshRandomRatesRequest{}
-	mi := &file_fx_v1_fx_proto_msgTypes[8]
+	mi := &file_fx_v1_fx_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +719,7 @@ func (x *RefreshRandomRatesRequest) String() string {
 func (*RefreshRandomRatesRequest) ProtoMessage() {}
 
 func (x *RefreshRandomRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[8]
+	mi := &file_fx_v1_fx_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +732,7 @@ func (x *RefreshRandomRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRandomRatesRequest.ProtoReflect.Descriptor instead.
 func (*RefreshRandomRatesRequest) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{8}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{10}
 }
 
 type RefreshRandomRatesResponse struct {
@@ -541,7 +746,7 @@ type RefreshRandomRatesResponse struct {
 
 func (x *RefreshRandomRatesResponse) Reset() {
 	*x = RefreshRandomRatesResponse{}
-	mi := &file_fx_v1_fx_proto_msgTypes[9]
+	mi := &file_fx_v1_fx_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +758,7 @@ func (x *RefreshRandomRatesResponse) String() string {
 func (*RefreshRandomRatesResponse) ProtoMessage() {}
 
 func (x *RefreshRandomRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fx_v1_fx_proto_msgTypes[9]
+	mi := &file_fx_v1_fx_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +771,7 @@ func (x *RefreshRandomRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRandomRatesResponse.ProtoReflect.Descriptor instead.
 func (*RefreshRandomRatesResponse) Descriptor() ([]byte, []int) {
-	return file_fx_v1_fx_proto_rawDescGZIP(), []int{9}
+	return file_fx_v1_fx_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RefreshRandomRatesResponse) GetSuccess() bool {
@@ -594,12 +799,14 @@ var File_fx_v1_fx_proto protoreflect.FileDescriptor
 
 const file_fx_v1_fx_proto_rawDesc = "" +
 	"\n" +
-	"\x0efx/v1/fx.proto\x12\x05fx.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n" +
+	"\x0efx/v1/fx.proto\x12\x05fx.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n" +
 	"\x04Rate\x12#\n" +
 	"\rbase_currency\x18\x01 \x01(\tR\fbaseCurrency\x12%\n" +
 	"\x0equote_currency\x18\x02 \x01(\tR\rquoteCurrency\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\x01R\x04rate\x12!\n" +
-	"\frate_decimal\x18\x04 \x01(\tR\vrateDecimal\"7\n" +
+	"\frate_decimal\x18\x04 \x01(\tR\vrateDecimal\x12\x10\n" +
+	"\x03bid\x18\x05 \x01(\tR\x03bid\x12\x10\n" +
+	"\x03ask\x18\x06 \x01(\tR\x03ask\"7\n" +
 	"\x12UpdateRatesRequest\x12!\n" +
 	"\x05rates\x18\x01 \x03(\v2\v.fx.v1.RateR\x05rates\"I\n" +
 	"\x13UpdateRatesResponse\x12\x18\n" +
@@ -617,24 +824,42 @@ const file_fx_v1_fx_proto_rawDesc = "" +
 	"\famount_minor\x18\x02 \x01(\x03R\vamountMinor\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\tR\x04rate\x12\x17\n" +
 	"\arate_id\x18\x04 \x01(\tR\x06rateId\x127\n" +
-	"\trate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"9\n" +
+	"\trate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"\xa8\x01\n" +
+	"\fQuoteRequest\x12%\n" +
+	"\x0edebit_currency\x18\x01 \x01(\tR\rdebitCurrency\x12'\n" +
+	"\x0fcredit_currency\x18\x02 \x01(\tR\x0ecreditCurrency\x12%\n" +
+	"\x0efixed_currency\x18\x03 \x01(\tR\rfixedCurrency\x12!\n" +
+	"\famount_minor\x18\x04 \x01(\x03R\vamountMinor\"\x89\x02\n" +
+	"\rQuoteResponse\x12\x1f\n" +
+	"\vdebit_minor\x18\x01 \x01(\x03R\n" +
+	"debitMinor\x12!\n" +
+	"\fcredit_minor\x18\x02 \x01(\x03R\vcreditMinor\x12/\n" +
+	"\bexchange\x18\x03 \x01(\v2\x13.common.v1.ExchangeR\bexchange\x12\x1d\n" +
+	"\n" +
+	"amount_idr\x18\x04 \x01(\x03R\tamountIdr\x127\n" +
+	"\trate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\tR\x04rate\x12\x17\n" +
+	"\arate_id\x18\a \x01(\tR\x06rateId\"9\n" +
 	"\x10ListRatesRequest\x12%\n" +
 	"\x0equote_currency\x18\x01 \x01(\tR\rquoteCurrency\"=\n" +
 	"\x11ListRatesResponse\x12(\n" +
-	"\x05rates\x18\x01 \x03(\v2\x12.fx.v1.RateInForceR\x05rates\"\x98\x01\n" +
+	"\x05rates\x18\x01 \x03(\v2\x12.fx.v1.RateInForceR\x05rates\"\xbc\x01\n" +
 	"\vRateInForce\x12#\n" +
 	"\rbase_currency\x18\x01 \x01(\tR\fbaseCurrency\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\tR\x04rate\x12\x17\n" +
 	"\arate_id\x18\x03 \x01(\tR\x06rateId\x127\n" +
-	"\trate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\"\x1b\n" +
+	"\trate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\brateTime\x12\x10\n" +
+	"\x03bid\x18\x05 \x01(\tR\x03bid\x12\x10\n" +
+	"\x03ask\x18\x06 \x01(\tR\x03ask\"\x1b\n" +
 	"\x19RefreshRandomRatesRequest\"u\n" +
 	"\x1aRefreshRandomRatesResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
-	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\xd5\x01\n" +
+	"\x06pushed\x18\x03 \x03(\v2\v.fx.v1.RateR\x06pushed2\x8e\x02\n" +
 	"\tFxService\x12D\n" +
 	"\vUpdateRates\x12\x19.fx.v1.UpdateRatesRequest\x1a\x1a.fx.v1.UpdateRatesResponse\x12=\n" +
-	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse\"\x03\x90\x02\x01\x12C\n" +
+	"\aConvert\x12\x15.fx.v1.ConvertRequest\x1a\x16.fx.v1.ConvertResponse\"\x03\x90\x02\x01\x127\n" +
+	"\x05Quote\x12\x13.fx.v1.QuoteRequest\x1a\x14.fx.v1.QuoteResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\tListRates\x12\x17.fx.v1.ListRatesRequest\x1a\x18.fx.v1.ListRatesResponse\"\x03\x90\x02\x012k\n" +
 	"\x0eFxAdminService\x12Y\n" +
 	"\x12RefreshRandomRates\x12 .fx.v1.RefreshRandomRatesRequest\x1a!.fx.v1.RefreshRandomRatesResponseBc\n" +
@@ -652,39 +877,46 @@ func file_fx_v1_fx_proto_rawDescGZIP() []byte {
 	return file_fx_v1_fx_proto_rawDescData
 }
 
-var file_fx_v1_fx_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_fx_v1_fx_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_fx_v1_fx_proto_goTypes = []any{
 	(*Rate)(nil),                       // 0: fx.v1.Rate
 	(*UpdateRatesRequest)(nil),         // 1: fx.v1.UpdateRatesRequest
 	(*UpdateRatesResponse)(nil),        // 2: fx.v1.UpdateRatesResponse
 	(*ConvertRequest)(nil),             // 3: fx.v1.ConvertRequest
 	(*ConvertResponse)(nil),            // 4: fx.v1.ConvertResponse
-	(*ListRatesRequest)(nil),           // 5: fx.v1.ListRatesRequest
-	(*ListRatesResponse)(nil),          // 6: fx.v1.ListRatesResponse
-	(*RateInForce)(nil),                // 7: fx.v1.RateInForce
-	(*RefreshRandomRatesRequest)(nil),  // 8: fx.v1.RefreshRandomRatesRequest
-	(*RefreshRandomRatesResponse)(nil), // 9: fx.v1.RefreshRandomRatesResponse
-	(*timestamppb.Timestamp)(nil),      // 10: google.protobuf.Timestamp
+	(*QuoteRequest)(nil),               // 5: fx.v1.QuoteRequest
+	(*QuoteResponse)(nil),              // 6: fx.v1.QuoteResponse
+	(*ListRatesRequest)(nil),           // 7: fx.v1.ListRatesRequest
+	(*ListRatesResponse)(nil),          // 8: fx.v1.ListRatesResponse
+	(*RateInForce)(nil),                // 9: fx.v1.RateInForce
+	(*RefreshRandomRatesRequest)(nil),  // 10: fx.v1.RefreshRandomRatesRequest
+	(*RefreshRandomRatesResponse)(nil), // 11: fx.v1.RefreshRandomRatesResponse
+	(*timestamppb.Timestamp)(nil),      // 12: google.protobuf.Timestamp
+	(*v1.Exchange)(nil),                // 13: common.v1.Exchange
 }
 var file_fx_v1_fx_proto_depIdxs = []int32{
 	0,  // 0: fx.v1.UpdateRatesRequest.rates:type_name -> fx.v1.Rate
-	10, // 1: fx.v1.ConvertResponse.rate_time:type_name -> google.protobuf.Timestamp
-	7,  // 2: fx.v1.ListRatesResponse.rates:type_name -> fx.v1.RateInForce
-	10, // 3: fx.v1.RateInForce.rate_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: fx.v1.RefreshRandomRatesResponse.pushed:type_name -> fx.v1.Rate
-	1,  // 5: fx.v1.FxService.UpdateRates:input_type -> fx.v1.UpdateRatesRequest
-	3,  // 6: fx.v1.FxService.Convert:input_type -> fx.v1.ConvertRequest
-	5,  // 7: fx.v1.FxService.ListRates:input_type -> fx.v1.ListRatesRequest
-	8,  // 8: fx.v1.FxAdminService.RefreshRandomRates:input_type -> fx.v1.RefreshRandomRatesRequest
-	2,  // 9: fx.v1.FxService.UpdateRates:output_type -> fx.v1.UpdateRatesResponse
-	4,  // 10: fx.v1.FxService.Convert:output_type -> fx.v1.ConvertResponse
-	6,  // 11: fx.v1.FxService.ListRates:output_type -> fx.v1.ListRatesResponse
-	9,  // 12: fx.v1.FxAdminService.RefreshRandomRates:output_type -> fx.v1.RefreshRandomRatesResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	12, // 1: fx.v1.ConvertResponse.rate_time:type_name -> google.protobuf.Timestamp
+	13, // 2: fx.v1.QuoteResponse.exchange:type_name -> common.v1.Exchange
+	12, // 3: fx.v1.QuoteResponse.rate_time:type_name -> google.protobuf.Timestamp
+	9,  // 4: fx.v1.ListRatesResponse.rates:type_name -> fx.v1.RateInForce
+	12, // 5: fx.v1.RateInForce.rate_time:type_name -> google.protobuf.Timestamp
+	0,  // 6: fx.v1.RefreshRandomRatesResponse.pushed:type_name -> fx.v1.Rate
+	1,  // 7: fx.v1.FxService.UpdateRates:input_type -> fx.v1.UpdateRatesRequest
+	3,  // 8: fx.v1.FxService.Convert:input_type -> fx.v1.ConvertRequest
+	5,  // 9: fx.v1.FxService.Quote:input_type -> fx.v1.QuoteRequest
+	7,  // 10: fx.v1.FxService.ListRates:input_type -> fx.v1.ListRatesRequest
+	10, // 11: fx.v1.FxAdminService.RefreshRandomRates:input_type -> fx.v1.RefreshRandomRatesRequest
+	2,  // 12: fx.v1.FxService.UpdateRates:output_type -> fx.v1.UpdateRatesResponse
+	4,  // 13: fx.v1.FxService.Convert:output_type -> fx.v1.ConvertResponse
+	6,  // 14: fx.v1.FxService.Quote:output_type -> fx.v1.QuoteResponse
+	8,  // 15: fx.v1.FxService.ListRates:output_type -> fx.v1.ListRatesResponse
+	11, // 16: fx.v1.FxAdminService.RefreshRandomRates:output_type -> fx.v1.RefreshRandomRatesResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_fx_v1_fx_proto_init() }
@@ -699,7 +931,7 @@ func file_fx_v1_fx_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fx_v1_fx_proto_rawDesc), len(file_fx_v1_fx_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	FxService_UpdateRates_FullMethodName = "/fx.v1.FxService/UpdateRates"
 	FxService_Convert_FullMethodName     = "/fx.v1.FxService/Convert"
+	FxService_Quote_FullMethodName       = "/fx.v1.FxService/Quote"
 	FxService_ListRates_FullMethodName   = "/fx.v1.FxService/ListRates"
 )
 
@@ -28,13 +29,17 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// FxService prices amounts in rupiah.
+// FxService prices amounts.
 type FxServiceClient interface {
 	// UpdateRates records new rates. They survive restarts and reach every replica within 2 s.
 	UpdateRates(ctx context.Context, in *UpdateRatesRequest, opts ...grpc.CallOption) (*UpdateRatesResponse, error)
-	// Convert prices an amount at the newest rate, rounding half to even, once.
+	// Convert prices an amount at the newest rate, in the middle between bid and ask. It rounds half to
+	// even, once.
 	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the amount or a currency is malformed.
 	Convert(ctx context.Context, in *ConvertRequest, opts ...grpc.CallOption) (*ConvertResponse, error)
+	// Quote prices a payment between balances of two currencies, at bid or ask.
+	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the message names the field.
+	Quote(ctx context.Context, in *QuoteRequest, opts ...grpc.CallOption) (*QuoteResponse, error)
 	// ListRates tells at what each currency can be converted now, in the order of their codes.
 	ListRates(ctx context.Context, in *ListRatesRequest, opts ...grpc.CallOption) (*ListRatesResponse, error)
 }
@@ -67,6 +72,16 @@ func (c *fxServiceClient) Convert(ctx context.Context, in *ConvertRequest, opts 
 	return out, nil
 }
 
+func (c *fxServiceClient) Quote(ctx context.Context, in *QuoteRequest, opts ...grpc.CallOption) (*QuoteResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(QuoteResponse)
+	err := c.cc.Invoke(ctx, FxService_Quote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fxServiceClient) ListRates(ctx context.Context, in *ListRatesRequest, opts ...grpc.CallOption) (*ListRatesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRatesResponse)
@@ -81,13 +96,17 @@ func (c *fxServiceClient) ListRates(ctx context.Context, in *ListRatesRequest, o
 // All implementations must embed UnimplementedFxServiceServer
 // for forward compatibility.
 //
-// FxService prices amounts in rupiah.
+// FxService prices amounts.
 type FxServiceServer interface {
 	// UpdateRates records new rates. They survive restarts and reach every replica within 2 s.
 	UpdateRates(context.Context, *UpdateRatesRequest) (*UpdateRatesResponse, error)
-	// Convert prices an amount at the newest rate, rounding half to even, once.
+	// Convert prices an amount at the newest rate, in the middle between bid and ask. It rounds half to
+	// even, once.
 	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the amount or a currency is malformed.
 	Convert(context.Context, *ConvertRequest) (*ConvertResponse, error)
+	// Quote prices a payment between balances of two currencies, at bid or ask.
+	// NOT_FOUND: no rate for the pair. INVALID_ARGUMENT: the message names the field.
+	Quote(context.Context, *QuoteRequest) (*QuoteResponse, error)
 	// ListRates tells at what each currency can be converted now, in the order of their codes.
 	ListRates(context.Context, *ListRatesRequest) (*ListRatesResponse, error)
 	mustEmbedUnimplementedFxServiceServer()
@@ -105,6 +124,9 @@ func (UnimplementedFxServiceServer) UpdateRates(context.Context, *UpdateRatesReq
 }
 func (UnimplementedFxServiceServer) Convert(context.Context, *ConvertRequest) (*ConvertResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Convert not implemented")
+}
+func (UnimplementedFxServiceServer) Quote(context.Context, *QuoteRequest) (*QuoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Quote not implemented")
 }
 func (UnimplementedFxServiceServer) ListRates(context.Context, *ListRatesRequest) (*ListRatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRates not implemented")
@@ -166,6 +188,24 @@ func _FxService_Convert_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FxService_Quote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(QuoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FxServiceServer).Quote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FxService_Quote_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FxServiceServer).Quote(ctx, req.(*QuoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FxService_ListRates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRatesRequest)
 	if err := dec(in); err != nil {
@@ -198,6 +238,10 @@ var FxService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Convert",
 			Handler:    _FxService_Convert_Handler,
+		},
+		{
+			MethodName: "Quote",
+			Handler:    _FxService_Quote_Handler,
 		},
 		{
 			MethodName: "ListRates",
