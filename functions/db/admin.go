@@ -44,9 +44,7 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 		rates[i].Base, baseErr = money.ParseCurrency(r.Base)
 		rates[i].Quote, quoteErr = money.ParseCurrency(r.Quote)
 		rates[i].Rate, rateErr = money.ParseRate(r.Rate)
-		bidErr := rates[i].Bid.UnmarshalText([]byte(r.Bid))
-		askErr := rates[i].Ask.UnmarshalText([]byte(r.Ask))
-		if err := errors.Join(baseErr, quoteErr, rateErr, bidErr, askErr); err != nil {
+		if err := errors.Join(baseErr, quoteErr, rateErr, readPrice("bid", r.Bid, &rates[i].Bid), readPrice("ask", r.Ask, &rates[i].Ask)); err != nil {
 			return nil, invalid(fmt.Errorf("rates[%d]: %w", i, err))
 		}
 	}
@@ -55,6 +53,14 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 		return nil, translated(err)
 	}
 	return &dbv1.PutRatesResponse{RateIds: ids}, nil
+}
+
+// readPrice reads a bid or an ask. It stays zero if the text is empty.
+func readPrice(field, text string, into *money.Rate) error {
+	if err := into.UnmarshalText([]byte(text)); err != nil {
+		return &payment.FieldError{Field: field, Problem: err.Error()}
+	}
+	return nil
 }
 
 // PutRules implements db.v1.Admin.

@@ -1,11 +1,12 @@
-// Package fx prices amounts. It converts at the newest rate and returns the id of that rate.
+// Package fx prices amounts and payments. It converts at the newest rate and returns the id of that
+// rate.
 package fx
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -13,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
@@ -21,6 +21,7 @@ import (
 	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/postgres"
+	"pgw/shared/rpc"
 )
 
 // Config of the function.
@@ -50,9 +51,18 @@ type rates map[pair]quote
 type pair struct{ base, quote money.Currency }
 
 type quote struct {
-	rate money.Rate
-	id   string
-	at   time.Time
+	rate     money.Rate // in the middle between bid and ask
+	bid, ask money.Rate // zero if there is no spread
+	id       string
+	at       time.Time
+}
+
+// spread returns bid and ask, which are the rate itself if there is no spread.
+func (q quote) spread() (bid, ask money.Rate) {
+	if q.bid.IsZero() {
+		return q.rate, q.rate
+	}
+	return q.bid, q.ask
 }
 
 // Function describes fx.
@@ -89,7 +99,7 @@ func load(ctx context.Context, from *ledger.Reader) (rates, error) {
 	}
 	all := rates{}
 	for _, r := range newest {
-		all[pair{r.Base, r.Quote}] = quote{rate: r.Rate, id: r.ID, at: r.At}
+		all[pair{r.Base, r.Quote}] = quote{rate: r.Rate, bid: r.Bid, ask: r.Ask, id: r.ID, at: r.At}
 	}
 	return all, nil
 }
@@ -129,14 +139,21 @@ func (q quote) newer(than quote) bool {
 	return cmp.Or(q.at.Compare(than.at), cmp.Compare(q.id, than.id)) > 0
 }
 
-// crossed returns the rate that results from two rates. Its id contains both ids, and its time is
-// the later of the two.
+// crossed returns the rate that results from two rates, and its spread, if they fit. Its id contains
+// both ids, and its time is the later of the two.
 func crossed(base, to quote) (quote, bool) {
 	rate, err := money.Cross(base.rate, to.rate)
 	if err != nil {
 		return quote{}, false
 	}
 	q := quote{rate: rate, id: to.id, at: to.at}
+	baseBid, baseAsk := base.spread()
+	toBid, toAsk := to.spread()
+	bid, bidErr := money.Cross(baseBid, toAsk)
+	ask, askErr := money.Cross(baseAsk, toBid)
+	if bidErr == nil && askErr == nil {
+		q.bid, q.ask = bid, ask
+	}
 	if base.id != "" {
 		q.id = base.id + "/" + to.id
 	}
@@ -174,13 +191,46 @@ func (f *FX) Convert(ctx context.Context, in *fxv1.ConvertRequest) (*fxv1.Conver
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	out := &fxv1.ConvertResponse{
-		Amount: converted.Float(), AmountMinor: converted.Minor, Rate: q.rate.String(), RateId: q.id,
+	return &fxv1.ConvertResponse{
+		Amount: converted.Float(), AmountMinor: converted.Minor, Rate: q.rate.String(), RateId: q.id, RateTime: rpc.Timestamp(q.at),
+	}, nil
+}
+
+// Quote implements fx.v1.FxService.
+func (f *FX) Quote(ctx context.Context, in *fxv1.QuoteRequest) (*fxv1.QuoteResponse, error) {
+	o := order{fixed: money.Amount{Minor: in.AmountMinor}}
+	for _, c := range [...]struct {
+		field, code string
+		into        *money.Currency
+	}{
+		{"debit_currency", in.DebitCurrency, &o.debit},
+		{"credit_currency", in.CreditCurrency, &o.credit},
+		{"fixed_currency", in.FixedCurrency, &o.fixed.Currency},
+	} {
+		var err error
+		if *c.into, err = money.ParseCurrency(c.code); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "%s: %v", c.field, err)
+		}
 	}
-	if !q.at.IsZero() {
-		out.RateTime = timestamppb.New(q.at)
+	if in.AmountMinor <= 0 || in.AmountMinor > money.MaxMinor {
+		return nil, status.Errorf(codes.InvalidArgument, "amount_minor: must be positive and at most %d", int64(money.MaxMinor))
 	}
-	return out, nil
+	all, err := f.rates.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	p, err := all.price(o)
+	var none noRateError
+	if errors.As(err, &none) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &fxv1.QuoteResponse{
+		DebitMinor: p.debit.Minor, CreditMinor: p.credit.Minor, Exchange: rpc.FromExchange(p.exchange), AmountIdr: p.amountIDR,
+		Rate: p.rate.String(), RateId: p.rateID, RateTime: rpc.Timestamp(p.at),
+	}, nil
 }
 
 // ListRates implements fx.v1.FxService.
@@ -193,23 +243,28 @@ func (f *FX) ListRates(ctx context.Context, in *fxv1.ListRatesRequest) (*fxv1.Li
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	currencies := map[string]money.Currency{to.String(): to}
-	for p := range all {
-		currencies[p.base.String()], currencies[p.quote.String()] = p.base, p.quote
-	}
 	out := &fxv1.ListRatesResponse{}
-	for _, code := range slices.Sorted(maps.Keys(currencies)) {
-		q, ok := all.find(pair{currencies[code], to})
+	for _, currency := range all.currencies(to) {
+		q, ok := all.find(pair{currency, to})
 		if !ok {
 			continue
 		}
-		r := &fxv1.RateInForce{BaseCurrency: code, Rate: q.rate.String(), RateId: q.id}
-		if !q.at.IsZero() {
-			r.RateTime = timestamppb.New(q.at)
-		}
-		out.Rates = append(out.Rates, r)
+		bid, ask := q.spread()
+		out.Rates = append(out.Rates, &fxv1.RateInForce{
+			BaseCurrency: currency.String(), Rate: q.rate.String(), RateId: q.id, RateTime: rpc.Timestamp(q.at),
+			Bid: bid.String(), Ask: ask.String(),
+		})
 	}
 	return out, nil
+}
+
+// currencies returns the given currencies and those that have a rate, in the order of their codes.
+func (rs rates) currencies(given ...money.Currency) []money.Currency {
+	for p := range rs {
+		given = append(given, p.base, p.quote)
+	}
+	slices.SortFunc(given, func(a, b money.Currency) int { return cmp.Compare(a.String(), b.String()) })
+	return slices.Compact(given)
 }
 
 // UpdateRates implements fx.v1.FxService.
@@ -223,7 +278,10 @@ func (f *FX) UpdateRates(ctx context.Context, in *fxv1.UpdateRatesRequest) (*fxv
 		if err != nil {
 			return &fxv1.UpdateRatesResponse{Message: fmt.Sprintf("rates[%d]: %v", i, err)}, nil
 		}
-		put.Rates = append(put.Rates, &dbv1.Rate{Base: r.BaseCurrency, Quote: r.QuoteCurrency, Rate: rate.String()})
+		// The ledger reads and checks the spread.
+		put.Rates = append(put.Rates, &dbv1.Rate{
+			Base: r.BaseCurrency, Quote: r.QuoteCurrency, Rate: rate.String(), Bid: r.Bid, Ask: r.Ask,
+		})
 	}
 	if err := f.put(ctx, put); err != nil {
 		if status.Code(err) == codes.InvalidArgument {
@@ -255,13 +313,19 @@ func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesR
 		if back, ok := all[pair{p.quote, p.base}]; ok && back.newer(q) {
 			continue // the other direction is newer
 		}
-		rate, err := moved(q.rate, f.draw())
-		if err != nil {
+		by := f.draw()
+		rate, rateErr := moved(q.rate, by)
+		bid, bidErr := moved(q.bid, by)
+		ask, askErr := moved(q.ask, by)
+		if err := errors.Join(rateErr, bidErr, askErr); err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
-		put.Rates = append(put.Rates, &dbv1.Rate{Base: p.base.String(), Quote: p.quote.String(), Rate: rate.String()})
+		put.Rates = append(put.Rates, &dbv1.Rate{
+			Base: p.base.String(), Quote: p.quote.String(), Rate: rate.String(), Bid: bid.String(), Ask: ask.String(),
+		})
 		out.Pushed = append(out.Pushed, &fxv1.Rate{
 			BaseCurrency: p.base.String(), QuoteCurrency: p.quote.String(), Rate: rate.Float(), RateDecimal: rate.String(),
+			Bid: bid.String(), Ask: ask.String(),
 		})
 	}
 	if len(put.Rates) == 0 {
@@ -275,8 +339,11 @@ func (f *FX) RefreshRandomRates(ctx context.Context, _ *fxv1.RefreshRandomRatesR
 }
 
 // moved changes a rate by at most one percent up or down, in steps of a basis point. It keeps 8
-// digits.
+// digits. No rate stays no rate.
 func moved(r money.Rate, draw float64) (money.Rate, error) {
+	if r.IsZero() {
+		return r, nil
+	}
 	points := int64(draw*201) - 100
 	d, _, err := apd.NewFromString(r.String())
 	if err != nil {

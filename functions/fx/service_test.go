@@ -99,6 +99,7 @@ func TestUpdateRates(t *testing.T) {
 		"a double":           {[]*fxv1.Rate{usd}, nil, "true 1 rates updated", 1},
 		"a decimal":          {[]*fxv1.Rate{{BaseCurrency: "JPY", QuoteCurrency: "IDR", RateDecimal: "103.25"}}, nil, "true 1 rates updated", 1},
 		"not a number":       {[]*fxv1.Rate{usd, {BaseCurrency: "JPY", QuoteCurrency: "IDR", RateDecimal: "many"}}, nil, "false rates[1]", 0},
+		"a spread":           {[]*fxv1.Rate{{BaseCurrency: "USD", QuoteCurrency: "IDR", RateDecimal: "15500", Bid: "15490", Ask: "15510"}}, nil, "true 1 rates updated", 1},
 		"zero":               {[]*fxv1.Rate{{BaseCurrency: "JPY", QuoteCurrency: "IDR"}}, nil, "false rates[0]", 0},
 		"the ledger refuses": {[]*fxv1.Rate{usd}, status.Error(codes.InvalidArgument, "no"), "false no", 1},
 		"the ledger is away": {[]*fxv1.Rate{usd}, status.Error(codes.Unavailable, "away"), "Unavailable", 1},
@@ -133,7 +134,93 @@ func TestRefreshRandomRates(t *testing.T) {
 			t.Errorf("%v: %s and %s; want %s", draw, a.put[0].Rate, got.Pushed[0].RateDecimal, want)
 		}
 	}
+	// Bid and ask move with the rate.
+	a := &admin{}
+	spread := &memory{all: stored(t, "USD/IDR 15490 15500 15510")}
+	got, err := newFX(spread, a, 0).RefreshRandomRates(t.Context(), &fxv1.RefreshRandomRatesRequest{})
+	if err != nil || len(got.Pushed) != 1 || len(a.put) != 1 {
+		t.Fatal(got, err)
+	}
+	if a.put[0].Bid+" "+a.put[0].Rate+" "+a.put[0].Ask != "15335.1 15345 15354.9" || got.Pushed[0].Bid != "15335.1" || got.Pushed[0].Ask != "15354.9" {
+		t.Errorf("with a spread: %v and %v", a.put, got.Pushed)
+	}
 	if got, err := newFX(&memory{}, &admin{}, 0).RefreshRandomRates(t.Context(), &fxv1.RefreshRandomRatesRequest{}); err != nil || got.Success {
 		t.Errorf("without rates: %v, %v", got, err)
+	}
+}
+
+// The answer has both amounts and the price. Errors name the field.
+func TestQuote(t *testing.T) {
+	seeds := stored(t, "USD/IDR 15490 15500 15510", "SGD/IDR 11590 11600 11610")
+	for name, tc := range map[string]struct {
+		in   *fxv1.QuoteRequest
+		err  error
+		want string
+	}{
+		"exchange": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "USD", AmountMinor: 10000}, nil,
+			"10000 to 13341, worth IDR 1550000, at 1.33419465977605512 (a/b) of 12:00:01; mid 13362, 2 steps",
+		},
+		"the same currency": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "USD", FixedCurrency: "USD", AmountMinor: 10000}, nil,
+			"10000 to 10000, worth IDR 1550000, at 1 (identity) of 00:00:00; mid 0, 0 steps",
+		},
+		"the same currency, priced in another": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "USD", FixedCurrency: "IDR", AmountMinor: 155000}, nil,
+			"1000 to 1000, worth IDR 155000, at 0.0000645161290323 (a) of 12:00:00; mid 0, 0 steps",
+		},
+		"no debit currency":  {&fxv1.QuoteRequest{CreditCurrency: "SGD", FixedCurrency: "USD", AmountMinor: 1}, nil, "InvalidArgument debit_currency"},
+		"no credit currency": {&fxv1.QuoteRequest{DebitCurrency: "USD", FixedCurrency: "USD", AmountMinor: 1}, nil, "InvalidArgument credit_currency"},
+		"no fixed currency":  {&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", AmountMinor: 1}, nil, "InvalidArgument fixed_currency"},
+		"no amount":          {&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "USD"}, nil, "InvalidArgument amount_minor"},
+		"a negative amount": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "USD", AmountMinor: -1}, nil, "InvalidArgument amount_minor",
+		},
+		"too much": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "USD", AmountMinor: money.MaxMinor + 1}, nil, "InvalidArgument amount_minor",
+		},
+		"three currencies": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "IDR", AmountMinor: 1}, nil, "InvalidArgument fixed_currency",
+		},
+		"no rate": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "EUR", FixedCurrency: "USD", AmountMinor: 1}, nil, "NotFound there is no rate",
+		},
+		"the database is away": {
+			&fxv1.QuoteRequest{DebitCurrency: "USD", CreditCurrency: "SGD", FixedCurrency: "USD", AmountMinor: 1}, errors.New("away"), "Unavailable away",
+		},
+	} {
+		got, err := newFX(&memory{all: seeds, err: tc.err}, &admin{}, 0).Quote(t.Context(), tc.in)
+		heard := status.Code(err).String() + " " + status.Convert(err).Message()
+		if err == nil {
+			heard = fmt.Sprintf("%d to %d, worth IDR %d, at %s (%s) of %s; mid %d, %d steps", got.DebitMinor, got.CreditMinor, got.AmountIdr,
+				got.Rate, got.RateId, got.RateTime.AsTime().Format(time.TimeOnly), got.GetExchange().GetMidMinor(), len(got.GetExchange().GetSteps()))
+		} else {
+			heard = heard[:min(len(heard), len(tc.want))]
+		}
+		if heard != tc.want {
+			t.Errorf("%s: %s; want %s", name, heard, tc.want)
+		}
+	}
+}
+
+// ListRates tells bid and ask for the direction that is asked for.
+func TestListRatesTellsTheSpread(t *testing.T) {
+	all := stored(t, "USD/IDR 15490 15500 15510", "SGD/IDR 11590 11600 11610", "JPY/IDR 103.25")
+	for quote, want := range map[string]string{
+		"IDR": "IDR 1 1 1, JPY 103.25 103.25 103.25, SGD 11590 11600 11610, USD 15490 15500 15510, ",
+		"USD": "IDR 0.0000644745325596 0.0000645161290323 0.0000645577792124, JPY 0.00665699548678 0.00666129032258 0.00666559070368, " +
+			"SGD 0.747259832366 0.748387096774 0.749515816656, USD 1 1 1, ",
+	} {
+		got, err := newFX(&memory{all: all}, &admin{}, 0).ListRates(t.Context(), &fxv1.ListRatesRequest{QuoteCurrency: quote})
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := ""
+		for _, r := range got.Rates {
+			told += fmt.Sprintf("%s %s %s %s, ", r.BaseCurrency, r.Bid, r.Rate, r.Ask)
+		}
+		if told != want {
+			t.Errorf("in %s: %s; want %s", quote, told, want)
+		}
 	}
 }
