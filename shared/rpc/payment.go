@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -138,6 +139,33 @@ func Priced(p payment.Payment, got *fxv1.ConvertResponse) (payment.Payment, erro
 		return p, fmt.Errorf("fx returned a bad rate: %w", err)
 	}
 	p.AmountIDR, p.Rate, p.RateID, p.RateTime = got.GetAmountMinor(), rate, got.GetRateId(), Time(got.GetRateTime())
+	return p, nil
+}
+
+// QuoteOf returns the request that asks fx for the price of a payment that is not in rupiah.
+func QuoteOf(p payment.Payment) *fxv1.QuoteRequest {
+	return &fxv1.QuoteRequest{
+		DebitCurrency: p.DebitCurrency.String(), CreditCurrency: p.CreditCurrency.String(),
+		FixedCurrency: p.Currency.String(), AmountMinor: p.Minor,
+	}
+}
+
+// Quoted returns the payment with the price of fx's answer to QuoteOf. A payment in rupiah has no such
+// price: Priced is for those.
+func Quoted(p payment.Payment, got *fxv1.QuoteResponse) (payment.Payment, error) {
+	if p.InRupiah() {
+		return p, errors.New("a payment in rupiah has no quote")
+	}
+	rate, err := money.ParseRate(got.GetRate())
+	if err != nil {
+		return p, fmt.Errorf("fx returned a bad rate: %w", err)
+	}
+	exchange, err := ToExchange(got.GetExchange())
+	if err != nil {
+		return p, fmt.Errorf("fx returned a bad price: %w", err)
+	}
+	p.DebitMinor, p.CreditMinor, p.Exchange = got.GetDebitMinor(), got.GetCreditMinor(), exchange
+	p.AmountIDR, p.Rate, p.RateID, p.RateTime = got.GetAmountIdr(), rate, got.GetRateId(), Time(got.GetRateTime())
 	return p, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	commonv1 "pgw/proto/gen/common/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
@@ -129,5 +130,38 @@ func TestUnknownOutcomesAreRefused(t *testing.T) {
 	}
 	if _, err := rpc.ToPayment(&commonv1.Payment{CurrencyInput: "USD", Rate: "-1"}); err == nil {
 		t.Error("a negative rate is accepted")
+	}
+}
+
+// A payment gets every part of fx's price. A price that cannot be read is refused.
+func TestPaymentsAreQuoted(t *testing.T) {
+	var want payment.Payment
+	fill(t, reflect.ValueOf(&want).Elem())
+	answer := &fxv1.QuoteResponse{
+		DebitMinor: want.DebitMinor, CreditMinor: want.CreditMinor, Exchange: rpc.FromExchange(want.Exchange), AmountIdr: want.AmountIDR,
+		Rate: want.Rate.String(), RateId: want.RateID, RateTime: rpc.Timestamp(want.RateTime),
+	}
+	asked := want
+	asked.DebitMinor, asked.CreditMinor, asked.AmountIDR, asked.Exchange = 0, 0, 0, payment.Exchange{}
+	asked.Rate, asked.RateID, asked.RateTime = money.Rate{}, "", time.Time{}
+	if got, err := rpc.Quoted(asked, answer); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v:\n%+v, want\n%+v", err, got, want)
+	}
+	question := rpc.QuoteOf(asked)
+	if question.DebitCurrency != "USD" || question.CreditCurrency != "USD" || question.FixedCurrency != "USD" || question.AmountMinor != want.Minor {
+		t.Errorf("the request is %v", question)
+	}
+
+	if _, err := rpc.Quoted(payment.Payment{}, answer); err == nil {
+		t.Error("a payment in rupiah is accepted")
+	}
+	for name, bad := range map[string]*fxv1.QuoteResponse{
+		"nothing":  nil,
+		"no rate":  {DebitMinor: 1},
+		"exchange": {Rate: "1", Exchange: &commonv1.Exchange{Rate: "many"}},
+	} {
+		if _, err := rpc.Quoted(asked, bad); err == nil {
+			t.Errorf("%s: is accepted", name)
+		}
 	}
 }
