@@ -51,8 +51,12 @@ type Account struct {
 
 var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", "daily_limit_idr", "status"}
 
-// Rate is one row of rates.csv: rupiah for one major unit of the currency.
-type Rate struct{ Base, Quote, Rate string }
+// Rate is one row of rates.csv: what one major unit of Base costs in Quote. Bid and Ask are empty if
+// the rate has no spread.
+type Rate struct{ Base, Quote, Rate, Bid, Ask string }
+
+// A file of rates has three columns, or also bid and ask.
+var ratesHeader = []string{"base", "quote", "rate", "bid", "ask"}
 
 // Transaction is one payment to make.
 type Transaction struct {
@@ -86,14 +90,23 @@ func ReadAccounts(r io.Reader) ([]Account, error) {
 }
 
 // Rates reads rates.csv.
-func Rates() ([]Rate, error) {
-	rows, err := readCSV(bytes.NewReader(ratesCSV), []string{"base", "quote", "rate"})
+func Rates() ([]Rate, error) { return ReadRates(ratesCSV) }
+
+// ReadRates reads rates in the form of rates.csv. The columns bid and ask may be missing.
+func ReadRates(text []byte) ([]Rate, error) {
+	rows, err := readCSV(bytes.NewReader(text), ratesHeader)
 	if err != nil {
-		return nil, fmt.Errorf("rates: %w", err)
+		var errThree error
+		if rows, errThree = readCSV(bytes.NewReader(text), ratesHeader[:3]); errThree != nil {
+			return nil, fmt.Errorf("rates: %w", err)
+		}
 	}
 	rates := make([]Rate, len(rows))
 	for i, row := range rows {
-		rates[i] = Rate{row[0], row[1], row[2]}
+		rates[i] = Rate{Base: row[0], Quote: row[1], Rate: row[2]}
+		if len(row) == len(ratesHeader) {
+			rates[i].Bid, rates[i].Ask = row[3], row[4]
+		}
 	}
 	return rates, nil
 }
@@ -265,6 +278,9 @@ func rupiahRates() ([]rupiahRate, error) {
 	}
 	rates := []rupiahRate{{money.IDR, one}}
 	for _, row := range rows {
+		if row.Quote != money.IDR.String() {
+			continue
+		}
 		currency, err := money.ParseCurrency(row.Base)
 		if err != nil {
 			return nil, err

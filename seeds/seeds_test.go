@@ -2,6 +2,8 @@ package seeds
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"testing"
 
@@ -94,6 +96,38 @@ func TestRatesAndRules(t *testing.T) {
 	// The limits that the contract names.
 	if r, err := RiskRules(); err != nil || r.MinAmountIDR != 1_000 || r.MaxAmountIDR != 10_000_000 || r.RandomRejectPPM != 20_000 {
 		t.Errorf("rules: %+v, %v", r, err)
+	}
+}
+
+// Every rate has a spread that the ledger takes, and the earlier file of three columns is still read.
+func TestRatesHaveASpread(t *testing.T) {
+	rates, err := Rates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rates {
+		bid, bidErr := money.ParseRate(r.Bid)
+		mid, midErr := money.ParseRate(r.Rate)
+		ask, askErr := money.ParseRate(r.Ask)
+		if err := errors.Join(bidErr, midErr, askErr); err != nil {
+			t.Errorf("%+v: %v", r, err)
+		} else if bid.Cmp(mid) >= 0 || mid.Cmp(ask) >= 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	for text, want := range map[string]string{
+		"base,quote,rate\nUSD,IDR,15500\n":                            "[{USD IDR 15500  }]",
+		"base,quote,rate,bid,ask\nUSD,IDR,15500,15490,15510\n":        "[{USD IDR 15500 15490 15510}]",
+		"base,quote,rate,bid,ask\nUSD,IDR,15500,,\n":                  "[{USD IDR 15500  }]",
+		"base,quote,rate,bid\nUSD,IDR,15500,15490\n":                  "",
+		"base,quote,rate,bid,ask\nUSD,IDR,15500\n":                    "",
+		"base,quote,bid,ask,rate\nUSD,IDR,15490,15510,15500\n":        "",
+		"base,quote,rate\nUSD,IDR,15500\nSGD,IDR,11600,11590,11610\n": "",
+	} {
+		got, err := ReadRates([]byte(text))
+		if (err != nil) != (want == "") || err == nil && fmt.Sprint(got) != want {
+			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+		}
 	}
 }
 

@@ -78,6 +78,8 @@ type currencyJSON struct {
 	Currency string     `json:"currency"`
 	Digits   int32      `json:"digits"` // the decimal places of an amount
 	Rate     string     `json:"rate"`   // rupiah for one unit of the currency
+	Bid      string     `json:"bid,omitempty"`
+	Ask      string     `json:"ask,omitempty"`
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
 }
@@ -92,7 +94,10 @@ func (g *Gateway) getCurrencies(w http.ResponseWriter, r *http.Request) {
 	for _, rate := range got.Rates {
 		// Leave out a currency that this gateway does not know: it cannot take payments in it.
 		if currency, err := money.ParseCurrency(rate.BaseCurrency); err == nil {
-			all = append(all, currencyJSON{currency.String(), currency.Digits(), rate.Rate, rate.RateId, timeOf(rate.RateTime)})
+			all = append(all, currencyJSON{
+				Currency: currency.String(), Digits: currency.Digits(), Rate: rate.Rate, Bid: rate.Bid, Ask: rate.Ask,
+				RateID: rate.RateId, RateTime: timeOf(rate.RateTime),
+			})
 		}
 	}
 	writeJSON(w, http.StatusOK, struct {

@@ -208,7 +208,8 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 	return rates, verdict.RuleSet == risk.DefaultRuleSet, absent, nil
 }
 
-// missingRates leaves out the pairs that have any rate already.
+// missingRates leaves out the pairs that have any rate already, even if it goes through the rupiah:
+// what such a pair costs is not for seeds to change.
 func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent []seeds.Rate, err error) {
 	priced := map[string]map[string]bool{} // by quote currency
 	for _, r := range rates {
@@ -296,7 +297,7 @@ func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account
 func seedRates(ctx context.Context, fx grpc.ClientConnInterface, rates []seeds.Rate) error {
 	in := &fxv1.UpdateRatesRequest{}
 	for _, r := range rates {
-		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate})
+		in.Rates = append(in.Rates, &fxv1.Rate{BaseCurrency: r.Base, QuoteCurrency: r.Quote, RateDecimal: r.Rate, Bid: r.Bid, Ask: r.Ask})
 	}
 	got, err := fxv1.NewFxServiceClient(fx).UpdateRates(ctx, in)
 	if err == nil && !got.Success {

@@ -318,6 +318,16 @@ type CurrencyList struct {
 
 // CurrencyRate defines model for CurrencyRate.
 type CurrencyRate struct {
+	// Ask Rupiah that one unit of the currency costs, where it is exchanged between balances; an exact decimal.
+	//
+	// Examples: 15510
+	Ask *string `json:"ask,omitempty"`
+
+	// Bid Rupiah that are paid for one unit of the currency, where it is exchanged between balances; an exact decimal.
+	//
+	// Examples: 15490
+	Bid *string `json:"bid,omitempty"`
+
 	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
@@ -326,7 +336,8 @@ type CurrencyRate struct {
 	// Digits The decimal places that an amount may have.
 	Digits int `json:"digits"`
 
-	// Rate Rupiah for one unit of the currency, as an exact decimal.
+	// Rate Rupiah for one unit of the currency, as an exact decimal. It is in the middle between `bid` and `ask`. Amounts are priced in
+	// rupiah at this rate.
 	Rate     string     `json:"rate"`
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
@@ -640,7 +651,7 @@ type ClientInterface interface {
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccount(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetCurrencies List the currencies that have a rate
+	// GetCurrencies List the currencies that have a rate, with their bid and ask
 	//
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -718,7 +729,7 @@ func (c *Client) GetAccount(ctx context.Context, id AccountID, reqEditors ...Req
 	return c.Client.Do(req)
 }
 
-// GetCurrencies List the currencies that have a rate
+// GetCurrencies List the currencies that have a rate, with their bid and ask
 //
 // Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1226,7 +1237,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccountWithResponse(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
 
-	// GetCurrenciesWithResponse List the currencies that have a rate
+	// GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2203,7 +2214,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, id Acc
 	return ParseGetAccountResponse(rsp)
 }
 
-// GetCurrenciesWithResponse List the currencies that have a rate
+// GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	fxv1 "pgw/proto/gen/fx/v1"
 )
 
 // get reads JSON, and returns the status.
@@ -157,6 +159,29 @@ func TestAccountsQuotesAndCurrencies(t *testing.T) {
 	s.get("/api/currencies", &list)
 	if got := fmt.Sprint(list.Currencies); got != "[{IDR 1 0} {JPY 103.25 0} {KWD 50450 3} {SGD 11600 2} {USD 15500 2}]" {
 		t.Errorf("currencies: %s", got)
+	}
+
+	// A rate may have a spread. Without one, bid and ask are the rate.
+	put, err := fxv1.NewFxServiceClient(s.Conn("fx")).UpdateRates(t.Context(), &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{
+		{BaseCurrency: "USD", QuoteCurrency: "IDR", RateDecimal: "15500", Bid: "15490", Ask: "15510"}}})
+	if err != nil || !put.Success {
+		t.Fatal(put, err)
+	}
+	var spread struct {
+		Currencies []struct{ Currency, Bid, Rate, Ask string }
+	}
+	s.get("/api/currencies", &spread)
+	if got := fmt.Sprint(spread.Currencies[3:]); got != "[{SGD 11600 11600 11600} {USD 15490 15500 15510}]" {
+		t.Errorf("with a spread: %s", got)
+	}
+	for field, rate := range map[string]*fxv1.Rate{
+		"bid: ": {BaseCurrency: "USD", QuoteCurrency: "IDR", RateDecimal: "15500", Bid: "15501", Ask: "15510"},
+		"ask: ": {BaseCurrency: "USD", QuoteCurrency: "IDR", RateDecimal: "15500", Bid: "15490", Ask: "much"},
+	} {
+		put, err := fxv1.NewFxServiceClient(s.Conn("fx")).UpdateRates(t.Context(), &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{rate}})
+		if err != nil || put.Success || !strings.HasPrefix(put.Message, "rates[0]: "+field) {
+			t.Errorf("%s %v, %v", field, put, err)
+		}
 	}
 }
 
