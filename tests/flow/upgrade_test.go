@@ -26,7 +26,7 @@ import (
 
 // previousRelease is the commit from which the upgrade starts. Each release sets it to the release
 // before.
-const previousRelease = "7baee1b77764acb2c10eda3e89f5301d03ed8446"
+const previousRelease = "ed720dc37af87fb32e3e9665c1c293e2cd0d681c"
 
 // buildRelease builds the pgw command of a commit of this repository.
 func buildRelease(t *testing.T, commit string) string {

@@ -80,9 +80,14 @@ func (l *testLedger) open(kind string) error {
 // the time.
 func (m *machine) openAccounts(database string, n int) error {
 	return m.exec(database,
-		fmt.Sprintf(`INSERT INTO wallet_accounts (account_id, balance_idr) SELECT 'A' || i, %d FROM generate_series(0, %d) i`, rich, n-1),
-		fmt.Sprintf(`INSERT INTO fundings (funding_id, account_id, amount_idr) SELECT 'first-A' || i, 'A' || i, %d FROM generate_series(0, %d) i`, rich, n-1),
-		`VACUUM ANALYZE wallet_accounts`, `VACUUM ANALYZE fundings`)
+		fmt.Sprintf(`INSERT INTO accounts (account_id) SELECT 'A' || i FROM generate_series(0, %d) i`, n-1),
+		fmt.Sprintf(`INSERT INTO balances (account_id, currency, available) SELECT 'A' || i, 'IDR', %d FROM generate_series(0, %d) i`, rich, n-1),
+		fmt.Sprintf(`INSERT INTO transfers (transfer_id, account_id, amount, booked_at) SELECT 'first-A' || i, 'A' || i, %d, now() FROM generate_series(0, %d) i`, rich, n-1),
+		`INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+SELECT leg.account, t.currency, t.booked_at, md5(t.transfer_id)::uuid, 'funding', leg.amount, t.booked_at::date
+FROM transfers t, LATERAL (VALUES (t.account_id, t.amount), ('OUTSIDE', -t.amount)) leg(account, amount)`,
+		`UPDATE balances SET available = -(SELECT sum(amount) FROM transfers) WHERE account_id = 'OUTSIDE' AND currency = 'IDR'`,
+		`VACUUM ANALYZE accounts`, `VACUUM ANALYZE balances`, `VACUUM ANALYZE transfers`, `VACUUM ANALYZE entries`)
 }
 
 // pastPayments fills the tables with finished payments. Each is paid back by the next, so the
@@ -92,16 +97,20 @@ func (l *testLedger) pastPayments(n int) error {
 		`ALTER TABLE reservations DROP CONSTRAINT reservations_idempotency_key_key`,
 		fmt.Sprintf(`
 INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id, amount_idr, currency_input,
-	amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, created_at)
+	amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, created_at, ended_at,
+	debit_currency, debit_minor, credit_currency, credit_minor)
 SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 15, '0'))::uuid, md5('past' || i), decode(md5('print' || i), 'hex'), md5('try' || i),
 	'A' || CASE i %% 2 WHEN 0 THEN a ELSE b END, 'A' || CASE i %% 2 WHEN 0 THEN b ELSE a END, 15500, 'USD', 100, 15500, 'rate', at, 'rules',
-	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at
+	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at, at, 'IDR', 15500, 'IDR', 15500
 FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14' + i * interval '1 ms' AS at
 	FROM generate_series(0::bigint, %[1]d) i) past`, n-1, l.accounts),
 		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed', created_at FROM reservations`,
+		`INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+SELECT leg.account, 'IDR', r.created_at, r.reservation_id, 'payment', leg.amount, r.created_at::date
+FROM reservations r, LATERAL (VALUES (r.sender_id, -r.amount_idr), (r.receiver_id, r.amount_idr)) leg(account, amount) WHERE r.status = 'COMMITTED'`,
 		`ALTER TABLE reservations ADD CONSTRAINT reservations_idempotency_key_key UNIQUE (idempotency_key)`,
-		`VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
+		`VACUUM ANALYZE entries`, `VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
 }
 
 // way chooses the sender and the receiver.

@@ -4,6 +4,7 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -181,7 +182,8 @@ func (r *run) all(ctx context.Context, from source) error {
 			return r.finish(it)
 		}
 		if err := limiter.Wait(ctx); err != nil {
-			return context.Cause(ctx)
+			// The limiter also refuses a wait that would outlast the context's deadline.
+			return cmp.Or(context.Cause(ctx), err)
 		}
 		select {
 		case lanes[maphash.String(r.seed, e.Key)%uint64(len(lanes))] <- it:
