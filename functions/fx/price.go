@@ -158,25 +158,26 @@ func (rs rates) inRupiah(a money.Amount) (int64, error) {
 
 // atMid converts an amount at mid, rounding half to even. It uses the rate that Convert uses. Only
 // where Convert has no rate, because it knows no other pivot than the rupiah, it takes price's route.
-func (rs rates) atMid(a money.Amount, to money.Currency) (money.Amount, quote, error) {
+func (rs rates) atMid(a money.Amount, to money.Currency) (converted money.Amount, q quote, err error) {
 	q, ok := rs.find(pair{a.Currency, to})
-	if !ok {
-		steps, err := rs.route(a.Currency, to)
-		if err != nil {
-			return money.Amount{}, q, err
+	if ok {
+		converted, err = money.Convert(a, q.rate, to)
+		if err == nil && converted.Minor == 0 {
+			err = fmt.Errorf("%s %s in %s: %w", a, a.Currency, to, money.ErrTooSmall)
+		}
+	} else {
+		var steps []step
+		if steps, err = rs.route(a.Currency, to); err != nil {
+			return converted, q, err
 		}
 		var mid money.Price
 		for _, s := range steps {
 			mid = s.after(mid, s.rate)
 		}
 		q.id, q.at = together(steps)
-		if q.rate, err = mid.Rate(); err != nil {
-			return money.Amount{}, q, badAmount(err)
+		if q.rate, err = mid.Rate(); err == nil {
+			converted, _, err = mid.Convert(a, to, money.HalfEven)
 		}
-	}
-	converted, err := money.Convert(a, q.rate, to)
-	if err == nil && converted.Minor == 0 {
-		err = fmt.Errorf("%s %s in %s: %w", a, a.Currency, to, money.ErrTooSmall)
 	}
 	if err != nil {
 		return money.Amount{}, q, badAmount(err)
