@@ -68,13 +68,18 @@ func (c sourcesCommand) Run(ctx context.Context, k *kong.Context) error {
 
 type migrateCommand struct {
 	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
+	Contract    bool   `help:"Also take away what only earlier releases use. No earlier release may run any more, and none can work with the schema afterwards."`
 	Roles       bool   `help:"Also make the roles pgw_owner, pgw_ledger and pgw_reader, and grant their rights."`
 	Ledger      string `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
 	Reader      string `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
 }
 
 func (c migrateCommand) Run(ctx context.Context) error {
-	if err := ledger.Migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
+	migrate := ledger.Migrate
+	if c.Contract {
+		migrate = ledger.Contract
+	}
+	if err := migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
 		return err
 	}
 	var logins []ledger.Login

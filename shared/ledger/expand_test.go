@@ -1,11 +1,15 @@
 package ledger
 
 import (
+	"context"
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/payment"
 )
 
 // earlierSQL is what the release before balances writes: an account, a funding, and payments in every
@@ -97,5 +101,35 @@ func TestEarlierBooksBecomeBalancesAndEntries(t *testing.T) {
 		'USD', 'PENDING', now(), 'USD', 5, 'USD', 5)`)
 	if _, err := conn.Exec(t.Context(), endEarlierSQL, "dollars", "COMMITTED"); err == nil {
 		t.Error("an earlier release ended a payment in dollars")
+	}
+	exec(`DELETE FROM reservations WHERE idempotency_key = 'dollars'`)
+
+	// When no earlier release runs any more, what was for it goes.
+	for range 2 {
+		if err := Contract(t.Context(), url); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := CheckSchema(t.Context(), conn, KnownSchema()); err != nil {
+		t.Error(err)
+	}
+	if err := CheckSchema(t.Context(), conn, 7); err == nil {
+		t.Error("an earlier release is ready")
+	}
+	count(0, `SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgname <> 'entries_are_final'`)
+	count(1, `SELECT count(*) FROM wallet_accounts WHERE account_id = 'A' AND balance_idr > 0`)
+	conn.Close(t.Context()) // it has prepared statements for the table as it was
+	w := &world{t: t, now: time.Now, published: map[string]payment.Reason{}}
+	w.cfg = Config{URL: url, Name: "test", BatchMax: 64, BatchLanes: 1, QueueMax: 64, Log: slog.New(slog.DiscardHandler)}
+	var err error
+	if w.Ledger, err = Open(w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close(context.Background())
+	w.open(500, "B", "C")
+	w.mustFinish(Finish{ReservationID: w.mustReserve(pay("after", "B", "C", 10)).ReservationID})
+	w.checkSum()
+	if w.balance("C") != 510 {
+		t.Errorf("C has %d", w.balance("C"))
 	}
 }

@@ -77,6 +77,39 @@ func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) er
 	return nil
 }
 
+//go:embed contract.sql
+var contractSQL string
+
+// Contract takes away what only earlier releases use. It brings the schema up to date first. No
+// earlier release can work with the schema afterwards. It may be repeated.
+func Contract(ctx context.Context, databaseURL string) error {
+	if err := Migrate(ctx, databaseURL); err != nil {
+		return err
+	}
+	cfg, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		// Several statements without parameters are one transaction.
+		_, err := conn.Exec(ctx, contractSQL)
+		if err != nil && !postgres.LockTimeout(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxTries(migrationTries), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return fmt.Errorf("contract the schema: %w", err)
+	}
+	return nil
+}
+
 // KnownSchema is the newest migration that this release knows.
 var KnownSchema = sync.OnceValue(func() int {
 	files, err := migrations.ReadDir("migrations")
