@@ -46,6 +46,7 @@ var scenarios = []scenario{
 	{"flow-one-process", (*bench).flowOneProcess},
 	{"settle-rpc", (*bench).settleRPC},
 	{"ledger-batch", (*bench).ledgerBatch},
+	{"exchange", (*bench).exchange},
 	{"hot-receiver", func(b *bench) error { return b.hot("hot-receiver", toOne) }},
 	{"hot-sender", func(b *bench) error { return b.hot("hot-sender", fromOne) }},
 	{"ten-million", (*bench).tenMillion},
@@ -190,7 +191,7 @@ func (b *bench) fullLedger(name string, past int) (*testLedger, error) {
 		err = l.pastPayments(past)
 	}
 	if err == nil {
-		_, err = l.pay(warm, evenly)
+		_, err = l.pay(warm, evenly, rupiah)
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.close())
@@ -203,8 +204,34 @@ func (b *bench) ledgerBatch() error {
 	if err != nil {
 		return err
 	}
-	err = b.beside(goal{name: "ledger-batch", ratio: 3}, func() (float64, error) { return l.pay(3*b.Payments, evenly) })
+	err = b.beside(goal{name: "ledger-batch", ratio: 3}, func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
 	return errors.Join(err, l.m.sum(l.database), l.close())
+}
+
+// exchange compares payments that exchange with payments in rupiah.
+func (b *bench) exchange() error {
+	l, err := b.fullLedger("exchange", 0)
+	if err != nil {
+		return err
+	}
+	if err := l.openExchange(); err != nil {
+		return errors.Join(err, l.close())
+	}
+	if _, err := l.pay(b.Payments, evenly, exchanged); err != nil {
+		return errors.Join(err, l.close())
+	}
+	var samples []sample
+	for range b.Runs {
+		s, err := inTurn(
+			func() (float64, error) { return l.pay(3*b.Payments, evenly, exchanged) },
+			func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
+		if err != nil {
+			return errors.Join(err, l.close())
+		}
+		samples = append(samples, s)
+	}
+	b.report(goal{"exchange", "payments/s", "the same in rupiah", 0.7, false}, samples)
+	return errors.Join(l.m.sum(l.database), l.close())
 }
 
 func (b *bench) hot(name string, choose way) error {
@@ -215,8 +242,8 @@ func (b *bench) hot(name string, choose way) error {
 	var samples []sample
 	for range b.Runs {
 		s, err := inTurn(
-			func() (float64, error) { return l.pay(3*b.Payments, choose) },
-			func() (float64, error) { return l.pay(3*b.Payments, evenly) })
+			func() (float64, error) { return l.pay(3*b.Payments, choose, rupiah) },
+			func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
 		if err != nil {
 			return errors.Join(err, l.close())
 		}
@@ -239,8 +266,8 @@ func (b *bench) tenMillion() error {
 	for range b.Runs {
 		var s sample
 		s, err = inTurn(
-			func() (float64, error) { return full.pay(3*b.Payments, evenly) },
-			func() (float64, error) { return empty.pay(3*b.Payments, evenly) })
+			func() (float64, error) { return full.pay(3*b.Payments, evenly, rupiah) },
+			func() (float64, error) { return empty.pay(3*b.Payments, evenly, rupiah) })
 		if err != nil {
 			break
 		}

@@ -99,11 +99,11 @@ func (g *growth) ledger(of string, n, accounts, past int) error {
 		err = l.pastPayments(past)
 	}
 	if err == nil {
-		_, err = l.pay(g.Payments, evenly)
+		_, err = l.pay(g.Payments, evenly, rupiah)
 	}
 	if err == nil {
 		err = g.several(of, n, func() (loaded, error) {
-			perSecond, err := l.pay(3*g.Payments, evenly)
+			perSecond, err := l.pay(3*g.Payments, evenly, rupiah)
 			return loaded{perSecond: perSecond}, err
 		})
 	}
@@ -171,11 +171,11 @@ func (g *growth) replicated(n int) (err error) {
 		defer conn.Close()
 		l.conns = append(l.conns, grpc.ClientConnInterface(conn))
 	}
-	if _, err := l.pay(g.Payments, evenly); err != nil {
+	if _, err := l.pay(g.Payments, evenly, rupiah); err != nil {
 		return err
 	}
 	err = g.several("replicas of db over gRPC, one Postgres", n, func() (loaded, error) {
-		perSecond, err := l.pay(g.Payments, evenly)
+		perSecond, err := l.pay(g.Payments, evenly, rupiah)
 		return loaded{perSecond: perSecond}, err
 	})
 	return errors.Join(err, g.m.sum(l.database))

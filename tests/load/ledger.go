@@ -16,6 +16,7 @@ import (
 
 	"pgw/functions/db"
 	"pgw/functions/pgw/load"
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	paymentsv1 "pgw/proto/gen/payments/v1"
 	"pgw/shared/function"
@@ -125,23 +126,53 @@ func toOne(rng *rand.Rand, accounts int) (from, to int) { return 1 + rng.IntN(ac
 
 func fromOne(rng *rand.Rand, accounts int) (from, to int) { return 0, 1 + rng.IntN(accounts-1) }
 
+// rupiah prices a payment that moves rupiah.
+func rupiah(*commonv1.Payment) {}
+
+// exchanged prices a payment from a balance in dollars to one in Singapore dollars. With the spread it
+// has five entries.
+func exchanged(p *commonv1.Payment) {
+	p.DebitCurrency, p.CreditCurrency, p.DebitMinor, p.CreditMinor = "USD", "SGD", 100, 133
+	p.Exchange = &commonv1.Exchange{
+		Rate: "1.339", MidRate: "1.34", MidMinor: 134, Remainder: "0.9",
+		Steps: []*commonv1.Step{{FromCurrency: "USD", ToCurrency: "SGD", RateId: "rate", Rate: "1.339", MidRate: "1.34"}},
+	}
+}
+
+// openExchange gives all accounts dollars, and the house Singapore dollars.
+func (l *testLedger) openExchange() error {
+	return l.m.exec(l.database,
+		fmt.Sprintf(`INSERT INTO balances (account_id, currency, available) SELECT account_id, 'USD', %d FROM accounts WHERE NOT internal
+UNION ALL VALUES ('LIQUIDITY', 'SGD', %[1]d), ('LIQUIDITY', 'USD', 0), ('OUTSIDE', 'USD', 0), ('OUTSIDE', 'SGD', 0)`, int64(rich)),
+		`INSERT INTO transfers (transfer_id, account_id, currency, amount, booked_at)
+SELECT account_id || currency, account_id, currency, available, now() FROM balances WHERE currency IN ('USD', 'SGD') AND available > 0`,
+		`INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+SELECT leg.account, t.currency, t.booked_at, md5(t.transfer_id)::uuid, 'funding', leg.amount, t.booked_at::date
+FROM transfers t, LATERAL (VALUES (t.account_id, t.amount), ('OUTSIDE', -t.amount)) leg(account, amount) WHERE t.currency IN ('USD', 'SGD')`,
+		`UPDATE balances b SET available = -(SELECT sum(amount) FROM transfers t WHERE t.currency = b.currency)
+WHERE account_id = 'OUTSIDE' AND currency IN ('USD', 'SGD')`,
+		`VACUUM ANALYZE balances`, `VACUUM ANALYZE entries`)
+}
+
 // pay reserves and commits n payments, and returns the payments per second. It fails if any payment
 // is not in the ledger exactly once.
-func (l *testLedger) pay(n int, choose way) (float64, error) {
+func (l *testLedger) pay(n int, choose way, price func(*commonv1.Payment)) (float64, error) {
 	run := fmt.Sprintf("run-%d", time.Now().UnixNano())
 	perSecond, err := closedLoop(l.m.ctx, callers, n, func(ctx context.Context, worker int, rng *rand.Rand) error {
 		conn := dbv1.NewDbClient(l.conns[worker%len(l.conns)])
 		from, to := choose(rng, l.accounts)
 		key := fmt.Sprintf("%016x%016x", rng.Uint64(), rng.Uint64()) // spread over the whole index
-		reserved, err := conn.ReserveFunds(ctx, &dbv1.ReserveFundsRequest{
+		p := &commonv1.Payment{
 			IdempotencyKey: key, SenderId: processes.Account(from), ReceiverId: processes.Account(to), AmountIdr: 15500,
 			CurrencyInput: "USD", AmountMinor: 100, Rate: "15500", RateId: "rate", RateTime: timestamppb.Now(), RuleSet: "rules",
 			TxDate: "2026-01-31T09:30:00Z", AcceptedAt: timestamppb.Now(), Deadline: timestamppb.New(time.Now().Add(time.Minute)), AttemptId: run,
-		})
+		}
+		price(p)
+		reserved, err := conn.Reserve(ctx, p)
 		if err != nil {
 			return err
 		}
-		if reserved.ReservationStatus != string(payment.Pending) {
+		if reserved.State != commonv1.ReservationState_RESERVATION_STATE_PENDING {
 			return fmt.Errorf("reserve: %s", reserved)
 		}
 		committed, err := conn.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: reserved.ReservationId, IdempotencyKey: key})

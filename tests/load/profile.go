@@ -54,7 +54,7 @@ func (c profileCommand) Run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			_, err = l.pay(3*c.Payments, choose)
+			_, err = l.pay(3*c.Payments, choose, rupiah)
 			return errors.Join(err, l.close())
 		}
 	}
