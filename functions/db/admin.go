@@ -72,6 +72,19 @@ func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutR
 	return &dbv1.PutRulesResponse{RuleSet: id}, nil
 }
 
+// SetLiquidity implements db.v1.Admin.
+func (d *DB) SetLiquidity(ctx context.Context, in *dbv1.SetLiquidityRequest) (*dbv1.SetLiquidityResponse, error) {
+	currency, err := money.ParseCurrency(in.Currency)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	changed, err := d.ledger.SetLiquidity(ctx, money.Amount{Minor: in.AvailableMinor, Currency: currency}, in.PositionLimitMinor, in.OnlyMissing)
+	if err != nil {
+		return nil, translated(err)
+	}
+	return &dbv1.SetLiquidityResponse{Changed: changed}, nil
+}
+
 // Sweep implements db.v1.Admin.
 func (d *DB) Sweep(ctx context.Context, _ *dbv1.SweepRequest) (*dbv1.SweepResponse, error) {
 	swept, err := d.sweep(ctx)

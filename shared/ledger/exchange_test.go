@@ -36,14 +36,13 @@ func (w *world) fund(id string, balances ...money.Amount) {
 // liquidity gives the house money to exchange. A negative limit means none.
 func (w *world) liquidity(has money.Amount, limit int64) {
 	w.t.Helper()
-	w.exec(`WITH a AS (INSERT INTO balances (account_id, currency, available, position_limit) VALUES ('LIQUIDITY', $1, $2, nullif($3, -1))
-			ON CONFLICT (account_id, currency) DO UPDATE SET available = excluded.available, position_limit = excluded.position_limit),
-		b AS (INSERT INTO balances (account_id, currency, available) VALUES ('OUTSIDE', $1, -$2::bigint)
-			ON CONFLICT (account_id, currency) DO UPDATE SET available = balances.available + excluded.available),
-		c AS (INSERT INTO transfers (transfer_id, account_id, currency, amount, booked_at) VALUES ('liquidity-' || $1, 'LIQUIDITY', $1, $2, '2026-01-01'))
-		INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
-		SELECT account, $1, '2026-01-01', md5('liquidity-' || $1)::uuid, 'funding', amount, '2026-01-01'
-		FROM (VALUES ('LIQUIDITY', $2::bigint), ('OUTSIDE', -$2::bigint)) leg(account, amount)`, has.Currency.String(), has.Minor, limit)
+	most := &limit
+	if limit < 0 {
+		most = nil
+	}
+	if _, err := w.SetLiquidity(context.Background(), has, most, false); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // has returns what an account has in one currency.

@@ -25,8 +25,9 @@ import (
 // Each RPC says whether it may be repeated. An RPC that sets or adds a value does not say so, and
 // is sent once.
 var notRepeatable = map[protoreflect.FullName]bool{
-	"db.v1.Admin.SeedAccounts": true, "db.v1.Admin.PutRates": true, "db.v1.Admin.PutRules": true, "db.v1.Admin.RecordDeadLetterAction": true,
-	"fx.v1.FxService.UpdateRates": true, "fx.v1.FxAdminService.RefreshRandomRates": true,
+	"db.v1.Admin.SeedAccounts": true, "db.v1.Admin.PutRates": true, "db.v1.Admin.PutRules": true, "db.v1.Admin.SetLiquidity": true,
+	"db.v1.Admin.RecordDeadLetterAction": true,
+	"fx.v1.FxService.UpdateRates":        true, "fx.v1.FxAdminService.RefreshRandomRates": true,
 	"wallet.v1.Admin.SeedAccounts": true, "risk.v1.Admin.SeedRules": true,
 }
 

@@ -1912,6 +1912,122 @@ func (x *PutRulesResponse) GetRuleSet() string {
 	return ""
 }
 
+type SetLiquidityRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Currency string                 `protobuf:"bytes,1,opt,name=currency,proto3" json:"currency,omitempty"`
+	// What can be exchanged afterwards, in minor units; without what is held for payments under way.
+	AvailableMinor int64 `protobuf:"varint,2,opt,name=available_minor,json=availableMinor,proto3" json:"available_minor,omitempty"`
+	// How far the position may fall below 0: what exchanges may take more than they bring. Unset: no
+	// limit.
+	PositionLimitMinor *int64 `protobuf:"varint,3,opt,name=position_limit_minor,json=positionLimitMinor,proto3,oneof" json:"position_limit_minor,omitempty"`
+	// Changes nothing if the house has ever had money or a limit in this currency.
+	OnlyMissing   bool `protobuf:"varint,4,opt,name=only_missing,json=onlyMissing,proto3" json:"only_missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLiquidityRequest) Reset() {
+	*x = SetLiquidityRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLiquidityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLiquidityRequest) ProtoMessage() {}
+
+func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLiquidityRequest.ProtoReflect.Descriptor instead.
+func (*SetLiquidityRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetLiquidityRequest) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *SetLiquidityRequest) GetAvailableMinor() int64 {
+	if x != nil {
+		return x.AvailableMinor
+	}
+	return 0
+}
+
+func (x *SetLiquidityRequest) GetPositionLimitMinor() int64 {
+	if x != nil && x.PositionLimitMinor != nil {
+		return *x.PositionLimitMinor
+	}
+	return 0
+}
+
+func (x *SetLiquidityRequest) GetOnlyMissing() bool {
+	if x != nil {
+		return x.OnlyMissing
+	}
+	return false
+}
+
+type SetLiquidityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changed       bool                   `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLiquidityResponse) Reset() {
+	*x = SetLiquidityResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLiquidityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLiquidityResponse) ProtoMessage() {}
+
+func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLiquidityResponse.ProtoReflect.Descriptor instead.
+func (*SetLiquidityResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetLiquidityResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 type SweepRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1920,7 +2036,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2048,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2061,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 type SweepResponse struct {
@@ -1958,7 +2074,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2086,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2099,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -2020,7 +2136,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2148,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2161,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -2120,7 +2236,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2248,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2261,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -2163,7 +2279,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2291,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2304,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -2202,7 +2318,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2330,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2343,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -2255,7 +2371,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2383,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2396,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -2452,7 +2568,15 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x0fPutRulesRequest\x12\x14\n" +
 	"\x05rules\x18\x01 \x01(\fR\x05rules\"-\n" +
 	"\x10PutRulesResponse\x12\x19\n" +
-	"\brule_set\x18\x01 \x01(\tR\aruleSet\"\x0e\n" +
+	"\brule_set\x18\x01 \x01(\tR\aruleSet\"\xcd\x01\n" +
+	"\x13SetLiquidityRequest\x12\x1a\n" +
+	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12'\n" +
+	"\x0favailable_minor\x18\x02 \x01(\x03R\x0eavailableMinor\x125\n" +
+	"\x14position_limit_minor\x18\x03 \x01(\x03H\x00R\x12positionLimitMinor\x88\x01\x01\x12!\n" +
+	"\fonly_missing\x18\x04 \x01(\bR\vonlyMissingB\x17\n" +
+	"\x15_position_limit_minor\"0\n" +
+	"\x14SetLiquidityResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\"\x0e\n" +
 	"\fSweepRequest\"D\n" +
 	"\rSweepResponse\x12\x1f\n" +
 	"\vrolled_back\x18\x01 \x01(\rR\n" +
@@ -2501,11 +2625,12 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\xd3\x03\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\x9c\x04\n" +
 	"\x05Admin\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
-	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x127\n" +
+	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x12G\n" +
+	"\fSetLiquidity\x12\x1a.db.v1.SetLiquidityRequest\x1a\x1b.db.v1.SetLiquidityResponse\x127\n" +
 	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\"\x03\x90\x02\x02\x12e\n" +
 	"\x16RecordDeadLetterAction\x12$.db.v1.RecordDeadLetterActionRequest\x1a%.db.v1.RecordDeadLetterActionResponse\x12g\n" +
 	"\x15ListDeadLetterActions\x12#.db.v1.ListDeadLetterActionsRequest\x1a$.db.v1.ListDeadLetterActionsResponse\"\x03\x90\x02\x01Bc\n" +
@@ -2524,7 +2649,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -2555,49 +2680,51 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*PutRatesResponse)(nil),               // 26: db.v1.PutRatesResponse
 	(*PutRulesRequest)(nil),                // 27: db.v1.PutRulesRequest
 	(*PutRulesResponse)(nil),               // 28: db.v1.PutRulesResponse
-	(*SweepRequest)(nil),                   // 29: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 30: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 31: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 32: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 33: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 34: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 35: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 36: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 37: common.v1.Payment
-	(v1.ReservationState)(0),               // 38: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 39: common.v1.Record
-	(*v1.Amount)(nil),                      // 40: common.v1.Amount
-	(*v1.Outcome)(nil),                     // 41: common.v1.Outcome
+	(*SetLiquidityRequest)(nil),            // 29: db.v1.SetLiquidityRequest
+	(*SetLiquidityResponse)(nil),           // 30: db.v1.SetLiquidityResponse
+	(*SweepRequest)(nil),                   // 31: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 32: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 33: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 34: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 35: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 36: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 37: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 38: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 39: common.v1.Payment
+	(v1.ReservationState)(0),               // 40: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 41: common.v1.Record
+	(*v1.Amount)(nil),                      // 42: common.v1.Amount
+	(*v1.Outcome)(nil),                     // 43: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	36, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	36, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	36, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	38, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	38, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	38, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	37, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	38, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	39, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	36, // 8: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	36, // 9: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	36, // 10: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	36, // 11: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	36, // 12: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	39, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	40, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	41, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	38, // 8: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	38, // 9: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	38, // 10: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	38, // 11: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	38, // 12: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	16, // 13: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
 	3,  // 14: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	40, // 15: db.v1.Account.balances:type_name -> common.v1.Amount
+	42, // 15: db.v1.Account.balances:type_name -> common.v1.Amount
 	21, // 16: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
 	24, // 17: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	36, // 18: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	31, // 19: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	31, // 20: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	38, // 18: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	33, // 19: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	33, // 20: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
 	1,  // 21: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
 	3,  // 22: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
 	5,  // 23: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
 	7,  // 24: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
 	9,  // 25: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	37, // 26: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	37, // 27: db.v1.Db.Hold:input_type -> common.v1.Payment
+	39, // 26: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	39, // 27: db.v1.Db.Hold:input_type -> common.v1.Payment
 	11, // 28: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
 	11, // 29: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
 	12, // 30: db.v1.Db.Find:input_type -> db.v1.FindRequest
@@ -2608,31 +2735,33 @@ var file_db_v1_db_proto_depIdxs = []int32{
 	22, // 35: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
 	25, // 36: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
 	27, // 37: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	29, // 38: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	32, // 39: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	34, // 40: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 41: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 42: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 43: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 44: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 45: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	41, // 46: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	41, // 47: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	41, // 48: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	41, // 49: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	39, // 50: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 51: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 52: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	18, // 53: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	20, // 54: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	23, // 55: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	26, // 56: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	28, // 57: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	30, // 58: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	33, // 59: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	35, // 60: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
+	29, // 38: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	31, // 39: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	34, // 40: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	36, // 41: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 42: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 43: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 44: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 45: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 46: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	43, // 47: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	43, // 48: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	43, // 49: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	43, // 50: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	41, // 51: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 52: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 53: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	18, // 54: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	20, // 55: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	23, // 56: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	26, // 57: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	28, // 58: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	30, // 59: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	32, // 60: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	35, // 61: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	37, // 62: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	42, // [42:63] is the sub-list for method output_type
+	21, // [21:42] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -2643,13 +2772,14 @@ func file_db_v1_db_proto_init() {
 	if File_db_v1_db_proto != nil {
 		return
 	}
+	file_db_v1_db_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

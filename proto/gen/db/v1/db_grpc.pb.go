@@ -657,6 +657,7 @@ const (
 	Admin_SeedAccounts_FullMethodName           = "/db.v1.Admin/SeedAccounts"
 	Admin_PutRates_FullMethodName               = "/db.v1.Admin/PutRates"
 	Admin_PutRules_FullMethodName               = "/db.v1.Admin/PutRules"
+	Admin_SetLiquidity_FullMethodName           = "/db.v1.Admin/SetLiquidity"
 	Admin_Sweep_FullMethodName                  = "/db.v1.Admin/Sweep"
 	Admin_RecordDeadLetterAction_FullMethodName = "/db.v1.Admin/RecordDeadLetterAction"
 	Admin_ListDeadLetterActions_FullMethodName  = "/db.v1.Admin/ListDeadLetterActions"
@@ -671,6 +672,9 @@ type AdminClient interface {
 	SeedAccounts(ctx context.Context, in *SeedAccountsRequest, opts ...grpc.CallOption) (*SeedAccountsResponse, error)
 	PutRates(ctx context.Context, in *PutRatesRequest, opts ...grpc.CallOption) (*PutRatesResponse, error)
 	PutRules(ctx context.Context, in *PutRulesRequest, opts ...grpc.CallOption) (*PutRulesResponse, error)
+	// SetLiquidity sets what the house has to exchange in one currency, and how much of it exchanges may
+	// take. The difference to what it has is booked as a funding or a withdrawal.
+	SetLiquidity(ctx context.Context, in *SetLiquidityRequest, opts ...grpc.CallOption) (*SetLiquidityResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.CallOption) (*SweepResponse, error)
 	// What operators did about dead letters is kept, for ever.
@@ -716,6 +720,16 @@ func (c *adminClient) PutRules(ctx context.Context, in *PutRulesRequest, opts ..
 	return out, nil
 }
 
+func (c *adminClient) SetLiquidity(ctx context.Context, in *SetLiquidityRequest, opts ...grpc.CallOption) (*SetLiquidityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetLiquidityResponse)
+	err := c.cc.Invoke(ctx, Admin_SetLiquidity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.CallOption) (*SweepResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SweepResponse)
@@ -755,6 +769,9 @@ type AdminServer interface {
 	SeedAccounts(context.Context, *SeedAccountsRequest) (*SeedAccountsResponse, error)
 	PutRates(context.Context, *PutRatesRequest) (*PutRatesResponse, error)
 	PutRules(context.Context, *PutRulesRequest) (*PutRulesResponse, error)
+	// SetLiquidity sets what the house has to exchange in one currency, and how much of it exchanges may
+	// take. The difference to what it has is booked as a funding or a withdrawal.
+	SetLiquidity(context.Context, *SetLiquidityRequest) (*SetLiquidityResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(context.Context, *SweepRequest) (*SweepResponse, error)
 	// What operators did about dead letters is kept, for ever.
@@ -778,6 +795,9 @@ func (UnimplementedAdminServer) PutRates(context.Context, *PutRatesRequest) (*Pu
 }
 func (UnimplementedAdminServer) PutRules(context.Context, *PutRulesRequest) (*PutRulesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PutRules not implemented")
+}
+func (UnimplementedAdminServer) SetLiquidity(context.Context, *SetLiquidityRequest) (*SetLiquidityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetLiquidity not implemented")
 }
 func (UnimplementedAdminServer) Sweep(context.Context, *SweepRequest) (*SweepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sweep not implemented")
@@ -863,6 +883,24 @@ func _Admin_PutRules_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_SetLiquidity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetLiquidityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).SetLiquidity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_SetLiquidity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).SetLiquidity(ctx, req.(*SetLiquidityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Sweep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SweepRequest)
 	if err := dec(in); err != nil {
@@ -935,6 +973,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PutRules",
 			Handler:    _Admin_PutRules_Handler,
+		},
+		{
+			MethodName: "SetLiquidity",
+			Handler:    _Admin_SetLiquidity_Handler,
 		},
 		{
 			MethodName: "Sweep",
