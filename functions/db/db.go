@@ -1,14 +1,17 @@
 // Package db is the function that owns the ledger. It is the only writer of the database. It turns
 // RPCs and events into calls of shared/ledger, and the results into answers. Payments are in
-// rpc.go, settings and operators' actions in admin.go, events in events.go.
+// rpc.go, settings and operators' actions in admin.go, events in events.go, the metrics of what the house
+// has to exchange in liquidity.go.
 package db
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -53,6 +56,7 @@ type metrics struct {
 	lastSweep                    prometheus.Gauge
 	pending, pendingIDR          prometheus.Gauge
 	oldestPending                prometheus.Gauge
+	liquidity                    liquidityMetrics
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -84,6 +88,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		pending:       gauge("pgw_db_pending", "Reservations that hold money, at the last sweep."),
 		pendingIDR:    gauge("pgw_db_pending_idr", "Rupiah that are held, at the last sweep."),
 		oldestPending: gauge("pgw_db_oldest_pending_age_seconds", "Age of the oldest PENDING reservation at the last sweep."),
+		liquidity:     newLiquidityMetrics(r),
 	}
 }
 
@@ -105,7 +110,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 		},
 		Events:     d.handle,
 		Ready:      d.ledger.Ready,
-		Background: d.ledger.Run,
+		Background: d.run,
 		Close:      d.ledger.Close,
 	}, nil
 }
@@ -119,6 +124,14 @@ func open(cfg Config, on function.Dependencies) (*DB, error) {
 		return nil, err
 	}
 	return &DB{cfg: cfg, ledger: l, publish: on.Publisher, log: on.Log, metrics: newMetrics(on.Registry)}, nil
+}
+
+// run reads again and again what the ledger and the metrics show, until ctx ends.
+func (d *DB) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.ledger.Run(ctx) })
+	group.Go(func() error { d.watchLiquidity(ctx); return nil })
+	return group.Wait()
 }
 
 // txStatus converts a refusal into the TxStatus that earlier callers use.

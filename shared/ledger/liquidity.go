@@ -96,17 +96,19 @@ func checkLiquidity(balance money.Amount, limit *int64) error {
 	return nil
 }
 
-// Liquidity reads what the house has to exchange, by currency.
-func (l *Ledger) Liquidity(ctx context.Context) ([]Liquidity, error) {
-	rows, err := l.pool.Query(ctx, liquiditySQL)
-	if err != nil {
-		return nil, fmt.Errorf("read liquidity: %w", err)
-	}
-	var all []Liquidity
-	var one Liquidity
-	_, err = pgx.ForEachRow(rows, []any{asText{&one.Currency}, &one.Available, &one.Held, &one.Position, &one.Limit}, func() error {
-		all = append(all, one)
-		return nil
+// Liquidity reads what the house has to exchange, by currency. It returns ErrFull if too many reads
+// wait.
+func (l *Ledger) Liquidity(ctx context.Context) (all []Liquidity, err error) {
+	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
+		rows, err := l.reads.pool.Query(ctx, liquiditySQL)
+		if err != nil {
+			return err
+		}
+		all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (one Liquidity, err error) {
+			err = row.Scan(asText{&one.Currency}, &one.Available, &one.Held, &one.Position, &one.Limit)
+			return one, err
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read liquidity: %w", err)
