@@ -104,7 +104,11 @@ func (l *Ledger) BalancesAt(ctx context.Context, account string, at time.Time) (
 		}
 		return err
 	})
-	if err != nil {
+	var invalid *InvalidError
+	switch {
+	case errors.As(err, &invalid):
+		return nil, invalid
+	case err != nil:
 		return nil, fmt.Errorf("read balances: %w", err)
 	}
 	return balances, nil

@@ -981,6 +981,626 @@ func (x *ListResponse) GetSearchLimit() uint32 {
 	return 0
 }
 
+type BalancesAtRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// Not in the future.
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalancesAtRequest) Reset() {
+	*x = BalancesAtRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalancesAtRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalancesAtRequest) ProtoMessage() {}
+
+func (x *BalancesAtRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalancesAtRequest.ProtoReflect.Descriptor instead.
+func (*BalancesAtRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BalancesAtRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *BalancesAtRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type BalancesAtResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By currency: the sums of the entries that were booked before the time. What was held then is part
+	// of them.
+	Balances      []*v1.Amount `protobuf:"bytes,1,rep,name=balances,proto3" json:"balances,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalancesAtResponse) Reset() {
+	*x = BalancesAtResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalancesAtResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalancesAtResponse) ProtoMessage() {}
+
+func (x *BalancesAtResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalancesAtResponse.ProtoReflect.Descriptor instead.
+func (*BalancesAtResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BalancesAtResponse) GetBalances() []*v1.Amount {
+	if x != nil {
+		return x.Balances
+	}
+	return nil
+}
+
+type StatementRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	Currency  string                 `protobuf:"bytes,2,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Entries of this time belong to the statement; unset: from the first entry on.
+	From *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	// Entries of this time do not belong to it; unset: to the newest entry.
+	To *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// 0 means 100; at most 1,000.
+	Limit uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Where to go on: next_cursor of the page before. The other fields stay the same.
+	Cursor        string `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatementRequest) Reset() {
+	*x = StatementRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatementRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatementRequest) ProtoMessage() {}
+
+func (x *StatementRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatementRequest.ProtoReflect.Descriptor instead.
+func (*StatementRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StatementRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *StatementRequest) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *StatementRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *StatementRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *StatementRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *StatementRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+type StatementResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As asked for.
+	From *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Where the next statement may begin: no entry appears before it any more. It is earlier than asked
+	// for if that time has not passed yet.
+	To *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// The balance before the first entry of this page, and after its last one, in minor units.
+	OpeningMinor int64    `protobuf:"varint,3,opt,name=opening_minor,json=openingMinor,proto3" json:"opening_minor,omitempty"`
+	ClosingMinor int64    `protobuf:"varint,4,opt,name=closing_minor,json=closingMinor,proto3" json:"closing_minor,omitempty"`
+	Entries      []*Entry `protobuf:"bytes,5,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Empty on the last page.
+	NextCursor    string `protobuf:"bytes,6,opt,name=next_cursor,json=nextCursor,proto3" json:"next_cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatementResponse) Reset() {
+	*x = StatementResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatementResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatementResponse) ProtoMessage() {}
+
+func (x *StatementResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatementResponse.ProtoReflect.Descriptor instead.
+func (*StatementResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *StatementResponse) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *StatementResponse) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *StatementResponse) GetOpeningMinor() int64 {
+	if x != nil {
+		return x.OpeningMinor
+	}
+	return 0
+}
+
+func (x *StatementResponse) GetClosingMinor() int64 {
+	if x != nil {
+		return x.ClosingMinor
+	}
+	return 0
+}
+
+func (x *StatementResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *StatementResponse) GetNextCursor() string {
+	if x != nil {
+		return x.NextCursor
+	}
+	return ""
+}
+
+// Entry is an amount that was booked.
+type Entry struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	BookedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=booked_at,json=bookedAt,proto3" json:"booked_at,omitempty"`
+	// The day for which it counts, as YYYY-MM-DD.
+	ValueDate string `protobuf:"bytes,2,opt,name=value_date,json=valueDate,proto3" json:"value_date,omitempty"`
+	// Of a payment: its reservation's id.
+	TransactionId string `protobuf:"bytes,3,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	// From the closed set in shared/payment.
+	Kind string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Negative: the account pays.
+	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// After this entry.
+	BalanceMinor  int64 `protobuf:"varint,6,opt,name=balance_minor,json=balanceMinor,proto3" json:"balance_minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Entry) Reset() {
+	*x = Entry{}
+	mi := &file_db_v1_db_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entry) ProtoMessage() {}
+
+func (x *Entry) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
+func (*Entry) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Entry) GetBookedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BookedAt
+	}
+	return nil
+}
+
+func (x *Entry) GetValueDate() string {
+	if x != nil {
+		return x.ValueDate
+	}
+	return ""
+}
+
+func (x *Entry) GetTransactionId() string {
+	if x != nil {
+		return x.TransactionId
+	}
+	return ""
+}
+
+func (x *Entry) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Entry) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *Entry) GetBalanceMinor() int64 {
+	if x != nil {
+		return x.BalanceMinor
+	}
+	return 0
+}
+
+type TrialBalanceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrialBalanceRequest) Reset() {
+	*x = TrialBalanceRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrialBalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrialBalanceRequest) ProtoMessage() {}
+
+func (x *TrialBalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrialBalanceRequest.ProtoReflect.Descriptor instead.
+func (*TrialBalanceRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+}
+
+type TrialBalanceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Currencies    []*CurrencyTrial       `protobuf:"bytes,2,rep,name=currencies,proto3" json:"currencies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrialBalanceResponse) Reset() {
+	*x = TrialBalanceResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrialBalanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrialBalanceResponse) ProtoMessage() {}
+
+func (x *TrialBalanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrialBalanceResponse.ProtoReflect.Descriptor instead.
+func (*TrialBalanceResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TrialBalanceResponse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *TrialBalanceResponse) GetCurrencies() []*CurrencyTrial {
+	if x != nil {
+		return x.Currencies
+	}
+	return nil
+}
+
+// CurrencyTrial is the trial balance of one currency, in minor units of it.
+type CurrencyTrial struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Currency string                 `protobuf:"bytes,1,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Of all accounts with what is held, the house's too: 0 if the books are right.
+	SumMinor int64 `protobuf:"varint,2,opt,name=sum_minor,json=sumMinor,proto3" json:"sum_minor,omitempty"`
+	// Clients' accounts with a balance in this currency, and what they have together.
+	Accounts       int64           `protobuf:"varint,3,opt,name=accounts,proto3" json:"accounts,omitempty"`
+	AvailableMinor int64           `protobuf:"varint,4,opt,name=available_minor,json=availableMinor,proto3" json:"available_minor,omitempty"`
+	HeldMinor      int64           `protobuf:"varint,5,opt,name=held_minor,json=heldMinor,proto3" json:"held_minor,omitempty"`
+	House          []*HouseBalance `protobuf:"bytes,6,rep,name=house,proto3" json:"house,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CurrencyTrial) Reset() {
+	*x = CurrencyTrial{}
+	mi := &file_db_v1_db_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CurrencyTrial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CurrencyTrial) ProtoMessage() {}
+
+func (x *CurrencyTrial) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CurrencyTrial.ProtoReflect.Descriptor instead.
+func (*CurrencyTrial) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CurrencyTrial) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *CurrencyTrial) GetSumMinor() int64 {
+	if x != nil {
+		return x.SumMinor
+	}
+	return 0
+}
+
+func (x *CurrencyTrial) GetAccounts() int64 {
+	if x != nil {
+		return x.Accounts
+	}
+	return 0
+}
+
+func (x *CurrencyTrial) GetAvailableMinor() int64 {
+	if x != nil {
+		return x.AvailableMinor
+	}
+	return 0
+}
+
+func (x *CurrencyTrial) GetHeldMinor() int64 {
+	if x != nil {
+		return x.HeldMinor
+	}
+	return 0
+}
+
+func (x *CurrencyTrial) GetHouse() []*HouseBalance {
+	if x != nil {
+		return x.House
+	}
+	return nil
+}
+
+// HouseBalance is a balance of one of the house's own accounts.
+type HouseBalance struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	AccountId      string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	AvailableMinor int64                  `protobuf:"varint,2,opt,name=available_minor,json=availableMinor,proto3" json:"available_minor,omitempty"`
+	HeldMinor      int64                  `protobuf:"varint,3,opt,name=held_minor,json=heldMinor,proto3" json:"held_minor,omitempty"`
+	// Of LIQUIDITY: what exchanges brought, less what they took and hold.
+	PositionMinor int64 `protobuf:"varint,4,opt,name=position_minor,json=positionMinor,proto3" json:"position_minor,omitempty"`
+	// How far the position may fall below 0; unset: there is no limit.
+	PositionLimitMinor *int64 `protobuf:"varint,5,opt,name=position_limit_minor,json=positionLimitMinor,proto3,oneof" json:"position_limit_minor,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *HouseBalance) Reset() {
+	*x = HouseBalance{}
+	mi := &file_db_v1_db_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HouseBalance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HouseBalance) ProtoMessage() {}
+
+func (x *HouseBalance) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HouseBalance.ProtoReflect.Descriptor instead.
+func (*HouseBalance) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *HouseBalance) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *HouseBalance) GetAvailableMinor() int64 {
+	if x != nil {
+		return x.AvailableMinor
+	}
+	return 0
+}
+
+func (x *HouseBalance) GetHeldMinor() int64 {
+	if x != nil {
+		return x.HeldMinor
+	}
+	return 0
+}
+
+func (x *HouseBalance) GetPositionMinor() int64 {
+	if x != nil {
+		return x.PositionMinor
+	}
+	return 0
+}
+
+func (x *HouseBalance) GetPositionLimitMinor() int64 {
+	if x != nil && x.PositionLimitMinor != nil {
+		return *x.PositionLimitMinor
+	}
+	return 0
+}
+
 type GetPaymentRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -990,7 +1610,7 @@ type GetPaymentRequest struct {
 
 func (x *GetPaymentRequest) Reset() {
 	*x = GetPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1622,7 @@ func (x *GetPaymentRequest) String() string {
 func (*GetPaymentRequest) ProtoMessage() {}
 
 func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1635,7 @@ func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentRequest.ProtoReflect.Descriptor instead.
 func (*GetPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetPaymentRequest) GetIdempotencyKey() string {
@@ -1057,7 +1677,7 @@ type GetPaymentResponse struct {
 
 func (x *GetPaymentResponse) Reset() {
 	*x = GetPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1689,7 @@ func (x *GetPaymentResponse) String() string {
 func (*GetPaymentResponse) ProtoMessage() {}
 
 func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1702,7 @@ func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentResponse.ProtoReflect.Descriptor instead.
 func (*GetPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetPaymentResponse) GetIdempotencyKey() string {
@@ -1238,7 +1858,7 @@ type ListPaymentsRequest struct {
 
 func (x *ListPaymentsRequest) Reset() {
 	*x = ListPaymentsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1870,7 @@ func (x *ListPaymentsRequest) String() string {
 func (*ListPaymentsRequest) ProtoMessage() {}
 
 func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1883,7 @@ func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPaymentsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListPaymentsRequest) GetLimit() uint32 {
@@ -1305,7 +1925,7 @@ type ListPaymentsResponse struct {
 
 func (x *ListPaymentsResponse) Reset() {
 	*x = ListPaymentsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1937,7 @@ func (x *ListPaymentsResponse) String() string {
 func (*ListPaymentsResponse) ProtoMessage() {}
 
 func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1950,7 @@ func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPaymentsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListPaymentsResponse) GetPayments() []*GetPaymentResponse {
@@ -1364,7 +1984,7 @@ type FailPaymentRequest struct {
 
 func (x *FailPaymentRequest) Reset() {
 	*x = FailPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1996,7 @@ func (x *FailPaymentRequest) String() string {
 func (*FailPaymentRequest) ProtoMessage() {}
 
 func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +2009,7 @@ func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentRequest.ProtoReflect.Descriptor instead.
 func (*FailPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FailPaymentRequest) GetPayment() *ReserveFundsRequest {
@@ -1419,7 +2039,7 @@ type FailPaymentResponse struct {
 
 func (x *FailPaymentResponse) Reset() {
 	*x = FailPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +2051,7 @@ func (x *FailPaymentResponse) String() string {
 func (*FailPaymentResponse) ProtoMessage() {}
 
 func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +2064,7 @@ func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentResponse.ProtoReflect.Descriptor instead.
 func (*FailPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FailPaymentResponse) GetReservationId() string {
@@ -1491,7 +2111,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +2123,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +2136,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Account) GetAccountId() string {
@@ -1577,7 +2197,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +2209,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +2222,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -1621,7 +2241,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +2253,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +2266,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -1672,7 +2292,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +2304,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +2317,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Rate) GetBase() string {
@@ -1744,7 +2364,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +2376,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +2389,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -1788,7 +2408,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2420,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2433,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -1833,7 +2453,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2465,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2478,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -1877,7 +2497,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2509,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2522,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -1928,7 +2548,7 @@ type SetLiquidityRequest struct {
 
 func (x *SetLiquidityRequest) Reset() {
 	*x = SetLiquidityRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2560,7 @@ func (x *SetLiquidityRequest) String() string {
 func (*SetLiquidityRequest) ProtoMessage() {}
 
 func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2573,7 @@ func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityRequest.ProtoReflect.Descriptor instead.
 func (*SetLiquidityRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetLiquidityRequest) GetCurrency() string {
@@ -1993,7 +2613,7 @@ type SetLiquidityResponse struct {
 
 func (x *SetLiquidityResponse) Reset() {
 	*x = SetLiquidityResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2625,7 @@ func (x *SetLiquidityResponse) String() string {
 func (*SetLiquidityResponse) ProtoMessage() {}
 
 func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2638,7 @@ func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityResponse.ProtoReflect.Descriptor instead.
 func (*SetLiquidityResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetLiquidityResponse) GetChanged() bool {
@@ -2036,7 +2656,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2668,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2681,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{39}
 }
 
 type SweepResponse struct {
@@ -2074,7 +2694,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2706,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2719,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -2136,7 +2756,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2768,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2781,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -2236,7 +2856,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2868,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2881,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -2279,7 +2899,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2911,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2924,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{43}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -2318,7 +2938,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2950,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2963,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -2371,7 +2991,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +3003,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +3016,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -2491,7 +3111,60 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\bpayments\x18\x01 \x03(\v2\x11.common.v1.RecordR\bpayments\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
 	"nextBefore\x12!\n" +
-	"\fsearch_limit\x18\x03 \x01(\rR\vsearchLimit\"<\n" +
+	"\fsearch_limit\x18\x03 \x01(\rR\vsearchLimit\"^\n" +
+	"\x11BalancesAtRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"C\n" +
+	"\x12BalancesAtResponse\x12-\n" +
+	"\bbalances\x18\x01 \x03(\v2\x11.common.v1.AmountR\bbalances\"\xd7\x01\n" +
+	"\x10StatementRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1a\n" +
+	"\bcurrency\x18\x02 \x01(\tR\bcurrency\x12.\n" +
+	"\x04from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06cursor\x18\x06 \x01(\tR\x06cursor\"\x82\x02\n" +
+	"\x11StatementResponse\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12#\n" +
+	"\ropening_minor\x18\x03 \x01(\x03R\fopeningMinor\x12#\n" +
+	"\rclosing_minor\x18\x04 \x01(\x03R\fclosingMinor\x12&\n" +
+	"\aentries\x18\x05 \x03(\v2\f.db.v1.EntryR\aentries\x12\x1f\n" +
+	"\vnext_cursor\x18\x06 \x01(\tR\n" +
+	"nextCursor\"\xe2\x01\n" +
+	"\x05Entry\x127\n" +
+	"\tbooked_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bbookedAt\x12\x1d\n" +
+	"\n" +
+	"value_date\x18\x02 \x01(\tR\tvalueDate\x12%\n" +
+	"\x0etransaction_id\x18\x03 \x01(\tR\rtransactionId\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12!\n" +
+	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12#\n" +
+	"\rbalance_minor\x18\x06 \x01(\x03R\fbalanceMinor\"\x15\n" +
+	"\x13TrialBalanceRequest\"x\n" +
+	"\x14TrialBalanceResponse\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x124\n" +
+	"\n" +
+	"currencies\x18\x02 \x03(\v2\x14.db.v1.CurrencyTrialR\n" +
+	"currencies\"\xd7\x01\n" +
+	"\rCurrencyTrial\x12\x1a\n" +
+	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12\x1b\n" +
+	"\tsum_minor\x18\x02 \x01(\x03R\bsumMinor\x12\x1a\n" +
+	"\baccounts\x18\x03 \x01(\x03R\baccounts\x12'\n" +
+	"\x0favailable_minor\x18\x04 \x01(\x03R\x0eavailableMinor\x12\x1d\n" +
+	"\n" +
+	"held_minor\x18\x05 \x01(\x03R\theldMinor\x12)\n" +
+	"\x05house\x18\x06 \x03(\v2\x13.db.v1.HouseBalanceR\x05house\"\xec\x01\n" +
+	"\fHouseBalance\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12'\n" +
+	"\x0favailable_minor\x18\x02 \x01(\x03R\x0eavailableMinor\x12\x1d\n" +
+	"\n" +
+	"held_minor\x18\x03 \x01(\x03R\theldMinor\x12%\n" +
+	"\x0eposition_minor\x18\x04 \x01(\x03R\rpositionMinor\x125\n" +
+	"\x14position_limit_minor\x18\x05 \x01(\x03H\x00R\x12positionLimitMinor\x88\x01\x01B\x17\n" +
+	"\x15_position_limit_minor\"<\n" +
 	"\x11GetPaymentRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x9a\x06\n" +
 	"\x12GetPaymentResponse\x12'\n" +
@@ -2609,7 +3282,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xe3\a\n" +
+	"BAD_STATUS\x10\x052\xbe\t\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
@@ -2622,6 +3295,10 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x04Fail\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x122\n" +
 	"\x04Find\x12\x12.db.v1.FindRequest\x1a\x11.common.v1.Record\"\x03\x90\x02\x01\x124\n" +
 	"\x04List\x12\x12.db.v1.ListRequest\x1a\x13.db.v1.ListResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\n" +
+	"BalancesAt\x12\x18.db.v1.BalancesAtRequest\x1a\x19.db.v1.BalancesAtResponse\"\x03\x90\x02\x01\x12C\n" +
+	"\tStatement\x12\x17.db.v1.StatementRequest\x1a\x18.db.v1.StatementResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
@@ -2649,7 +3326,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -2666,105 +3343,131 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*FindRequest)(nil),                    // 12: db.v1.FindRequest
 	(*ListRequest)(nil),                    // 13: db.v1.ListRequest
 	(*ListResponse)(nil),                   // 14: db.v1.ListResponse
-	(*GetPaymentRequest)(nil),              // 15: db.v1.GetPaymentRequest
-	(*GetPaymentResponse)(nil),             // 16: db.v1.GetPaymentResponse
-	(*ListPaymentsRequest)(nil),            // 17: db.v1.ListPaymentsRequest
-	(*ListPaymentsResponse)(nil),           // 18: db.v1.ListPaymentsResponse
-	(*FailPaymentRequest)(nil),             // 19: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),            // 20: db.v1.FailPaymentResponse
-	(*Account)(nil),                        // 21: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 22: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 23: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 24: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 25: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 26: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 27: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 28: db.v1.PutRulesResponse
-	(*SetLiquidityRequest)(nil),            // 29: db.v1.SetLiquidityRequest
-	(*SetLiquidityResponse)(nil),           // 30: db.v1.SetLiquidityResponse
-	(*SweepRequest)(nil),                   // 31: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 32: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 33: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 34: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 35: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 36: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 37: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 38: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 39: common.v1.Payment
-	(v1.ReservationState)(0),               // 40: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 41: common.v1.Record
-	(*v1.Amount)(nil),                      // 42: common.v1.Amount
-	(*v1.Outcome)(nil),                     // 43: common.v1.Outcome
+	(*BalancesAtRequest)(nil),              // 15: db.v1.BalancesAtRequest
+	(*BalancesAtResponse)(nil),             // 16: db.v1.BalancesAtResponse
+	(*StatementRequest)(nil),               // 17: db.v1.StatementRequest
+	(*StatementResponse)(nil),              // 18: db.v1.StatementResponse
+	(*Entry)(nil),                          // 19: db.v1.Entry
+	(*TrialBalanceRequest)(nil),            // 20: db.v1.TrialBalanceRequest
+	(*TrialBalanceResponse)(nil),           // 21: db.v1.TrialBalanceResponse
+	(*CurrencyTrial)(nil),                  // 22: db.v1.CurrencyTrial
+	(*HouseBalance)(nil),                   // 23: db.v1.HouseBalance
+	(*GetPaymentRequest)(nil),              // 24: db.v1.GetPaymentRequest
+	(*GetPaymentResponse)(nil),             // 25: db.v1.GetPaymentResponse
+	(*ListPaymentsRequest)(nil),            // 26: db.v1.ListPaymentsRequest
+	(*ListPaymentsResponse)(nil),           // 27: db.v1.ListPaymentsResponse
+	(*FailPaymentRequest)(nil),             // 28: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 29: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 30: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 31: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 32: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 33: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 34: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 35: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 36: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 37: db.v1.PutRulesResponse
+	(*SetLiquidityRequest)(nil),            // 38: db.v1.SetLiquidityRequest
+	(*SetLiquidityResponse)(nil),           // 39: db.v1.SetLiquidityResponse
+	(*SweepRequest)(nil),                   // 40: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 41: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 42: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 43: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 44: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 45: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 46: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 47: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 48: common.v1.Payment
+	(v1.ReservationState)(0),               // 49: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 50: common.v1.Record
+	(*v1.Amount)(nil),                      // 51: common.v1.Amount
+	(*v1.Outcome)(nil),                     // 52: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	38, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	38, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	38, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	47, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	47, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	47, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	39, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	40, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	41, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	38, // 8: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	38, // 9: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	38, // 10: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	38, // 11: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	38, // 12: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	16, // 13: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,  // 14: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	42, // 15: db.v1.Account.balances:type_name -> common.v1.Amount
-	21, // 16: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	24, // 17: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	38, // 18: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	33, // 19: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	33, // 20: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 21: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 22: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 23: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 24: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 25: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	39, // 26: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	39, // 27: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 28: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 29: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 30: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 31: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 32: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	17, // 33: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	19, // 34: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	22, // 35: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	25, // 36: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	27, // 37: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	29, // 38: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	31, // 39: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	34, // 40: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	36, // 41: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 42: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 43: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 44: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 45: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 46: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	43, // 47: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	43, // 48: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	43, // 49: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	43, // 50: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	41, // 51: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 52: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 53: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	18, // 54: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	20, // 55: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	23, // 56: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	26, // 57: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	28, // 58: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	30, // 59: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	32, // 60: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	35, // 61: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	37, // 62: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	42, // [42:63] is the sub-list for method output_type
-	21, // [21:42] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	48, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	49, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	50, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	47, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	51, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	47, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	47, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	47, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	47, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	19, // 14: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
+	47, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	47, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	22, // 17: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
+	23, // 18: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
+	47, // 19: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	47, // 20: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	47, // 21: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	47, // 22: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	47, // 23: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	25, // 24: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,  // 25: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	51, // 26: db.v1.Account.balances:type_name -> common.v1.Amount
+	30, // 27: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	33, // 28: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	47, // 29: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	42, // 30: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	42, // 31: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 32: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 33: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 34: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 35: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 36: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	48, // 37: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	48, // 38: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 39: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 40: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 41: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 42: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 43: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17, // 44: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20, // 45: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	24, // 46: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	26, // 47: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	28, // 48: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	31, // 49: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	34, // 50: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	36, // 51: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	38, // 52: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	40, // 53: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	43, // 54: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	45, // 55: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 56: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 57: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 58: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 59: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 60: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	52, // 61: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	52, // 62: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	52, // 63: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	52, // 64: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	50, // 65: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 66: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 67: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18, // 68: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21, // 69: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	25, // 70: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	27, // 71: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	29, // 72: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	32, // 73: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	35, // 74: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	37, // 75: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	39, // 76: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	41, // 77: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	44, // 78: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	46, // 79: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	56, // [56:80] is the sub-list for method output_type
+	32, // [32:56] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -2772,14 +3475,15 @@ func file_db_v1_db_proto_init() {
 	if File_db_v1_db_proto != nil {
 		return
 	}
-	file_db_v1_db_proto_msgTypes[28].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[22].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -31,6 +31,9 @@ const (
 	Db_Fail_FullMethodName                = "/db.v1.Db/Fail"
 	Db_Find_FullMethodName                = "/db.v1.Db/Find"
 	Db_List_FullMethodName                = "/db.v1.Db/List"
+	Db_BalancesAt_FullMethodName          = "/db.v1.Db/BalancesAt"
+	Db_Statement_FullMethodName           = "/db.v1.Db/Statement"
+	Db_TrialBalance_FullMethodName        = "/db.v1.Db/TrialBalance"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
@@ -68,6 +71,13 @@ type DbClient interface {
 	Find(ctx context.Context, in *FindRequest, opts ...grpc.CallOption) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// BalancesAt reads what an account had at a time. NOT_FOUND: there is no such account.
+	BalancesAt(ctx context.Context, in *BalancesAtRequest, opts ...grpc.CallOption) (*BalancesAtResponse, error)
+	// Statement reads a page of an account's entries in one currency, the oldest first. NOT_FOUND: there
+	// is no such account.
+	Statement(ctx context.Context, in *StatementRequest, opts ...grpc.CallOption) (*StatementResponse, error)
+	// TrialBalance adds up all balances of each currency.
+	TrialBalance(ctx context.Context, in *TrialBalanceRequest, opts ...grpc.CallOption) (*TrialBalanceResponse, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
@@ -193,6 +203,36 @@ func (c *dbClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallO
 	return out, nil
 }
 
+func (c *dbClient) BalancesAt(ctx context.Context, in *BalancesAtRequest, opts ...grpc.CallOption) (*BalancesAtResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BalancesAtResponse)
+	err := c.cc.Invoke(ctx, Db_BalancesAt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Statement(ctx context.Context, in *StatementRequest, opts ...grpc.CallOption) (*StatementResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatementResponse)
+	err := c.cc.Invoke(ctx, Db_Statement_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) TrialBalance(ctx context.Context, in *TrialBalanceRequest, opts ...grpc.CallOption) (*TrialBalanceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrialBalanceResponse)
+	err := c.cc.Invoke(ctx, Db_TrialBalance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetPaymentResponse)
@@ -255,6 +295,13 @@ type DbServer interface {
 	Find(context.Context, *FindRequest) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// BalancesAt reads what an account had at a time. NOT_FOUND: there is no such account.
+	BalancesAt(context.Context, *BalancesAtRequest) (*BalancesAtResponse, error)
+	// Statement reads a page of an account's entries in one currency, the oldest first. NOT_FOUND: there
+	// is no such account.
+	Statement(context.Context, *StatementRequest) (*StatementResponse, error)
+	// TrialBalance adds up all balances of each currency.
+	TrialBalance(context.Context, *TrialBalanceRequest) (*TrialBalanceResponse, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
@@ -302,6 +349,15 @@ func (UnimplementedDbServer) Find(context.Context, *FindRequest) (*v1.Record, er
 }
 func (UnimplementedDbServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedDbServer) BalancesAt(context.Context, *BalancesAtRequest) (*BalancesAtResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BalancesAt not implemented")
+}
+func (UnimplementedDbServer) Statement(context.Context, *StatementRequest) (*StatementResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Statement not implemented")
+}
+func (UnimplementedDbServer) TrialBalance(context.Context, *TrialBalanceRequest) (*TrialBalanceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TrialBalance not implemented")
 }
 func (UnimplementedDbServer) GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPayment not implemented")
@@ -531,6 +587,60 @@ func _Db_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_BalancesAt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BalancesAtRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).BalancesAt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_BalancesAt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).BalancesAt(ctx, req.(*BalancesAtRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Statement_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatementRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Statement(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Statement_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Statement(ctx, req.(*StatementRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_TrialBalance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrialBalanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).TrialBalance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_TrialBalance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).TrialBalance(ctx, req.(*TrialBalanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_GetPayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPaymentRequest)
 	if err := dec(in); err != nil {
@@ -635,6 +745,18 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Db_List_Handler,
+		},
+		{
+			MethodName: "BalancesAt",
+			Handler:    _Db_BalancesAt_Handler,
+		},
+		{
+			MethodName: "Statement",
+			Handler:    _Db_Statement_Handler,
+		},
+		{
+			MethodName: "TrialBalance",
+			Handler:    _Db_TrialBalance_Handler,
 		},
 		{
 			MethodName: "GetPayment",
