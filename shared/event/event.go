@@ -28,8 +28,8 @@ const (
 	TypeAccountOpened    = "pgw.account.opened.v1"
 	TypeAccountFunded    = "pgw.account.funded.v1"
 
-	// TypePaymentRequestedV2 is a payment between balances that are not both in rupiah. Releases that
-	// move only rupiah refuse it.
+	// TypePaymentRequestedV2 is a payment between balances that are not both in rupiah, or by a firm
+	// quote. Releases that know neither refuse it.
 	TypePaymentRequestedV2 = "pgw.payment.requested.v2"
 	// TypeAccountFundedV2 is a funding in any currency.
 	TypeAccountFundedV2 = "pgw.account.funded.v2"
@@ -69,6 +69,45 @@ type PaymentResult struct {
 	// The durations of the two ledger calls.
 	ReserveMicros int64 `json:"reserve_us,omitempty"`
 	CommitMicros  int64 `json:"commit_us,omitempty"`
+
+	Moved
+}
+
+// Moved is the part of a result that tells what a payment moves. It is empty for a payment in rupiah,
+// except for the quote.
+type Moved struct {
+	DebitCurrency  money.Currency   `json:"debit_currency,omitzero"`
+	DebitMinor     int64            `json:"debit_minor,omitempty"`
+	CreditCurrency money.Currency   `json:"credit_currency,omitzero"`
+	CreditMinor    int64            `json:"credit_minor,omitempty"`
+	Exchange       payment.Exchange `json:"exchange,omitzero"`
+	QuoteID        string           `json:"quote_id,omitempty"`
+	Entries        []Entry          `json:"entries,omitempty"` // of a committed payment
+}
+
+// Entry is one entry of a committed payment.
+type Entry struct {
+	AccountID string         `json:"account_id"`
+	Currency  money.Currency `json:"currency"`
+	Minor     int64          `json:"amount_minor"` // negative: the account has paid it
+	Kind      payment.Kind   `json:"kind"`
+}
+
+// MovedBy returns what a payment moves, with its entries if it is committed.
+func MovedBy(p payment.Payment, state payment.ReservationStatus) Moved {
+	if p.InRupiah() {
+		return Moved{QuoteID: p.QuoteID}
+	}
+	m := Moved{
+		DebitCurrency: p.DebitCurrency, DebitMinor: p.DebitMinor, CreditCurrency: p.CreditCurrency, CreditMinor: p.CreditMinor,
+		Exchange: p.Exchange, QuoteID: p.QuoteID,
+	}
+	if state == payment.Committed {
+		for _, l := range p.Legs() {
+			m.Entries = append(m.Entries, Entry{l.Account, l.Currency, l.Minor, l.Kind})
+		}
+	}
+	return m
 }
 
 // AccountOpened is the data of TypeAccountOpened. If the account exists, it gets the given owner,
@@ -101,11 +140,15 @@ type AccountFundedV2 struct {
 // Requested makes the request event of a payment. Its id depends only on the payment, so publishing
 // it again gives the same event. replyTo may be empty.
 func Requested(source string, p payment.Payment, replyTo string, now time.Time) (cloudevents.Event, error) {
-	eventType := TypePaymentRequested
-	if !p.InRupiah() {
-		eventType = TypePaymentRequestedV2
+	return New(RequestedType(p), RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
+}
+
+// RequestedType returns the type of a payment's request event.
+func RequestedType(p payment.Payment) string {
+	if p.InRupiah() && p.QuoteID == "" {
+		return TypePaymentRequested
 	}
-	return New(eventType, RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
+	return TypePaymentRequestedV2
 }
 
 // Result makes the event with a payment's outcome.
@@ -161,8 +204,8 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 }
 
 // ReadRequest checks an event of the request topic and returns its data. The event must be of type
-// TypePaymentRequested or TypePaymentRequestedV2 with a valid signature, or, if allowUnsigned is set, the plain record of an
-// earlier producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
+// TypePaymentRequested or TypePaymentRequestedV2 with a valid signature, or, if allowUnsigned is set,
+// the plain record of an earlier producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
 	switch {
 	case e.Type() == TypePaymentRequested, e.Type() == TypePaymentRequestedV2:
@@ -189,8 +232,8 @@ func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (Paymen
 	if err := data.Validate(); err != nil {
 		return PaymentRequested{}, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	if data.InRupiah() != (e.Type() != TypePaymentRequestedV2) {
-		return PaymentRequested{}, fmt.Errorf("%w: %s moves %s", ErrMalformed, e.Type(), data.Debit().Currency)
+	if needs := RequestedType(data.Payment); e.Type() != TypeKafkaRecord && e.Type() != needs {
+		return PaymentRequested{}, fmt.Errorf("%w: %s has a payment of %s", ErrMalformed, e.Type(), needs)
 	}
 	return data, nil
 }

@@ -48,6 +48,21 @@ func request() payment.Payment {
 	}
 }
 
+// exchanged is a payment of USD 10.00 that the receiver gets in SGD, by a quote.
+func exchanged() payment.Payment {
+	p := request()
+	sgd, _ := money.ParseCurrency("SGD")
+	rate, _ := money.ParseRate("1.339")
+	mid, _ := money.ParseRate("1.34")
+	p.DebitCurrency, p.CreditCurrency, p.DebitMinor, p.CreditMinor = p.Currency, sgd, 1000, 1339
+	p.Exchange = payment.Exchange{
+		Rate: rate, MidRate: mid, MidMinor: 1340, Remainder: "0",
+		Steps: []payment.Step{{From: p.Currency, To: sgd, RateID: "rate-2", Rate: rate, MidRate: mid}},
+	}
+	p.Rate, p.RateID, p.QuoteID = rate, "rate-2", "0199e0a7-2c7e-7d4a-9c43-5d2f3c1f8a10"
+	return p
+}
+
 // The shapes of the events are a contract. A changed shape needs a new version of the type.
 func TestGoldenFiles(t *testing.T) {
 	r := request()
@@ -63,6 +78,18 @@ func TestGoldenFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	x := exchanged()
+	requestedV2, err := Requested("/pgw/gateway", x, "", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resultV2, err := Result("/pgw/worker", PaymentResult{
+		Key: x.Key, Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "0199-ref"},
+		Fingerprint: x.Fingerprint(), AttemptID: x.AttemptID, Moved: MovedBy(x, payment.Committed),
+	}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
 	opened, err := New(TypeAccountOpened, "open-ACC001", "/bank", "ACC001", AccountOpened{AccountID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", DailyLimitIDR: 5, Status: "ACTIVE"}, noon)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +98,15 @@ func TestGoldenFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range []cloudevents.Event{requested, result, opened, funded} {
+	usd, _ := money.ParseCurrency("USD")
+	fundedV2, err := New(TypeAccountFundedV2, "fund-ACC001-usd", "/bank", "ACC001", AccountFundedV2{AccountID: "ACC001", Currency: usd, Minor: 1025, Note: "first dollars"}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, e := range map[string]cloudevents.Event{
+		requested.Type(): requested, result.Type(): result, opened.Type(): opened, funded.Type(): funded,
+		requestedV2.Type(): requestedV2, fundedV2.Type(): fundedV2, result.Type() + "-exchange": resultV2,
+	} {
 		if err := ring(t, keys).Sign(&e); err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +119,7 @@ func TestGoldenFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		indented.WriteByte('\n')
-		path := filepath.Join("testdata", e.Type()+".json")
+		path := filepath.Join("testdata", file+".json")
 		if *update {
 			if err := os.WriteFile(path, indented.Bytes(), 0o644); err != nil {
 				t.Fatal(err)

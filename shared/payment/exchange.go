@@ -151,11 +151,6 @@ func (p Payment) checkAmounts() error {
 	case p.CreditMinor <= 0 || p.CreditMinor > money.MaxMinor:
 		return &FieldError{"credit_minor", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
-	if len(p.QuoteID) > 0 {
-		if err := CheckID("quote_id", p.QuoteID, MaxRateID); err != nil {
-			return err
-		}
-	}
 	if !p.Exchanges() {
 		if p.DebitMinor != p.CreditMinor || !p.Exchange.IsZero() {
 			return &FieldError{"credit_minor", "must be debit_minor, because nothing is exchanged"}

@@ -1,6 +1,7 @@
 package payment
 
 import (
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -82,6 +83,7 @@ func TestValidateChecksWhatIsExchanged(t *testing.T) {
 		"exchange.mid_minor": func(p *Payment) { p.Exchange.MidMinor = 1338 },
 		"exchange.rate":      func(p *Payment) { p.Exchange.Rate = money.Rate{} },
 		"exchange.steps":     func(p *Payment) { p.Exchange.Steps = nil },
+		"quote_id":           func(p *Payment) { p.QuoteID = "0199E0A7-2C7E-7D4A-9C43-5D2F3C1F8A10" },
 	} {
 		p := exchanged()
 		change(&p)
@@ -115,5 +117,58 @@ func TestFingerprintCoversTheBalances(t *testing.T) {
 			t.Errorf("%s has the fingerprint of %s", name, before)
 		}
 		seen[q.Fingerprint()] = name
+	}
+}
+
+// The two balances are in rupiah unless the order says otherwise. Only one side of an exchange is
+// fixed, so a third currency is refused.
+func TestOrderedCurrencies(t *testing.T) {
+	for name, tc := range map[string]struct {
+		order Order
+		want  [3]string // of the amount, the debit and the credit
+		field string    // that is refused
+	}{
+		"rupiah":            {Order{Currency: "USD"}, [3]string{"USD", "", ""}, ""},
+		"rupiah, named":     {Order{Currency: "USD", DebitCurrency: "IDR", CreditCurrency: "IDR"}, [3]string{"USD", "", ""}, ""},
+		"send exactly":      {Order{Currency: "USD", DebitCurrency: "USD", CreditCurrency: "SGD"}, [3]string{"USD", "USD", "SGD"}, ""},
+		"receive exactly":   {Order{Currency: "SGD", DebitCurrency: "USD", CreditCurrency: "SGD"}, [3]string{"SGD", "USD", "SGD"}, ""},
+		"to rupiah":         {Order{Currency: "IDR", DebitCurrency: "USD"}, [3]string{"IDR", "USD", "IDR"}, ""},
+		"from rupiah":       {Order{Currency: "IDR", CreditCurrency: "KWD"}, [3]string{"IDR", "IDR", "KWD"}, ""},
+		"one currency":      {Order{Currency: "KWD", DebitCurrency: "KWD", CreditCurrency: "KWD"}, [3]string{"KWD", "KWD", "KWD"}, ""},
+		"priced in another": {Order{Currency: "USD", DebitCurrency: "KWD", CreditCurrency: "KWD"}, [3]string{"USD", "KWD", "KWD"}, ""},
+		"three":             {Order{Currency: "EUR", DebitCurrency: "USD", CreditCurrency: "SGD"}, [3]string{}, "currency"},
+		"three with rupiah": {Order{Currency: "EUR", DebitCurrency: "USD"}, [3]string{}, "currency"},
+		"no quote":          {Order{Currency: "USD", QuoteID: "4711"}, [3]string{}, "quote_id"},
+	} {
+		o := tc.order
+		o.Key, o.Sender, o.Receiver, o.TxDate, o.Amount = "k", "A", "B", "2026-01-31T09:30:00Z", json.RawMessage("10")
+		p, err := o.Payment()
+		var wrong *FieldError
+		if tc.field != "" {
+			if !errors.As(err, &wrong) || wrong.Field != tc.field {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if got := [3]string{p.Currency.String(), p.DebitCurrency.String(), p.CreditCurrency.String()}; err != nil || got != tc.want {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, tc.want)
+		}
+		quoted, err := o.Quote()
+		if err != nil || quoted.Sent() != p.Sent() || quoted.DebitCurrency != p.DebitCurrency || quoted.CreditCurrency != p.CreditCurrency {
+			t.Errorf("%s: the quote is for %+v, %v", name, quoted, err)
+		}
+	}
+	unknown := Order{Key: "k", Sender: "A", Receiver: "B", TxDate: "2026-01-31T09:30:00Z", Amount: json.RawMessage("10"), Currency: "USD", CreditCurrency: "usd"}
+	if _, err := unknown.Payment(); !errors.Is(err, money.ErrCurrency) {
+		t.Errorf("an unknown currency: %v", err)
+	}
+	// A UUID has more than one spelling. A retry in another one is the same request.
+	quoted := Order{
+		Key: "k", Sender: "A", Receiver: "B", TxDate: "2026-01-31T09:30:00Z", Amount: json.RawMessage("10"), Currency: "USD",
+		QuoteID: "0199E0A7-2C7E-7D4A-9C43-5D2F3C1F8A10",
+	}
+	p, err := quoted.Payment()
+	if err != nil || p.QuoteID != "0199e0a7-2c7e-7d4a-9c43-5d2f3c1f8a10" {
+		t.Errorf("%q, %v", p.QuoteID, err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	jsonexp "github.com/go-json-experiment/json"
+	"github.com/google/uuid"
 
 	"pgw/shared/money"
 )
@@ -165,6 +166,12 @@ type Order struct {
 	TxDate   string          `json:"tx_date"`
 	Key      string          `json:"idempotency_key"`
 	Metadata json.RawMessage `json:"metadata"` // an object of strings
+
+	// The currencies of the sender's and of the receiver's balance; empty means IDR. If they differ,
+	// Currency is one of them, and says which side Amount fixes.
+	DebitCurrency  string `json:"debit_currency"`
+	CreditCurrency string `json:"credit_currency"`
+	QuoteID        string `json:"quote_id"` // a firm quote to pay by; empty: none
 }
 
 // maxDate is the maximum length of a client's date, in bytes.
@@ -177,13 +184,7 @@ func (o Order) Payment() (Payment, error) {
 	if err := CheckID("idempotency_key", o.Key, MaxKey); err != nil {
 		return p, err
 	}
-	if err := CheckID("sender_id", o.Sender, MaxAccountID); err != nil {
-		return p, err
-	}
-	if err := CheckID("receiver_id", o.Receiver, MaxAccountID); err != nil {
-		return p, err
-	}
-	if err := CheckNames(o.Key, o.Sender, o.Receiver); err != nil {
+	if err := o.checkParties(); err != nil {
 		return p, err
 	}
 	if o.TxDate == "" {
@@ -195,6 +196,45 @@ func (o Order) Payment() (Payment, error) {
 	if err := checkDate(o.TxDate); err != nil {
 		return p, err
 	}
+	p, err := o.withAmount(p)
+	if err != nil {
+		return p, err
+	}
+	if o.QuoteID != "" {
+		id, err := uuid.Parse(o.QuoteID)
+		if err != nil {
+			return p, &FieldError{"quote_id", "is not a UUID"}
+		}
+		p.QuoteID = id.String() // a UUID has more than one spelling, and the fingerprint needs one
+	}
+	if p.Metadata, err = readMetadata(o.Metadata); err != nil {
+		return p, err
+	}
+	return p, nil
+}
+
+// Quote checks the parts of the order that a price depends on: the parties, the currencies and the
+// amount. It returns the payment to price, without a key. Its errors are those of Payment.
+func (o Order) Quote() (Payment, error) {
+	p := Payment{Sender: o.Sender, Receiver: o.Receiver}
+	if err := o.checkParties(); err != nil {
+		return p, err
+	}
+	return o.withAmount(p)
+}
+
+func (o Order) checkParties() error {
+	if err := CheckID("sender_id", o.Sender, MaxAccountID); err != nil {
+		return err
+	}
+	if err := CheckID("receiver_id", o.Receiver, MaxAccountID); err != nil {
+		return err
+	}
+	return CheckNames(o.Key, o.Sender, o.Receiver)
+}
+
+// withAmount returns the payment with the order's amount and currencies.
+func (o Order) withAmount(p Payment) (Payment, error) {
 	if o.Currency == "" {
 		return p, &FieldError{"currency", "is missing"}
 	}
@@ -213,10 +253,33 @@ func (o Order) Payment() (Payment, error) {
 		return p, &FieldError{"amount", "must be positive"}
 	}
 	p.Minor = amount.Minor
-	if p.Metadata, err = readMetadata(o.Metadata); err != nil {
+	debit, err := balanceCurrency("debit_currency", o.DebitCurrency)
+	if err != nil {
 		return p, err
 	}
+	credit, err := balanceCurrency("credit_currency", o.CreditCurrency)
+	if err != nil {
+		return p, err
+	}
+	if debit != credit && p.Currency != debit && p.Currency != credit {
+		return p, &FieldError{"currency", fmt.Sprintf("must be debit_currency or credit_currency (%s or %s)", debit, credit)}
+	}
+	if debit != money.IDR || credit != money.IDR {
+		p.DebitCurrency, p.CreditCurrency = debit, credit
+	}
 	return p, nil
+}
+
+// balanceCurrency parses the currency of a balance.
+func balanceCurrency(field, code string) (money.Currency, error) {
+	if code == "" {
+		return money.IDR, nil
+	}
+	c, err := money.ParseCurrency(code)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", field, err)
+	}
+	return c, nil
 }
 
 // readMetadata parses the JSON of the metadata. It refuses a name that is given twice, because it
@@ -325,6 +388,17 @@ func (p Payment) Validate() error {
 	return p.validate()
 }
 
+// ValidateQuote is Validate for a firm quote, which has no key.
+func (p Payment) ValidateQuote() error {
+	if err := CheckNames("", p.Sender, p.Receiver); err != nil {
+		return err
+	}
+	if p.Minor <= 0 {
+		return &FieldError{"amount", "must be positive"}
+	}
+	return p.validateTerms()
+}
+
 // ValidateHold is Validate for a wallet hold, which has its own kind of key and pgw's own account
 // as its receiver.
 func (p Payment) ValidateHold() error {
@@ -360,6 +434,11 @@ func (p Payment) validate() error {
 	if err := CheckID("idempotency_key", p.Key, MaxKey); err != nil {
 		return err
 	}
+	return p.validateTerms()
+}
+
+// validateTerms checks everything but the key.
+func (p Payment) validateTerms() error {
 	if err := CheckID("sender_id", p.Sender, MaxAccountID); err != nil {
 		return err
 	}
@@ -378,6 +457,11 @@ func (p Payment) validate() error {
 	if p.TxDate != "" {
 		if err := checkDate(p.TxDate); err != nil {
 			return err
+		}
+	}
+	if p.QuoteID != "" {
+		if id, err := uuid.Parse(p.QuoteID); err != nil || id.String() != p.QuoteID {
+			return &FieldError{"quote_id", "is not a UUID in its usual form"}
 		}
 	}
 	if err := p.checkAmounts(); err != nil {
