@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
@@ -152,6 +153,66 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	}
 	d.metrics.rollbacks.WithLabelValues(out.Status.String()).Inc()
 	return out, nil
+}
+
+// PutQuote implements db.v1.Db.
+func (d *DB) PutQuote(ctx context.Context, in *dbv1.PutQuoteRequest) (*dbv1.PutQuoteResponse, error) {
+	n, err := newQuote(in)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	got, err := d.ledger.PutQuote(ctx, n)
+	var many *ledger.ManyQuotesError
+	switch {
+	case errors.As(err, &many):
+		return &dbv1.PutQuoteResponse{RetryAfter: durationpb.New(many.RetryAfter)}, nil
+	case err != nil:
+		return nil, translated(err)
+	}
+	return &dbv1.PutQuoteResponse{Quote: quoteMessage(got)}, nil
+}
+
+func newQuote(in *dbv1.PutQuoteRequest) (n ledger.NewQuote, err error) {
+	n = ledger.NewQuote{Client: in.Client, Lifetime: in.GetLifetime().AsDuration(), MaxOpen: int(in.MaxOpen)}
+	if n.ID, err = quoteID(in.QuoteId); err != nil {
+		return n, err
+	}
+	if err = payment.CheckText("client", n.Client, payment.MaxOwner); err != nil {
+		return n, err
+	}
+	n.Payment, err = read(in.GetPayment(), payment.Payment.ValidateQuote)
+	return n, err
+}
+
+// FindQuote implements db.v1.Db.
+func (d *DB) FindQuote(ctx context.Context, in *dbv1.FindQuoteRequest) (*dbv1.Quote, error) {
+	id, err := quoteID(in.QuoteId)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	got, err := d.ledger.Quote(ctx, id)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, status.Error(codes.NotFound, "there is no such quote")
+	}
+	if err != nil {
+		return nil, translated(err)
+	}
+	return quoteMessage(got), nil
+}
+
+func quoteID(text string) (uuid.UUID, error) {
+	id, err := uuid.Parse(text)
+	if err != nil {
+		return id, &payment.FieldError{Field: "quote_id", Problem: "is not a UUID"}
+	}
+	return id, nil
+}
+
+func quoteMessage(q ledger.Quote) *dbv1.Quote {
+	return &dbv1.Quote{
+		QuoteId: q.ID.String(), Client: q.Client, Payment: rpc.FromPayment(q.Payment),
+		CreatedAt: rpc.Timestamp(q.Created), ExpiresAt: rpc.Timestamp(q.Expires),
+	}
 }
 
 // Fail implements db.v1.Db.

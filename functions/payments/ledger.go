@@ -25,6 +25,19 @@ func (p *Payments) fail(ctx context.Context, r payment.Payment) (payment.Outcome
 	return outcome(p.db.Fail(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(r), Reason: string(payment.Undeliverable)}))
 }
 
+// find reads a payment that the ledger has.
+func (p *Payments) find(ctx context.Context, key string) (payment.Record, error) {
+	got, err := p.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key})
+	if err != nil {
+		return payment.Record{}, err
+	}
+	rec, err := rpc.ToRecord(got)
+	if err != nil {
+		return rec, status.Errorf(codes.Internal, "the ledger's answer cannot be used: %v", err)
+	}
+	return rec, nil
+}
+
 func outcome(got *commonv1.Outcome, err error) (payment.Outcome, error) {
 	if err != nil {
 		return payment.Outcome{}, err

@@ -125,7 +125,9 @@ func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (pay
 		// caller's.
 		reason, err := p.rollBack(ctx, reserved.Ref, refused)
 		if err != nil || reason != "" {
-			return payment.Decline(reason), took, err
+			out := payment.Decline(reason)
+			out.Replay = reserved.Replay
+			return out, took, err
 		}
 	}
 	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), took, nil
@@ -141,9 +143,28 @@ func (p *Payments) Settle(ctx context.Context, in *commonv1.Payment) (*paymentsv
 	if err != nil {
 		return nil, err
 	}
-	return &paymentsv1.SettleResponse{
+	kept, differs, err := p.kept(ctx, r, outcome)
+	if err != nil {
+		return nil, err
+	}
+	out := &paymentsv1.SettleResponse{
 		Outcome: rpc.FromOutcome(outcome), ReserveMicros: took.reserve.Microseconds(), CommitMicros: took.commit.Microseconds(),
-	}, nil
+	}
+	if differs {
+		out.Payment = rpc.FromPayment(kept)
+	}
+	return out, nil
+}
+
+// kept returns a decided payment as the ledger has it. differs reports that it may be another one
+// than r: if an earlier attempt made the reservation, the price is that attempt's. A payment in rupiah
+// is not read, because nothing is told of what it moves.
+func (p *Payments) kept(ctx context.Context, r payment.Payment, o payment.Outcome) (_ payment.Payment, differs bool, err error) {
+	if r.InRupiah() || !o.Replay || o.Reason == payment.IdempotencyMismatch {
+		return r, false, nil
+	}
+	rec, err := p.find(ctx, r.Key)
+	return rec.Payment, true, err
 }
 
 // LogAndSettle implements payments.v1.PaymentsService.
@@ -232,10 +253,14 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	if err != nil {
 		return fmt.Errorf("close out %s: %w", r.Key, err)
 	}
+	kept, _, err := p.kept(ctx, r.Payment, outcome)
+	if err != nil {
+		return fmt.Errorf("close out %s: %w", r.Key, err)
+	}
 	outbox := event.Outbox{Source: "/pgw/payments", Keys: &p.cfg.Keys, To: p.publish, Now: p.now}
 	err = outbox.Result(ctx, p.cfg.Kafka.ResultTopic, event.PaymentResult{
 		Key: r.Key, Outcome: outcome.Answer(), Fingerprint: r.Fingerprint(),
-		AttemptID: r.AttemptID, ReplyTo: r.ReplyTo, SettledAt: p.now().UTC(),
+		AttemptID: r.AttemptID, ReplyTo: r.ReplyTo, SettledAt: p.now().UTC(), Moved: event.MovedBy(kept, outcome),
 	})
 	if err != nil {
 		return err

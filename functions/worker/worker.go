@@ -93,11 +93,18 @@ func (w *Worker) settle(ctx context.Context, e cloudevents.Event) error {
 	if err != nil {
 		return fmt.Errorf("settle %s: the answer of payments cannot be used: %w", r.Key, err)
 	}
+	kept := r.Payment
+	if got.Payment != nil {
+		if kept, err = rpc.ToPayment(got.Payment); err != nil {
+			return fmt.Errorf("settle %s: the answer of payments cannot be used: %w", r.Key, err)
+		}
+	}
 	outbox := event.Outbox{Source: "/pgw/worker", Keys: &w.cfg.Keys, To: w.publish, Now: w.now}
 	begun = time.Now()
 	err = outbox.Result(ctx, w.cfg.Kafka.ResultTopic, event.PaymentResult{
 		Key: r.Key, Outcome: outcome, Fingerprint: r.Fingerprint(), AttemptID: r.AttemptID, ReplyTo: r.ReplyTo,
 		ReceivedAt: received.UTC(), SettledAt: w.now().UTC(), ReserveMicros: got.ReserveMicros, CommitMicros: got.CommitMicros,
+		Moved: event.MovedBy(kept, outcome),
 	})
 	trace.Observe(ctx, w.stages.WithLabelValues("publish"), time.Since(begun).Seconds())
 	return err

@@ -93,8 +93,12 @@ type Entry struct {
 	Kind      payment.Kind   `json:"kind"`
 }
 
-// MovedBy returns what a payment moves, with its entries if it is committed.
-func MovedBy(p payment.Payment, state payment.ReservationStatus) Moved {
+// MovedBy returns what a payment of this outcome moves, with its entries if it is committed. p is the
+// payment as the ledger has it.
+func MovedBy(p payment.Payment, o payment.Outcome) Moved {
+	if o.Reason == payment.IdempotencyMismatch {
+		return Moved{} // the ledger has another payment
+	}
 	if p.InRupiah() {
 		return Moved{QuoteID: p.QuoteID}
 	}
@@ -102,7 +106,7 @@ func MovedBy(p payment.Payment, state payment.ReservationStatus) Moved {
 		DebitCurrency: p.DebitCurrency, DebitMinor: p.DebitMinor, CreditCurrency: p.CreditCurrency, CreditMinor: p.CreditMinor,
 		Exchange: p.Exchange, QuoteID: p.QuoteID,
 	}
-	if state == payment.Committed {
+	if o.State == payment.Committed {
 		for _, l := range p.Legs() {
 			m.Entries = append(m.Entries, Entry{l.Account, l.Currency, l.Minor, l.Kind})
 		}

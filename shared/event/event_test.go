@@ -85,7 +85,7 @@ func TestGoldenFiles(t *testing.T) {
 	}
 	resultV2, err := Result("/pgw/worker", PaymentResult{
 		Key: x.Key, Outcome: payment.Outcome{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: "0199-ref"},
-		Fingerprint: x.Fingerprint(), AttemptID: x.AttemptID, Moved: MovedBy(x, payment.Committed),
+		Fingerprint: x.Fingerprint(), AttemptID: x.AttemptID, Moved: MovedBy(x, payment.Outcome{State: payment.Committed}),
 	}, noon)
 	if err != nil {
 		t.Fatal(err)

@@ -93,6 +93,7 @@ type Ledger struct {
 	reads    *reads
 	reserves *batch.Batcher[reserve, Reserved]
 	finishes *batch.Batcher[Finish, Finished]
+	quotes   *readers // the quotes that are put
 	rules    *postgres.Cached[payment.Rules]
 	locks    seenLocks
 	accepted prometheus.Histogram // nil: there are no metrics
@@ -116,7 +117,10 @@ func Open(cfg Config) (*Ledger, error) {
 		pool.Close()
 		return nil, err
 	}
-	l := &Ledger{pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)), log: cmp.Or(cfg.Log, slog.Default())}
+	l := &Ledger{
+		pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)),
+		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), log: cmp.Or(cfg.Log, slog.Default()),
+	}
 	l.rules = postgres.NewCached(l.readRules, l.log)
 	if cfg.Registerer != nil {
 		l.accepted = acceptedAge(cfg.Registerer)

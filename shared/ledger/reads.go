@@ -30,7 +30,7 @@ func newReads(pool *pgxpool.Pool, within time.Duration) *reads {
 	return &reads{pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within)}
 }
 
-// readers are the reads of one kind.
+// readers are the reads of one kind, or the writes of a kind that must leave connections to others.
 type readers struct {
 	running chan struct{} // has one element for each read that runs
 	most    int64

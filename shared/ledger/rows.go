@@ -162,12 +162,18 @@ func scanRecord(from pgx.CollectableRow) (payment.Record, error) {
 	var reason payment.Reason
 	err := from.Scan(append(into, &reason, zeroTime{&r.DecidedAt})...)
 	r.Outcome = payment.Standing(r.State, reason, r.id.String(), false)
-	// The table names the two balances of every payment. Earlier releases did not.
-	if r.DebitCurrency == money.IDR && r.CreditCurrency == money.IDR {
-		r.DebitCurrency, r.CreditCurrency = money.Currency{}, money.Currency{}
-		r.DebitMinor, r.CreditMinor = 0, 0
-	}
+	r.Payment = unnamedRupiah(r.Payment)
 	return r.Record, err
+}
+
+// unnamedRupiah returns a payment as it was before it was stored. The tables name the two balances of
+// every payment; a payment between rupiah balances does not.
+func unnamedRupiah(p payment.Payment) payment.Payment {
+	if p.DebitCurrency == money.IDR && p.CreditCurrency == money.IDR {
+		p.DebitCurrency, p.CreditCurrency = money.Currency{}, money.Currency{}
+		p.DebitMinor, p.CreditMinor = 0, 0
+	}
+	return p
 }
 
 // asText reads a value that is stored as text.

@@ -209,7 +209,7 @@ func functionOf(sink string) string {
 // judge sets the state of a letter.
 func (b *Box) judge(ctx context.Context, l *Letter, taken map[int32]int64) error {
 	decided := false
-	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
+	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypePaymentRequestedV2 || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
 		ctx, cancel := context.WithTimeout(ctx, askWithin)
 		defer cancel()
 		got, err := dbv1.NewDbClient(b.DB).Find(ctx, &dbv1.FindRequest{IdempotencyKey: l.Key})
@@ -303,11 +303,11 @@ var ErrNoFront = errors.New("the topic at which it entered the flow is unknown")
 // Front returns the topic at which a letter's event entered the flow.
 func (b *Box) Front(l Letter) (string, error) {
 	switch l.Event.Type() {
-	case event.TypePaymentRequested:
+	case event.TypePaymentRequested, event.TypePaymentRequestedV2:
 		return b.Kafka.RequestTopic, nil
 	case event.TypePaymentResult:
 		return b.Kafka.ResultTopic, nil
-	case event.TypeAccountOpened, event.TypeAccountFunded:
+	case event.TypeAccountOpened, event.TypeAccountFunded, event.TypeAccountFundedV2:
 		return b.Kafka.AccountsTopic, nil
 	case event.TypeKafkaRecord:
 		// The source that wrapped the record has put the record's topic after the #.

@@ -77,6 +77,8 @@ CREATE TABLE quotes (
     credit_minor    bigint      NOT NULL CHECK (credit_minor > 0),
     amount_idr      bigint      NOT NULL CHECK (amount_idr > 0),
     exchange        jsonb, -- null: nothing is exchanged
+    rate            numeric,
+    rate_id         text        NOT NULL DEFAULT '',
     rate_time       timestamptz,
     created_at      timestamptz NOT NULL,
     expires_at      timestamptz NOT NULL,

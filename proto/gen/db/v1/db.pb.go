@@ -9,6 +9,7 @@ package dbv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	v1 "pgw/proto/gen/common/v1"
 	reflect "reflect"
@@ -1601,6 +1602,263 @@ func (x *HouseBalance) GetPositionLimitMinor() int64 {
 	return 0
 }
 
+// Quote is a firm price. One payment of its client with its parties and amounts may use it until it
+// expires.
+type Quote struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	QuoteId string                 `protobuf:"bytes,1,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
+	// Who asked for it; empty where clients have no names.
+	Client string `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	// The parties, the amounts and the price. It has no key.
+	Payment       *v1.Payment            `protobuf:"bytes,3,opt,name=payment,proto3" json:"payment,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quote) Reset() {
+	*x = Quote{}
+	mi := &file_db_v1_db_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quote) ProtoMessage() {}
+
+func (x *Quote) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quote.ProtoReflect.Descriptor instead.
+func (*Quote) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Quote) GetQuoteId() string {
+	if x != nil {
+		return x.QuoteId
+	}
+	return ""
+}
+
+func (x *Quote) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *Quote) GetPayment() *v1.Payment {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *Quote) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Quote) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+type PutQuoteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A UUID that the caller makes.
+	QuoteId string      `protobuf:"bytes,1,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
+	Client  string      `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	Payment *v1.Payment `protobuf:"bytes,3,opt,name=payment,proto3" json:"payment,omitempty"`
+	// From now, by the database's clock: 1 s to 5 min.
+	Lifetime *durationpb.Duration `protobuf:"bytes,4,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	// The most open quotes of the client, with this one.
+	MaxOpen       uint32 `protobuf:"varint,5,opt,name=max_open,json=maxOpen,proto3" json:"max_open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutQuoteRequest) Reset() {
+	*x = PutQuoteRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutQuoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutQuoteRequest) ProtoMessage() {}
+
+func (x *PutQuoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutQuoteRequest.ProtoReflect.Descriptor instead.
+func (*PutQuoteRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PutQuoteRequest) GetQuoteId() string {
+	if x != nil {
+		return x.QuoteId
+	}
+	return ""
+}
+
+func (x *PutQuoteRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *PutQuoteRequest) GetPayment() *v1.Payment {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *PutQuoteRequest) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+func (x *PutQuoteRequest) GetMaxOpen() uint32 {
+	if x != nil {
+		return x.MaxOpen
+	}
+	return 0
+}
+
+type PutQuoteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: the client has max_open open quotes.
+	Quote *Quote `protobuf:"bytes,1,opt,name=quote,proto3" json:"quote,omitempty"`
+	// How long until the next of the client's open quotes expires; set where quote is not.
+	RetryAfter    *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutQuoteResponse) Reset() {
+	*x = PutQuoteResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutQuoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutQuoteResponse) ProtoMessage() {}
+
+func (x *PutQuoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutQuoteResponse.ProtoReflect.Descriptor instead.
+func (*PutQuoteResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PutQuoteResponse) GetQuote() *Quote {
+	if x != nil {
+		return x.Quote
+	}
+	return nil
+}
+
+func (x *PutQuoteResponse) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
+}
+
+type FindQuoteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	QuoteId       string                 `protobuf:"bytes,1,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindQuoteRequest) Reset() {
+	*x = FindQuoteRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindQuoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindQuoteRequest) ProtoMessage() {}
+
+func (x *FindQuoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindQuoteRequest.ProtoReflect.Descriptor instead.
+func (*FindQuoteRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *FindQuoteRequest) GetQuoteId() string {
+	if x != nil {
+		return x.QuoteId
+	}
+	return ""
+}
+
 type GetPaymentRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -1610,7 +1868,7 @@ type GetPaymentRequest struct {
 
 func (x *GetPaymentRequest) Reset() {
 	*x = GetPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1880,7 @@ func (x *GetPaymentRequest) String() string {
 func (*GetPaymentRequest) ProtoMessage() {}
 
 func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1893,7 @@ func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentRequest.ProtoReflect.Descriptor instead.
 func (*GetPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetPaymentRequest) GetIdempotencyKey() string {
@@ -1677,7 +1935,7 @@ type GetPaymentResponse struct {
 
 func (x *GetPaymentResponse) Reset() {
 	*x = GetPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1947,7 @@ func (x *GetPaymentResponse) String() string {
 func (*GetPaymentResponse) ProtoMessage() {}
 
 func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1960,7 @@ func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentResponse.ProtoReflect.Descriptor instead.
 func (*GetPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetPaymentResponse) GetIdempotencyKey() string {
@@ -1858,7 +2116,7 @@ type ListPaymentsRequest struct {
 
 func (x *ListPaymentsRequest) Reset() {
 	*x = ListPaymentsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2128,7 @@ func (x *ListPaymentsRequest) String() string {
 func (*ListPaymentsRequest) ProtoMessage() {}
 
 func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2141,7 @@ func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPaymentsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListPaymentsRequest) GetLimit() uint32 {
@@ -1925,7 +2183,7 @@ type ListPaymentsResponse struct {
 
 func (x *ListPaymentsResponse) Reset() {
 	*x = ListPaymentsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2195,7 @@ func (x *ListPaymentsResponse) String() string {
 func (*ListPaymentsResponse) ProtoMessage() {}
 
 func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2208,7 @@ func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPaymentsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListPaymentsResponse) GetPayments() []*GetPaymentResponse {
@@ -1984,7 +2242,7 @@ type FailPaymentRequest struct {
 
 func (x *FailPaymentRequest) Reset() {
 	*x = FailPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2254,7 @@ func (x *FailPaymentRequest) String() string {
 func (*FailPaymentRequest) ProtoMessage() {}
 
 func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2267,7 @@ func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentRequest.ProtoReflect.Descriptor instead.
 func (*FailPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FailPaymentRequest) GetPayment() *ReserveFundsRequest {
@@ -2039,7 +2297,7 @@ type FailPaymentResponse struct {
 
 func (x *FailPaymentResponse) Reset() {
 	*x = FailPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2309,7 @@ func (x *FailPaymentResponse) String() string {
 func (*FailPaymentResponse) ProtoMessage() {}
 
 func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2322,7 @@ func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentResponse.ProtoReflect.Descriptor instead.
 func (*FailPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FailPaymentResponse) GetReservationId() string {
@@ -2111,7 +2369,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2381,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2394,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Account) GetAccountId() string {
@@ -2197,7 +2455,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2467,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2480,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -2241,7 +2499,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2511,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2524,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -2292,7 +2550,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2562,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2575,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Rate) GetBase() string {
@@ -2364,7 +2622,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2634,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2647,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -2408,7 +2666,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2678,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2691,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -2453,7 +2711,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2723,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2736,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -2497,7 +2755,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2767,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2780,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -2548,7 +2806,7 @@ type SetLiquidityRequest struct {
 
 func (x *SetLiquidityRequest) Reset() {
 	*x = SetLiquidityRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[37]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2818,7 @@ func (x *SetLiquidityRequest) String() string {
 func (*SetLiquidityRequest) ProtoMessage() {}
 
 func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[37]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2831,7 @@ func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityRequest.ProtoReflect.Descriptor instead.
 func (*SetLiquidityRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{37}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetLiquidityRequest) GetCurrency() string {
@@ -2613,7 +2871,7 @@ type SetLiquidityResponse struct {
 
 func (x *SetLiquidityResponse) Reset() {
 	*x = SetLiquidityResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[38]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2883,7 @@ func (x *SetLiquidityResponse) String() string {
 func (*SetLiquidityResponse) ProtoMessage() {}
 
 func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[38]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2896,7 @@ func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityResponse.ProtoReflect.Descriptor instead.
 func (*SetLiquidityResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{38}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SetLiquidityResponse) GetChanged() bool {
@@ -2656,7 +2914,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[39]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2926,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[39]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2939,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{39}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{43}
 }
 
 type SweepResponse struct {
@@ -2694,7 +2952,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[40]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2964,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[40]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2977,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{40}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -2756,7 +3014,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[41]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3026,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[41]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3039,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{41}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -2856,7 +3114,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[42]
+	mi := &file_db_v1_db_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3126,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[42]
+	mi := &file_db_v1_db_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3139,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{42}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -2899,7 +3157,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[43]
+	mi := &file_db_v1_db_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3169,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[43]
+	mi := &file_db_v1_db_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3182,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{43}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{47}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -2938,7 +3196,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[44]
+	mi := &file_db_v1_db_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3208,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[44]
+	mi := &file_db_v1_db_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3221,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{44}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -2991,7 +3249,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[45]
+	mi := &file_db_v1_db_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3261,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[45]
+	mi := &file_db_v1_db_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3274,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{45}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -3037,7 +3295,7 @@ var File_db_v1_db_proto protoreflect.FileDescriptor
 
 const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
-	"\x0edb/v1/db.proto\x12\x05db.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
+	"\x0edb/v1/db.proto\x12\x05db.v1\x1a\x16common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
 	"\x13CheckBalanceRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1d\n" +
@@ -3164,7 +3422,27 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"held_minor\x18\x03 \x01(\x03R\theldMinor\x12%\n" +
 	"\x0eposition_minor\x18\x04 \x01(\x03R\rpositionMinor\x125\n" +
 	"\x14position_limit_minor\x18\x05 \x01(\x03H\x00R\x12positionLimitMinor\x88\x01\x01B\x17\n" +
-	"\x15_position_limit_minor\"<\n" +
+	"\x15_position_limit_minor\"\xde\x01\n" +
+	"\x05Quote\x12\x19\n" +
+	"\bquote_id\x18\x01 \x01(\tR\aquoteId\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\x12,\n" +
+	"\apayment\x18\x03 \x01(\v2\x12.common.v1.PaymentR\apayment\x129\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xc4\x01\n" +
+	"\x0fPutQuoteRequest\x12\x19\n" +
+	"\bquote_id\x18\x01 \x01(\tR\aquoteId\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\x12,\n" +
+	"\apayment\x18\x03 \x01(\v2\x12.common.v1.PaymentR\apayment\x125\n" +
+	"\blifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\blifetime\x12\x19\n" +
+	"\bmax_open\x18\x05 \x01(\rR\amaxOpen\"r\n" +
+	"\x10PutQuoteResponse\x12\"\n" +
+	"\x05quote\x18\x01 \x01(\v2\f.db.v1.QuoteR\x05quote\x12:\n" +
+	"\vretry_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\"-\n" +
+	"\x10FindQuoteRequest\x12\x19\n" +
+	"\bquote_id\x18\x01 \x01(\tR\aquoteId\"<\n" +
 	"\x11GetPaymentRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x9a\x06\n" +
 	"\x12GetPaymentResponse\x12'\n" +
@@ -3282,7 +3560,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xbe\t\n" +
+	"BAD_STATUS\x10\x052\xb4\n" +
+	"\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
@@ -3298,7 +3577,9 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
 	"BalancesAt\x12\x18.db.v1.BalancesAtRequest\x1a\x19.db.v1.BalancesAtResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\tStatement\x12\x17.db.v1.StatementRequest\x1a\x18.db.v1.StatementResponse\"\x03\x90\x02\x01\x12L\n" +
-	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12;\n" +
+	"\bPutQuote\x12\x16.db.v1.PutQuoteRequest\x1a\x17.db.v1.PutQuoteResponse\x127\n" +
+	"\tFindQuote\x12\x17.db.v1.FindQuoteRequest\x1a\f.db.v1.Quote\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
@@ -3326,7 +3607,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -3352,122 +3633,138 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*TrialBalanceResponse)(nil),           // 21: db.v1.TrialBalanceResponse
 	(*CurrencyTrial)(nil),                  // 22: db.v1.CurrencyTrial
 	(*HouseBalance)(nil),                   // 23: db.v1.HouseBalance
-	(*GetPaymentRequest)(nil),              // 24: db.v1.GetPaymentRequest
-	(*GetPaymentResponse)(nil),             // 25: db.v1.GetPaymentResponse
-	(*ListPaymentsRequest)(nil),            // 26: db.v1.ListPaymentsRequest
-	(*ListPaymentsResponse)(nil),           // 27: db.v1.ListPaymentsResponse
-	(*FailPaymentRequest)(nil),             // 28: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),            // 29: db.v1.FailPaymentResponse
-	(*Account)(nil),                        // 30: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 31: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 32: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 33: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 34: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 35: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 36: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 37: db.v1.PutRulesResponse
-	(*SetLiquidityRequest)(nil),            // 38: db.v1.SetLiquidityRequest
-	(*SetLiquidityResponse)(nil),           // 39: db.v1.SetLiquidityResponse
-	(*SweepRequest)(nil),                   // 40: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 41: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 42: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 43: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 44: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 45: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 46: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 47: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 48: common.v1.Payment
-	(v1.ReservationState)(0),               // 49: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 50: common.v1.Record
-	(*v1.Amount)(nil),                      // 51: common.v1.Amount
-	(*v1.Outcome)(nil),                     // 52: common.v1.Outcome
+	(*Quote)(nil),                          // 24: db.v1.Quote
+	(*PutQuoteRequest)(nil),                // 25: db.v1.PutQuoteRequest
+	(*PutQuoteResponse)(nil),               // 26: db.v1.PutQuoteResponse
+	(*FindQuoteRequest)(nil),               // 27: db.v1.FindQuoteRequest
+	(*GetPaymentRequest)(nil),              // 28: db.v1.GetPaymentRequest
+	(*GetPaymentResponse)(nil),             // 29: db.v1.GetPaymentResponse
+	(*ListPaymentsRequest)(nil),            // 30: db.v1.ListPaymentsRequest
+	(*ListPaymentsResponse)(nil),           // 31: db.v1.ListPaymentsResponse
+	(*FailPaymentRequest)(nil),             // 32: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 33: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 34: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 35: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 36: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 37: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 38: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 39: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 40: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 41: db.v1.PutRulesResponse
+	(*SetLiquidityRequest)(nil),            // 42: db.v1.SetLiquidityRequest
+	(*SetLiquidityResponse)(nil),           // 43: db.v1.SetLiquidityResponse
+	(*SweepRequest)(nil),                   // 44: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 45: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 46: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 47: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 48: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 49: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 50: db.v1.ListDeadLetterActionsResponse
+	(*timestamppb.Timestamp)(nil),          // 51: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 52: common.v1.Payment
+	(v1.ReservationState)(0),               // 53: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 54: common.v1.Record
+	(*v1.Amount)(nil),                      // 55: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 56: google.protobuf.Duration
+	(*v1.Outcome)(nil),                     // 57: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	47, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	47, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	47, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	51, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	51, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	51, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	48, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	49, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	50, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	47, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	51, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	47, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	47, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	47, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	47, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	52, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	53, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	54, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	51, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	55, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	51, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	51, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	51, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	51, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
 	19, // 14: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	47, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	47, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	51, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	51, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
 	22, // 17: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
 	23, // 18: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	47, // 19: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	47, // 20: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	47, // 21: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	47, // 22: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	47, // 23: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	25, // 24: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,  // 25: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	51, // 26: db.v1.Account.balances:type_name -> common.v1.Amount
-	30, // 27: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	33, // 28: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	47, // 29: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	42, // 30: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	42, // 31: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 32: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 33: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 34: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 35: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 36: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	48, // 37: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	48, // 38: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 39: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 40: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 41: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 42: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 43: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17, // 44: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20, // 45: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	24, // 46: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	26, // 47: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	28, // 48: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	31, // 49: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	34, // 50: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	36, // 51: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	38, // 52: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	40, // 53: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	43, // 54: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	45, // 55: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 56: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 57: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 58: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 59: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 60: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	52, // 61: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	52, // 62: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	52, // 63: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	52, // 64: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	50, // 65: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 66: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 67: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18, // 68: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21, // 69: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	25, // 70: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	27, // 71: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	29, // 72: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	32, // 73: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	35, // 74: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	37, // 75: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	39, // 76: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	41, // 77: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	44, // 78: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	46, // 79: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	56, // [56:80] is the sub-list for method output_type
-	32, // [32:56] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	52, // 19: db.v1.Quote.payment:type_name -> common.v1.Payment
+	51, // 20: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	51, // 21: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	52, // 22: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	56, // 23: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	24, // 24: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
+	56, // 25: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	51, // 26: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	51, // 27: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	51, // 28: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	51, // 29: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	51, // 30: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	29, // 31: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,  // 32: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	55, // 33: db.v1.Account.balances:type_name -> common.v1.Amount
+	34, // 34: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	37, // 35: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	51, // 36: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	46, // 37: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	46, // 38: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	1,  // 39: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 40: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 41: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 42: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 43: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	52, // 44: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	52, // 45: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 46: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 47: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 48: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 49: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 50: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17, // 51: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20, // 52: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	25, // 53: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	27, // 54: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	28, // 55: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	30, // 56: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	32, // 57: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	35, // 58: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	38, // 59: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	40, // 60: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	42, // 61: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	44, // 62: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	47, // 63: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	49, // 64: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 65: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 66: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 67: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 68: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 69: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	57, // 70: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	57, // 71: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	57, // 72: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	57, // 73: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	54, // 74: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 75: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 76: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18, // 77: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21, // 78: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	26, // 79: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	24, // 80: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	29, // 81: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	31, // 82: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	33, // 83: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	36, // 84: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	39, // 85: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	41, // 86: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	43, // 87: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	45, // 88: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	48, // 89: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	50, // 90: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	65, // [65:91] is the sub-list for method output_type
+	39, // [39:65] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -3476,14 +3773,14 @@ func file_db_v1_db_proto_init() {
 		return
 	}
 	file_db_v1_db_proto_msgTypes[22].OneofWrappers = []any{}
-	file_db_v1_db_proto_msgTypes[37].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

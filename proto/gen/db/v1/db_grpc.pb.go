@@ -34,6 +34,8 @@ const (
 	Db_BalancesAt_FullMethodName          = "/db.v1.Db/BalancesAt"
 	Db_Statement_FullMethodName           = "/db.v1.Db/Statement"
 	Db_TrialBalance_FullMethodName        = "/db.v1.Db/TrialBalance"
+	Db_PutQuote_FullMethodName            = "/db.v1.Db/PutQuote"
+	Db_FindQuote_FullMethodName           = "/db.v1.Db/FindQuote"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
@@ -78,6 +80,10 @@ type DbClient interface {
 	Statement(ctx context.Context, in *StatementRequest, opts ...grpc.CallOption) (*StatementResponse, error)
 	// TrialBalance adds up all balances of each currency.
 	TrialBalance(ctx context.Context, in *TrialBalanceRequest, opts ...grpc.CallOption) (*TrialBalanceResponse, error)
+	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have.
+	PutQuote(ctx context.Context, in *PutQuoteRequest, opts ...grpc.CallOption) (*PutQuoteResponse, error)
+	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
+	FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...grpc.CallOption) (*Quote, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
@@ -233,6 +239,26 @@ func (c *dbClient) TrialBalance(ctx context.Context, in *TrialBalanceRequest, op
 	return out, nil
 }
 
+func (c *dbClient) PutQuote(ctx context.Context, in *PutQuoteRequest, opts ...grpc.CallOption) (*PutQuoteResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutQuoteResponse)
+	err := c.cc.Invoke(ctx, Db_PutQuote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...grpc.CallOption) (*Quote, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Quote)
+	err := c.cc.Invoke(ctx, Db_FindQuote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetPaymentResponse)
@@ -302,6 +328,10 @@ type DbServer interface {
 	Statement(context.Context, *StatementRequest) (*StatementResponse, error)
 	// TrialBalance adds up all balances of each currency.
 	TrialBalance(context.Context, *TrialBalanceRequest) (*TrialBalanceResponse, error)
+	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have.
+	PutQuote(context.Context, *PutQuoteRequest) (*PutQuoteResponse, error)
+	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
+	FindQuote(context.Context, *FindQuoteRequest) (*Quote, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
@@ -358,6 +388,12 @@ func (UnimplementedDbServer) Statement(context.Context, *StatementRequest) (*Sta
 }
 func (UnimplementedDbServer) TrialBalance(context.Context, *TrialBalanceRequest) (*TrialBalanceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TrialBalance not implemented")
+}
+func (UnimplementedDbServer) PutQuote(context.Context, *PutQuoteRequest) (*PutQuoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutQuote not implemented")
+}
+func (UnimplementedDbServer) FindQuote(context.Context, *FindQuoteRequest) (*Quote, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindQuote not implemented")
 }
 func (UnimplementedDbServer) GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPayment not implemented")
@@ -641,6 +677,42 @@ func _Db_TrialBalance_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_PutQuote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutQuoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).PutQuote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_PutQuote_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).PutQuote(ctx, req.(*PutQuoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_FindQuote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindQuoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).FindQuote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_FindQuote_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).FindQuote(ctx, req.(*FindQuoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_GetPayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPaymentRequest)
 	if err := dec(in); err != nil {
@@ -757,6 +829,14 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TrialBalance",
 			Handler:    _Db_TrialBalance_Handler,
+		},
+		{
+			MethodName: "PutQuote",
+			Handler:    _Db_PutQuote_Handler,
+		},
+		{
+			MethodName: "FindQuote",
+			Handler:    _Db_FindQuote_Handler,
 		},
 		{
 			MethodName: "GetPayment",

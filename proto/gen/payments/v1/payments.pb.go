@@ -29,6 +29,9 @@ type SettleResponse struct {
 	// How long the two ledger calls took.
 	ReserveMicros int64 `protobuf:"varint,2,opt,name=reserve_micros,json=reserveMicros,proto3" json:"reserve_micros,omitempty"`
 	CommitMicros  int64 `protobuf:"varint,3,opt,name=commit_micros,json=commitMicros,proto3" json:"commit_micros,omitempty"`
+	// The payment as the ledger has it, where its price may differ from this call's: an earlier attempt
+	// made the reservation, and it is not in rupiah. Unset: it is as this call sent it.
+	Payment       *v1.Payment `protobuf:"bytes,4,opt,name=payment,proto3" json:"payment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,6 +85,13 @@ func (x *SettleResponse) GetCommitMicros() int64 {
 		return x.CommitMicros
 	}
 	return 0
+}
+
+func (x *SettleResponse) GetPayment() *v1.Payment {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
 }
 
 type CreatePaymentRequest struct {
@@ -460,11 +470,12 @@ var File_payments_v1_payments_proto protoreflect.FileDescriptor
 
 const file_payments_v1_payments_proto_rawDesc = "" +
 	"\n" +
-	"\x1apayments/v1/payments.proto\x12\vpayments.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x01\n" +
+	"\x1apayments/v1/payments.proto\x12\vpayments.v1\x1a\x16common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x01\n" +
 	"\x0eSettleResponse\x12,\n" +
 	"\aoutcome\x18\x01 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12%\n" +
 	"\x0ereserve_micros\x18\x02 \x01(\x03R\rreserveMicros\x12#\n" +
-	"\rcommit_micros\x18\x03 \x01(\x03R\fcommitMicros\"\xe4\x01\n" +
+	"\rcommit_micros\x18\x03 \x01(\x03R\fcommitMicros\x12,\n" +
+	"\apayment\x18\x04 \x01(\v2\x12.common.v1.PaymentR\apayment\"\xe4\x01\n" +
 	"\x14CreatePaymentRequest\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
 	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\x12%\n" +
@@ -529,27 +540,28 @@ var file_payments_v1_payments_proto_goTypes = []any{
 	(*LogAndSettleRequest)(nil),   // 3: payments.v1.LogAndSettleRequest
 	(*LogAndSettleResponse)(nil),  // 4: payments.v1.LogAndSettleResponse
 	(*v1.Outcome)(nil),            // 5: common.v1.Outcome
-	(v1.Currency)(0),              // 6: common.v1.Currency
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
-	(*v1.Payment)(nil),            // 8: common.v1.Payment
+	(*v1.Payment)(nil),            // 6: common.v1.Payment
+	(v1.Currency)(0),              // 7: common.v1.Currency
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_payments_v1_payments_proto_depIdxs = []int32{
 	5, // 0: payments.v1.SettleResponse.outcome:type_name -> common.v1.Outcome
-	6, // 1: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
-	7, // 2: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
-	7, // 3: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	7, // 4: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
-	1, // 5: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
-	8, // 6: payments.v1.PaymentsService.Settle:input_type -> common.v1.Payment
-	3, // 7: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
-	2, // 8: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
-	0, // 9: payments.v1.PaymentsService.Settle:output_type -> payments.v1.SettleResponse
-	4, // 10: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	6, // 1: payments.v1.SettleResponse.payment:type_name -> common.v1.Payment
+	7, // 2: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
+	8, // 3: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
+	8, // 4: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	8, // 5: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
+	1, // 6: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
+	6, // 7: payments.v1.PaymentsService.Settle:input_type -> common.v1.Payment
+	3, // 8: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
+	2, // 9: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
+	0, // 10: payments.v1.PaymentsService.Settle:output_type -> payments.v1.SettleResponse
+	4, // 11: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
+	9, // [9:12] is the sub-list for method output_type
+	6, // [6:9] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_payments_v1_payments_proto_init() }
