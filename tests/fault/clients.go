@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -21,13 +22,38 @@ import (
 // keyPrefix is the beginning of every key of a run.
 const keyPrefix = "chaos-"
 
+var usd = mustCurrency("USD")
+
+// currencies are those of the accounts' balances. worth has about a dollar in each.
+var (
+	currencies = []money.Currency{money.IDR, usd, mustCurrency("SGD"), mustCurrency("JPY")}
+	worth      = map[money.Currency]money.Amount{
+		currencies[0]: {Minor: 15_500, Currency: currencies[0]}, currencies[1]: {Minor: 100, Currency: currencies[1]},
+		currencies[2]: {Minor: 134, Currency: currencies[2]}, currencies[3]: {Minor: 148, Currency: currencies[3]},
+	}
+)
+
+func mustCurrency(code string) money.Currency {
+	c, err := money.ParseCurrency(code)
+	if err != nil {
+		panic(err)
+	}
+	return c
+}
+
+// balances returns the currencies of the two balances that numbers drawn for a payment choose. The
+// payment is in rupiah if on is false.
+func balances(kind, debit, credit int) (between [2]money.Currency, on bool) {
+	between = [2]money.Currency{currencies[debit], currencies[credit]}
+	return between, kind == 0 && (between[0] != money.IDR || between[1] != money.IDR)
+}
+
 // clients send payments at a steady rate, whatever happens to them.
 type clients struct {
 	o       options
 	gateway string
 	http    *http.Client
 	begun   time.Time
-	usd     money.Currency
 	next    atomic.Int64
 
 	mu        sync.Mutex
@@ -40,11 +66,7 @@ type clients struct {
 type success struct{ sent, answered time.Time }
 
 func newClients(o options, gateway string) *clients {
-	usd, err := money.ParseCurrency("USD")
-	if err != nil {
-		panic(err)
-	}
-	return &clients{o: o, gateway: gateway, begun: time.Now(), usd: usd, http: &http.Client{
+	return &clients{o: o, gateway: gateway, begun: time.Now(), http: &http.Client{
 		Timeout:   8 * time.Second, // longer than the gateway's own limit
 		Transport: &http.Transport{MaxIdleConnsPerHost: o.Connections},
 	}}
@@ -75,10 +97,26 @@ func (c *clients) pay(n int64) {
 		amount = 60_000 // nearly all that an account has, so it cannot be paid twice
 	}
 	terms := history.Terms{
-		Sender: processes.Account(from), Receiver: processes.Account(to), Sent: money.Amount{Minor: int64(amount) * 100, Currency: c.usd},
+		Sender: processes.Account(from), Receiver: processes.Account(to), Sent: money.Amount{Minor: int64(amount) * 100, Currency: usd},
 	}
-	body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":%d,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-		terms.Sender, terms.Receiver, amount, key)
+	// A third of the payments is between balances in any two of the four currencies.
+	if between, on := balances(rng.IntN(3), rng.IntN(len(currencies)), rng.IntN(len(currencies))); on {
+		terms.Debit, terms.Credit = between[0], between[1]
+		// One of the two amounts is fixed; about the same value in each currency.
+		terms.Sent = worth[between[rng.IntN(2)]]
+		terms.Sent.Minor *= int64(1 + rng.IntN(30))
+	}
+	fields := map[string]any{
+		"sender_id": terms.Sender, "receiver_id": terms.Receiver, "currency": terms.Sent.Currency.String(), "amount": terms.Sent.String(),
+		"tx_date": "2026-01-31T09:30:00Z", "idempotency_key": key,
+	}
+	if terms.Debit != (money.Currency{}) {
+		fields["debit_currency"], fields["credit_currency"] = terms.Debit.String(), terms.Credit.String()
+	}
+	body, err := json.Marshal(fields)
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
 	c.mu.Lock()
 	c.payments++
 	c.mu.Unlock()

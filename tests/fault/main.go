@@ -171,7 +171,10 @@ func build(ctx context.Context, o options) (*world, error) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
-	return w, eventually(bounded, func() error { return w.sys.Seed(bounded, accounts) })
+	if err := eventually(bounded, func() error { return w.sys.Seed(bounded, accounts) }); err != nil {
+		return w, err
+	}
+	return w, eventually(bounded, func() error { return w.sys.SeedExchange(bounded, accounts) })
 }
 
 func (w *world) startStores(ctx, keep context.Context) (err error) {

@@ -46,7 +46,14 @@ type rig struct {
 	keys   event.Keyring
 	client *http.Client
 	said   *processes.Output
+	order  string // what a payment's JSON says of the amount and the balances
 }
+
+// A payment in rupiah moves money between two balances. An exchange has five entries.
+const (
+	inRupiah = `"currency":"USD","amount":10`
+	exchange = `"currency":"USD","amount":10,"debit_currency":"USD","credit_currency":"SGD"`
+)
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
@@ -54,7 +61,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &processes.Output{}}
+	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &processes.Output{}, order: inRupiah}
 	if err := r.keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +102,9 @@ func newRig(t *testing.T) *rig {
 	if err := r.StartSeeded(t.Context(), 2); err != nil {
 		t.Fatalf("%v: %s", err, r.said)
 	}
+	if err := r.SeedExchange(t.Context(), 2); err != nil {
+		t.Fatalf("%v: %s", err, r.said)
+	}
 	t.Cleanup(func() {
 		if err := r.StopAll(); err != nil {
 			t.Errorf("%v: %s", err, r.said)
@@ -122,8 +132,8 @@ func (r *rig) prove() {
 // pay makes a payment and returns the client's answer.
 func (r *rig) pay(key string) string {
 	answer := load.Post(context.Background(), r.client, "http://"+r.Addr("gateway"), fmt.Appendf(nil,
-		`{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
-		processes.Account(0), processes.Account(1), key))
+		`{"sender_id":%q,"receiver_id":%q,%s,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
+		processes.Account(0), processes.Account(1), r.order, key))
 	return strings.TrimSpace(fmt.Sprintf("%s %s", answer.Status, answer.Reason))
 }
 
@@ -207,7 +217,16 @@ func TestAStopAtEveryStep(t *testing.T) {
 		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, []string{replayed}, "", nil},
 		{"gateway after it has the result", point{function: "gateway", path: "/events", after: true}, "gateway", "COMMITTED", []string{noAnswer, committed}, []string{replayed}, "", nil},
 	} {
-		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
+		for _, kind := range []struct{ name, order string }{{"", inRupiah}, {" of an exchange", exchange}} {
+			if kind.name != "" && s.kill != "db" && s.kill != "payments" {
+				continue // what is exchanged makes no difference to the others
+			}
+			s.name += kind.name
+			t.Run(s.name, func(t *testing.T) {
+				r.order = kind.order
+				r.stopAt(t, s)
+			})
+		}
 	}
 }
 

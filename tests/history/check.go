@@ -288,6 +288,14 @@ func (c *checker) checkKept(s State) {
 		c.wrong(Decided, s.Key, "in the end the ledger has %s", s)
 	}
 	c.sights[s.Key] = append(c.sights[s.Key], sight{begun: c.Ledger.At, ended: c.Ledger.At, rank: rank, what: "the ledger: " + s.String()})
+	if s.Terms.Debit != (money.Currency{}) {
+		// One side is what the client asked for, if it named the currency of a balance.
+		named := s.Terms.Sent.Currency == s.Terms.Debit || s.Terms.Sent.Currency == s.Terms.Credit
+		if named && s.Moved[0] != s.Terms.Sent && s.Moved[1] != s.Terms.Sent {
+			c.wrong(Settled, s.Key, "the ledger moves %s %s and %s %s for %s", s.Moved[0], s.Terms.Debit, s.Moved[1], s.Terms.Credit, s.Terms)
+		}
+		return
+	}
 	if s.Rate.IsZero() {
 		return
 	}

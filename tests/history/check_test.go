@@ -14,8 +14,8 @@ import (
 var (
 	rate, _ = money.ParseRate("15500")
 	usd     = mustCurrency("USD")
-	ten     = Terms{"A", "B", money.Amount{Minor: 1000, Currency: usd}}
-	eleven  = Terms{"A", "B", money.Amount{Minor: 1100, Currency: usd}}
+	ten     = Terms{Sender: "A", Receiver: "B", Sent: money.Amount{Minor: 1000, Currency: usd}}
+	eleven  = Terms{Sender: "A", Receiver: "B", Sent: money.Amount{Minor: 1100, Currency: usd}}
 )
 
 func mustCurrency(code string) money.Currency {

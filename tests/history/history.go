@@ -21,10 +21,15 @@ import (
 type Terms struct {
 	Sender, Receiver string
 	Sent             money.Amount
+	Debit, Credit    money.Currency // of the two balances; both zero: rupiah
 }
 
 func (t Terms) String() string {
-	return fmt.Sprintf("%s pays %s %s %s", t.Sender, t.Receiver, t.Sent, t.Sent.Currency)
+	text := fmt.Sprintf("%s pays %s %s %s", t.Sender, t.Receiver, t.Sent, t.Sent.Currency)
+	if t.Debit != (money.Currency{}) {
+		text += fmt.Sprintf(" from %s to %s", t.Debit, t.Credit)
+	}
+	return text
 }
 
 // Kind is the kind of a call.
@@ -60,8 +65,9 @@ type State struct {
 	Status payment.ReservationStatus
 	Reason payment.Reason // empty while PENDING
 	Ref    string
-	IDR    int64      // the amount in rupiah
-	Rate   money.Rate // zero when the caller converted the amount
+	IDR    int64           // the amount in rupiah
+	Rate   money.Rate      // zero when the caller converted the amount
+	Moved  [2]money.Amount // what the sender paid and the receiver got; zero: rupiah
 }
 
 func (s State) String() string {

@@ -24,6 +24,8 @@ import (
 	"google.golang.org/grpc"
 
 	"pgw/functions/pgw/table"
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
@@ -241,6 +243,42 @@ func (s *System) StartSeeded(ctx context.Context, accounts int, but ...string) e
 	}
 	_, err := s.Start(ctx, "gateway")
 	return err
+}
+
+// SeedExchange gives the first accounts balances in dollars, Singapore dollars and yen, and the house
+// money to exchange them and rupiah. The rates have a spread.
+func (s *System) SeedExchange(ctx context.Context, n int) error {
+	const each, liquidity = 10_000_000, 1_000_000_000_000 // minor units
+	conn, err := rpc.Dial(s.Addr("db"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	admin, accounts := dbv1.NewAdminClient(conn), &dbv1.SeedAccountsRequest{}
+	currencies := []string{"USD", "SGD", "JPY"}
+	for i := range n {
+		a := &dbv1.Account{AccountId: Account(i), Owner: Account(i), Currency: "IDR", Status: "ACTIVE", BalanceIdr: 1e9}
+		for _, c := range currencies {
+			a.Balances = append(a.Balances, &commonv1.Amount{Minor: each, Currency: c})
+		}
+		accounts.Accounts = append(accounts.Accounts, a)
+	}
+	if _, err := admin.SeedAccounts(ctx, accounts); err != nil {
+		return fmt.Errorf("seed balances: %w", err)
+	}
+	for _, c := range append(currencies, "IDR") {
+		if _, err := admin.SetLiquidity(ctx, &dbv1.SetLiquidityRequest{Currency: c, AvailableMinor: liquidity}); err != nil {
+			return fmt.Errorf("seed liquidity: %w", err)
+		}
+	}
+	_, err = admin.PutRates(ctx, &dbv1.PutRatesRequest{Rates: []*dbv1.Rate{
+		{Base: "USD", Quote: "IDR", Rate: "15500", Bid: "15490", Ask: "15510"}, {Base: "USD", Quote: "SGD", Rate: "1.34", Bid: "1.339", Ask: "1.341"},
+		{Base: "SGD", Quote: "IDR", Rate: "11600", Bid: "11590", Ask: "11610"}, {Base: "JPY", Quote: "IDR", Rate: "105", Bid: "104.5", Ask: "105.5"},
+	}})
+	if err != nil {
+		return fmt.Errorf("seed rates: %w", err)
+	}
+	return nil
 }
 
 // Signal sends a process a signal.
