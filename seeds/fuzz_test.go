@@ -2,12 +2,14 @@ package seeds
 
 import (
 	"bytes"
+	"reflect"
 	"testing"
 )
 
 // A file of accounts is refused, or it reads the same after it is written again.
 func FuzzReadAccounts(f *testing.F) {
 	f.Add([]byte("account_id,owner,currency,balance_idr,daily_limit_idr,status\nA,\"x, y\",IDR,5,0,ACTIVE\n"))
+	f.Add([]byte("account_id,owner,currency,balance_idr,daily_limit_idr,status,balances\nA,x,IDR,5,0,ACTIVE,USD=1000.00 JPY=5\n"))
 	f.Add([]byte("account_id,owner\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		accounts, err := ReadAccounts(bytes.NewReader(text))
@@ -23,7 +25,7 @@ func FuzzReadAccounts(f *testing.F) {
 			t.Fatalf("%d accounts, then %d: %v", len(accounts), len(again), err)
 		}
 		for i := range accounts {
-			if accounts[i] != again[i] {
+			if !reflect.DeepEqual(accounts[i], again[i]) {
 				t.Fatalf("%+v, then %+v", accounts[i], again[i])
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,8 @@ var (
 	accountsCSV []byte
 	//go:embed rates.csv
 	ratesCSV []byte
+	//go:embed liquidity.csv
+	liquidityCSV []byte
 	//go:embed rules.json
 	rulesJSON []byte
 )
@@ -47,16 +50,27 @@ type Account struct {
 	BalanceIDR    int64
 	DailyLimitIDR int64 // 0: no limit
 	Status        payment.AccountStatus
+	Balances      []money.Amount // in other currencies
 }
 
-var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", "daily_limit_idr", "status"}
+// A file of accounts may lack the last column.
+var accountsHeader = []string{"account_id", "owner", "currency", "balance_idr", "daily_limit_idr", "status", "balances"}
 
 // Rate is one row of rates.csv: what one major unit of Base costs in Quote. Bid and Ask are empty if
 // the rate has no spread.
 type Rate struct{ Base, Quote, Rate, Bid, Ask string }
 
-// A file of rates has three columns, or also bid and ask.
+// A file of rates may lack the last two columns.
 var ratesHeader = []string{"base", "quote", "rate", "bid", "ask"}
+
+// Liquidity is one row of liquidity.csv: what the house has to exchange in one currency.
+type Liquidity struct {
+	Balance money.Amount
+	// PositionLimit is how much more exchanges may take than they bring, in minor units; nil: no limit.
+	PositionLimit *int64
+}
+
+var liquidityHeader = []string{"currency", "balance", "position_limit"}
 
 // Transaction is one payment to make.
 type Transaction struct {
@@ -71,7 +85,7 @@ func Accounts() ([]Account, error) { return ReadAccounts(bytes.NewReader(account
 
 // ReadAccounts reads accounts in the form of accounts.csv.
 func ReadAccounts(r io.Reader) ([]Account, error) {
-	rows, err := readCSV(r, accountsHeader)
+	rows, err := readCSV(r, accountsHeader, 1)
 	if err != nil {
 		return nil, fmt.Errorf("accounts: %w", err)
 	}
@@ -84,9 +98,45 @@ func ReadAccounts(r io.Reader) ([]Account, error) {
 		if a.DailyLimitIDR, err = strconv.ParseInt(row[4], 10, 64); err != nil {
 			return nil, fmt.Errorf("accounts: row %d: daily_limit_idr: %w", i+2, err)
 		}
+		if a.Balances, err = parseBalances(row[6]); err != nil {
+			return nil, fmt.Errorf("accounts: row %d: balances: %w", i+2, err)
+		}
 		accounts[i] = a
 	}
 	return accounts, nil
+}
+
+// parseBalances reads balances such as "SGD=50.00 USD=1000.00".
+func parseBalances(text string) (balances []money.Amount, err error) {
+	seen := map[money.Currency]bool{money.IDR: true} // rupiah have their own column
+	for _, one := range strings.Fields(text) {
+		code, amount, ok := strings.Cut(one, "=")
+		if !ok {
+			return nil, fmt.Errorf("%.40q: must be CURRENCY=AMOUNT", one)
+		}
+		currency, err := money.ParseCurrency(code)
+		if err != nil {
+			return nil, err
+		}
+		balance, err := money.ParseAmount(amount, currency)
+		if err != nil {
+			return nil, err
+		}
+		if seen[currency] || balance.Minor <= 0 {
+			return nil, fmt.Errorf("%.40q: must be a positive amount of another currency", one)
+		}
+		seen[currency] = true
+		balances = append(balances, balance)
+	}
+	return balances, nil
+}
+
+func formatBalances(balances []money.Amount) string {
+	texts := make([]string, len(balances))
+	for i, b := range balances {
+		texts[i] = b.Currency.String() + "=" + b.String()
+	}
+	return strings.Join(texts, " ")
 }
 
 // Rates reads rates.csv.
@@ -94,21 +144,42 @@ func Rates() ([]Rate, error) { return ReadRates(ratesCSV) }
 
 // ReadRates reads rates in the form of rates.csv. The columns bid and ask may be missing.
 func ReadRates(text []byte) ([]Rate, error) {
-	rows, err := readCSV(bytes.NewReader(text), ratesHeader)
+	rows, err := readCSV(bytes.NewReader(text), ratesHeader, 2)
 	if err != nil {
-		var errThree error
-		if rows, errThree = readCSV(bytes.NewReader(text), ratesHeader[:3]); errThree != nil {
-			return nil, fmt.Errorf("rates: %w", err)
-		}
+		return nil, fmt.Errorf("rates: %w", err)
 	}
 	rates := make([]Rate, len(rows))
 	for i, row := range rows {
-		rates[i] = Rate{Base: row[0], Quote: row[1], Rate: row[2]}
-		if len(row) == len(ratesHeader) {
-			rates[i].Bid, rates[i].Ask = row[3], row[4]
-		}
+		rates[i] = Rate{Base: row[0], Quote: row[1], Rate: row[2], Bid: row[3], Ask: row[4]}
 	}
 	return rates, nil
+}
+
+// HouseLiquidity reads liquidity.csv.
+func HouseLiquidity() ([]Liquidity, error) {
+	rows, err := readCSV(bytes.NewReader(liquidityCSV), liquidityHeader, 0)
+	if err != nil {
+		return nil, fmt.Errorf("liquidity: %w", err)
+	}
+	all := make([]Liquidity, len(rows))
+	for i, row := range rows {
+		currency, err := money.ParseCurrency(row[0])
+		if err != nil {
+			return nil, fmt.Errorf("liquidity: row %d: %w", i+2, err)
+		}
+		if all[i].Balance, err = money.ParseAmount(row[1], currency); err != nil {
+			return nil, fmt.Errorf("liquidity: row %d: balance: %w", i+2, err)
+		}
+		if row[2] == "" {
+			continue
+		}
+		limit, err := money.ParseAmount(row[2], currency)
+		if err != nil {
+			return nil, fmt.Errorf("liquidity: row %d: position_limit: %w", i+2, err)
+		}
+		all[i].PositionLimit = &limit.Minor
+	}
+	return all, nil
 }
 
 // RiskRules reads rules.json: the input of risk's SeedRules.
@@ -122,15 +193,20 @@ func RiskRules() (payment.Rules, error) {
 	return r, r.Validate()
 }
 
-func readCSV(r io.Reader, header []string) ([][]string, error) {
-	c := csv.NewReader(r)
-	c.FieldsPerRecord = len(header)
-	rows, err := c.ReadAll()
+// readCSV reads the rows of a file with this header. All of the last optional columns may be missing;
+// then they are empty.
+func readCSV(r io.Reader, header []string, optional int) ([][]string, error) {
+	rows, err := csv.NewReader(r).ReadAll()
 	if err != nil {
 		return nil, err
 	}
-	if len(rows) == 0 || strings.Join(rows[0], ",") != strings.Join(header, ",") {
+	short := header[:len(header)-optional]
+	if len(rows) == 0 || !slices.Equal(rows[0], header) && !slices.Equal(rows[0], short) {
 		return nil, fmt.Errorf("the first row must be %s", strings.Join(header, ","))
+	}
+	missing := make([]string, len(header)-len(rows[0]))
+	for i, row := range rows {
+		rows[i] = append(row, missing...)
 	}
 	return rows[1:], nil
 }
@@ -140,7 +216,8 @@ func WriteAccounts(w io.Writer, accounts []Account) error {
 	c := csv.NewWriter(w)
 	c.Write(accountsHeader)
 	for _, a := range accounts {
-		c.Write([]string{a.ID, a.Owner, a.Currency, strconv.FormatInt(a.BalanceIDR, 10), strconv.FormatInt(a.DailyLimitIDR, 10), string(a.Status)})
+		c.Write([]string{a.ID, a.Owner, a.Currency, strconv.FormatInt(a.BalanceIDR, 10), strconv.FormatInt(a.DailyLimitIDR, 10), string(a.Status),
+			formatBalances(a.Balances)})
 	}
 	c.Flush()
 	return c.Error()
@@ -163,13 +240,30 @@ func AccountEvents(a Account, now time.Time) ([]cloudevents.Event, error) {
 	opened, err := event.New(event.TypeAccountOpened, "open-"+a.ID, Source, a.ID, event.AccountOpened{
 		AccountID: a.ID, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIDR, Status: a.Status,
 	}, now)
-	if err != nil || a.BalanceIDR == 0 {
-		return []cloudevents.Event{opened}, err
+	if err != nil {
+		return nil, err
 	}
-	funded, err := event.New(event.TypeAccountFunded, "fund-"+a.ID, Source, a.ID, event.AccountFunded{
-		AccountID: a.ID, AmountIDR: a.BalanceIDR, Note: "first funds",
-	}, now)
-	return []cloudevents.Event{opened, funded}, err
+	events := []cloudevents.Event{opened}
+	if a.BalanceIDR != 0 {
+		funded, err := event.New(event.TypeAccountFunded, "fund-"+a.ID, Source, a.ID, event.AccountFunded{
+			AccountID: a.ID, AmountIDR: a.BalanceIDR, Note: "first funds",
+		}, now)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, funded)
+	}
+	for _, b := range a.Balances {
+		// The id of no other account's funding begins like this.
+		funded, err := event.New(event.TypeAccountFundedV2, "fund:"+b.Currency.String()+":"+a.ID, Source, a.ID, event.AccountFundedV2{
+			AccountID: a.ID, Currency: b.Currency, Minor: b.Minor, Note: "first funds",
+		}, now)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, funded)
+	}
+	return events, nil
 }
 
 // Event returns the event that requests the transaction's payment.
@@ -179,9 +273,12 @@ func (t Transaction) Event() (cloudevents.Event, error) {
 
 // named are the accounts that examples and tests use.
 var named = []Account{
-	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: payment.Active},
-	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: payment.Active},
-	{ID: "ACC003", Owner: "Citra Wijaya", Currency: "SGD", BalanceIDR: 1_500, DailyLimitIDR: 50_000_000, Status: payment.Active}, // nearly empty
+	{ID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", BalanceIDR: 1_000_000_000_000, Status: payment.Active,
+		Balances: []money.Amount{major(100_000, "USD"), major(25_000, "SGD"), major(2_000_000, "JPY")}},
+	{ID: "ACC002", Owner: "Bima Santoso", Currency: "IDR", BalanceIDR: 1_000_000_000, Status: payment.Active,
+		Balances: []money.Amount{major(1_000, "USD"), major(1_000, "SGD")}},
+	{ID: "ACC003", Owner: "Citra Wijaya", Currency: "SGD", BalanceIDR: 1_500, DailyLimitIDR: 50_000_000, Status: payment.Active, // nearly no rupiah
+		Balances: []money.Amount{major(50, "SGD")}},
 	{ID: "ACC004", Owner: "Dewi Halim", Currency: "IDR", BalanceIDR: 250_000_000, DailyLimitIDR: 50_000_000, Status: payment.Blocked},
 }
 
@@ -192,9 +289,43 @@ var (
 	limits      = []int64{0, 25_000_000, 50_000_000, 100_000_000, 500_000_000}
 )
 
+// major returns an amount of whole major units.
+func major(units int64, code string) money.Amount {
+	currency, err := money.ParseCurrency(code)
+	if err != nil {
+		panic(err) // the codes stand in this file
+	}
+	for range currency.Digits() {
+		units *= 10
+	}
+	return money.Amount{Minor: units, Currency: currency}
+}
+
+// makeBalances makes balances in the owner's currency and some in another one. They spread over three
+// orders of magnitude, as rupiah do.
+func makeBalances(rng *rand.Rand, home string) (balances []money.Amount) {
+	codes := []string{home}
+	if other := pick(rng, currencies); other != home && rng.IntN(3) == 0 {
+		codes = append(codes, other)
+	}
+	slices.Sort(codes)
+	for _, code := range codes {
+		units := int64(10 * math.Exp(rng.Float64()*math.Log(1000)))
+		if code == "JPY" {
+			units *= 100
+		}
+		if code != money.IDR.String() {
+			balances = append(balances, major(units, code))
+		}
+	}
+	return balances
+}
+
 // MakeAccounts makes n accounts, at most 10 million. The first four are always the same.
 func MakeAccounts(seed uint64, n int) []Account {
-	rng := rand.New(rand.NewPCG(seed, 1))
+	// The balances in other currencies have numbers of their own, so the rest stays as earlier releases
+	// made it.
+	rng, others := rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(seed, 3))
 	accounts := make([]Account, 0, n)
 	accounts = append(accounts, named[:min(n, len(named))]...)
 	for i := len(accounts) + 1; i <= n; i++ {
@@ -209,6 +340,7 @@ func MakeAccounts(seed uint64, n int) []Account {
 		if rng.IntN(50) == 0 {
 			a.Status = payment.Blocked
 		}
+		a.Balances = makeBalances(others, a.Currency)
 		accounts = append(accounts, a)
 	}
 	return accounts

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"pgw/shared/event"
@@ -43,6 +46,90 @@ func TestAccountsFileIsWhatTheGeneratorMakes(t *testing.T) {
 		if a.BalanceIDR < 0 || a.BalanceIDR > money.MaxMinor || a.DailyLimitIDR < 0 {
 			t.Errorf("%s: balance %d, limit %d", a.ID, a.BalanceIDR, a.DailyLimitIDR)
 		}
+	}
+}
+
+// Accounts have money in several currencies. A file of an earlier release has no such column. It reads
+// as it did.
+func TestBalancesInOtherCurrencies(t *testing.T) {
+	accounts, err := Accounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := map[string]int{}
+	for _, a := range accounts {
+		for _, b := range a.Balances {
+			by[b.Currency.String()]++
+		}
+	}
+	for _, code := range []string{"USD", "SGD", "EUR", "JPY", "KWD"} {
+		if by[code] < 20 {
+			t.Errorf("%d accounts have %s", by[code], code)
+		}
+	}
+	if got := formatBalances(accounts[0].Balances); got != "USD=100000.00 SGD=25000.00 JPY=2000000" {
+		t.Errorf("ACC001 has %s", got)
+	}
+
+	earlier := "account_id,owner,currency,balance_idr,daily_limit_idr,status\nA,Ayu,USD,5,7,ACTIVE\n"
+	got, err := ReadAccounts(strings.NewReader(earlier))
+	if want := (Account{ID: "A", Owner: "Ayu", Currency: "USD", BalanceIDR: 5, DailyLimitIDR: 7, Status: "ACTIVE"}); err != nil || len(got) != 1 || !reflect.DeepEqual(got[0], want) {
+		t.Errorf("an earlier file: %+v, %v", got, err)
+	}
+	for _, bad := range []string{"USD", "USD=", "USD=1.005", "USD=-1", "USD=0", "XYZ=1", "IDR=5", "USD=1 USD=2", "USD=1,SGD=2"} {
+		file := "account_id,owner,currency,balance_idr,daily_limit_idr,status,balances\nA,Ayu,USD,5,7,ACTIVE,\"" + bad + "\"\n"
+		if got, err := ReadAccounts(strings.NewReader(file)); err == nil || !strings.Contains(err.Error(), "row 2: balances") {
+			t.Errorf("%s: %+v, %v", bad, got, err)
+		}
+	}
+}
+
+// The event of each balance has an id of its own, whatever accounts are called.
+func TestFundingsHaveTheirOwnIDs(t *testing.T) {
+	seen := map[string]bool{}
+	for _, id := range []string{"A", "A-USD", "USD:A", ":USD:A"} {
+		a := Account{ID: id, Owner: "Ayu", Currency: "USD", BalanceIDR: 5, Status: "ACTIVE", Balances: []money.Amount{major(5, "USD"), major(7, "SGD")}}
+		events, err := AccountEvents(a, Oldest)
+		if err != nil || len(events) != 4 {
+			t.Fatalf("%d events, %v", len(events), err)
+		}
+		for _, e := range events {
+			if seen[e.ID()] {
+				t.Errorf("%s comes twice", e.ID())
+			}
+			seen[e.ID()] = true
+		}
+		funded, err := event.Decode[event.AccountFundedV2](events[3])
+		if err != nil || events[3].Type() != event.TypeAccountFundedV2 || funded.Minor != 700 || funded.Currency.String() != "SGD" {
+			t.Errorf("%s: %+v, %v", events[3].Type(), funded, err)
+		}
+	}
+}
+
+// The house can exchange every currency that has a rate.
+func TestLiquidityOfEveryCurrency(t *testing.T) {
+	all, err := HouseLiquidity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var codes []string
+	for _, l := range all {
+		codes = append(codes, l.Balance.Currency.String())
+		if l.PositionLimit == nil || *l.PositionLimit <= 0 || *l.PositionLimit > l.Balance.Minor || l.Balance.Minor > money.MaxMinor {
+			t.Errorf("%+v", l)
+		}
+	}
+	rates, err := rupiahRates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rates {
+		if !slices.Contains(codes, r.currency.String()) {
+			t.Errorf("%s has a rate and no liquidity", r.currency)
+		}
+	}
+	if slices.Sort(codes); len(slices.Compact(codes)) != len(all) {
+		t.Error("a currency is listed twice")
 	}
 }
 
@@ -158,7 +245,7 @@ func TestSameSeedSameData(t *testing.T) {
 		if x[i].Sender == x[i].Receiver {
 			t.Errorf("%s pays itself", x[i].Key)
 		}
-		if x[i].Sent() == y[i].Sent() && x[i].Sender == y[i].Sender && a[i] == b[i] {
+		if x[i].Sent() == y[i].Sent() && x[i].Sender == y[i].Sender && reflect.DeepEqual(a[i], b[i]) {
 			same++
 		}
 		if x[i].Sender != other[i].Sender {

@@ -348,7 +348,7 @@ func (s *system) serve(ctx context.Context) (err error) {
 	return nil
 }
 
-// seed puts rates, rules and accounts into a new system.
+// seed puts rates, rules, accounts and liquidity into a new system.
 func (s *system) seed(ctx context.Context) error {
 	ready, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
@@ -356,7 +356,8 @@ func (s *system) seed(ctx context.Context) error {
 		return fmt.Errorf("kafka: %w", err)
 	}
 	seeds := newSystem{
-		fx: s.all.Conn("fx"), risk: s.all.Conn("risk"), producer: s.all.Producer(), topic: s.kafka.AccountsTopic, keys: &s.keys,
+		db: s.all.Conn("db"), fx: s.all.Conn("fx"), risk: s.all.Conn("risk"),
+		producer: s.all.Producer(), topic: s.kafka.AccountsTopic, keys: &s.keys,
 	}
 	return seeds.applyMissing(ctx, s.database)
 }

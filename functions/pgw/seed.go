@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"pgw/functions/risk"
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
@@ -24,6 +27,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
+	"pgw/shared/money"
 	"pgw/shared/rpc"
 )
 
@@ -31,7 +35,7 @@ import (
 const maxSeeded = 10_000_000
 
 type seedCommand struct {
-	Apply        applySeeds       `cmd:"" help:"Add the missing rates, rules and accounts of seeds/ to a system. May be repeated."`
+	Apply        applySeeds       `cmd:"" help:"Add the missing rates, rules, accounts and liquidity of seeds/ to a system. May be repeated."`
 	Accounts     seedAccounts     `cmd:"" help:"Print accounts with owners, currencies, limits and funds."`
 	Transactions seedTransactions `cmd:"" help:"Print payments between the accounts of the same seed number."`
 }
@@ -136,16 +140,17 @@ func (c seedTransactions) Run() error {
 // seededWithin is the time limit for a new system to open its accounts.
 const seededWithin = 2 * time.Minute
 
-// newSystem is a system that gets the seeds' rates, rules and accounts.
+// newSystem is a system that gets the seeds' rates, rules, accounts and liquidity.
 type newSystem struct {
-	fx, risk, wallet grpc.ClientConnInterface // only applyAll calls wallet
-	producer         *kafka.Producer
-	topic            string
-	keys             *event.Keyring
+	db, fx, risk, wallet grpc.ClientConnInterface // only applyAll calls wallet
+	producer             *kafka.Producer
+	topic                string
+	keys                 *event.Keyring
 }
 
-// applyAll adds the missing rates, rules and accounts: rates of currencies that have none, rules if
-// none were ever set, accounts that do not exist. Existing ones stay as operators have set them.
+// applyAll adds the missing rates, rules, accounts and liquidity: rates of currencies that have none,
+// rules if none were ever set, accounts that do not exist, liquidity in currencies in which the house
+// has never had any. Existing ones stay as operators have set them.
 // With reset, the seeds' rates and rules come into force again, and every seeded account gets its
 // profile back. No balance changes, because the funds of a seeded account count once.
 func (s newSystem) applyAll(ctx context.Context, reset bool) error {
@@ -170,11 +175,16 @@ func (s newSystem) applyAll(ctx context.Context, reset bool) error {
 	if err := s.publishAccounts(ctx, accounts, at); err != nil {
 		return err
 	}
+	given, err := s.seedLiquidity(ctx)
+	if err != nil {
+		return err
+	}
 	what := "the rules stay as they are"
 	if rules {
 		what = "rules are in force"
 	}
-	fmt.Printf("%d rates are in force, %s; %d accounts are on their way through %s\n", len(rates), what, len(accounts), s.topic)
+	fmt.Printf("%d rates are in force, %s; the house has got liquidity in %d currencies; %d accounts are on their way through %s\n",
+		len(rates), what, given, len(accounts), s.topic)
 	return nil
 }
 
@@ -199,13 +209,21 @@ func (s newSystem) missing(ctx context.Context, reset bool) (rates []seeds.Rate,
 		// An account without funds may be the result of an incomplete publish. Its funds count
 		// once, however often they are published.
 		got, err := walletv1.NewWalletServiceClient(s.wallet).GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: a.ID})
-		if status.Code(err) == codes.NotFound || (err == nil && got.BalanceIdr == 0) {
+		if status.Code(err) == codes.NotFound || (err == nil && !funded(a, got)) {
 			absent = append(absent, a)
 		} else if err != nil {
 			return nil, false, nil, fmt.Errorf("accounts: %w", err)
 		}
 	}
 	return rates, verdict.RuleSet == risk.DefaultRuleSet, absent, nil
+}
+
+// funded reports whether an account has rupiah, and a balance in each of the seed's other currencies.
+func funded(a seeds.Account, got *walletv1.GetAccountResponse) bool {
+	missing := func(b money.Amount) bool {
+		return !slices.ContainsFunc(got.Balances, func(there *commonv1.Balance) bool { return there.Currency == b.Currency.String() })
+	}
+	return got.BalanceIdr != 0 && !slices.ContainsFunc(a.Balances, missing)
 }
 
 // missingRates leaves out the pairs that have any rate already, even if it goes through the rupiah:
@@ -231,7 +249,7 @@ func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent
 }
 
 // applyMissing adds rates, rules or accounts if the ledger has none, and waits until the accounts
-// are funded.
+// are funded. It adds the liquidity that is missing.
 func (s newSystem) applyMissing(ctx context.Context, database string) error {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
@@ -256,23 +274,47 @@ func (s newSystem) applyMissing(ctx context.Context, database string) error {
 			return fmt.Errorf("rules: %w", err)
 		}
 	}
+	liquidity, err := seeds.HouseLiquidity()
+	if err != nil {
+		return err
+	}
+	if there.Liquidity < len(liquidity) {
+		if _, err := s.seedLiquidity(ctx); err != nil {
+			return err
+		}
+	}
 	if there.Fundings {
 		return nil
 	}
+	return s.openAccounts(ctx, conn)
+}
+
+// openAccounts opens and funds the seeded accounts, and waits until they are funded.
+func (s newSystem) openAccounts(ctx context.Context, conn *pgx.Conn) error {
 	fmt.Println("first start: opening the accounts of seeds/ …")
 	accounts, err := seeds.Accounts()
+	if err != nil {
+		return err
+	}
+	before, err := ledger.ReadCounts(ctx, conn)
 	if err != nil {
 		return err
 	}
 	if err := s.publishAccounts(ctx, accounts, seeds.Oldest); err != nil {
 		return err
 	}
+	want := int64(0)
+	for _, a := range accounts {
+		if want += int64(len(a.Balances)); a.BalanceIDR != 0 {
+			want++
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
 	return poll(ctx, func() error {
 		n, err := ledger.ReadCounts(ctx, conn)
-		if err == nil && n.Fundings < int64(len(accounts)) {
-			err = fmt.Errorf("%d of %d accounts are funded", n.Fundings, len(accounts))
+		if n.Fundings -= before.Fundings; err == nil && n.Fundings < want {
+			err = fmt.Errorf("%d of %d balances are funded", n.Fundings, want)
 		}
 		return err
 	})
@@ -318,10 +360,31 @@ func seedRules(ctx context.Context, conn grpc.ClientConnInterface) error {
 	return err
 }
 
+// seedLiquidity gives the house money to exchange in the currencies in which it has never had any. It
+// returns the number of these currencies.
+func (s newSystem) seedLiquidity(ctx context.Context) (given int, err error) {
+	all, err := seeds.HouseLiquidity()
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range all {
+		got, err := dbv1.NewAdminClient(s.db).SetLiquidity(ctx, &dbv1.SetLiquidityRequest{
+			Currency: l.Balance.Currency.String(), AvailableMinor: l.Balance.Minor, PositionLimitMinor: l.PositionLimit, OnlyMissing: true,
+		})
+		if err != nil {
+			return given, fmt.Errorf("liquidity: %w", err)
+		}
+		if got.Changed {
+			given++
+		}
+	}
+	return given, nil
+}
+
 type applySeeds struct {
 	operatorFlags
 	Reset   bool `xor:"how" help:"Undo operators' changes: restore the seeds' rates, rules and account profiles, also of blocked accounts."`
-	Missing bool `xor:"how" help:"Add rates, rules or accounts only if the ledger of DATABASE_URL has none of them, and wait until its accounts are funded."`
+	Missing bool `xor:"how" help:"Add rates, rules or accounts only if the ledger of DATABASE_URL has none of them, add the missing liquidity, and wait until the accounts are funded."`
 }
 
 func (c applySeeds) Run(ctx context.Context) error {
@@ -347,7 +410,7 @@ func (c applySeeds) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
-	conns, err := dial(at, callers, "fx", "risk", "wallet")
+	conns, err := dial(at, callers, "db", "fx", "risk", "wallet")
 	if err != nil {
 		return err
 	}
@@ -358,7 +421,10 @@ func (c applySeeds) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := newSystem{fx: conns["fx"], risk: conns["risk"], wallet: conns["wallet"], producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys}
+	s := newSystem{
+		db: conns["db"], fx: conns["fx"], risk: conns["risk"], wallet: conns["wallet"],
+		producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys,
+	}
 	if c.Missing {
 		err = s.applyMissing(ctx, cfg.Database)
 	} else {

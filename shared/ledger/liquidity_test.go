@@ -126,6 +126,10 @@ func TestMissingLiquidityIsSetOnce(t *testing.T) {
 			changes++
 		}
 	}
+	there, err := ReadSeeded(t.Context(), w.pool)
+	if err != nil || there.Liquidity != 1 || there.Fundings {
+		t.Errorf("the ledger says %+v, %v", there, err)
+	}
 	if got := w.houseHas("IDR"); changes != 1 || got.Available != 100 {
 		t.Errorf("%d changes; the house has %+v", changes, got)
 	}

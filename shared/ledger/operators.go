@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
 
@@ -112,13 +113,19 @@ func ReadCounts(ctx context.Context, q postgres.Querier) (c Counts, err error) {
 }
 
 // Seeded reports which data the ledger has at least one of.
-type Seeded struct{ Rates, Rules, Fundings bool }
+type Seeded struct {
+	Rates, Rules, Fundings bool
+	Liquidity              int // the currencies in which the house has money or a limit
+}
+
+const seededSQL = `
+SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules),
+	EXISTS (SELECT FROM transfers WHERE account_id <> '` + payment.LiquidityAccount + `'),
+	(SELECT count(*) FROM balances WHERE account_id = '` + payment.LiquidityAccount + `' AND (available <> 0 OR held <> 0 OR position_limit IS NOT NULL))`
 
 // ReadSeeded reports whether the ledger is new or in use.
 func ReadSeeded(ctx context.Context, q postgres.Querier) (s Seeded, err error) {
-	err = q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules), EXISTS (SELECT FROM transfers)`).
-		Scan(&s.Rates, &s.Rules, &s.Fundings)
-	if err != nil {
+	if err = q.QueryRow(ctx, seededSQL).Scan(&s.Rates, &s.Rules, &s.Fundings, &s.Liquidity); err != nil {
 		return s, fmt.Errorf("check whether the ledger is new: %w", err)
 	}
 	return s, nil

@@ -139,7 +139,7 @@ func (s *separate) start(cfg kafka.Config, prefix string) error {
 	}
 	seed := s.pgw("seed", "apply")
 	seed.Env = append(seed.Env, "KAFKA_BROKERS="+s.m.brokers[0], "KAFKA_ACCOUNTS_TOPIC="+cfg.AccountsTopic, "EVENT_KEYS="+eventKeys,
-		"FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"), "WALLET_ADDR="+s.Addr("wallet"))
+		"DB_ADDR="+s.Addr("db"), "FX_ADDR="+s.Addr("fx"), "RISK_ADDR="+s.Addr("risk"), "WALLET_ADDR="+s.Addr("wallet"))
 	if err := seed.Run(); err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}
