@@ -30,6 +30,8 @@ type commands struct {
 	Reconcile  reconcileCommand  `cmd:"" help:"Check that the ledger adds up, and that events and ledger agree. Exit code 0: they agree; 1: they do not; 2: the check could not be completed."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose, as Markdown."`
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
+	Account    accountCommand    `cmd:"" help:"Open and fund accounts."`
+	Liquidity  liquidityCommand  `cmd:"" help:"Set what the house has to exchange in one currency."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"List, send again or discard events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Check whether a function is ready. Exit code 0: it is ready."`
 }
