@@ -2,9 +2,7 @@ package gateway
 
 import (
 	"context"
-	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -12,35 +10,13 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	fxv1 "pgw/proto/gen/fx/v1"
-	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
 
-// This file serves what a person wants to see before and after a payment: accounts, prices and
-// recent payments.
-
-func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
-	// The response does not show whether another client's account exists.
-	if p := principal(r); p != nil && !p.Owns(r.PathValue("id")) {
-		g.writeRefusal(w, r, "wallet", status.Errorf(codes.NotFound, "there is no account %s", r.PathValue("id")))
-		return
-	}
-	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id")})
-	if err != nil {
-		g.writeRefusal(w, r, "wallet", err)
-		return
-	}
-	writeJSON(w, http.StatusOK, struct {
-		ID            string `json:"account_id"`
-		BalanceIDR    int64  `json:"balance_idr"` // the amount that can be spent now
-		Currency      string `json:"currency"`    // the owner's own currency, for display
-		Status        string `json:"status"`
-		DailyLimitIDR int64  `json:"daily_limit_idr"` // 0: there is no limit
-		SpentTodayIDR int64  `json:"spent_today_idr"`
-	}{got.AccountId, got.BalanceIdr, got.CurrencyCode, got.Status, got.DailyLimitIdr, got.SpentTodayIdr})
-}
+// This file serves what a person wants to see before and after a payment: prices and recent
+// payments.
 
 // quoteJSON is the price of an amount now. It does not fix the price of a later payment.
 type quoteJSON struct {
@@ -121,13 +97,10 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusForbidden, "Not your payments", "account: must name one of your accounts.")
 		return
 	}
-	if text := r.FormValue("limit"); text != "" {
-		limit, err := strconv.ParseUint(text, 10, 32)
-		if err != nil || limit == 0 {
-			writeProblem(w, http.StatusBadRequest, "Bad request", fmt.Sprintf("limit: %.20q is not a positive number", text))
-			return
-		}
-		in.Limit = uint32(limit)
+	var err error
+	if in.Limit, err = readLimit(r); err != nil {
+		writeProblem(w, http.StatusBadRequest, "Bad request", err.Error())
+		return
 	}
 	wanted, ok := reservationStatus[r.FormValue("status")]
 	if !ok {

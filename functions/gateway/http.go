@@ -39,6 +39,8 @@ func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("GET /api/payments", g.listPayments)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
 	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount)
+	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement)
+	mux.HandleFunc("GET /api/reports/trial-balance", g.getTrialBalance)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
 	mux.HandleFunc("GET /api/quotes", g.getQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)

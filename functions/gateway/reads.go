@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +13,7 @@ import (
 )
 
 // The cost of a request, charged to the rate limit of its key or address. A list examines hundreds
-// of payments.
+// of payments, and so do the reads of the books.
 const (
 	usualCost  = 1
 	randomCost = 5
@@ -23,7 +24,9 @@ func cost(r *http.Request) int {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return usualCost
-	case r.URL.Path == "/api/payments":
+	case r.URL.Path == "/api/payments", strings.HasPrefix(r.URL.Path, "/api/reports/"):
+		return listCost
+	case strings.HasPrefix(r.URL.Path, "/api/accounts/") && (strings.HasSuffix(r.URL.Path, "/statement") || r.FormValue("at") != ""):
 		return listCost
 	case r.URL.Path == "/api/random-accounts":
 		return randomCost

@@ -36,6 +36,39 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for EntryKind.
+const (
+	EntryKindExchange   EntryKind = "exchange"
+	EntryKindFunding    EntryKind = "funding"
+	EntryKindPayment    EntryKind = "payment"
+	EntryKindRefund     EntryKind = "refund"
+	EntryKindResidue    EntryKind = "residue"
+	EntryKindSpread     EntryKind = "spread"
+	EntryKindWithdrawal EntryKind = "withdrawal"
+)
+
+// Valid indicates whether the value is a known member of the EntryKind enum.
+func (e EntryKind) Valid() bool {
+	switch e {
+	case EntryKindExchange:
+		return true
+	case EntryKindFunding:
+		return true
+	case EntryKindPayment:
+		return true
+	case EntryKindRefund:
+		return true
+	case EntryKindResidue:
+		return true
+	case EntryKindSpread:
+		return true
+	case EntryKindWithdrawal:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EventIDType.
 const (
 	PgwPaymentRequestedV1 EventIDType = "pgw.payment.requested.v1"
@@ -231,6 +264,24 @@ func (e Status) Valid() bool {
 	}
 }
 
+// Defines values for GetStatementParamsFormat.
+const (
+	Csv  GetStatementParamsFormat = "csv"
+	JSON GetStatementParamsFormat = "json"
+)
+
+// Valid indicates whether the value is a known member of the GetStatementParamsFormat enum.
+func (e GetStatementParamsFormat) Valid() bool {
+	switch e {
+	case Csv:
+		return true
+	case JSON:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListPaymentsParamsStatus.
 const (
 	ListPaymentsParamsStatusFAILED  ListPaymentsParamsStatus = "FAILED"
@@ -257,10 +308,13 @@ type Account struct {
 	// AccountID Printable ASCII, without a space at either end.
 	AccountID AccountID `json:"account_id"`
 
-	// BalanceIDR The amount that can be spent now, in whole rupiah.
+	// BalanceIDR The amount that can be spent now, in whole rupiah. Only the account OUTSIDE, the world outside, is below 0.
 	BalanceIDR int64 `json:"balance_idr"`
 
-	// Currency The owner's own currency, for display. Balances are in rupiah.
+	// Balances One for each currency in which the account has, had or expects money. The one in rupiah is always there.
+	Balances []Balance `json:"balances"`
+
+	// Currency The owner's own currency, for display.
 	Currency string `json:"currency"`
 
 	// DailyLimitIDR The limit of a UTC day. 0 means that there is no limit.
@@ -271,6 +325,14 @@ type Account struct {
 
 // AccountStatus defines model for Account.Status.
 type AccountStatus string
+
+// AccountAt defines model for AccountAt.
+type AccountAt struct {
+	// AccountID Printable ASCII, without a space at either end.
+	AccountID AccountID     `json:"account_id"`
+	At        time.Time     `json:"at"`
+	Balances  []PastBalance `json:"balances"`
+}
 
 // AccountID Printable ASCII, without a space at either end.
 type AccountID = string
@@ -304,6 +366,34 @@ type Answer struct {
 	// Ref The ledger's id of the payment, a UUID. It is empty if nothing was reserved.
 	Ref    string `json:"ref"`
 	Status Status `json:"status"`
+}
+
+// Balance defines model for Balance.
+type Balance struct {
+	// Available Can be spent now.
+	//
+	// Examples: -10.25
+	Available SignedAmount `json:"available"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+
+	// DailyLimit The limit of a UTC day. 0 means that there is no limit.
+	//
+	// Examples: -10.25
+	DailyLimit SignedAmount `json:"daily_limit"`
+
+	// Held Held for payments that are not decided.
+	//
+	// Examples: -10.25
+	Held SignedAmount `json:"held"`
+
+	// SpentToday Spent or held since midnight UTC.
+	//
+	// Examples: -10.25
+	SpentToday SignedAmount `json:"spent_today"`
 }
 
 // Currency An ISO 4217 code in capital letters.
@@ -343,6 +433,59 @@ type CurrencyRate struct {
 	RateTime *time.Time `json:"rate_time,omitempty"`
 }
 
+// CurrencyTrial defines model for CurrencyTrial.
+type CurrencyTrial struct {
+	// Accounts The number of clients' accounts with a balance in this currency.
+	Accounts int64 `json:"accounts"`
+
+	// Available What the clients' accounts can spend together.
+	//
+	// Examples: -10.25
+	Available SignedAmount `json:"available"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+
+	// Held What is held of the clients' accounts.
+	//
+	// Examples: -10.25
+	Held SignedAmount `json:"held"`
+
+	// House The balances of the house's own accounts, and of the world outside.
+	House []HouseBalance `json:"house"`
+
+	// Sum Of all accounts with what is held, the house's too. It is 0 if the books are right.
+	//
+	// Examples: -10.25
+	Sum SignedAmount `json:"sum"`
+}
+
+// Entry defines model for Entry.
+type Entry struct {
+	// Amount Negative if the account pays.
+	//
+	// Examples: -10.25
+	Amount SignedAmount `json:"amount"`
+
+	// Balance The account's balance after this entry.
+	//
+	// Examples: -10.25
+	Balance  SignedAmount `json:"balance"`
+	BookedAt time.Time    `json:"booked_at"`
+	Kind     EntryKind    `json:"kind"`
+
+	// TransactionID The same for all entries of a transaction. It is the `ref` of a payment.
+	TransactionID openapi_types.UUID `json:"transaction_id"`
+
+	// ValueDate The day for which the entry counts.
+	ValueDate openapi_types.Date `json:"value_date"`
+}
+
+// EntryKind defines model for Entry.Kind.
+type EntryKind string
+
 // EventID defines model for EventID.
 type EventID struct {
 	ID   string      `json:"id"`
@@ -351,6 +494,32 @@ type EventID struct {
 
 // EventIDType defines model for EventID.Type.
 type EventIDType string
+
+// HouseBalance defines model for HouseBalance.
+type HouseBalance struct {
+	// AccountID Printable ASCII, without a space at either end.
+	AccountID AccountID `json:"account_id"`
+
+	// Available In major units, with all decimal places of the currency.
+	//
+	// Examples: -10.25
+	Available SignedAmount `json:"available"`
+
+	// Held In major units, with all decimal places of the currency.
+	//
+	// Examples: -10.25
+	Held SignedAmount `json:"held"`
+
+	// Position Of LIQUIDITY, what exchanges have brought it, less what they took and hold. 0 for other accounts.
+	//
+	// Examples: -10.25
+	Position SignedAmount `json:"position"`
+
+	// PositionLimit How far the position may fall below 0. It is absent if there is no limit.
+	//
+	// Examples: -10.25
+	PositionLimit *SignedAmount `json:"position_limit,omitempty"`
+}
 
 // IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 type IdempotencyKey = string
@@ -361,6 +530,19 @@ type IdempotencyKey = string
 //
 // Examples: {"order":"4711"}
 type Metadata = map[string]string
+
+// PastBalance defines model for PastBalance.
+type PastBalance struct {
+	// Balance In major units, with all decimal places of the currency.
+	//
+	// Examples: -10.25
+	Balance SignedAmount `json:"balance"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+}
 
 // Payment defines model for Payment.
 type Payment struct {
@@ -509,8 +691,51 @@ type Quote struct {
 // Reason The reason of a payment's status. The set is closed; a new reason needs a new version.
 type Reason string
 
+// SignedAmount In major units, with all decimal places of the currency.
+//
+// Examples: -10.25
+type SignedAmount = string
+
+// Statement defines model for Statement.
+type Statement struct {
+	// AccountID Printable ASCII, without a space at either end.
+	AccountID AccountID `json:"account_id"`
+
+	// ClosingBalance After the last entry of this page.
+	//
+	// Examples: -10.25
+	ClosingBalance SignedAmount `json:"closing_balance"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+	Entries  []Entry  `json:"entries"`
+
+	// From As asked for. It is absent if the statement begins with the first entry.
+	From *time.Time `json:"from,omitempty"`
+
+	// NextCursor The start of the next page. It is absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// OpeningBalance Before the first entry of this page.
+	//
+	// Examples: -10.25
+	OpeningBalance SignedAmount `json:"opening_balance"`
+
+	// To Where the next statement may begin: no entry appears before it any more. It is earlier than asked for if that time has not passed
+	// yet.
+	To time.Time `json:"to"`
+}
+
 // Status defines model for Status.
 type Status string
+
+// TrialBalance defines model for TrialBalance.
+type TrialBalance struct {
+	At         time.Time       `json:"at"`
+	Currencies []CurrencyTrial `json:"currencies"`
+}
 
 // BadRequest RFC 9457.
 type BadRequest = Problem
@@ -535,6 +760,37 @@ type TooMany = Problem
 
 // Unreachable RFC 9457.
 type Unreachable = Problem
+
+// GetAccountParams defines parameters for GetAccount.
+type GetAccountParams struct {
+	// At Return only the balances at this time: what was booked before it. Amounts that were held then are part of them, because a hold is
+	// not booked. Entries of the last seconds may still be missing. With `at` the request counts as ten requests of the key's rate.
+	At *time.Time `form:"at,omitempty" json:"at,omitempty"`
+}
+
+// GetStatementParams defines parameters for GetStatement.
+type GetStatementParams struct {
+	// Currency The currency of the balance. The default is IDR.
+	Currency *Currency `form:"currency,omitempty" json:"currency,omitempty"`
+
+	// From The statement begins with the entries of this time. By default it begins with the first entry.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To The statement ends before this time, which must be after `from`. By default it ends with the newest entry.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Limit The most entries on a page. The default is 100, and the maximum is 1,000. Not for CSV.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The start of the page, which is `next_cursor` of an earlier response. The other parameters stay the same. Not for CSV.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Format By default, the header `Accept` decides. Without it, the response is JSON.
+	Format *GetStatementParamsFormat `form:"format,omitempty" json:"format,omitempty"`
+}
+
+// GetStatementParamsFormat defines parameters for GetStatement.
+type GetStatementParamsFormat string
 
 // ListPaymentsParams defines parameters for ListPayments.
 type ListPaymentsParams struct {
@@ -646,10 +902,22 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
-	// GetAccount Read an account and the amount that it can spend
+	// GetAccount Read an account and its balances, now or at a time
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
-	GetAccount(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetAccount(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetStatement Read the entries of an account in one currency, the oldest first
+	//
+	// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
+	// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
+	// payments are made. A statement counts as ten requests of the key's rate.
+	//
+	// As CSV (RFC 4180) the answer has all entries of the period. The first row has the opening balance, and the last row the closing balance. A file
+	// without a closing balance is not complete.
+	//
+	// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
+	GetStatement(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetCurrencies List the currencies that have a rate, with their bid and ask
 	//
@@ -712,13 +980,43 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTrialBalance Add up the balances of each currency
+	//
+	// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
+	// every balance, and counts as ten requests of the key's rate.
+	//
+	// Corresponds with GET /api/reports/trial-balance (the `GetTrialBalance` operationId).
+	GetTrialBalance(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
-// GetAccount Read an account and the amount that it can spend
+// GetAccount Read an account and its balances, now or at a time
 //
 // Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
-func (c *Client) GetAccount(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetAccountRequest(c.Server, id)
+func (c *Client) GetAccount(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAccountRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetStatement Read the entries of an account in one currency, the oldest first
+//
+// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
+// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
+// payments are made. A statement counts as ten requests of the key's rate.
+//
+// As CSV (RFC 4180) the answer has all entries of the period. The first row has the opening balance, and the last row the closing balance. A file
+// without a closing balance is not complete.
+//
+// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
+func (c *Client) GetStatement(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetStatementRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -861,8 +1159,26 @@ func (c *Client) GetRandomAccounts(ctx context.Context, reqEditors ...RequestEdi
 	return c.Client.Do(req)
 }
 
+// GetTrialBalance Add up the balances of each currency
+//
+// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
+// every balance, and counts as ten requests of the key's rate.
+//
+// Corresponds with GET /api/reports/trial-balance (the `GetTrialBalance` operationId).
+func (c *Client) GetTrialBalance(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTrialBalanceRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // NewGetAccountRequest constructs an http.Request for the GetAccount method
-func NewGetAccountRequest(server string, id AccountID) (*http.Request, error) {
+func NewGetAccountRequest(server string, id AccountID, params *GetAccountParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -885,6 +1201,154 @@ func NewGetAccountRequest(server string, id AccountID) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.At != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "at", *params.At, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetStatementRequest constructs an http.Request for the GetStatement method
+func NewGetStatementRequest(server string, id AccountID, params *GetStatementParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/accounts/%s/statement", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Currency != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "currency", *params.Currency, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -1186,6 +1650,33 @@ func NewGetRandomAccountsRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetTrialBalanceRequest constructs an http.Request for the GetTrialBalance method
+func NewGetTrialBalanceRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/reports/trial-balance")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -1230,12 +1721,26 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
-	// GetAccountWithResponse Read an account and the amount that it can spend
+	// GetAccountWithResponse Read an account and its balances, now or at a time
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
-	GetAccountWithResponse(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
+	GetAccountWithResponse(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
+
+	// GetStatementWithResponse Read the entries of an account in one currency, the oldest first
+	//
+	// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
+	// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
+	// payments are made. A statement counts as ten requests of the key's rate.
+	//
+	// As CSV (RFC 4180) the answer has all entries of the period. The first row has the opening balance, and the last row the closing balance. A file
+	// without a closing balance is not complete.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
+	GetStatementWithResponse(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*GetStatementResponse, error)
 
 	// GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
 	//
@@ -1308,6 +1813,16 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccountsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetRandomAccountsResponse, error)
+
+	// GetTrialBalanceWithResponse Add up the balances of each currency
+	//
+	// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
+	// every balance, and counts as ten requests of the key's rate.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/reports/trial-balance (the `GetTrialBalance` operationId).
+	GetTrialBalanceWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetTrialBalanceResponse, error)
 }
 
 // GetAccountResponse401Headers the declared response headers of an HTTP 401 response for GetAccount
@@ -1422,6 +1937,131 @@ func (r GetAccountResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetAccountResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetStatementResponse200Headers the declared response headers of an HTTP 200 response for GetStatement
+type GetStatementResponse200Headers struct {
+	ContentDisposition *string
+}
+
+// GetStatementResponse401Headers the declared response headers of an HTTP 401 response for GetStatement
+type GetStatementResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+// GetStatementResponse429Headers the declared response headers of an HTTP 429 response for GetStatement
+type GetStatementResponse429Headers struct {
+	RetryAfter int
+}
+
+// GetStatementResponse503Headers the declared response headers of an HTTP 503 response for GetStatement
+type GetStatementResponse503Headers struct {
+	RetryAfter int
+}
+
+type GetStatementResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Statement
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *BadRequest
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *NotKnown
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *TooMany
+	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
+	ApplicationProblemJSON502 *Unreachable
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Busy
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetStatementResponse200Headers
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetStatementResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetStatementResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetStatementResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetStatementResponse) GetJSON200() *Statement {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON400() *BadRequest {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON401() *NotKnown {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON403() *NotAllowed {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON429() *TooMany {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSON502 returns the response for an HTTP 502 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON502() *Unreachable {
+	return r.ApplicationProblemJSON502
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetStatementResponse) GetApplicationProblemJSON503() *Busy {
+	return r.ApplicationProblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetStatementResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetStatementResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetStatementResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetStatementResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2201,17 +2841,141 @@ func (r GetRandomAccountsResponse) ContentType() string {
 	return ""
 }
 
-// GetAccountWithResponse Read an account and the amount that it can spend
+// GetTrialBalanceResponse401Headers the declared response headers of an HTTP 401 response for GetTrialBalance
+type GetTrialBalanceResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+// GetTrialBalanceResponse429Headers the declared response headers of an HTTP 429 response for GetTrialBalance
+type GetTrialBalanceResponse429Headers struct {
+	RetryAfter int
+}
+
+// GetTrialBalanceResponse503Headers the declared response headers of an HTTP 503 response for GetTrialBalance
+type GetTrialBalanceResponse503Headers struct {
+	RetryAfter int
+}
+
+type GetTrialBalanceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TrialBalance
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *NotKnown
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *TooMany
+	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
+	ApplicationProblemJSON502 *Unreachable
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Busy
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetTrialBalanceResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetTrialBalanceResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetTrialBalanceResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTrialBalanceResponse) GetJSON200() *TrialBalance {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON401() *NotKnown {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON403() *NotAllowed {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON429() *TooMany {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSON502 returns the response for an HTTP 502 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON502() *Unreachable {
+	return r.ApplicationProblemJSON502
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON503() *Busy {
+	return r.ApplicationProblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTrialBalanceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTrialBalanceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTrialBalanceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTrialBalanceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAccountWithResponse Read an account and its balances, now or at a time
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
-func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, id AccountID, reqEditors ...RequestEditorFn) (*GetAccountResponse, error) {
-	rsp, err := c.GetAccount(ctx, id, reqEditors...)
+func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*GetAccountResponse, error) {
+	rsp, err := c.GetAccount(ctx, id, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseGetAccountResponse(rsp)
+}
+
+// GetStatementWithResponse Read the entries of an account in one currency, the oldest first
+//
+// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
+// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
+// payments are made. A statement counts as ten requests of the key's rate.
+//
+// As CSV (RFC 4180) the answer has all entries of the period. The first row has the opening balance, and the last row the closing balance. A file
+// without a closing balance is not complete.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
+func (c *ClientWithResponses) GetStatementWithResponse(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*GetStatementResponse, error) {
+	rsp, err := c.GetStatement(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetStatementResponse(rsp)
 }
 
 // GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
@@ -2328,6 +3092,22 @@ func (c *ClientWithResponses) GetRandomAccountsWithResponse(ctx context.Context,
 	return ParseGetRandomAccountsResponse(rsp)
 }
 
+// GetTrialBalanceWithResponse Add up the balances of each currency
+//
+// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
+// every balance, and counts as ten requests of the key's rate.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/reports/trial-balance (the `GetTrialBalance` operationId).
+func (c *ClientWithResponses) GetTrialBalanceWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetTrialBalanceResponse, error) {
+	rsp, err := c.GetTrialBalance(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTrialBalanceResponse(rsp)
+}
+
 // ParseGetAccountResponse parses an HTTP response from a GetAccountWithResponse call
 func ParseGetAccountResponse(rsp *http.Response) (*GetAccountResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -2430,6 +3210,134 @@ func ParseGetAccountResponse(rsp *http.Response) (*GetAccountResponse, error) {
 		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetAccountResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetStatementResponse parses an HTTP response from a GetStatementWithResponse call
+func ParseGetStatementResponse(rsp *http.Response) (*GetStatementResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetStatementResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Statement
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest NotKnown
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest NotAllowed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooMany
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 502:
+		var dest Unreachable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON502 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Busy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/csv) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetStatementResponse200Headers
+		if values := rsp.Header.Values("Content-Disposition"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Disposition", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentDisposition = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 401:
+		var headers GetStatementResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetStatementResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetStatementResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
@@ -3227,6 +4135,107 @@ func ParseGetRandomAccountsResponse(rsp *http.Response) (*GetRandomAccountsRespo
 		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetRandomAccountsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetTrialBalanceResponse parses an HTTP response from a GetTrialBalanceWithResponse call
+func ParseGetTrialBalanceResponse(rsp *http.Response) (*GetTrialBalanceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTrialBalanceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TrialBalance
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest NotKnown
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest NotAllowed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooMany
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 502:
+		var dest Unreachable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON502 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Busy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers GetTrialBalanceResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetTrialBalanceResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetTrialBalanceResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {

@@ -164,6 +164,7 @@ func (v view) Fields(s *schema) []field {
 		} else if target := follow(f.Schema.Ref, schemas); target != nil && len(target.Properties) == 0 {
 			inShort := *target
 			inShort.Ref, inShort.Enum, inShort.Meanings, inShort.Pattern = f.Schema.Ref, nil, nil, ""
+			inShort.Description = cmp.Or(f.Schema.Description, target.Description)
 			fields[i].Schema = &inShort
 		}
 	}
