@@ -312,6 +312,8 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	do(0, "20 202", "replay", sample, worker, "--sign")
 	do(0, "result_true", "reconcile", "--grace", "0s")
+	do(0, "OUTSIDE", "trial-balance")
+	do(0, `"sum": "0"`, "trial-balance", "--json")
 	do(0, "LETTER", "deadletter", "list")
 	p.expectMetrics(`pgw_reconcile_breaches{check="account"} 0`, `pgw_reconcile_runs_total{result="clean"} 1`)
 
@@ -326,10 +328,13 @@ func TestOperatorsCommands(t *testing.T) {
 	do(1, "account ACC002 has", "reconcile")
 	p.expectMetrics(`pgw_reconcile_breaches{check="account"} 1`, `pgw_reconcile_breaches{check="conservation"} 1`, `pgw_reconcile_runs_total{result="breach"}`)
 	do(1, `"account": "ACC002"`, "reconcile", "--json")
+	do(1, "the balances in IDR sum to 1, not to zero", "trial-balance")
+	do(1, `"sum": "1"`, "trial-balance", "--json")
 	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr - 1 WHERE account_id = 'ACC002'`); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(p.env, "DATABASE_URL=postgres://nobody@127.0.0.1:1/none", "KAFKA_BROKERS=127.0.0.1:1")
 	do(2, "connect", "reconcile")
+	do(2, "connect", "trial-balance")
 	p.stop(cmd, out)
 }
