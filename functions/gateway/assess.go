@@ -10,9 +10,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
 )
@@ -32,7 +34,7 @@ const (
 	notAsked verdictKind = iota
 	// unpriced: fx has no price for the payment. The payment is not recorded.
 	unpriced
-	// refused: wallet or risk refuses the payment. The ledger records the refusal first.
+	// refused: wallet or risk refuses the payment, or its quote does not fit. The ledger records the refusal first.
 	refused
 )
 
@@ -62,30 +64,6 @@ func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (
 		no = riskNo
 	}
 	return p, no
-}
-
-// price returns the payment with its price from fx.
-func (g *Gateway) price(ctx context.Context, p payment.Payment) (payment.Payment, verdict) {
-	got, err := g.fx.Convert(ctx, rpc.InRupiah(p.Sent()))
-	switch code := status.Code(err); {
-	case code == codes.NotFound:
-		g.metrics.fx.WithLabelValues("no_rate").Inc()
-		return p, verdict{payment.UnsupportedCurrency, "currency: there is no rate for " + p.Currency.String(), unpriced}
-	case code == codes.InvalidArgument:
-		g.metrics.fx.WithLabelValues("invalid").Inc()
-		return p, verdict{payment.InvalidInput, "amount: " + status.Convert(err).Message(), unpriced}
-	case err != nil:
-		return p, g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
-	}
-	if p, err = rpc.Priced(p, got); err != nil {
-		return p, g.unreachable(ctx, g.metrics.fx, payment.FXUnavailable, err)
-	}
-	g.senseless.Note(ctx, nil)
-	g.metrics.fx.WithLabelValues("ok").Inc()
-	if p.AmountIDR <= 0 {
-		return p, verdict{payment.InvalidInput, "amount: is worth less than one rupiah", unpriced}
-	}
-	return p, verdict{}
 }
 
 type parties struct {
@@ -131,14 +109,34 @@ func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Pay
 			return no(side.blocked, "the account is blocked")
 		}
 	}
-	if read.sender.BalanceIdr < p.AmountIDR {
-		return no(payment.InsufficientFunds, fmt.Sprintf("the payment is IDR %d; the sender has less", p.AmountIDR))
-	}
-	if limit := read.sender.DailyLimitIdr; limit > 0 && read.sender.SpentTodayIdr+p.AmountIDR > limit {
-		return no(payment.DailyLimitExceeded, fmt.Sprintf("the sender's limit is IDR %d a day", limit))
+	debit := p.Debit()
+	switch has, known := balanceIn(read.sender, debit.Currency); {
+	case !known:
+		// The ledger judges the balance all the same.
+	case has.AvailableMinor < debit.Minor:
+		return no(payment.InsufficientFunds, fmt.Sprintf("the payment is %s %s; the sender has less", debit.Currency, debit))
+	case has.DailyLimitMinor > 0 && has.SpentTodayMinor+debit.Minor > has.DailyLimitMinor:
+		limit := money.Amount{Minor: has.DailyLimitMinor, Currency: debit.Currency}
+		return no(payment.DailyLimitExceeded, fmt.Sprintf("the sender's limit is %s %s a day", debit.Currency, limit))
 	}
 	g.metrics.wallet.WithLabelValues("ok").Inc()
 	return verdict{}
+}
+
+// balanceIn returns what an account has in a currency. It is not known if wallet is of a release that
+// has only balances in rupiah.
+func balanceIn(a *walletv1.GetAccountResponse, c money.Currency) (_ *commonv1.Balance, known bool) {
+	if c == money.IDR {
+		return &commonv1.Balance{
+			AvailableMinor: a.BalanceIdr, DailyLimitMinor: a.DailyLimitIdr, SpentTodayMinor: a.SpentTodayIdr,
+		}, true
+	}
+	for _, b := range a.Balances {
+		if b.Currency == c.String() {
+			return b, true
+		}
+	}
+	return &commonv1.Balance{}, len(a.Balances) > 0
 }
 
 // judge asks risk. It also returns the id of the rule set that risk applied.
@@ -224,6 +222,5 @@ func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Paym
 	if rec.Claimed != p.Fingerprint() {
 		return p, payment.Decline(payment.IdempotencyMismatch), true, nil
 	}
-	p.AmountIDR = rec.AmountIDR
-	return p, replayed(rec.Outcome), true, nil
+	return priceOf(p, rec.Payment), replayed(rec.Outcome), true, nil
 }

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,9 +45,14 @@ type Config struct {
 	TraceURL   string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
+	QuoteTTL   time.Duration `envconfig:"QUOTE_TTL" default:"30s" desc:"how long a firm quote can be used; 1s to 5m"`
+	MaxQuotes  int           `envconfig:"MAX_QUOTES" default:"100" desc:"the most open firm quotes of one client; requests for more get 429"`
 	Access     access.Config
 	Kafka      kafka.Config
 }
+
+// quoteTTL is the default of QUOTE_TTL.
+const quoteTTL = 30 * time.Second
 
 // Clients are the connections to the functions that the gateway asks.
 type Clients struct {
@@ -84,6 +90,7 @@ type metrics struct {
 	payments                        *prometheus.CounterVec
 	left                            prometheus.Counter
 	results                         *prometheus.CounterVec
+	quotes, quoteReads              *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
@@ -92,7 +99,7 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 		return function.NewCounters(r, name, help, label, values...)
 	}
 	m := &metrics{
-		fx: counter("pgw_fx_calls_total", "Conversions asked of fx, by result.", "result", "ok", "no_rate", "invalid", "error"),
+		fx: counter("pgw_fx_calls_total", "Prices asked of fx, by result.", "result", "ok", "no_rate", "invalid", "error"),
 		wallet: counter("pgw_wallet_check_total", "Account checks asked of wallet, by result.", "result", "ok", "error",
 			string(payment.UnknownSender), string(payment.UnknownReceiver), string(payment.SenderBlocked), string(payment.ReceiverBlocked),
 			string(payment.InsufficientFunds), string(payment.DailyLimitExceeded)),
@@ -107,6 +114,10 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 		}),
 		results: counter("pgw_gateway_results_total", "Result events, by what was done with them.", "outcome",
 			"answered", "relayed", "relay_failed", "nobody_waits", "refused"),
+		quotes: counter("pgw_gateway_quotes_total", "Firm quotes asked for, by result.", "result",
+			"given", "too_many", "invalid", "unsupported_currency", "unknown_account", "error"),
+		quoteReads: counter("pgw_gateway_quote_reads_total",
+			"Firm quotes read for payments, by result; mismatch means that there is no such quote for the payment.", "result", "ok", "mismatch", "error"),
 		stages: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_stage_seconds", Help: "How long each stage of a payment took.", Buckets: function.Latency,
 		}, []string{"stage"}),
@@ -166,6 +177,10 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	var err error
 	if cfg.ReplicaURL, err = expand(cfg.ReplicaURL); err != nil {
 		return nil, err
+	}
+	cfg.QuoteTTL = cmp.Or(cfg.QuoteTTL, quoteTTL)
+	if cfg.QuoteTTL < payment.MinQuoteLifetime || cfg.QuoteTTL > payment.MaxQuoteLifetime {
+		return nil, fmt.Errorf("QUOTE_TTL: is %s; must be %s to %s", cfg.QuoteTTL, payment.MinQuoteLifetime, payment.MaxQuoteLifetime)
 	}
 	allowed, err := access.Open(cfg.Access, on.Registry, on.Now, on.Log)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"pgw/functions/gateway/access"
 	"pgw/functions/gateway/docs"
 	dbv1 "pgw/proto/gen/db/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
@@ -43,6 +44,7 @@ func (g *Gateway) routes(mux *function.Mux) {
 	mux.HandleFunc("GET /api/reports/trial-balance", g.getTrialBalance)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
 	mux.HandleFunc("GET /api/quotes", g.getQuote)
+	mux.HandleFunc("POST /api/quotes", g.postQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
 	mux.HandleFunc("GET /page/{file...}", func(w http.ResponseWriter, r *http.Request) { g.page().file(w, r) })
@@ -146,9 +148,36 @@ func (s stages) header() string {
 }
 
 func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *reply) {
-	refuse := func(reason payment.Reason, message string) (payment.Payment, *reply) {
-		out := decline(reason, message)
+	order, refusal := readOrder(w, r)
+	if refusal != nil {
+		return payment.Payment{}, refusal
+	}
+	var err error
+	if order.Key, err = idempotencyKey(order.Key, r.Header.Values("Idempotency-Key")); err != nil {
+		out := decline(payment.InvalidInput, err.Error())
 		return payment.Payment{}, &out
+	}
+	p, err := order.Payment()
+	if err != nil {
+		out := decline(badOrder(err), err.Error())
+		return payment.Payment{}, &out
+	}
+	return p, nil
+}
+
+// badOrder returns the reason for which an order is not a payment.
+func badOrder(err error) payment.Reason {
+	if errors.Is(err, money.ErrCurrency) {
+		return payment.UnsupportedCurrency
+	}
+	return payment.InvalidInput
+}
+
+// readOrder reads the JSON of a payment, or of a firm quote, which has some of the same fields.
+func readOrder(w http.ResponseWriter, r *http.Request) (order payment.Order, _ *reply) {
+	refuse := func(reason payment.Reason, message string) (payment.Order, *reply) {
+		out := decline(reason, message)
+		return order, &out
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -156,11 +185,11 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 		if errors.As(err, &tooLarge) {
 			out := decline(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
 			out.code = http.StatusRequestEntityTooLarge
-			return payment.Payment{}, &out
+			return order, &out
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
-	var order payment.Order // unknown fields are accepted: existing clients may send them
+	// Unknown fields are accepted: existing clients may send them.
 	if err := json.Unmarshal(raw, &order); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) && wrongType.Field != "" {
@@ -171,17 +200,7 @@ func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *repl
 	if err := checkShape(raw); err != nil {
 		return refuse(payment.BadJSON, err.Error())
 	}
-	if order.Key, err = idempotencyKey(order.Key, r.Header.Values("Idempotency-Key")); err != nil {
-		return refuse(payment.InvalidInput, err.Error())
-	}
-	p, err := order.Payment()
-	switch {
-	case errors.Is(err, money.ErrCurrency):
-		return refuse(payment.UnsupportedCurrency, err.Error())
-	case err != nil:
-		return refuse(payment.InvalidInput, err.Error())
-	}
-	return p, nil
+	return order, nil
 }
 
 // idempotencyKey returns the key from the field or from the header. If both are present they must
@@ -217,6 +236,16 @@ type record struct {
 	TxDate     string         `json:"tx_date,omitempty"`
 	ReservedAt time.Time      `json:"reserved_at,omitzero"`
 	DecidedAt  time.Time      `json:"decided_at,omitzero"`
+	// What the sender pays and the receiver gets, in major units, and the price if the two currencies
+	// differ.
+	DebitCurrency  money.Currency `json:"debit_currency"`
+	DebitAmount    string         `json:"debit_amount"`
+	CreditCurrency money.Currency `json:"credit_currency"`
+	CreditAmount   string         `json:"credit_amount"`
+	Exchange       *exchange      `json:"exchange,omitempty"`
+	// Entries are those of the client's own accounts. An operator gets all of them. They are absent in
+	// a list, and if the payment is not settled.
+	Entries []entry `json:"entries,omitempty"`
 	// Events are the events of this payment. They are absent in a list.
 	Events []eventID `json:"events,omitempty"`
 
@@ -227,6 +256,27 @@ type record struct {
 	CurrencyInput hidden `json:"currency_input,omitzero"`
 	AmountMinor   hidden `json:"amount_minor,omitzero"`
 	Attempt       hidden `json:"attempt_id,omitzero"`
+	DebitMinor    hidden `json:"debit_minor,omitzero"`
+	CreditMinor   hidden `json:"credit_minor,omitzero"`
+}
+
+// exchange is the price of a payment between balances of two currencies.
+type exchange struct {
+	Rate      money.Rate     `json:"rate"`
+	MidRate   money.Rate     `json:"mid_rate"`
+	Spread    string         `json:"spread"` // major units of the credit currency
+	Remainder string         `json:"remainder"`
+	Steps     []payment.Step `json:"steps"`
+}
+
+// entry is one entry of a settled payment. Its amount is in major units, and negative if the account
+// has paid it.
+type entry struct {
+	Account  string         `json:"account_id"`
+	Currency money.Currency `json:"currency"`
+	Amount   string         `json:"amount"`
+	Kind     payment.Kind   `json:"kind"`
+	BookedAt time.Time      `json:"booked_at"`
 }
 
 // hidden is the type of a field that is never written.
@@ -261,7 +311,8 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := recordOf(rec)
-	out.Events = []eventID{{event.TypePaymentRequested, event.RequestedID(key, rec.Claimed)}}
+	out.Entries = entriesOf(rec, principal(r))
+	out.Events = []eventID{{event.RequestedType(rec.Payment), event.RequestedID(key, rec.Claimed)}}
 	if out.Status != "" {
 		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(key, rec.Claimed)})
 	}
@@ -278,14 +329,34 @@ func (g *Gateway) find(ctx context.Context, key string) (payment.Record, error) 
 }
 
 func recordOf(rec payment.Record) record {
+	debit, credit := rec.Debit(), rec.Credit()
 	out := record{
 		Payment: rec.Payment, Outcome: rec.Outcome, Key: rec.Key, State: rec.State, Status: rec.Status, Reason: rec.Reason,
 		Currency: rec.Currency, TxDate: rec.TxDate, ReservedAt: rec.ReservedAt, DecidedAt: rec.DecidedAt,
+		DebitCurrency: debit.Currency, DebitAmount: debit.String(), CreditCurrency: credit.Currency, CreditAmount: credit.String(),
 	}
 	if rec.Minor > 0 {
 		out.Amount = rec.Sent().String()
 	}
+	if e := rec.Exchange; rec.Exchanges() {
+		out.Exchange = &exchange{e.Rate, e.MidRate, spreadOf(rec.Payment).String(), e.Remainder, e.Steps}
+	}
 	return out
+}
+
+// entriesOf returns the entries that a client may see: those of its own accounts. A client that owns
+// all accounts is an operator, and sees the house's too. client is nil if requests are not
+// authenticated.
+func entriesOf(rec payment.Record, client *access.Principal) (entries []entry) {
+	if rec.State != payment.Committed {
+		return nil
+	}
+	for _, l := range rec.Legs() {
+		if client == nil || client.OwnsAll() || !payment.IsHouse(l.Account) && client.Owns(l.Account) {
+			entries = append(entries, entry{l.Account, l.Currency, l.String(), l.Kind, rec.DecidedAt})
+		}
+	}
+	return entries
 }
 
 func timeOf(t *timestamppb.Timestamp) *time.Time {

@@ -72,6 +72,7 @@ func (e EntryKind) Valid() bool {
 // Defines values for EventIDType.
 const (
 	PgwPaymentRequestedV1 EventIDType = "pgw.payment.requested.v1"
+	PgwPaymentRequestedV2 EventIDType = "pgw.payment.requested.v2"
 	PgwPaymentResultV1    EventIDType = "pgw.payment.result.v1"
 )
 
@@ -79,6 +80,8 @@ const (
 func (e EventIDType) Valid() bool {
 	switch e {
 	case PgwPaymentRequestedV1:
+		return true
+	case PgwPaymentRequestedV2:
 		return true
 	case PgwPaymentResultV1:
 		return true
@@ -120,6 +123,27 @@ func (e PaymentStatus) Valid() bool {
 	case PaymentStatusFAILED:
 		return true
 	case PaymentStatusSUCCESS:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PaymentEntryKind.
+const (
+	PaymentEntryKindExchange PaymentEntryKind = "exchange"
+	PaymentEntryKindPayment  PaymentEntryKind = "payment"
+	PaymentEntryKindSpread   PaymentEntryKind = "spread"
+)
+
+// Valid indicates whether the value is a known member of the PaymentEntryKind enum.
+func (e PaymentEntryKind) Valid() bool {
+	switch e {
+	case PaymentEntryKindExchange:
+		return true
+	case PaymentEntryKindPayment:
+		return true
+	case PaymentEntryKindSpread:
 		return true
 	default:
 		return false
@@ -396,6 +420,11 @@ type Balance struct {
 	SpentToday SignedAmount `json:"spent_today"`
 }
 
+// CreditCurrency The currency of the receiver's balance, an ISO 4217 code. IDR if it is absent. If it is not `debit_currency`, then `currency` must be one of the two.
+//
+// Examples: SGD
+type CreditCurrency = string
+
 // Currency An ISO 4217 code in capital letters.
 //
 // Examples: USD
@@ -462,6 +491,11 @@ type CurrencyTrial struct {
 	Sum SignedAmount `json:"sum"`
 }
 
+// DebitCurrency The currency of the sender's balance, an ISO 4217 code. IDR if it is absent.
+//
+// Examples: USD
+type DebitCurrency = string
+
 // Entry defines model for Entry.
 type Entry struct {
 	// Amount Negative if the account pays.
@@ -495,6 +529,77 @@ type EventID struct {
 // EventIDType defines model for EventID.Type.
 type EventIDType string
 
+// Exchange The price of a payment between balances of two currencies. It is absent if they are the same.
+type Exchange struct {
+	// MidRate The same rate in the middle between bid and ask.
+	MidRate string `json:"mid_rate"`
+
+	// Rate The applied rate: what one unit of the debit currency is in the credit currency, a decimal of at most 18 significant digits. `steps` has the exact rates.
+	Rate string `json:"rate"`
+
+	// Remainder The fraction of one minor unit that rounding left to the house: of the credit currency if the debit was fixed, else of the debit currency.
+	Remainder string `json:"remainder"`
+
+	// Spread What the house earned, in the credit currency.
+	Spread MajorUnits `json:"spread"`
+
+	// Steps The stored rates that the price is made of. There are two if the price goes through a third currency.
+	Steps []Step `json:"steps"`
+}
+
+// FirmQuote defines model for FirmQuote.
+type FirmQuote struct {
+	// Amount An amount in major units, with as many decimal places as its currency has.
+	//
+	// Examples: 10.25
+	Amount MajorUnits `json:"amount"`
+
+	// AmountIDR What the payment is worth in whole rupiah. The risk rules judge it.
+	AmountIDR int64 `json:"amount_idr"`
+
+	// CreditAmount What the receiver gets.
+	CreditAmount MajorUnits `json:"credit_amount"`
+
+	// CreditCurrency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	CreditCurrency Currency `json:"credit_currency"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+
+	// DebitAmount What the sender pays.
+	DebitAmount MajorUnits `json:"debit_amount"`
+
+	// DebitCurrency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	DebitCurrency Currency  `json:"debit_currency"`
+	ExpiresAt     time.Time `json:"expires_at"`
+
+	// MidRate The same rate in the middle between bid and ask.
+	MidRate string             `json:"mid_rate"`
+	QuoteID openapi_types.UUID `json:"quote_id"`
+
+	// Rate The applied rate, a decimal of at most 18 significant digits: what one unit of the debit currency is in the credit currency. If the two are the
+	// same, it is what one unit of `currency` is in them.
+	Rate string `json:"rate"`
+
+	// RateTime The time from which the newest of the applied rates holds.
+	RateTime *time.Time `json:"rate_time,omitempty"`
+
+	// ReceiverID Printable ASCII, without a space at either end.
+	ReceiverID AccountID `json:"receiver_id"`
+
+	// SenderID Printable ASCII, without a space at either end.
+	SenderID AccountID `json:"sender_id"`
+
+	// Spread What the house earns, in the credit currency. The debit at the mid rate is the credit and the spread.
+	Spread MajorUnits `json:"spread"`
+}
+
 // HouseBalance defines model for HouseBalance.
 type HouseBalance struct {
 	// AccountID Printable ASCII, without a space at either end.
@@ -523,6 +628,11 @@ type HouseBalance struct {
 
 // IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 type IdempotencyKey = string
+
+// MajorUnits An amount in major units, with as many decimal places as its currency has.
+//
+// Examples: 10.25
+type MajorUnits = string
 
 // Metadata The client's own data, such as an order's number: at most 20 texts by name. pgw stores and returns it, and does not
 // interpret it. A name has 1 to 40 letters, digits, `_`, `.` and `-`. A text has at most 500 bytes and no control characters.
@@ -553,8 +663,14 @@ type Payment struct {
 	// Examples: 10.25
 	Amount *string `json:"amount,omitempty"`
 
-	// AmountIDR The amount that is moved, in whole rupiah.
+	// AmountIDR The amount that is moved, in whole rupiah. If other currencies are moved, what it is worth in rupiah.
 	AmountIDR int64 `json:"amount_idr"`
+
+	// CreditAmount What the receiver gets.
+	CreditAmount MajorUnits `json:"credit_amount"`
+
+	// CreditCurrency The currency of the receiver's balance.
+	CreditCurrency Currency `json:"credit_currency"`
 
 	// Currency An ISO 4217 code in capital letters.
 	//
@@ -562,11 +678,24 @@ type Payment struct {
 	Currency Currency `json:"currency"`
 
 	// Deadline The payment is not settled after this time.
-	Deadline  *time.Time `json:"deadline,omitempty"`
-	DecidedAt *time.Time `json:"decided_at,omitempty"`
+	Deadline *time.Time `json:"deadline,omitempty"`
+
+	// DebitAmount What the sender pays.
+	DebitAmount MajorUnits `json:"debit_amount"`
+
+	// DebitCurrency The currency of the sender's balance.
+	DebitCurrency Currency   `json:"debit_currency"`
+	DecidedAt     *time.Time `json:"decided_at,omitempty"`
+
+	// Entries What was booked to the client's own accounts. A client that may send from all accounts gets all entries, with those of the
+	// house; they sum to zero in each currency. Absent in a list, and if the payment is not settled.
+	Entries *[]PaymentEntry `json:"entries,omitempty"`
 
 	// Events The types and ids of this payment's events in Kafka, if it came through Kafka. Absent in a list.
 	Events *[]EventID `json:"events,omitempty"`
+
+	// Exchange The price of a payment between balances of two currencies. It is absent if they are the same.
+	Exchange *Exchange `json:"exchange,omitempty"`
 
 	// IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 	IdempotencyKey IdempotencyKey `json:"idempotency_key"`
@@ -579,10 +708,16 @@ type Payment struct {
 	// Examples: {"order":"4711"}
 	Metadata *Metadata `json:"metadata,omitempty"`
 
-	// Rate Rupiah for one unit of the currency, as an exact decimal.
+	// QuoteID The firm quote that the client pays by.
+	QuoteID *openapi_types.UUID `json:"quote_id,omitempty"`
+
+	// Rate Rupiah for one unit of the currency, as an exact decimal. If other currencies are moved, the rate between them as applied.
+	//
 	//
 	// Examples: 15500
-	Rate     *string    `json:"rate,omitempty"`
+	Rate *string `json:"rate,omitempty"`
+
+	// RateID The id of the rate. If the price is made of two rates, their ids with a slash between them.
 	RateID   *string    `json:"rate_id,omitempty"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
 
@@ -614,6 +749,27 @@ type PaymentState string
 // PaymentStatus Absent while the state is PENDING.
 type PaymentStatus string
 
+// PaymentEntry defines model for PaymentEntry.
+type PaymentEntry struct {
+	// AccountID Printable ASCII, without a space at either end.
+	AccountID AccountID `json:"account_id"`
+
+	// Amount In major units. It is negative if the account has paid it.
+	//
+	// Examples: -10.25
+	Amount   string    `json:"amount"`
+	BookedAt time.Time `json:"booked_at"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency         `json:"currency"`
+	Kind     PaymentEntryKind `json:"kind"`
+}
+
+// PaymentEntryKind defines model for PaymentEntry.Kind.
+type PaymentEntryKind string
+
 // PaymentList defines model for PaymentList.
 type PaymentList struct {
 	// NextBefore The start of the next page. It is absent if there are no older payments. A page may have fewer payments than were asked for, or none, although older
@@ -634,10 +790,21 @@ type PaymentRequest struct {
 	// Examples: 10.25
 	Amount Amount `json:"amount"`
 
+	// CreditCurrency The currency of the receiver's balance, an ISO 4217 code. IDR if it is absent. If it is not `debit_currency`, then `currency` must be one of the two.
+	//
+	//
+	// Examples: SGD
+	CreditCurrency *CreditCurrency `json:"credit_currency,omitempty"`
+
 	// Currency An ISO 4217 code in capital letters.
 	//
 	// Examples: USD
 	Currency Currency `json:"currency"`
+
+	// DebitCurrency The currency of the sender's balance, an ISO 4217 code. IDR if it is absent.
+	//
+	// Examples: USD
+	DebitCurrency *DebitCurrency `json:"debit_currency,omitempty"`
 
 	// IdempotencyKey Up to 200 characters of printable ASCII, without a space at either end, and different for each payment. Keys that start with `wallet:` are reserved for pgw.
 	IdempotencyKey *IdempotencyKey `json:"idempotency_key,omitempty"`
@@ -649,6 +816,9 @@ type PaymentRequest struct {
 	//
 	// Examples: {"order":"4711"}
 	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// QuoteID A firm quote for this payment (`POST /api/quotes`). The payment then has its price.
+	QuoteID *openapi_types.UUID `json:"quote_id,omitempty"`
 
 	// ReceiverID Printable ASCII, without a space at either end.
 	ReceiverID AccountID `json:"receiver_id"`
@@ -686,6 +856,38 @@ type Quote struct {
 	Rate     string     `json:"rate"`
 	RateID   string     `json:"rate_id"`
 	RateTime *time.Time `json:"rate_time,omitempty"`
+}
+
+// QuoteRequest defines model for QuoteRequest.
+type QuoteRequest struct {
+	// Amount In major units, greater than 0, with at most as many decimal places as the currency has (none for IDR and JPY, two for USD) and at most
+	// 10^15 minor units. A decimal string says exactly what is meant; a number is taken by its digits, too.
+	//
+	//
+	// Examples: 10.25
+	Amount Amount `json:"amount"`
+
+	// CreditCurrency The currency of the receiver's balance, an ISO 4217 code. IDR if it is absent. If it is not `debit_currency`, then `currency` must be one of the two.
+	//
+	//
+	// Examples: SGD
+	CreditCurrency *CreditCurrency `json:"credit_currency,omitempty"`
+
+	// Currency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	Currency Currency `json:"currency"`
+
+	// DebitCurrency The currency of the sender's balance, an ISO 4217 code. IDR if it is absent.
+	//
+	// Examples: USD
+	DebitCurrency *DebitCurrency `json:"debit_currency,omitempty"`
+
+	// ReceiverID Printable ASCII, without a space at either end.
+	ReceiverID AccountID `json:"receiver_id"`
+
+	// SenderID Printable ASCII, without a space at either end.
+	SenderID AccountID `json:"sender_id"`
 }
 
 // Reason The reason of a payment's status. The set is closed; a new reason needs a new version.
@@ -730,6 +932,27 @@ type Statement struct {
 
 // Status defines model for Status.
 type Status string
+
+// Step defines model for Step.
+type Step struct {
+	// FromCurrency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	FromCurrency Currency `json:"from_currency"`
+
+	// Inverse The stored rate is for the other direction, so amounts are divided by it. Absent if it is false.
+	Inverse *bool  `json:"inverse,omitempty"`
+	MidRate string `json:"mid_rate"`
+
+	// Rate The stored rate as applied, a bid or an ask, as an exact decimal.
+	Rate   string `json:"rate"`
+	RateID string `json:"rate_id"`
+
+	// ToCurrency An ISO 4217 code in capital letters.
+	//
+	// Examples: USD
+	ToCurrency Currency `json:"to_currency"`
+}
 
 // TrialBalance defines model for TrialBalance.
 type TrialBalance struct {
@@ -827,6 +1050,9 @@ type GetQuoteParams struct {
 
 // CreatePaymentJSONRequestBody defines body for CreatePayment for application/json ContentType.
 type CreatePaymentJSONRequestBody = PaymentRequest
+
+// CreateQuoteJSONRequestBody defines body for CreateQuote for application/json ContentType.
+type CreateQuoteJSONRequestBody = QuoteRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -969,12 +1195,40 @@ type ClientInterface interface {
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetQuote Price an amount
+	// GetQuote Price an amount in rupiah
 	//
-	// The price is for information only. A payment is priced when it is made.
+	// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 	//
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuote(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateQuoteWithBody Get a firm price
+	//
+	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+	// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+	//
+	// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+	// A repeated request gets another quote. The rules for the body are those of a payment.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+	CreateQuoteWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateQuote Get a firm price
+	//
+	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+	// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+	//
+	// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+	// A repeated request gets another quote. The rules for the body are those of a payment.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+	CreateQuote(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRandomAccounts Pick two different active accounts
 	//
@@ -1127,13 +1381,61 @@ func (c *Client) GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, 
 	return c.Client.Do(req)
 }
 
-// GetQuote Price an amount
+// GetQuote Price an amount in rupiah
 //
-// The price is for information only. A payment is priced when it is made.
+// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 //
 // Corresponds with GET /api/quotes (the `GetQuote` operationId).
 func (c *Client) GetQuote(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetQuoteRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateQuoteWithBody Get a firm price
+//
+// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+//
+// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+// A repeated request gets another quote. The rules for the body are those of a payment.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+func (c *Client) CreateQuoteWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateQuoteRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateQuote Get a firm price
+//
+// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+//
+// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+// A repeated request gets another quote. The rules for the body are those of a payment.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+func (c *Client) CreateQuote(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateQuoteRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1623,6 +1925,46 @@ func NewGetQuoteRequest(server string, params *GetQuoteParams) (*http.Request, e
 	return req, nil
 }
 
+// NewCreateQuoteRequest calls the generic CreateQuote builder with application/json body
+func NewCreateQuoteRequest(server string, body CreateQuoteJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateQuoteRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateQuoteRequestWithBody constructs an http.Request for the CreateQuote method, with any body, and a specified content type
+func NewCreateQuoteRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/quotes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetRandomAccountsRequest constructs an http.Request for the GetRandomAccounts method
 func NewGetRandomAccountsRequest(server string) (*http.Request, error) {
 	var err error
@@ -1798,14 +2140,42 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPaymentWithResponse(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*GetPaymentResponse, error)
 
-	// GetQuoteWithResponse Price an amount
+	// GetQuoteWithResponse Price an amount in rupiah
 	//
-	// The price is for information only. A payment is priced when it is made.
+	// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuoteWithResponse(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*GetQuoteResponse, error)
+
+	// CreateQuoteWithBodyWithResponse Get a firm price
+	//
+	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+	// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+	//
+	// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+	// A repeated request gets another quote. The rules for the body are those of a payment.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+	CreateQuoteWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
+
+	// CreateQuoteWithResponse Get a firm price
+	//
+	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+	// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+	//
+	// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+	// A repeated request gets another quote. The rules for the body are those of a payment.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+	CreateQuoteWithResponse(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
 
 	// GetRandomAccountsWithResponse Pick two different active accounts
 	//
@@ -2723,6 +3093,146 @@ func (r GetQuoteResponse) ContentType() string {
 	return ""
 }
 
+// CreateQuoteResponse401Headers the declared response headers of an HTTP 401 response for CreateQuote
+type CreateQuoteResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+// CreateQuoteResponse415Headers the declared response headers of an HTTP 415 response for CreateQuote
+type CreateQuoteResponse415Headers struct {
+	Accept         *string
+	AcceptEncoding *string
+}
+
+// CreateQuoteResponse429Headers the declared response headers of an HTTP 429 response for CreateQuote
+type CreateQuoteResponse429Headers struct {
+	RetryAfter int
+}
+
+// CreateQuoteResponse503Headers the declared response headers of an HTTP 503 response for CreateQuote
+type CreateQuoteResponse503Headers struct {
+	RetryAfter int
+}
+
+type CreateQuoteResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *FirmQuote
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *BadRequest
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *NotKnown
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *NotJSON
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *Problem
+	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
+	ApplicationProblemJSON502 *Unreachable
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Busy
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *CreateQuoteResponse401Headers
+	// Headers415 the parsed response headers for an HTTP 415 response
+	Headers415 *CreateQuoteResponse415Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *CreateQuoteResponse429Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *CreateQuoteResponse503Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateQuoteResponse) GetJSON201() *FirmQuote {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON400() *BadRequest {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON401() *NotKnown {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON403() *NotAllowed {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON415() *NotJSON {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON429() *Problem {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSON502 returns the response for an HTTP 502 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON502() *Unreachable {
+	return r.ApplicationProblemJSON502
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r CreateQuoteResponse) GetApplicationProblemJSON503() *Busy {
+	return r.ApplicationProblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateQuoteResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateQuoteResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateQuoteResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateQuoteResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetRandomAccountsResponse200Headers the declared response headers of an HTTP 200 response for GetRandomAccounts
 type GetRandomAccountsResponse200Headers struct {
 	ServerTiming string
@@ -3064,9 +3574,9 @@ func (c *ClientWithResponses) GetPaymentWithResponse(ctx context.Context, idempo
 	return ParseGetPaymentResponse(rsp)
 }
 
-// GetQuoteWithResponse Price an amount
+// GetQuoteWithResponse Price an amount in rupiah
 //
-// The price is for information only. A payment is priced when it is made.
+// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3077,6 +3587,46 @@ func (c *ClientWithResponses) GetQuoteWithResponse(ctx context.Context, params *
 		return nil, err
 	}
 	return ParseGetQuoteResponse(rsp)
+}
+
+// CreateQuoteWithBodyWithResponse Get a firm price
+//
+// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+//
+// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+// A repeated request gets another quote. The rules for the body are those of a payment.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+func (c *ClientWithResponses) CreateQuoteWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
+	rsp, err := c.CreateQuoteWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateQuoteResponse(rsp)
+}
+
+// CreateQuoteWithResponse Get a firm price
+//
+// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
+// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
+// `quote_mismatch`, `quote_used` or `quote_expired`. A retry of a payment that has used its quote gets the payment's outcome.
+//
+// The quote does not hold money: the payment may still be refused, for example for `insufficient_funds` or `fx_liquidity_exhausted`.
+// A repeated request gets another quote. The rules for the body are those of a payment.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
+func (c *ClientWithResponses) CreateQuoteWithResponse(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
+	rsp, err := c.CreateQuote(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateQuoteResponse(rsp)
 }
 
 // GetRandomAccountsWithResponse Pick two different active accounts
@@ -4017,6 +4567,152 @@ func ParseGetQuoteResponse(rsp *http.Response) (*GetQuoteResponse, error) {
 		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetQuoteResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateQuoteResponse parses an HTTP response from a CreateQuoteWithResponse call
+func ParseCreateQuoteResponse(rsp *http.Response) (*CreateQuoteResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateQuoteResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest FirmQuote
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest NotKnown
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest NotAllowed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest NotJSON
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 502:
+		var dest Unreachable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON502 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Busy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers CreateQuoteResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 415:
+		var headers CreateQuoteResponse415Headers
+		if values := rsp.Header.Values("Accept"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Accept", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Accept = &value
+		}
+		if values := rsp.Header.Values("Accept-Encoding"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Accept-Encoding", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.AcceptEncoding = &value
+		}
+		response.Headers415 = &headers
+	case rsp.StatusCode == 429:
+		var headers CreateQuoteResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 503:
+		var headers CreateQuoteResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {

@@ -68,12 +68,6 @@ WITH wanted AS (
 SELECT 1 / (count(*) = cardinality($1))::int FROM used`
 )
 
-// The bounds of a quote's lifetime.
-const (
-	MinQuoteLifetime = time.Second
-	MaxQuoteLifetime = 5 * time.Minute
-)
-
 const (
 	// maxPuts is the most quotes that are put at once, so that quotes that wait for each other leave
 	// connections to payments. maxWaitingPuts is the most that are put or wait.
@@ -85,7 +79,7 @@ type NewQuote struct {
 	ID       uuid.UUID
 	Client   string          // who asks for it; empty if clients have no names
 	Payment  payment.Payment // the parties, what is moved, and its price
-	Lifetime time.Duration   // from now by the database's clock: MinQuoteLifetime to MaxQuoteLifetime
+	Lifetime time.Duration   // from now by the database's clock: payment.MinQuoteLifetime to MaxQuoteLifetime
 	MaxOpen  int             // the most open quotes of the client, with this one
 }
 
@@ -97,9 +91,9 @@ func (e *ManyQuotesError) Error() string { return "the client has too many open 
 // PutQuote keeps a quote. It returns a ManyQuotesError if the client has MaxOpen open quotes, and
 // ErrFull if too many quotes wait.
 func (l *Ledger) PutQuote(ctx context.Context, n NewQuote) (q Quote, err error) {
-	if n.Lifetime < MinQuoteLifetime || n.Lifetime > MaxQuoteLifetime {
+	if n.Lifetime < payment.MinQuoteLifetime || n.Lifetime > payment.MaxQuoteLifetime {
 		return q, &InvalidError{&payment.FieldError{
-			Field: "lifetime", Problem: fmt.Sprintf("is %s; must be %s to %s", n.Lifetime, MinQuoteLifetime, MaxQuoteLifetime),
+			Field: "lifetime", Problem: fmt.Sprintf("is %s; must be %s to %s", n.Lifetime, payment.MinQuoteLifetime, payment.MaxQuoteLifetime),
 		}}
 	}
 	err = l.quotes.run(ctx, func(ctx context.Context) error {

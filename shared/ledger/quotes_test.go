@@ -100,7 +100,7 @@ func TestAQuoteIsKept(t *testing.T) {
 	if _, err := w.Quote(t.Context(), uuid.New()); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an unknown one: %v", err)
 	}
-	for _, lasts := range []time.Duration{0, MinQuoteLifetime - 1, MaxQuoteLifetime + 1} {
+	for _, lasts := range []time.Duration{0, payment.MinQuoteLifetime - 1, payment.MaxQuoteLifetime + 1} {
 		n.ID, n.Lifetime = uuid.New(), lasts
 		var bad *InvalidError
 		if _, err := w.PutQuote(t.Context(), n); !errors.As(err, &bad) {

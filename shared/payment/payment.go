@@ -39,6 +39,9 @@ const (
 	// lengths in bytes: of a name, of a value, and of all names and values together.
 	MaxMetadata, MaxMetadataName, MaxMetadataValue, MaxMetadataSize = 20, 40, 500, 4 << 10
 
+	// MinQuoteLifetime and MaxQuoteLifetime bound how long a firm quote can be used.
+	MinQuoteLifetime, MaxQuoteLifetime = time.Second, 5 * time.Minute
+
 	// HoldPrefix is the prefix of the keys of wallet holds. A payment's key must not start with it.
 	HoldPrefix = "wallet:"
 )

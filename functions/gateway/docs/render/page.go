@@ -172,16 +172,31 @@ func (v view) Fields(s *schema) []field {
 }
 
 // EventFields returns the fields of a schema of the events. References are replaced by their
-// targets.
-func (v view) EventFields(s *schema) []field {
+// targets. The fields of an object within are named with a dot.
+func (v view) EventFields(s *schema) (all []field) {
 	schemas := v.Events.Components.Schemas
-	fields := s.fields(schemas)
-	for i := range fields {
-		for f := &fields[i]; f.Schema.Ref != ""; {
-			f.Schema = follow(f.Schema.Ref, schemas)
+	target := func(s *schema) *schema {
+		for s.Ref != "" {
+			s = follow(s.Ref, schemas)
+		}
+		return s
+	}
+	for _, f := range s.fields(schemas) {
+		f.Schema = target(f.Schema)
+		all = append(all, f)
+		within := f.Schema
+		if within.Items != nil {
+			within = target(within.Items)
+		}
+		if len(within.Properties) == 0 {
+			continue
+		}
+		for _, part := range v.EventFields(within) {
+			part.Name = f.Name + "." + part.Name
+			all = append(all, part)
 		}
 	}
-	return fields
+	return all
 }
 
 // kind describes the type of a value.
