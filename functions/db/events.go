@@ -117,22 +117,13 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	return changed, nil
 }
 
-// readFunding reads either version of a funding.
-func readFunding(e cloudevents.Event) (ledger.Funding, error) {
-	if e.Type() == event.TypeAccountFunded {
-		in, err := event.Decode[event.AccountFunded](e)
-		return ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.AmountIDR, Currency: money.IDR}, Note: in.Note}, err
-	}
-	in, err := event.Decode[event.AccountFundedV2](e)
-	return ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.Minor, Currency: in.Currency}, Note: in.Note}, err
-}
-
 func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool, err error) {
-	in, err := readFunding(e)
+	in, err := event.ReadFunding(e)
 	if err != nil {
 		return false, err
 	}
-	changed, err = d.ledger.FundAccount(ctx, in, origin(e))
+	funding := ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.Minor, Currency: in.Currency}, Note: in.Note}
+	changed, err = d.ledger.FundAccount(ctx, funding, origin(e))
 	if err != nil {
 		return false, eventError(err, "fund", in.AccountID)
 	}

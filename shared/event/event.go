@@ -257,3 +257,13 @@ func ReadResult(e cloudevents.Event, keys *Keyring) (PaymentResult, error) {
 	}
 	return data, err
 }
+
+// ReadFunding returns the data of a funding event of either version, as that of the newer one. It does
+// not check the signature. Errors wrap ErrMalformed.
+func ReadFunding(e cloudevents.Event) (AccountFundedV2, error) {
+	if e.Type() == TypeAccountFundedV2 {
+		return Decode[AccountFundedV2](e)
+	}
+	in, err := Decode[AccountFunded](e)
+	return AccountFundedV2{AccountID: in.AccountID, Currency: money.IDR, Minor: in.AmountIDR, Note: in.Note}, err
+}

@@ -101,6 +101,19 @@ func (o Origin) key() string {
 // ambiguous returns the key as earlier releases wrote it.
 func (o Origin) ambiguous() string { return o.Source + "#" + o.ID }
 
+// TransferIDs returns the ids that a funding of this origin may have: the present one first, and the one
+// of earlier releases if it differs.
+func (o Origin) TransferIDs() []string {
+	if ids := []string{o.key(), o.ambiguous()}; ids[0] != ids[1] {
+		return ids
+	}
+	return []string{o.key()}
+}
+
+// SeedPrefix begins the ids of transfers that set a balance. No URI begins with a colon, so no event
+// has such an id.
+const SeedPrefix = ":seed:"
+
 // openSQL creates the account with its balance in rupiah, or sets its profile unless a newer event has
 // set it. Events may come again and in another order. Of two events with the same time, the one with
 // the greater key is newer. Every balance has a copy of the status, because the statements that move
@@ -345,8 +358,7 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 	})
 	b := &pgx.Batch{}
 	for _, a := range inOrder {
-		// No URI begins with a colon, so no event can have this id.
-		id := ":seed:" + newID().String()
+		id := SeedPrefix + newID().String()
 		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, id, MaxAhead)
 		for _, wanted := range a.Balances {
 			currency, transfer := wanted.Currency.String(), id

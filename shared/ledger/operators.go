@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
@@ -19,11 +18,6 @@ const (
 	keptClaimsSQL = `
 SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`
-
-	datedClaimsSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
-	r.accepted_at, p.decided_at
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE r.created_at >= $1`
 )
 
 // ReadClaims returns the claims of all keys that begin with prefix, by their keys. It reads every
@@ -40,35 +34,86 @@ func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) (map[str
 	return claims, nil
 }
 
-// DatedClaim is a claim with its times.
-type DatedClaim struct {
-	Claim
-	Key      string
-	Accepted time.Time // by the gateway's clock; zero if the caller did not send it
-	Decided  time.Time // zero while PENDING
-}
+var (
+	eachRecordSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.reservation_id >= $1`
 
-// EachClaim reads the claims that were made since a time. It calls take for each claim while it
-// reads.
-func EachClaim(ctx context.Context, q postgres.Querier, since time.Time, take func(DatedClaim)) error {
-	rows, err := q.Query(ctx, datedClaimsSQL, since)
+	recordsSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+WHERE r.idempotency_key = ANY($1)`
+)
+
+// EachRecord reads the payments that were reserved since a time, in no order. It calls take for each
+// one while it reads, and keeps none. The zero time means all.
+func EachRecord(ctx context.Context, q postgres.Querier, since time.Time, take func(payment.Record) error) error {
+	// Ids begin with the time of the database, so the index finds the newer payments.
+	from := uuid.Nil
+	if !since.IsZero() {
+		from = firstID(since.Add(-time.Second))
+	}
+	rows, err := q.Query(ctx, eachRecordSQL, from)
 	if err != nil {
 		return fmt.Errorf("read the ledger: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var c DatedClaim
-		var accepted, decided pgtype.Timestamptz
-		if c.Claim, err = scanClaim(rows, &c.Key, &accepted, &decided); err != nil {
+		rec, err := scanRecord(rows)
+		if err == nil {
+			err = take(rec)
+		}
+		if err != nil {
 			return fmt.Errorf("read the ledger: %w", err)
 		}
-		c.Accepted, c.Decided = accepted.Time, decided.Time
-		take(c)
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("read the ledger: %w", err)
 	}
 	return nil
+}
+
+// ReadRecords reads the payments of keys, in no order.
+func ReadRecords(ctx context.Context, q postgres.Querier, keys []string) ([]payment.Record, error) {
+	rows, err := q.Query(ctx, recordsSQL, keys)
+	if err != nil {
+		return nil, fmt.Errorf("read payments: %w", err)
+	}
+	records, err := pgx.CollectRows(rows, scanRecord)
+	if err != nil {
+		return nil, fmt.Errorf("read payments: %w", err)
+	}
+	return records, nil
+}
+
+// Transfer is money that came from outside, or that went there if the amount is negative.
+type Transfer struct {
+	ID        string // of the event, with its source; it begins with SeedPrefix if an operator has set a balance
+	AccountID string
+	Currency  string
+	Minor     int64
+	Note      string
+	Created   time.Time
+}
+
+// EachTransfer reads the transfers since a time, as EachRecord reads payments.
+func EachTransfer(ctx context.Context, q postgres.Querier, since time.Time, take func(Transfer) error) error {
+	rows, err := q.Query(ctx, `SELECT transfer_id, account_id, currency, amount, note, created_at FROM transfers WHERE created_at >= $1`, since)
+	if err != nil {
+		return fmt.Errorf("read transfers: %w", err)
+	}
+	var t Transfer
+	_, err = pgx.ForEachRow(rows, []any{&t.ID, &t.AccountID, &t.Currency, &t.Minor, &t.Note, &t.Created}, func() error { return take(t) })
+	if err != nil {
+		return fmt.Errorf("read transfers: %w", err)
+	}
+	return nil
+}
+
+// ReadTransfers returns which of these transfers exist.
+func ReadTransfers(ctx context.Context, q postgres.Querier, ids []string) ([]string, error) {
+	rows, err := q.Query(ctx, `SELECT transfer_id FROM transfers WHERE transfer_id = ANY($1)`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read transfers: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // Overdue is a reservation that still holds money after its deadline.
@@ -77,26 +122,20 @@ type Overdue struct {
 	Deadline time.Time
 }
 
-// ReadOverdue lists the reservations whose deadline was before a time, the oldest deadline first.
-func ReadOverdue(ctx context.Context, q postgres.Querier, before time.Time) ([]Overdue, error) {
-	rows, err := q.Query(ctx, `SELECT idempotency_key, deadline FROM reservations WHERE status = 'PENDING' AND deadline < $1 ORDER BY deadline`, before)
+// ReadOverdue lists up to limit reservations whose deadline was before a time, the oldest deadline first.
+// It counts all of them.
+func ReadOverdue(ctx context.Context, q postgres.Querier, before time.Time, limit int) (overdue []Overdue, all int64, err error) {
+	rows, err := q.Query(ctx, `SELECT idempotency_key, deadline, count(*) OVER () FROM reservations
+WHERE status = 'PENDING' AND deadline < $1 ORDER BY deadline LIMIT $2`, before, limit)
 	if err != nil {
-		return nil, fmt.Errorf("list overdue holds: %w", err)
+		return nil, 0, fmt.Errorf("list overdue holds: %w", err)
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Overdue])
-}
-
-// ReadKeys reads the idempotency keys of reservations, in the order of their ids.
-func ReadKeys(ctx context.Context, q postgres.Querier, reservations []uuid.UUID) ([]string, error) {
-	rows, err := q.Query(ctx, `SELECT idempotency_key FROM reservations WHERE reservation_id = ANY($1) ORDER BY reservation_id`, reservations)
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	return keys, nil
+	var o Overdue
+	_, err = pgx.ForEachRow(rows, []any{&o.Key, &o.Deadline, &all}, func() error {
+		overdue = append(overdue, o)
+		return nil
+	})
+	return overdue, all, err
 }
 
 // Counts are how many rows the ledger has.

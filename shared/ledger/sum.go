@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -64,7 +65,8 @@ booked_off AS (
 )`
 	outcomeOffSQL = `
 p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' WHEN 'ROLLEDBACK' THEN 'FAILED' END
-OR (p.payment_id IS NOT NULL AND (p.sender_id, p.receiver_id, p.amount_idr) IS DISTINCT FROM (r.sender_id, r.receiver_id, r.amount_idr))`
+OR (p.payment_id IS NOT NULL AND (p.sender_id, p.receiver_id, p.amount_idr, p.currency_input)
+	IS DISTINCT FROM (r.sender_id, r.receiver_id, r.amount_idr, r.currency_input))`
 
 	// One statement uses one snapshot, so it can run while payments are made.
 	sumSQL = `WITH ` + shouldSQL + `, ` + bookedOffSQL + `
@@ -99,13 +101,60 @@ SELECT coalesce(r.idempotency_key, ''), coalesce(t.transfer_id, ''), coalesce(t.
 FROM booked_off o LEFT JOIN reservations r ON r.reservation_id = o.transaction_id
 LEFT JOIN transfers t ON md5(t.transfer_id)::uuid = o.transaction_id LIMIT $1`
 
+	currenciesOffSQL = `
+SELECT currency, sum(available + held)::bigint FROM balances GROUP BY currency HAVING sum(available + held) <> 0 ORDER BY currency LIMIT $1`
+
+	// claimsOffSQL lists the reservations whose columns contradict each other. The fingerprint is checked
+	// elsewhere. A deadline may be at most $2 after the reservation.
+	claimsOffSQL = `
+SELECT idempotency_key, status = 'PENDING', deadline > created_at + $2, deadline, created_at, count(*) OVER () FROM reservations
+WHERE deadline > created_at + $2
+	OR (debit_currency = 'IDR' AND credit_currency = 'IDR' AND (debit_minor <> amount_idr OR credit_minor <> amount_idr))
+	OR mid_minor IS DISTINCT FROM (exchange->>'mid_minor')::bigint
+LIMIT $1`
+
+	// A balance has spent what its payments of the day debited: those that hold, those that were
+	// committed, and those that were rolled back on a later day. A payment that was refused ended when it
+	// was made. The day is the latest one with payments, because the day may change while this runs.
+	spentOffSQL = `
+WITH today AS (
+	SELECT floor(extract(epoch FROM now()) / 86400)::int AS day
+), spent AS (
+	SELECT DISTINCT ON (account_id, currency) account_id, currency, day, amount FROM (
+		SELECT r.sender_id AS account_id, coalesce(r.debit_currency, 'IDR') AS currency, floor(extract(epoch FROM r.created_at) / 86400)::int AS day,
+			sum(coalesce(r.debit_minor, r.amount_idr)) FILTER (WHERE r.status <> 'ROLLEDBACK'
+				OR floor(extract(epoch FROM coalesce(r.ended_at, p.decided_at)) / 86400) > floor(extract(epoch FROM r.created_at) / 86400)) AS amount
+		FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+		WHERE r.reservation_id >= $2 AND r.created_at >= date_trunc('day', now(), 'UTC')
+		GROUP BY 1, 2, 3
+	) days ORDER BY account_id, currency, day DESC
+), off AS (
+	SELECT b.account_id, b.currency, coalesce(s.amount, 0)::bigint AS should,
+		CASE WHEN b.spent_day = coalesce(s.day, greatest(b.spent_day, today.day)) THEN b.spent_today ELSE 0 END AS spent
+	FROM balances b CROSS JOIN today LEFT JOIN spent s ON s.account_id = b.account_id AND s.currency = b.currency
+)
+SELECT account_id, currency, spent, should, count(*) OVER () FROM off WHERE spent <> should ORDER BY account_id, currency LIMIT $1`
+
+	// A position has what exchanges brought, less what they took and hold. It is the house's.
+	positionsOffSQL = `
+WITH booked AS (
+	SELECT currency, sum(amount) AS amount FROM entries WHERE account_id = '` + payment.LiquidityAccount + `' AND kind = 'exchange' GROUP BY currency
+), held AS (
+	SELECT credit_currency AS currency, sum(mid_minor) AS amount FROM reservations WHERE status = 'PENDING' AND mid_minor IS NOT NULL GROUP BY 1
+), off AS (
+	SELECT b.account_id, b.currency, b.position,
+		CASE b.account_id WHEN '` + payment.LiquidityAccount + `' THEN coalesce(e.amount, 0) - coalesce(h.amount, 0) ELSE 0 END::bigint AS should
+	FROM balances b LEFT JOIN booked e ON e.currency = b.currency LEFT JOIN held h ON h.currency = b.currency
+)
+SELECT account_id, currency, position, should, count(*) OVER () FROM off WHERE position <> should ORDER BY account_id, currency LIMIT $1`
+
 	outcomesOffSQL = `
 SELECT r.idempotency_key, r.reservation_id, CASE
 	WHEN p.payment_id IS NULL THEN 'is ' || r.status || ' and has no outcome row'
 	WHEN r.status = 'PENDING' THEN 'is PENDING and has an outcome row: ' || p.status
 	WHEN p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' ELSE 'FAILED' END
 		THEN 'is ' || r.status || ' and its outcome row says ' || p.status
-	ELSE 'its outcome row has other parties or another amount' END
+	ELSE 'its outcome row has other parties, another amount or another currency' END
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE ` + outcomeOffSQL + `
 UNION ALL
 SELECT p.idempotency_key, p.payment_id, 'has an outcome row, ' || p.status || ', and no claim of this key'
@@ -160,6 +209,75 @@ func ReadAccountsOff(ctx context.Context, q postgres.Querier, limit int) ([]Acco
 		return nil, fmt.Errorf("list accounts that are off: %w", err)
 	}
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[AccountOff])
+}
+
+// CurrencyOff is a currency whose balances and holds do not sum to zero.
+type CurrencyOff struct {
+	Currency string
+	Sum      int64
+}
+
+// ReadCurrenciesOff lists up to limit of these.
+func ReadCurrenciesOff(ctx context.Context, q postgres.Querier, limit int) ([]CurrencyOff, error) {
+	rows, err := q.Query(ctx, currenciesOffSQL, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list currencies that are off: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[CurrencyOff])
+}
+
+// ClaimOff is a reservation whose columns contradict each other.
+type ClaimOff struct {
+	Key               string
+	Pending           bool
+	Late              bool // the deadline is later than the rules allow; otherwise its amounts differ
+	Deadline, Created time.Time
+}
+
+// ReadClaimsOff lists up to limit of these, and counts all of them.
+func ReadClaimsOff(ctx context.Context, q postgres.Querier, limit int) (off []ClaimOff, all int64, err error) {
+	rows, err := q.Query(ctx, claimsOffSQL, limit, payment.DecideWithin)
+	if err != nil {
+		return nil, 0, fmt.Errorf("list claims that are off: %w", err)
+	}
+	var c ClaimOff
+	_, err = pgx.ForEachRow(rows, []any{&c.Key, &c.Pending, &c.Late, &c.Deadline, &c.Created, &all}, func() error {
+		off = append(off, c)
+		return nil
+	})
+	return off, all, err
+}
+
+// CounterOff is a counter of a balance that differs from what was counted. Amounts are in minor units.
+type CounterOff struct {
+	Account    string
+	Currency   string
+	Is, Should int64
+}
+
+// ReadSpentOff lists up to limit balances that have not counted what was spent on the day of now, the
+// time of the snapshot. It counts all of them.
+func ReadSpentOff(ctx context.Context, q postgres.Querier, now time.Time, limit int) ([]CounterOff, int64, error) {
+	return readCountersOff(ctx, q, spentOffSQL, limit, firstID(now.UTC().Truncate(24*time.Hour).Add(-time.Second)))
+}
+
+// ReadPositionsOff lists up to limit balances whose position differs from what was exchanged, and
+// counts all of them.
+func ReadPositionsOff(ctx context.Context, q postgres.Querier, limit int) ([]CounterOff, int64, error) {
+	return readCountersOff(ctx, q, positionsOffSQL, limit)
+}
+
+func readCountersOff(ctx context.Context, q postgres.Querier, sql string, args ...any) (off []CounterOff, all int64, err error) {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, 0, fmt.Errorf("list counters that are off: %w", err)
+	}
+	var c CounterOff
+	_, err = pgx.ForEachRow(rows, []any{&c.Account, &c.Currency, &c.Is, &c.Should, &all}, func() error {
+		off = append(off, c)
+		return nil
+	})
+	return off, all, err
 }
 
 // OutcomeOff is a payment whose two rows contradict each other.

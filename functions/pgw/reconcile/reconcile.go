@@ -1,14 +1,18 @@
-// Package reconcile checks that no money was lost or created. It checks that the ledger adds up,
-// account by account, and that the request events, the ledger and the result events agree.
+// Package reconcile checks that no money was lost, created or moved otherwise than somebody asked for. It
+// believes nobody: it checks that the ledger adds up, balance by balance, that every payment and funding
+// is what its signed event says, and that the result events agree.
 //
 // It reads the ledger in one snapshot. Kafka cannot be read in the same snapshot. Payments that are
 // younger than the grace are therefore added up but not compared, because their events may still be
 // under way.
+//
+// Its memory does not grow with the ledger. The ledger and the topics are read once, into temporary files
+// of buckets by the hash of the key, and compared bucket by bucket. README.md has figures.
 package reconcile
 
 import (
 	"context"
-	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -16,13 +20,12 @@ import (
 	"time"
 
 	"github.com/IBM/sarama"
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 )
 
@@ -31,18 +34,28 @@ type Check string
 
 // The checks.
 const (
-	Conservation   Check = "conservation"    // balances + holds = funding
-	Account        Check = "account"         // a balance is the sum of its fundings, payments and holds
+	Conservation   Check = "conservation"    // balances + holds = funding, and each currency sums to zero
+	Account        Check = "account"         // a balance is the sum of its entries, and its holds those of the payments
+	Booking        Check = "booking"         // the entries of a payment or transfer are its own
 	Outcome        Check = "outcome"         // a claim and its outcome row agree
+	ClaimTrue      Check = "claim_true"      // a claim's columns agree with each other and with its fingerprint
+	Deadline       Check = "deadline"        // a deadline is not later than the rules allow
 	Overdue        Check = "overdue"         // no hold outlives its deadline
+	Spent          Check = "spent"           // a balance has counted what was spent today
+	Position       Check = "position"        // LIQUIDITY's positions are what was exchanged
+	Funded         Check = "funding"         // a funding is what its signed event says
 	RequestDecided Check = "request_decided" // the ledger has decided each request event
-	RequestKept    Check = "request_kept"    // a payment that came from an event has that event
+	RequestKept    Check = "request_kept"    // somebody asked for each committed payment: it has its request event
+	RequestTrue    Check = "request_true"    // a committed payment is what its signed request event says
 	ResultTold     Check = "result_told"     // each decided request has its result event
 	ResultTrue     Check = "result_true"     // each result event agrees with the ledger
 )
 
 // Checks are all checks in the order of the report.
-var Checks = []Check{Conservation, Account, Outcome, Overdue, RequestDecided, RequestKept, ResultTold, ResultTrue}
+var Checks = []Check{
+	Conservation, Account, Booking, Outcome, ClaimTrue, Deadline, Overdue, Spent, Position, Funded,
+	RequestDecided, RequestKept, RequestTrue, ResultTold, ResultTrue,
+}
 
 // DefaultGrace covers a payment's deadline, the sweep after it, and the publishing of the swept
 // results.
@@ -61,6 +74,13 @@ type Config struct {
 	// is always added up as a whole. Zero means as far back as the topics go.
 	Since time.Time
 	Grace time.Duration // younger payments are not compared with events
+	// Direct says that callers pay over gRPC, so a committed payment without an attempt id needs no
+	// request event.
+	Direct bool
+	// Checkpoint is a file with the point at which the next run resumes. Empty means that every run
+	// compares everything.
+	Checkpoint string
+	TempDir    string // for temporary files; empty: the system's
 }
 
 // Breach is one violation of a check.
@@ -88,6 +108,9 @@ type Report struct {
 	Accounts int64     `json:"accounts"`
 	Pending  int64     `json:"pending"`
 	TooYoung int64     `json:"too_young"` // payments and requests within the grace
+	Direct   int64     `json:"direct"`    // committed payments without an event, which callers over gRPC may have made
+	Seeded   int64     `json:"seeded"`    // transfers without an event, with which an operator has set a balance
+	Resumed  bool      `json:"resumed"`   // this run went on from a checkpoint
 	Foreign  int64     `json:"foreign"`   // events that are not from pgw: unsigned, malformed or of another type
 	Checks   []Result  `json:"checks"`
 	Breaches []Breach  `json:"breaches"` // at most MaxListed
@@ -121,8 +144,21 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	return pgx.ConnectConfig(ctx, settings)
 }
 
-// Run reconciles. An error means that the checks could not be completed.
+// Run reconciles. An error means that the checks could not be completed. If a checkpoint does not fit the
+// topics any more, Run compares everything.
 func Run(ctx context.Context, cfg Config) (Report, error) {
+	from, err := loadCheckpoint(cfg.Checkpoint)
+	if err != nil {
+		return Report{}, err
+	}
+	report, err := run(ctx, cfg, from)
+	if errors.Is(err, kafka.ErrCannotResume) {
+		return run(ctx, cfg, checkpoint{})
+	}
+	return report, err
+}
+
+func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 	conn, err := connect(ctx, cfg.Database)
 	if err != nil {
 		return Report{}, fmt.Errorf("DATABASE_URL: %w", err)
@@ -136,60 +172,53 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("open a snapshot of the ledger: %w", err)
 	}
-	r := &reconciliation{cfg: cfg, tx: tx, entries: map[keyHash]*entry{}, examined: map[Check]int64{}, breaches: map[Check]int64{}}
+	r := &reconciliation{cfg: cfg, tx: tx, from: from, to: checkpoint{Topics: map[string]progress{}}, examined: map[Check]int64{}, breaches: map[Check]int64{}}
+	spills := []*spill{&r.claims, &r.requests, &r.results, &r.transfers, &r.funded}
+	for _, s := range spills {
+		s.dir = cfg.TempDir
+		defer s.close()
+	}
 	for _, step := range []func(context.Context) error{
-		r.readClock, r.addUp, r.readLedger, r.readRequests, r.readResults, r.compare, r.excuse,
+		r.readClock, r.addUp, r.readLedger, r.readTransfers, r.readRequests, r.readResults, r.readFundings, r.comparePayments, r.compareFundings,
 	} {
 		if err := step(ctx); err != nil {
 			return Report{}, err
 		}
 	}
+	r.report.Since = r.covered
 	for _, c := range Checks {
 		r.report.Checks = append(r.report.Checks, Result{c, r.examined[c], r.breaches[c]})
 	}
-	return r.report, nil
+	return r.report, r.keepCheckpoint()
+}
+
+// keepCheckpoint writes the checkpoint. While an event is missing or wrong, the next run examines the same
+// again, so the breach is reported until it is repaired.
+func (r *reconciliation) keepCheckpoint() error {
+	if r.cfg.Checkpoint == "" || !r.report.Clean() || !r.to.Since.After(r.since) {
+		return nil
+	}
+	return r.to.write(r.cfg.Checkpoint)
 }
 
 // reconciliation is the state of one run.
 type reconciliation struct {
-	cfg       Config
-	tx        pgx.Tx
-	report    Report
-	judged    time.Time // payments accepted and decided before this time are compared
-	covered   time.Time // the topics may have deleted events before this time
-	entries   map[keyHash]*entry
+	cfg      Config
+	tx       pgx.Tx
+	report   Report
+	from, to checkpoint
+	since    time.Time // payments since then are compared with events
+	judged   time.Time // payments accepted and decided before this time are compared
+	covered  time.Time // the topics may have deleted payments' events before this time
+
+	fundingsCovered time.Time // the topic may have deleted fundings' events before this time
+
+	claims, requests, results, transfers, funded spill
+
 	undecided []undecided
+	unbooked  []unbooked
 	examined  map[Check]int64
 	breaches  map[Check]int64
-}
-
-// keyHash represents an idempotency key. The keys of millions of payments would not fit into
-// memory.
-type keyHash [16]byte
-
-func hashKey(key string) (h keyHash) {
-	sum := sha256.Sum256([]byte(key))
-	copy(h[:], sum[:])
-	return h
-}
-
-// entry is a claim of the ledger.
-type entry struct {
-	id          uuid.UUID
-	fingerprint payment.Fingerprint
-	attempt     string
-	status      payment.ReservationStatus
-	reason      payment.Reason
-	accepted    time.Time // zero if the caller did not send it
-	decided     time.Time // zero while PENDING
-	requested   bool      // its request event was found
-	published   bool      // its result event was found
-}
-
-// undecided is a request event without a claim in the ledger.
-type undecided struct {
-	key   string
-	place string
 }
 
 func (r *reconciliation) breach(b Breach) {
@@ -204,7 +233,13 @@ func (r *reconciliation) readClock(ctx context.Context) error {
 		return fmt.Errorf("open a snapshot of the ledger: %w", err)
 	}
 	r.report.At = r.report.At.UTC()
-	r.judged, r.covered = r.report.At.Add(-r.cfg.Grace), r.cfg.Since
+	r.judged, r.since = r.report.At.Add(-r.cfg.Grace), r.cfg.Since
+	if r.from.Since.After(r.since) {
+		r.since, r.report.Resumed = r.from.Since, true
+	}
+	// A payment that was too young for this run was decided after judged, and so accepted at most
+	// DecideWithin before.
+	r.to.Since = r.judged.Add(-2 * payment.DecideWithin)
 	return nil
 }
 
@@ -221,17 +256,37 @@ func (r *reconciliation) addUp(ctx context.Context) error {
 	r.report.Accounts = n.Accounts
 	r.report.Balances, r.report.Holds, r.report.Funded, r.report.Pending = sum.Balances, sum.Holds, sum.Funded, sum.Pending
 	r.examined[Conservation], r.examined[Account], r.examined[Outcome], r.examined[Overdue] = 1, n.Accounts, n.Claims, sum.Pending
+	r.examined[Booking], r.examined[Deadline], r.examined[Spent], r.examined[Position] = n.Claims+n.Fundings, n.Claims, n.Accounts, n.Accounts
+	for _, list := range []func(context.Context, ledger.Sum) error{
+		r.listCurrencies, r.listAccounts, r.listBookings, r.listOutcomes, r.listClaims, r.listOverdue, r.listCounters,
+	} {
+		if err := list(ctx, sum); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *reconciliation) listCurrencies(ctx context.Context, sum ledger.Sum) error {
+	rupiah := money.IDR.String()
 	if sum.Balances+sum.Holds != sum.Funded {
 		r.breach(Breach{Check: Conservation, Problem: fmt.Sprintf("balances %d + holds %d differ by %+d from the %d that were funded",
 			sum.Balances, sum.Holds, sum.Balances+sum.Holds-sum.Funded, sum.Funded)})
 	}
-	if err := r.listAccounts(ctx, sum); err != nil {
+	if sum.CurrenciesOff == 0 {
+		return nil
+	}
+	currencies, err := ledger.ReadCurrenciesOff(ctx, r.tx, MaxListed)
+	if err != nil {
 		return err
 	}
-	if err := r.listOutcomes(ctx, sum); err != nil {
-		return err
+	for _, c := range currencies {
+		if c.Currency == rupiah && sum.Balances+sum.Holds != sum.Funded {
+			continue // reported above
+		}
+		r.breach(Breach{Check: Conservation, Problem: fmt.Sprintf("balances and holds in %s sum to %+d, with the world outside, instead of 0", c.Currency, c.Sum)})
 	}
-	return r.listOverdue(ctx)
+	return nil
 }
 
 func (r *reconciliation) listAccounts(ctx context.Context, sum ledger.Sum) error {
@@ -244,6 +299,12 @@ func (r *reconciliation) listAccounts(ctx context.Context, sum ledger.Sum) error
 	}
 	for _, a := range accounts {
 		b := Breach{Check: Account, Account: a.ID, Problem: fmt.Sprintf("has %d, but should have %d: %+d", a.Balance, a.Should, a.Balance-a.Should)}
+		if a.Balance == a.Should {
+			b.Problem = fmt.Sprintf("holds %d, but should hold %d", a.Held, a.ShouldHold)
+		}
+		if a.Currency != money.IDR.String() {
+			b.Problem += " (in " + a.Currency + ")"
+		}
 		if len(a.Payments) > 0 {
 			b.Payment = a.Payments[0]
 			b.Problem += ", which is the amount of " + strings.Join(a.Payments, ", ")
@@ -269,202 +330,132 @@ func (r *reconciliation) listOutcomes(ctx context.Context, sum ledger.Sum) error
 	return nil
 }
 
-func (r *reconciliation) listOverdue(ctx context.Context) error {
-	overdue, err := ledger.ReadOverdue(ctx, r.tx, r.judged)
+func (r *reconciliation) listBookings(ctx context.Context, sum ledger.Sum) error {
+	if sum.BookedOff == 0 {
+		return nil
+	}
+	bookings, err := ledger.ReadBookingsOff(ctx, r.tx, MaxListed)
+	if err != nil {
+		return err
+	}
+	for _, o := range bookings {
+		b := Breach{Check: Booking, Payment: o.Key, Account: o.Account, Problem: "has other entries than its own"}
+		switch {
+		case o.Key != "":
+		case o.Transfer != "":
+			b.Problem = "transfer " + o.Transfer + " has other entries than its own"
+		default:
+			b.Problem = "has entries of transaction " + o.Transaction.String() + ", which is no payment and no transfer"
+		}
+		r.breach(b)
+	}
+	r.breaches[Booking] = sum.BookedOff
+	return nil
+}
+
+func (r *reconciliation) listClaims(ctx context.Context, _ ledger.Sum) error {
+	claims, all, err := ledger.ReadClaimsOff(ctx, r.tx, MaxListed)
+	if err != nil {
+		return err
+	}
+	for _, c := range claims {
+		b := Breach{Check: ClaimTrue, Payment: c.Key, Problem: "its amounts in rupiah, or its price, contradict each other"}
+		if c.Late {
+			b.Check = Deadline
+			b.Problem = fmt.Sprintf("was reserved at %s, and its deadline, %s, is later than %s after that",
+				c.Created.UTC().Format(time.RFC3339), c.Deadline.UTC().Format(time.RFC3339), payment.DecideWithin)
+			if c.Pending {
+				b.Problem += "; it holds money until then"
+			}
+		}
+		r.breach(b)
+	}
+	if len(claims) > 0 {
+		r.breaches[Deadline] += all - int64(len(claims))
+	}
+	return nil
+}
+
+func (r *reconciliation) listOverdue(ctx context.Context, _ ledger.Sum) error {
+	overdue, all, err := ledger.ReadOverdue(ctx, r.tx, r.judged, MaxListed)
 	if err != nil {
 		return err
 	}
 	for _, o := range overdue {
 		r.breach(Breach{Check: Overdue, Payment: o.Key, Problem: "is PENDING, but its deadline was " + o.Deadline.UTC().Format(time.RFC3339)})
 	}
+	r.breaches[Overdue] = all
 	return nil
 }
 
-// readLedger reads the claims that are compared with events.
-func (r *reconciliation) readLedger(ctx context.Context) error {
-	// A request's event is older than its claim. Twice the deadline covers the claims of all
-	// compared events.
-	since := r.cfg.Since
-	if !since.IsZero() {
-		since = since.Add(-2 * payment.DecideWithin)
-	}
-	return ledger.EachClaim(ctx, r.tx, since, func(c ledger.DatedClaim) {
-		r.entries[hashKey(c.Key)] = &entry{
-			id: c.ReservationID, fingerprint: c.Fingerprint, attempt: c.AttemptID, status: c.Status, reason: c.Reason,
-			accepted: c.Accepted, decided: c.Decided,
-		}
-	})
-}
-
-// read reads the records of a topic, and notes from which time on the topic still has all records.
-func (r *reconciliation) read(ctx context.Context, topic string, take func(m *sarama.ConsumerMessage)) error {
-	reader, err := kafka.OpenReader(r.cfg.Kafka, "reconcile", kafka.Range{Topic: topic, Since: r.cfg.Since})
+func (r *reconciliation) listCounters(ctx context.Context, _ ledger.Sum) error {
+	spent, all, err := ledger.ReadSpentOff(ctx, r.tx, r.report.At, MaxListed)
 	if err != nil {
 		return err
+	}
+	for _, c := range spent {
+		r.breach(Breach{Check: Spent, Account: c.Account, Problem: fmt.Sprintf("has counted %d %s as spent today, but its payments are %d", c.Is, c.Currency, c.Should)})
+	}
+	r.breaches[Spent] = all
+	positions, all, err := ledger.ReadPositionsOff(ctx, r.tx, MaxListed)
+	if err != nil {
+		return err
+	}
+	for _, c := range positions {
+		r.breach(Breach{Check: Position, Account: c.Account, Problem: fmt.Sprintf("has the position %d in %s, but its exchanges and holds are %d", c.Is, c.Currency, c.Should)})
+	}
+	r.breaches[Position] = all
+	return nil
+}
+
+// read reads the records of a topic. covered is the time from which on the topic has all records.
+func (r *reconciliation) read(ctx context.Context, topic string, take func(m *sarama.ConsumerMessage) error) (covered time.Time, err error) {
+	covered = r.since
+	want := kafka.Range{Topic: topic, Since: r.since}
+	if r.report.Resumed {
+		want.Resume, want.ResumeID = r.from.Topics[topic].Next, r.from.Topics[topic].ID
+	}
+	reader, err := kafka.OpenReader(r.cfg.Kafka, "reconcile", want)
+	if err != nil {
+		return covered, err
 	}
 	defer reader.Close()
-	trimmed := map[int32]bool{}
+	at := progress{ID: reader.TopicID(), Next: map[int32]int64{}}
+	r.to.Topics[topic] = at
+	trimmed, ends := map[int32]bool{}, map[int32]int64{}
 	for _, s := range reader.Spans() {
-		trimmed[s.Partition] = s.Trimmed
+		trimmed[s.Partition], ends[s.Partition] = s.Trimmed, s.To
 	}
-	return reader.Each(ctx, func(m *sarama.ConsumerMessage) error {
+	err = reader.Each(ctx, func(m *sarama.ConsumerMessage) error {
 		if trimmed[m.Partition] {
 			trimmed[m.Partition] = false
-			if m.Timestamp.After(r.covered) {
-				r.covered = m.Timestamp
+			if m.Timestamp.After(covered) {
+				covered = m.Timestamp
 			}
 		}
-		take(m)
-		return nil
+		if _, found := at.Next[m.Partition]; !found && !m.Timestamp.Before(r.to.Since.Truncate(time.Millisecond)) {
+			at.Next[m.Partition] = m.Offset
+		}
+		return take(m)
 	})
-}
-
-func (r *reconciliation) readRequests(ctx context.Context) error {
-	return r.read(ctx, r.cfg.Kafka.RequestTopic, func(m *sarama.ConsumerMessage) {
-		e := kafkasource.ReadRecord(ctx, "reconcile", m)
-		request, err := event.ReadRequest(e, r.cfg.Keys, r.cfg.AllowUnsigned)
-		if err != nil {
-			r.report.Foreign++ // worker refused it for the same reason
-			return
-		}
-		known := r.entries[hashKey(request.Key)]
-		if known != nil && known.fingerprint == request.Fingerprint() {
-			known.requested = true
-		}
-		// A request without a deadline gets one when it is reserved. The time of its record is
-		// earlier.
-		if m.Timestamp.After(r.judged) || request.Deadline.After(r.judged) {
-			r.report.TooYoung++
-			return
-		}
-		r.examined[RequestDecided]++
-		switch {
-		case known == nil:
-			r.undecided = append(r.undecided, undecided{request.Key, kafka.PlaceOf(m).String()})
-		case known.status == payment.Pending:
-			r.breach(Breach{Check: RequestDecided, Payment: request.Key, Problem: "was requested, but is still PENDING after its deadline and a sweep"})
-		}
-	})
-}
-
-func (r *reconciliation) readResults(ctx context.Context) error {
-	return r.read(ctx, r.cfg.Kafka.ResultTopic, func(m *sarama.ConsumerMessage) {
-		e := kafkasource.ReadRecord(ctx, "reconcile", m)
-		result, err := event.ReadResult(e, r.cfg.Keys)
-		if err != nil {
-			r.report.Foreign++
-			return
-		}
-		known := r.entries[hashKey(result.Key)]
-		if known == nil && m.Timestamp.After(r.judged) {
-			return // decided after the snapshot
-		}
-		r.examined[ResultTrue]++
-		if known != nil && known.fingerprint == result.Fingerprint {
-			known.published = true
-		}
-		if problem := contradiction(known, result); problem != "" {
-			r.breach(Breach{Check: ResultTrue, Payment: result.Key, Problem: fmt.Sprintf("has the result %s %s %s (%s), but %s",
-				result.Status, result.Reason, result.Ref, kafka.PlaceOf(m).String(), problem)})
-		}
-	})
-}
-
-// contradiction describes how a result differs from the ledger's entry; "" means that they agree.
-func contradiction(known *entry, result event.PaymentResult) string {
-	switch {
-	case known == nil:
-		return "the ledger does not know it"
-	case known.fingerprint != result.Fingerprint:
-		if result.Status != payment.Failed || result.Reason != payment.IdempotencyMismatch {
-			return "the ledger has its key for another request"
-		}
-	case result.Status == payment.Success || result.Status == payment.SuccessReplay:
-		if known.status != payment.Committed || known.id.String() != result.Ref {
-			return fmt.Sprintf("the ledger says %s %s %s", known.status, known.reason, known.id)
-		}
-		if result.Status == payment.Success && known.attempt != "" && result.AttemptID != known.attempt {
-			return "an attempt that was not the first got SUCCESS"
-		}
-	case known.status != payment.RolledBack || known.reason != result.Reason:
-		return fmt.Sprintf("the ledger says %s %s", known.status, known.reason)
-	}
-	return ""
-}
-
-// compare compares the ledger with the events that were read.
-func (r *reconciliation) compare(ctx context.Context) error {
-	var unpublished, unrequested []uuid.UUID
-	for _, e := range r.entries {
-		if e.decided.IsZero() || e.decided.After(r.judged) {
-			r.report.TooYoung++
-			continue
-		}
-		if e.accepted.IsZero() || !e.accepted.After(r.covered) {
-			continue // the topics may have deleted its events
-		}
-		// Only the gateway sets attempt ids, and it sends every payment through Kafka.
-		if e.attempt != "" {
-			if r.examined[RequestKept]++; !e.requested {
-				unrequested = append(unrequested, e.id)
-			}
-		}
-		// A caller of payments over gRPC gets the answer directly, without an event.
-		if e.requested {
-			if r.examined[ResultTold]++; !e.published {
-				unpublished = append(unpublished, e.id)
-			}
+	for partition, end := range ends {
+		if _, found := at.Next[partition]; !found {
+			at.Next[partition] = end
 		}
 	}
-	r.report.Since = r.covered
-	if err := r.name(ctx, unpublished, Breach{Check: ResultTold, Problem: "is decided, but its result event is missing"}); err != nil {
-		return err
-	}
-	return r.name(ctx, unrequested, Breach{Check: RequestKept, Problem: "came through Kafka, but its request event is missing"})
+	return covered, err
 }
 
-// name reports a breach for each reservation, with its key.
-func (r *reconciliation) name(ctx context.Context, ids []uuid.UUID, b Breach) error {
-	listed := ids[:min(len(ids), MaxListed)]
-	keys, err := ledger.ReadKeys(ctx, r.tx, listed)
-	if err != nil {
-		return err
-	}
-	for _, key := range keys {
-		b.Payment = key
-		r.breach(b)
-	}
-	r.breaches[b.Check] += int64(len(ids) - len(listed))
-	return nil
-}
-
-// excuse reports the undecided requests as breaches, except those that an operator has discarded.
-func (r *reconciliation) excuse(ctx context.Context) error {
-	if len(r.undecided) == 0 {
-		return nil
-	}
-	letters := map[string]string{} // the position of the dead letter, by key
+// readLetters reads the dead letters.
+func (r *reconciliation) readLetters(ctx context.Context, take func(m *sarama.ConsumerMessage)) error {
 	for _, topic := range []string{r.cfg.Kafka.DeadLetterTopic, r.cfg.Kafka.ParkedTopic} {
-		err := r.read(ctx, topic, func(m *sarama.ConsumerMessage) {
-			letters[string(m.Key)] = kafka.PlaceOf(m).String()
+		err := kafka.Read(ctx, r.cfg.Kafka, "reconcile", kafka.Range{Topic: topic, Since: r.since}, func(m *sarama.ConsumerMessage) error {
+			take(m)
+			return nil
 		})
 		if err != nil {
 			return err
 		}
-	}
-	discarded, err := ledger.ReadDiscarded(ctx, r.tx)
-	if err != nil {
-		return err
-	}
-	for _, u := range r.undecided {
-		if discarded[u.key] {
-			continue
-		}
-		b := Breach{Check: RequestDecided, Payment: u.key, Problem: "was requested (" + u.place + "), but the ledger has no outcome"}
-		if at := letters[u.key]; at != "" {
-			b.Problem += "; it is a dead letter, " + at
-		}
-		r.breach(b)
 	}
 	return nil
 }
