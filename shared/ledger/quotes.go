@@ -88,7 +88,7 @@ type ManyQuotesError struct{ RetryAfter time.Duration } // until the next of the
 
 func (e *ManyQuotesError) Error() string { return "the client has too many open quotes" }
 
-// PutQuote keeps a quote. It returns a ManyQuotesError if the client has MaxOpen open quotes, and
+// PutQuote keeps a quote. If there is a quote with its id, PutQuote returns that one. It returns a ManyQuotesError if the client has MaxOpen open quotes, and
 // ErrFull if too many quotes wait.
 func (l *Ledger) PutQuote(ctx context.Context, n NewQuote) (q Quote, err error) {
 	if n.Lifetime < payment.MinQuoteLifetime || n.Lifetime > payment.MaxQuoteLifetime {
@@ -113,11 +113,19 @@ func putQuote(ctx context.Context, tx pgx.Tx, n NewQuote) (Quote, error) {
 	var open int
 	var first pgtype.Timestamptz
 	var now time.Time
+	var kept []Quote
 	b := &pgx.Batch{}
 	b.Queue(lockClientSQL, n.Client)
+	b.Queue(readQuotesSQL, []string{n.ID.String()}).Query(func(rows pgx.Rows) (err error) {
+		kept, err = collectQuotes(rows)
+		return err
+	})
 	b.Queue(openQuotesSQL, n.Client).QueryRow(func(row pgx.Row) error { return row.Scan(&open, &first, &now) })
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return Quote{}, err
+	}
+	if len(kept) == 1 {
+		return kept[0], nil // the answer to an earlier call was lost
 	}
 	if open >= n.MaxOpen {
 		return Quote{}, &ManyQuotesError{max(first.Time.Sub(now), 0)}

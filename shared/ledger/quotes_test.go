@@ -48,8 +48,14 @@ func TestAClientHasFewOpenQuotes(t *testing.T) {
 	if len(given) != most || refused != asked-most {
 		t.Fatalf("%d given, %d refused", len(given), refused)
 	}
-	if _, err := w.PutQuote(t.Context(), quoteOf("other", 1)); err != nil {
+	other := quoteOf("other", 1)
+	q, err := w.PutQuote(t.Context(), other)
+	if err != nil {
 		t.Errorf("of another client: %v", err)
+	}
+	// The answer may be lost. The same call again gets the same quote.
+	if again, err := w.PutQuote(t.Context(), other); err != nil || again.ID != q.ID || !again.Expires.Equal(q.Expires) {
+		t.Errorf("the same quote again: %+v, %v; want %+v", again, err, q)
 	}
 	w.exec(`UPDATE quotes SET used_by = gen_random_uuid() WHERE quote_id = $1`, given[0].ID)
 	w.exec(`UPDATE quotes SET expires_at = now() - interval '1 second' WHERE quote_id = $1`, given[1].ID)

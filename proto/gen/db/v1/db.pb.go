@@ -3560,7 +3560,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xb4\n" +
+	"BAD_STATUS\x10\x052\xb9\n" +
 	"\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -3577,8 +3577,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
 	"BalancesAt\x12\x18.db.v1.BalancesAtRequest\x1a\x19.db.v1.BalancesAtResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\tStatement\x12\x17.db.v1.StatementRequest\x1a\x18.db.v1.StatementResponse\"\x03\x90\x02\x01\x12L\n" +
-	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12;\n" +
-	"\bPutQuote\x12\x16.db.v1.PutQuoteRequest\x1a\x17.db.v1.PutQuoteResponse\x127\n" +
+	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12@\n" +
+	"\bPutQuote\x12\x16.db.v1.PutQuoteRequest\x1a\x17.db.v1.PutQuoteResponse\"\x03\x90\x02\x02\x127\n" +
 	"\tFindQuote\x12\x17.db.v1.FindQuoteRequest\x1a\f.db.v1.Quote\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +

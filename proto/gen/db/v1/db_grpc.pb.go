@@ -80,7 +80,8 @@ type DbClient interface {
 	Statement(ctx context.Context, in *StatementRequest, opts ...grpc.CallOption) (*StatementResponse, error)
 	// TrialBalance adds up all balances of each currency.
 	TrialBalance(ctx context.Context, in *TrialBalanceRequest, opts ...grpc.CallOption) (*TrialBalanceResponse, error)
-	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have.
+	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have. The same id
+	// again returns the quote that is kept.
 	PutQuote(ctx context.Context, in *PutQuoteRequest, opts ...grpc.CallOption) (*PutQuoteResponse, error)
 	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
 	FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...grpc.CallOption) (*Quote, error)
@@ -328,7 +329,8 @@ type DbServer interface {
 	Statement(context.Context, *StatementRequest) (*StatementResponse, error)
 	// TrialBalance adds up all balances of each currency.
 	TrialBalance(context.Context, *TrialBalanceRequest) (*TrialBalanceResponse, error)
-	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have.
+	// PutQuote keeps a firm quote, unless its client has as many open quotes as it may have. The same id
+	// again returns the quote that is kept.
 	PutQuote(context.Context, *PutQuoteRequest) (*PutQuoteResponse, error)
 	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
 	FindQuote(context.Context, *FindQuoteRequest) (*Quote, error)
