@@ -22,12 +22,21 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/event"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
-// ask is one attempt to pay, in rupiah.
+// ask is one attempt to pay. Only rupiah move if it names no currency.
 type ask struct {
 	key, from, to string
-	amount        int64
+	amount        int64  // minor units of currency
+	currency      string // of the fixed side
+	debit, credit string // the currencies of the balances
+	quote         string // the id of a firm quote
+}
+
+// rupiah is an attempt to pay in rupiah.
+func rupiah(key, from, to string, amount int64) ask {
+	return ask{key: key, from: from, to: to, amount: amount}
 }
 
 // reply is what a caller gets, in the same form for every way.
@@ -37,28 +46,60 @@ type reply struct {
 }
 
 // way is one way into the gateway. open prepares it, and returns how it pays. prefix begins its
-// accounts and keys. posted means that its events go to worker directly, and not through Kafka.
+// accounts and keys. posted means that its requests do not pass through Kafka. onlyRupiah means that its
+// callers cannot name other currencies.
 type way struct {
-	name   string
-	open   func(s *system) func(t *testing.T, a ask) reply
-	prefix string
-	posted bool
+	name       string
+	open       func(s *system) func(t *testing.T, a ask) reply
+	prefix     string
+	posted     bool
+	onlyRupiah bool
 }
 
 var ways = []way{
 	{name: "HTTP", open: overHTTP, prefix: "http"},
-	{name: "gRPC CreatePayment", open: byCreatePayment, prefix: "create"},
-	{name: "gRPC LogAndSettle", open: byLogAndSettle, prefix: "settle"},
+	{name: "gRPC CreatePayment", open: byCreatePayment, prefix: "create", onlyRupiah: true},
+	{name: "gRPC LogAndSettle", open: byLogAndSettle, prefix: "settle", onlyRupiah: true},
+	{name: "gRPC Settle", open: bySettle, prefix: "priced", posted: true},
 	{name: "CloudEvent posted to worker", open: byPostedEvent, prefix: "post", posted: true},
 	{name: "CloudEvent in Kafka", open: byEvent, prefix: "event"},
-	{name: "plain record in Kafka", open: byPlainRecord, prefix: "plain"},
+	{name: "plain record in Kafka", open: byPlainRecord, prefix: "plain", onlyRupiah: true},
 	{name: "replay of a file to worker", open: byReplay, prefix: "replay", posted: true},
 }
 
 func overHTTP(s *system) func(*testing.T, ask) reply {
 	return func(_ *testing.T, a ask) reply {
-		got := s.pay(a.key, a.from, a.to, "IDR", a.amount)
+		got := s.post(a.body())
 		return reply{got.Status, got.Reason, got.Ref, got.Code == 400}
+	}
+}
+
+// body is the body of the payment over HTTP.
+func (a ask) body() string {
+	if a.currency == "" {
+		return body(a.key, a.from, a.to, "IDR", a.amount)
+	}
+	var quote any // nil leaves the field out
+	if a.quote != "" {
+		quote = a.quote
+	}
+	return body(a.key, a.from, a.to, a.currency, amountOf(a.amount, a.currency).String(),
+		"debit_currency", a.debit, "credit_currency", a.credit, "quote_id", quote)
+}
+
+// bySettle calls as worker does.
+func bySettle(s *system) func(*testing.T, ask) reply {
+	payments := paymentsv1.NewPaymentsServiceClient(s.Conn("payments"))
+	return func(t *testing.T, a ask) reply {
+		got, err := payments.Settle(t.Context(), rpc.FromPayment(s.attempt(t, a)))
+		if err != nil {
+			return reply{rejected: invalidArgument(t, err)}
+		}
+		outcome, err := rpc.ToOutcome(got.Outcome)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply{status: string(outcome.Status), reason: string(outcome.Reason), ref: outcome.Ref}
 	}
 }
 
@@ -167,12 +208,21 @@ func byReplay(s *system) func(*testing.T, ask) reply {
 	}
 }
 
-// requested returns the signed event of one attempt. Each call makes another attempt.
+// attempt returns the priced payment of one attempt. Each call makes another attempt.
+func (s *system) attempt(t *testing.T, a ask) payment.Payment {
+	t.Helper()
+	p := request(a.key, a.from, a.to, a.amount)
+	if a.currency != "" {
+		p = s.priced(t, p, a)
+	}
+	p.AttemptID = fmt.Sprintf("%s at %d", a.key, time.Now().UnixNano())
+	return p
+}
+
+// requested returns the signed event of one attempt.
 func (s *system) requested(t *testing.T, a ask) cloudevents.Event {
 	t.Helper()
-	r := request(a.key, a.from, a.to, a.amount)
-	r.AttemptID = fmt.Sprintf("%s at %d", a.key, time.Now().UnixNano())
-	e, err := event.Requested("/test", r, "", time.Now())
+	e, err := event.Requested("/test", s.attempt(t, a), "", time.Now())
 	if err == nil {
 		err = s.keys.Sign(&e)
 	}
@@ -213,10 +263,16 @@ func (a ask) isPayment() bool {
 func TestEveryWayInPaysAlike(t *testing.T) {
 	s := start(t, options{})
 	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 1_000_000_000, MinAmountIdr: ptr(int64(1)), RandomRejectPpm: ptr(uint32(0))})
+	s.exchanges()
 	posted := map[string]bool{}
 	for _, w := range ways {
 		posted[w.prefix] = w.posted
-		t.Run(w.name, func(t *testing.T) { s.conforms(t, w) })
+		t.Run(w.name, func(t *testing.T) {
+			s.conforms(t, w)
+			if !w.onlyRupiah {
+				s.conformsInCurrencies(t, w)
+			}
+		})
 	}
 	s.drain()
 	for _, b := range s.reconcile().Breaches {
@@ -245,25 +301,25 @@ func (s *system) conforms(t *testing.T, w way) {
 		ask  ask
 		want string // status and reason; empty: the input is rejected
 	}{
-		{"settled", ask{"1", payer, payee, 5000}, "SUCCESS committed"},
-		{"a second attempt", ask{"1", payer, payee, 5000}, "SUCCESS_REPLAY duplicate_idempo"},
-		{"the key of another request", ask{"1", payer, payee, 5001}, "FAILED idempotency_mismatch"},
-		{"insufficient funds", ask{"2", poor, payee, 1501}, "FAILED insufficient_funds"},
-		{"all funds", ask{"3", poor, payee, 1500}, "SUCCESS committed"},
-		{"a refusal is final", ask{"2", poor, payee, 1501}, "FAILED insufficient_funds"},
-		{"the daily limit", ask{"4", limited, payee, 5001}, "FAILED daily_limit_exceeded"},
-		{"within the daily limit", ask{"5", limited, payee, 5000}, "SUCCESS committed"},
-		{"a blocked sender", ask{"6", blocked, payee, 1000}, "FAILED sender_blocked"},
-		{"a blocked receiver", ask{"7", payer, blocked, 1000}, "FAILED receiver_blocked"},
-		{"an unknown sender", ask{"8", nobody, payee, 1000}, "FAILED unknown_sender"},
-		{"an unknown receiver", ask{"9", payer, nobody, 1000}, "FAILED unknown_receiver"},
-		{"to oneself", ask{"10", payer, payer, 1000}, "FAILED risk_same_party"},
-		{"no amount", ask{"11", payer, payee, 0}, ""},
-		{"a negative amount", ask{"12", payer, payee, -5}, ""},
-		{"no sender", ask{"13", "", payee, 1000}, ""},
-		{"no receiver", ask{"14", payer, "", 1000}, ""},
-		{"the house's account", ask{"15", payer, payment.SettlementAccount, 1000}, ""},
-		{"the key of a hold", ask{payment.HoldPrefix + "16", payer, payee, 1000}, ""},
+		{"settled", rupiah("1", payer, payee, 5000), "SUCCESS committed"},
+		{"a second attempt", rupiah("1", payer, payee, 5000), "SUCCESS_REPLAY duplicate_idempo"},
+		{"the key of another request", rupiah("1", payer, payee, 5001), "FAILED idempotency_mismatch"},
+		{"insufficient funds", rupiah("2", poor, payee, 1501), "FAILED insufficient_funds"},
+		{"all funds", rupiah("3", poor, payee, 1500), "SUCCESS committed"},
+		{"a refusal is final", rupiah("2", poor, payee, 1501), "FAILED insufficient_funds"},
+		{"the daily limit", rupiah("4", limited, payee, 5001), "FAILED daily_limit_exceeded"},
+		{"within the daily limit", rupiah("5", limited, payee, 5000), "SUCCESS committed"},
+		{"a blocked sender", rupiah("6", blocked, payee, 1000), "FAILED sender_blocked"},
+		{"a blocked receiver", rupiah("7", payer, blocked, 1000), "FAILED receiver_blocked"},
+		{"an unknown sender", rupiah("8", nobody, payee, 1000), "FAILED unknown_sender"},
+		{"an unknown receiver", rupiah("9", payer, nobody, 1000), "FAILED unknown_receiver"},
+		{"to oneself", rupiah("10", payer, payer, 1000), "FAILED risk_same_party"},
+		{"no amount", rupiah("11", payer, payee, 0), ""},
+		{"a negative amount", rupiah("12", payer, payee, -5), ""},
+		{"no sender", rupiah("13", "", payee, 1000), ""},
+		{"no receiver", rupiah("14", payer, "", 1000), ""},
+		{"the house's account", rupiah("15", payer, payment.SettlementAccount, 1000), ""},
+		{"the key of a hold", rupiah(payment.HoldPrefix + "16", payer, payee, 1000), ""},
 	} {
 		if !strings.HasPrefix(tc.ask.key, payment.HoldPrefix) {
 			tc.ask.key = prefix + "-" + tc.ask.key
