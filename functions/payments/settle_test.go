@@ -34,6 +34,7 @@ type ledger struct {
 	committed *dbv1.CommitReservationResponse
 	rolled    *dbv1.RollbackReservationResponse
 	failed    payment.Outcome
+	found     payment.Record
 	down      string // the call that is not answered
 	calls     []string
 }
@@ -60,6 +61,10 @@ func (l *ledger) RollbackReservation(_ context.Context, in *dbv1.RollbackReserva
 
 func (l *ledger) Fail(_ context.Context, in *dbv1.CloseRequest) (*commonv1.Outcome, error) {
 	return rpc.FromOutcome(l.failed), l.call("fail for " + in.Reason)
+}
+
+func (l *ledger) Find(context.Context, *dbv1.FindRequest) (*commonv1.Record, error) {
+	return rpc.FromRecord(l.found), l.call("find")
 }
 
 func (l *ledger) conn() grpc.ClientConnInterface {
@@ -179,6 +184,54 @@ func TestSettle(t *testing.T) {
 				t.Errorf("%q after %q; want %q after %q", heard, l.calls, tc.want, tc.calls)
 			}
 		})
+	}
+}
+
+// If an earlier attempt has reserved, the price is that attempt's. Only a payment that is not in rupiah
+// is read for it.
+func TestSettleTellsThePriceThatTheLedgerHas(t *testing.T) {
+	usd, _ := money.ParseCurrency("USD")
+	sent := payment.Payment{
+		Key: "k", Sender: "A", Receiver: "B", AmountIDR: 155_000, Currency: usd, Minor: 1000,
+		DebitCurrency: usd, CreditCurrency: usd, DebitMinor: 1000, CreditMinor: 1000,
+	}
+	rupiah := payment.Payment{Key: "k", Sender: "A", Receiver: "B", AmountIDR: 155_000, Currency: usd, Minor: 1000}
+	first := sent
+	first.DebitMinor, first.CreditMinor = 999, 999
+	committed := payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true)
+	mismatch := payment.Decline(payment.IdempotencyMismatch)
+	mismatch.Replay = true
+	for name, tc := range map[string]struct {
+		sent   payment.Payment
+		ledger ledger
+		want   int64 // the debit; 0: none is told
+	}{
+		"a first attempt":   {sent, ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)}, 0},
+		"a second attempt":  {sent, ledger{reserved: committed}, 999},
+		"in rupiah":         {rupiah, ledger{reserved: committed}, 0},
+		"another payment's": {sent, ledger{reserved: mismatch}, 0},
+		"one that finishes the first": {
+			sent, ledger{reserved: payment.Standing(payment.Pending, "", "r", true), committed: answer(dbv1.TxStatus_OK, "")}, 999,
+		},
+		"one that rolls the first back": {
+			sent, ledger{
+				reserved: payment.Standing(payment.Pending, "", "r", true), committed: answer(dbv1.TxStatus_BAD_STATUS, payment.CommitFailed),
+				rolled: rolledBack(dbv1.TxStatus_OK, payment.CommitFailed),
+			}, 999,
+		},
+	} {
+		l := tc.ledger
+		l.found = payment.Record{Payment: first, Outcome: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)}
+		p := &Payments{db: dbv1.NewDbClient(l.conn()), metrics: newMetrics(function.NewRegistry())}
+		got, err := p.Settle(t.Context(), rpc.FromPayment(tc.sent))
+		if err != nil || got.GetPayment().GetDebitMinor() != tc.want {
+			t.Errorf("%s: %+v, %v; want %d", name, got, err, tc.want)
+		}
+	}
+	l := ledger{reserved: committed, down: "find"}
+	p := &Payments{db: dbv1.NewDbClient(l.conn()), metrics: newMetrics(function.NewRegistry())}
+	if _, err := p.Settle(t.Context(), rpc.FromPayment(sent)); status.Code(err) != codes.Unavailable {
+		t.Errorf("not read: %v", err)
 	}
 }
 

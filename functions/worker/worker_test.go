@@ -25,13 +25,14 @@ import (
 type payments struct {
 	paymentsv1.UnimplementedPaymentsServiceServer
 	outcome *commonv1.Outcome
+	kept    *commonv1.Payment // as the ledger has it; nil: as it was sent
 	err     error
 	asked   []*commonv1.Payment
 }
 
 func (p *payments) Settle(_ context.Context, in *commonv1.Payment) (*paymentsv1.SettleResponse, error) {
 	p.asked = append(p.asked, in)
-	return &paymentsv1.SettleResponse{Outcome: p.outcome, ReserveMicros: 3, CommitMicros: 4}, p.err
+	return &paymentsv1.SettleResponse{Outcome: p.outcome, Payment: p.kept, ReserveMicros: 3, CommitMicros: 4}, p.err
 }
 
 // outbox notes what is published.
@@ -133,5 +134,57 @@ func TestHandle(t *testing.T) {
 				t.Errorf("%s, %v, after %d calls; want %s", got, err, len(tc.payments.asked), tc.want)
 			}
 		})
+	}
+}
+
+// The result tells the price that the ledger has. A second attempt was priced at another time.
+func TestTheResultTellsWhatMoved(t *testing.T) {
+	var keys event.Keyring
+	if err := keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	usd, _ := money.ParseCurrency("USD")
+	sent := payment.Payment{
+		Key: "k", Sender: "A", Receiver: "B", AmountIDR: 155_000, Currency: usd, Minor: 1000, AttemptID: "attempt",
+		DebitCurrency: usd, CreditCurrency: usd, DebitMinor: 1000, CreditMinor: 1000,
+	}
+	other := sent
+	other.DebitMinor, other.CreditMinor = 999, 999
+	committed := payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)
+	replayed := payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true)
+	mismatch := payment.Decline(payment.IdempotencyMismatch)
+	mismatch.Replay = true
+	for name, tc := range map[string]struct {
+		payments payments
+		debit    int64
+		entries  int
+	}{
+		"settled":       {payments{outcome: rpc.FromOutcome(committed)}, 1000, 2},
+		"replayed":      {payments{outcome: rpc.FromOutcome(replayed), kept: rpc.FromPayment(other)}, 999, 2},
+		"declined":      {payments{outcome: rpc.FromOutcome(payment.Decline(payment.InsufficientFunds))}, 1000, 0},
+		"another one's": {payments{outcome: rpc.FromOutcome(mismatch)}, 0, 0},
+	} {
+		out := &outbox{}
+		conn := rpc.InProcess(func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, &tc.payments) }, nil)
+		service, err := build(Config{Keys: keys}, function.Dependencies{
+			Conns: map[string]grpc.ClientConnInterface{"payments": conn}, Publisher: out, Now: time.Now, Registry: function.NewRegistry(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := event.Requested("/pgw/gateway", sent, "", time.Now())
+		if err == nil {
+			err = keys.Sign(&e)
+		}
+		if err == nil {
+			err = service.Events(t.Context(), e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := event.Decode[event.PaymentResult](out.events[0])
+		if err != nil || got.DebitMinor != tc.debit || len(got.Entries) != tc.entries {
+			t.Errorf("%s: %+v, %v", name, got.Moved, err)
+		}
 	}
 }

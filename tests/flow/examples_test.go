@@ -38,7 +38,9 @@ func exampleRuns(t *testing.T) (runs []exampleRun) {
 // seeds' accounts.
 func TestExamples(t *testing.T) {
 	s := start(t, options{})
-	s.open(1_000_000_000, "ACC001", "ACC002")
+	s.open(1_000_000_000, "ACC002")
+	s.openWith("ACC001", amountOf(1_000_000_000, "IDR"), amountOf(1000_00, "USD"))
+	s.exchanges()
 	at := strings.NewReplacer("127.0.0.1:18080", s.Addr("gateway"), "127.0.0.1:19102", s.Addr("fx"), "127.0.0.1:19093", s.Addr("wallet"),
 		"127.0.0.1:19094", s.Addr("risk"), "127.0.0.1:19095", s.Addr("db"), "127.0.0.1:19096", s.Addr("payments"))
 	languages := map[string]bool{}

@@ -319,7 +319,7 @@ func (s *system) conforms(t *testing.T, w way) {
 		{"no sender", rupiah("13", "", payee, 1000), ""},
 		{"no receiver", rupiah("14", payer, "", 1000), ""},
 		{"the house's account", rupiah("15", payer, payment.SettlementAccount, 1000), ""},
-		{"the key of a hold", rupiah(payment.HoldPrefix + "16", payer, payee, 1000), ""},
+		{"the key of a hold", rupiah(payment.HoldPrefix+"16", payer, payee, 1000), ""},
 	} {
 		if !strings.HasPrefix(tc.ask.key, payment.HoldPrefix) {
 			tc.ask.key = prefix + "-" + tc.ask.key
