@@ -25,6 +25,8 @@ import (
 	"github.com/chromedp/chromedp/kb"
 	"github.com/jackc/pgx/v5"
 
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
@@ -45,6 +47,7 @@ const (
 type suite struct {
 	url     string
 	wallet  walletv1.AdminClient
+	db      dbv1.AdminClient
 	conn    *pgx.Conn
 	browser context.Context
 	axe     string // the source of axe-core
@@ -148,6 +151,7 @@ func (s *suite) run(t *testing.T) {
 	var at struct {
 		Gateway string `json:"gateway_url"`
 		Wallet  string `json:"wallet_addr"`
+		DB      string `json:"db_addr"`
 		Risk    string `json:"risk_addr"`
 	}
 	for deadline := time.Now().Add(start); ; time.Sleep(50 * time.Millisecond) {
@@ -169,6 +173,12 @@ func (s *suite) run(t *testing.T) {
 	}
 	t.Cleanup(func() { wallet.Close() })
 	s.wallet = walletv1.NewAdminClient(wallet)
+	db, err := rpc.Dial(at.DB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	s.db = dbv1.NewAdminClient(db)
 	risk, err := rpc.Dial(at.Risk)
 	if err != nil {
 		t.Fatal(err)
@@ -194,6 +204,25 @@ func (s *suite) accounts(t *testing.T) (sender, receiver string) {
 		t.Fatal(err)
 	}
 	return sender, receiver
+}
+
+// give sets what an account can spend in one currency. It stays active, without a limit.
+func (s *suite) give(t *testing.T, id string, minor int64, currency string) {
+	t.Helper()
+	if _, err := s.db.SeedAccounts(t.Context(), &dbv1.SeedAccountsRequest{Accounts: []*dbv1.Account{{
+		AccountId: id, Owner: "Ayu", Currency: "IDR", BalanceIdr: 1_000_000, Status: "ACTIVE", Balances: []*commonv1.Amount{{Minor: minor, Currency: currency}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// has returns what an account can spend in one currency, in minor units.
+func (s *suite) has(t *testing.T, id, currency string) (minor int64) {
+	t.Helper()
+	if err := s.conn.QueryRow(t.Context(), `SELECT coalesce(sum(available), 0) FROM balances WHERE account_id = $1 AND currency = $2`, id, currency).Scan(&minor); err != nil {
+		t.Fatal(err)
+	}
+	return minor
 }
 
 func (s *suite) balance(t *testing.T, id string) (balance int64) {
@@ -388,8 +417,29 @@ func (p *tab) form(sender, receiver, amount, currency string) {
 	p.fill("#sender", sender)
 	p.fill("#receiver", receiver)
 	p.fill("#amount", amount)
-	p.do(chromedp.SetValue("#currency", currency))
-	eval[bool](p, `document.getElementById('currency').dispatchEvent(new Event('change', {bubbles: true}))`)
+	p.choose("currency", currency)
+}
+
+// choose chooses an option of a list, which may have to be read first.
+func (p *tab) choose(id, option string) {
+	p.t.Helper()
+	p.until(fmt.Sprintf("%s offers %s", id, option), fmt.Sprintf(`[...document.getElementById(%q).options].some((o) => o.value === %q)`, id, option))
+	eval[bool](p, fmt.Sprintf(`(() => {
+		const list = document.getElementById(%q);
+		list.value = %q;
+		return ['input', 'change'].every((type) => list.dispatchEvent(new Event(type, {bubbles: true})));
+	})()`, id, option))
+}
+
+// exchange fills in a payment between balances of two currencies. fixed is the currency of the amount.
+func (p *tab) exchange(sender, receiver, debit, credit, amount, fixed string) {
+	p.t.Helper()
+	p.fill("#sender", sender)
+	p.fill("#receiver", receiver)
+	p.choose("debit", debit)
+	p.choose("credit", credit)
+	p.fill("#amount", amount)
+	p.choose("currency", fixed)
 }
 
 // shot takes a picture of the whole page, for people.

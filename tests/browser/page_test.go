@@ -34,6 +34,10 @@ func TestPage(t *testing.T) {
 	t.Run("grafana", s.testGrafana)
 	t.Run("cut", s.testCut)
 	t.Run("undecided", s.testUndecided)
+	t.Run("exchange", s.testExchange)
+	t.Run("price_ends", s.testPriceEnds)
+	t.Run("earlier_gateway", s.testEarlierGateway)
+	t.Run("statement", s.testStatement)
 }
 
 // A user pays and follows the whole payment.

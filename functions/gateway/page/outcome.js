@@ -2,7 +2,7 @@
 
 import {$, make} from './dom.js';
 import {settled, traceOf, undecided} from './payment.js';
-import {has, money, rupiah, t, time} from './words.js';
+import {has, money, t, time} from './words.js';
 
 // kind is how an outcome looks: good, bad or open (not known yet).
 export function kind(answer) {
@@ -52,11 +52,11 @@ export function show(payment, answer, actions) {
   $('next').hidden = false;
 }
 
-// showBalances shows both accounts' balances before and after the payment.
+// showBalances shows both balances before and after the payment, as form.moved returns them.
 export function showBalances(before, after) {
-  const ids = Object.keys(after).filter((id) => before[id] !== undefined && after[id] !== undefined);
-  $('balances').hidden = ids.length === 0;
-  $('balances').tBodies[0].replaceChildren(...ids.map((id) => make('tr', {},
-    make('th', {scope: 'row'}, id), make('td', {}, rupiah(before[id])),
-    make('td', {class: after[id] > before[id] ? 'more' : after[id] < before[id] ? 'less' : ''}, rupiah(after[id])))));
+  const pairs = after.map((now) => [before.find((was) => was.id === now.id && was.currency === now.currency), now]).filter(([was]) => was);
+  $('balances').hidden = pairs.length === 0;
+  $('balances').tBodies[0].replaceChildren(...pairs.map(([was, now]) => make('tr', {},
+    make('th', {scope: 'row'}, now.id), make('td', {}, money(was.amount, was.currency)),
+    make('td', {class: Number(now.amount) > Number(was.amount) ? 'more' : Number(now.amount) < Number(was.amount) ? 'less' : ''}, money(now.amount, now.currency)))));
 }

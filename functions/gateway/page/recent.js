@@ -3,7 +3,7 @@
 import {get} from './api.js';
 import {$, make} from './dom.js';
 import {traceLink, words} from './outcome.js';
-import {between, duration, exactTime, money, price, rupiah, t, time} from './words.js';
+import {between, duration, exactTime, has, money, price, rupiah, t, time} from './words.js';
 
 const page = 10;
 let shown = []; // payments on the page
@@ -75,14 +75,19 @@ function rowOf(p) {
 
 const stateOf = (p) => p.status ?? 'PENDING';
 const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open'};
-const amountOf = (p) => (p.amount ? money(p.amount, p.currency) : rupiah(p.amount_idr));
+const sent = (p) => money(p.debit_amount, p.debit_currency);
+const got = (p) => money(p.credit_amount, p.credit_currency);
+// amountOf returns what was sent, or what the client asked for.
+const amountOf = (p) => (p.exchange ? sent(p) : p.amount ? money(p.amount, p.currency) : rupiah(p.amount_idr));
+
+const rateLine = (p, rate) => t('firm.rate_line', {currency: p.debit_currency, amount: price(rate, p.credit_currency)});
 
 function row(p) {
   const state = stateOf(p);
   return make('li', {}, make('button', {type: 'button', 'data-ref': p.ref, onclick: () => open(p)},
     make('time', {datetime: at(p)}, time(at(p))),
     make('span', {class: 'who'}, p.sender_id, ' ', make('span', {class: 'arrow'}, make('span', {class: 'unseen'}, t('recent.to')), make('span', {'aria-hidden': 'true'}, '→')), ' ', p.receiver_id),
-    make('span', {class: 'amount'}, amountOf(p), p.amount_idr && p.currency !== 'IDR' ? make('small', {}, rupiah(p.amount_idr)) : null),
+    make('span', {class: 'amount'}, amountOf(p), p.exchange ? make('small', {}, t('recent.received', {amount: got(p)})) : p.amount_idr && p.currency !== 'IDR' ? make('small', {}, rupiah(p.amount_idr)) : null),
     make('span', {class: `state ${look[state]}`}, t(`state.${state}`), p.status === 'FAILED' ? make('small', {}, words(p).title) : null)));
 }
 
@@ -122,7 +127,12 @@ function detail(p) {
       make('p', {}, p.status ? said.text : p.message ?? '')),
     list([t('detail.from'), p.sender_id], [t('detail.to'), p.receiver_id],
       [t('detail.amount'), p.amount && money(p.amount, p.currency)], [t('detail.amount_idr'), p.amount_idr && rupiah(p.amount_idr)],
-      [t('detail.rate'), p.rate && p.rate_time && price(p.rate)], [t('detail.rate_time'), p.rate_time && exactTime(p.rate_time)]),
+      [t('detail.rate'), !p.exchange && p.rate && p.rate_time && price(p.rate)], [t('detail.rate_time'), p.rate_time && exactTime(p.rate_time)]),
+    ...p.exchange ? [make('h3', {}, t('detail.exchange')), list([t('firm.debit'), sent(p)], [t('firm.credit'), got(p)],
+      [t('firm.rate'), rateLine(p, p.exchange.rate)], [t('detail.mid_rate'), rateLine(p, p.exchange.mid_rate)],
+      [t('firm.spread'), money(p.exchange.spread, p.credit_currency)], [t('detail.quote'), code(p.quote_id)])] : [],
+    ...p.entries?.length ? [make('h3', {}, t('detail.entries')), make('ul', {class: 'entries'}, ...p.entries.map((e) => make('li', {},
+      make('span', {}, e.account_id), make('small', {}, has(`kind.${e.kind}`) ? t(`kind.${e.kind}`) : e.kind), make('b', {}, money(e.amount, e.currency)))))] : [],
     ...times.length ? [make('h3', {}, t('detail.times')), make('ol', {class: 'times'}, ...times.map(([label, when], i) => make('li', {},
       make('span', {}, t(label)), make('time', {datetime: when}, exactTime(when)),
       make('small', {}, i ? t('detail.after', {ms: duration(Math.max(0, between(times[i - 1][1], when)))}) : ''))))] : [],

@@ -39,7 +39,12 @@ export function money(amount, currency, digits) {
 export const rupiah = (amount) => money(amount, 'IDR');
 
 // price formats what one unit costs, with all the digits of the rate.
-export const price = (rate) => money(rate, 'IDR', (rate.split('.')[1] ?? '').length);
+export const price = (rate, currency = 'IDR') => money(rate, currency, digits(rate));
+
+// decimal formats a decimal string with all its digits, without a currency.
+export const decimal = (text) => format({minimumFractionDigits: digits(text), maximumFractionDigits: digits(text)}).format(text);
+
+const digits = (text) => (text.split('.')[1] ?? '').length;
 
 export const number = (value, digits = 0) => format({minimumFractionDigits: digits, maximumFractionDigits: digits}).format(value);
 
