@@ -15,7 +15,8 @@ import (
 // WithKey adds the payment's key to ctx if events of this type belong to a payment. The subject of
 // other events may be an account, which must not be logged.
 func WithKey(ctx context.Context, eventType, subject string) context.Context {
-	if eventType == TypePaymentRequested || eventType == TypePaymentResult {
+	switch eventType {
+	case TypePaymentRequested, TypePaymentRequestedV2, TypePaymentResult:
 		return trace.WithKey(ctx, subject)
 	}
 	return ctx

@@ -361,15 +361,20 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 		id := SeedPrefix + newID().String()
 		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, id, MaxAhead)
 		for _, wanted := range a.Balances {
-			currency, transfer := wanted.Currency.String(), id
-			if wanted.Currency != money.IDR {
-				transfer += ":" + currency
-			}
-			b.Queue(addForTransferSQL, a.AccountID, currency)
-			b.Queue(seedSQL, a.AccountID, currency, transfer, wanted.Minor)
+			queueBalance(b, a.AccountID, wanted, id)
 		}
 	}
 	return tx.SendBatch(ctx, b).Close()
+}
+
+// queueBalance sets what an account can spend in one currency. id begins with SeedPrefix.
+func queueBalance(b *pgx.Batch, account string, wanted money.Amount, id string) {
+	currency := wanted.Currency.String()
+	if wanted.Currency != money.IDR {
+		id += ":" + currency
+	}
+	b.Queue(addForTransferSQL, account, currency)
+	b.Queue(seedSQL, account, currency, id, wanted.Minor)
 }
 
 // Account is an account as readers see it.

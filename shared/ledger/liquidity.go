@@ -57,8 +57,7 @@ func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *
 		}
 		changed = true
 		b := &pgx.Batch{}
-		b.Queue(addForTransferSQL, payment.LiquidityAccount, currency)
-		b.Queue(seedSQL, payment.LiquidityAccount, currency, ":liquidity:"+newID().String(), balance.Minor)
+		queueBalance(b, payment.LiquidityAccount, balance, SeedPrefix+newID().String())
 		b.Queue(limitPositionSQL, currency, limit).Exec(func(tag pgconn.CommandTag) error {
 			if tag.RowsAffected() == 0 {
 				return &InvalidError{&payment.FieldError{Field: "position_limit", Problem: "is less than exchanges have taken already"}}
