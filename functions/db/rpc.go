@@ -155,6 +155,9 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	return out, nil
 }
 
+// maxClient is the maximum length of the name of a client, in bytes. The subject of a token has up to 255.
+const maxClient = 300
+
 // PutQuote implements db.v1.Db.
 func (d *DB) PutQuote(ctx context.Context, in *dbv1.PutQuoteRequest) (*dbv1.PutQuoteResponse, error) {
 	n, err := newQuote(in)
@@ -177,7 +180,7 @@ func newQuote(in *dbv1.PutQuoteRequest) (n ledger.NewQuote, err error) {
 	if n.ID, err = quoteID(in.QuoteId); err != nil {
 		return n, err
 	}
-	if err = payment.CheckText("client", n.Client, payment.MaxOwner); err != nil {
+	if err = payment.CheckText("client", n.Client, maxClient); err != nil {
 		return n, err
 	}
 	n.Payment, err = read(in.GetPayment(), payment.Payment.ValidateQuote)
