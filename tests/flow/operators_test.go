@@ -490,6 +490,72 @@ func TestReconcileMissesEvents(t *testing.T) {
 	}
 }
 
+// A run with a checkpoint compares only what is newer than the last run. A breach is reported again until
+// it is repaired. A checkpoint that does not fit the topics is not used.
+func TestReconcileGoesOnFromACheckpoint(t *testing.T) {
+	s := start(t, options{})
+	cfg := s.books()
+	cfg.Checkpoint = filepath.Join(t.TempDir(), "checkpoint.json")
+	run := func(want int64, resumed bool) reconcile.Report {
+		t.Helper()
+		report, err := reconcile.Run(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range report.Checks {
+			if c.Check == reconcile.RequestDecided && c.Examined != want || report.Resumed != resumed {
+				t.Errorf("%d requests are examined, resumed %t; want %d, %t", c.Examined, report.Resumed, want, resumed)
+			}
+		}
+		return report
+	}
+	for i := range 3 {
+		s.expect(s.pay(fmt.Sprint("old-", i), "A", "B", "USD", 10), "200 SUCCESS committed")
+	}
+	if r := run(3, false); !r.Clean() {
+		t.Fatalf("%+v", r.Breaches)
+	}
+	if r := run(0, true); !r.Clean() {
+		t.Errorf("%+v", r.Breaches)
+	}
+	// The event of an older payment comes again. Its payment is looked up.
+	old := request("old", "A", "B", 5000)
+	s.publish(old)
+	s.drain()
+	if r := run(1, true); !r.Clean() {
+		t.Fatalf("%+v", r.Breaches)
+	}
+	s.publish(old)
+	s.drain()
+	if r := run(1, true); !r.Clean() {
+		t.Errorf("%+v", r.Breaches)
+	}
+	s.expect(s.pay("new", "A", "B", "USD", 10), "200 SUCCESS committed")
+	s.keep()
+	for _, sql := range forged("new", `receiver_id = 'C'`, `receiver_id = 'C'`) {
+		s.exec(sql)
+	}
+	for range 2 {
+		if r := run(1, true); len(r.Breaches) != 2 || r.Breaches[0].Payment != "new" {
+			t.Errorf("%+v", r.Breaches)
+		}
+	}
+	s.restore()
+	if r := run(1, true); !r.Clean() {
+		t.Errorf("%+v", r.Breaches)
+	}
+	text, err := os.ReadFile(cfg.Checkpoint)
+	if err == nil {
+		err = os.WriteFile(cfg.Checkpoint, []byte(strings.ReplaceAll(string(text), `"topic_id":"`, `"topic_id":"other`)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := run(6, false); !r.Clean() {
+		t.Errorf("%+v", r.Breaches)
+	}
+}
+
 // A dead letter has its reason. An operator sends it again through the start of the flow, or
 // discards it, and the action is recorded.
 func TestDeadLettersInOperatorsHands(t *testing.T) {
