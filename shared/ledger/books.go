@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,31 +26,6 @@ const MaxStatement = 1000
 // than the time limit of the statement that books the entry.
 const settleWithin = 10 * time.Second
 
-// balanceBeforeSQL is what the balance b was before a time. It adds up the entries before the time,
-// or takes those after it off the balance of now: whichever period is shorter. So a recent statement
-// of an account with millions of entries costs as much as its period. The most expensive time is in
-// the middle of an account's life: it costs a walk of the index over half of the account's entries,
-// about a second for five million.
-func balanceBeforeSQL(at string) string {
-	of := `FROM entries e WHERE e.account_id = b.account_id AND e.currency = b.currency`
-	return fmt.Sprintf(`coalesce(CASE WHEN %[1]s - (SELECT e.booked_at %[2]s ORDER BY e.booked_at LIMIT 1) < now() - %[1]s
-	THEN (SELECT coalesce(sum(e.amount), 0)::bigint %[2]s AND e.booked_at < %[1]s)
-	ELSE b.available + b.held - (SELECT coalesce(sum(e.amount), 0)::bigint %[2]s AND e.booked_at >= %[1]s) END, 0)`, at, of)
-}
-
-var (
-	balancesAtSQL = `
-SELECT b.currency, ` + balanceBeforeSQL("$2::timestamptz") + `
-FROM balances b WHERE b.account_id = $1 ORDER BY b.currency`
-
-	// The first column is the time of the snapshot, and the last one the time of the newest entry. The
-	// balance before the statement is not needed if a cursor has it.
-	openingSQL = `
-SELECT clock_timestamp(), CASE WHEN $4 THEN 0 ELSE ` + balanceBeforeSQL("$3::timestamptz") + ` END,
-	(SELECT e.booked_at FROM entries e WHERE e.account_id = $1 AND e.currency = $2 ORDER BY e.booked_at DESC LIMIT 1)
-FROM accounts a LEFT JOIN balances b ON b.account_id = a.account_id AND b.currency = $2 WHERE a.account_id = $1`
-)
-
 const (
 	// entriesSQL walks the primary key from a position.
 	entriesSQL = `
@@ -56,26 +33,50 @@ SELECT booked_at, value_date, transaction_id, kind, amount FROM entries
 WHERE account_id = $1 AND currency = $2 AND (booked_at, transaction_id, kind) > ($3, $4, $5) AND booked_at < $6
 ORDER BY booked_at, transaction_id, kind LIMIT $7`
 
-	// trialSQL reads every balance once: about a second for five million.
+	// spansSQL reads an account's balances, each with the times of its first and its newest entry.
+	spansSQL = `
+SELECT b.currency, b.available + b.held,
+	(SELECT e.booked_at FROM entries e WHERE e.account_id = b.account_id AND e.currency = b.currency ORDER BY e.booked_at LIMIT 1),
+	(SELECT e.booked_at FROM entries e WHERE e.account_id = b.account_id AND e.currency = b.currency ORDER BY e.booked_at DESC LIMIT 1)
+FROM balances b WHERE b.account_id = $1 ORDER BY b.currency`
+
+	knownAccountSQL = `SELECT clock_timestamp(), EXISTS (SELECT FROM accounts WHERE account_id = $1)`
+
+	// stepSQL finds where the next step of a sum of entries ends, and sumStepSQL adds the step up.
+	stepSQL = `
+SELECT booked_at FROM entries WHERE account_id = $1 AND currency = $2 AND booked_at >= $3 AND booked_at < $4
+ORDER BY booked_at OFFSET $5 LIMIT 1`
+	sumStepSQL = `
+SELECT coalesce(sum(amount), 0)::bigint FROM entries WHERE account_id = $1 AND currency = $2 AND booked_at >= $3 AND booked_at < $4`
+
+	// trialStepSQL finds the last account of the next step of the trial balance, and trialSQL adds the
+	// step up.
+	trialStepSQL = `
+SELECT coalesce((SELECT account_id FROM balances WHERE account_id > $1 ORDER BY account_id OFFSET $2 LIMIT 1),
+	(SELECT account_id FROM balances WHERE account_id > $1 ORDER BY account_id DESC LIMIT 1), '')`
 	trialSQL = `
-SELECT currency, sum(available + held)::bigint, count(*) FILTER (WHERE account_id <> ALL($1)),
-	coalesce(sum(available) FILTER (WHERE account_id <> ALL($1)), 0)::bigint,
-	coalesce(sum(held) FILTER (WHERE account_id <> ALL($1)), 0)::bigint
-FROM balances GROUP BY currency ORDER BY currency`
+SELECT currency, count(*), sum(available)::bigint, sum(held)::bigint FROM balances
+WHERE account_id > $1 AND account_id <= $2 GROUP BY currency`
 
 	houseSQL = `
 SELECT account_id, currency, available, held, position, position_limit
 FROM balances WHERE account_id = ANY($1) ORDER BY account_id, currency`
-
-	// scanSQL lets a statement read a whole table, which the pool's other statements never should.
-	scanSQL = `SET LOCAL enable_seqscan = on`
 )
+
+// step is about the number of rows that one statement adds up. It takes a fraction of the time limit
+// of a statement, so a sum of millions of rows can be read.
+const step = 50_000
 
 // readBooks runs a read of several statements, which all see the same snapshot.
 func (l *Ledger) readBooks(ctx context.Context, read func(context.Context, pgx.Tx) error) error {
-	return l.reads.lists.run(ctx, func(ctx context.Context) error {
+	return l.reads.books.run(ctx, func(ctx context.Context) error {
 		snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-		return pgx.BeginTxFunc(ctx, l.reads.pool, snapshot, func(tx pgx.Tx) error { return read(ctx, tx) })
+		return pgx.BeginTxFunc(ctx, l.reads.pool, snapshot, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, walkSQL); err != nil {
+				return err
+			}
+			return read(ctx, tx)
+		})
 	})
 }
 
@@ -92,17 +93,21 @@ func (l *Ledger) BalancesAt(ctx context.Context, account string, at time.Time) (
 		if at.After(now) {
 			return &InvalidError{&payment.FieldError{Field: "at", Problem: "is in the future"}}
 		}
-		rows, err := tx.Query(ctx, balancesAtSQL, account, at)
+		spans, err := readSpans(ctx, tx, account)
+		if err == nil && len(spans) == 0 {
+			err = ErrNotFound
+		}
 		if err != nil {
 			return err
 		}
-		balances, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a money.Amount, err error) {
-			return a, row.Scan(asText{&a.Currency}, &a.Minor)
-		})
-		if err == nil && len(balances) == 0 {
-			err = ErrNotFound
+		balances = make([]money.Amount, len(spans))
+		for i, s := range spans {
+			balances[i].Currency = s.currency
+			if balances[i].Minor, err = s.before(ctx, tx, at); err != nil {
+				return err
+			}
 		}
-		return err
+		return nil
 	})
 	var invalid *InvalidError
 	switch {
@@ -112,6 +117,65 @@ func (l *Ledger) BalancesAt(ctx context.Context, account string, at time.Time) (
 		return nil, fmt.Errorf("read balances: %w", err)
 	}
 	return balances, nil
+}
+
+// span is a balance with the time from its first to its newest entry.
+type span struct {
+	place
+	balance       int64 // now, with what is held
+	first, newest time.Time
+}
+
+// readSpans reads the balances of an account, by currency.
+func readSpans(ctx context.Context, tx pgx.Tx, account string) ([]span, error) {
+	rows, err := tx.Query(ctx, spansSQL, account)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s span, err error) {
+		s.account = account
+		return s, row.Scan(asText{&s.currency}, &s.balance, zeroTime{&s.first}, zeroTime{&s.newest})
+	})
+}
+
+// before returns what the balance was before a time. It adds up the entries before the time, or takes
+// those after it off the balance of now: whichever is the shorter part of the span. So a recent
+// statement of an account with millions of entries costs as much as its period. The most expensive
+// time is in the middle: it costs a walk of the index over half of the account's entries, one or two
+// microseconds for each. Only a first page pays this: a cursor has the balance.
+func (s span) before(ctx context.Context, tx pgx.Tx, at time.Time) (int64, error) {
+	switch {
+	case !at.After(s.first) || s.first.IsZero():
+		return 0, nil
+	case at.After(s.newest):
+		return s.balance, nil
+	case at.Sub(s.first) < s.newest.Sub(at):
+		return sumEntries(ctx, tx, s.place, s.first, at, step)
+	}
+	since, err := sumEntries(ctx, tx, s.place, at, s.newest.Add(time.Microsecond), step)
+	return s.balance - since, err
+}
+
+// sumEntries adds up the entries of a balance from a time until before another, in steps of about
+// that many entries.
+func sumEntries(ctx context.Context, tx pgx.Tx, of place, from, to time.Time, step int) (sum int64, err error) {
+	currency := of.currency.String()
+	for from.Before(to) {
+		end := to
+		err := tx.QueryRow(ctx, stepSQL, of.account, currency, from, to, step).Scan(&end)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return 0, err
+		}
+		if !end.After(from) {
+			end = from.Add(time.Microsecond) // all entries of the step have the same time
+		}
+		var part int64
+		if err := tx.QueryRow(ctx, sumStepSQL, of.account, currency, from, end).Scan(&part); err != nil {
+			return 0, err
+		}
+		from, sum = end, sum+part
+	}
+	return sum, nil
 }
 
 // StatementOf selects a page of a statement. The oldest entries come first.
@@ -177,9 +241,6 @@ func (l *Ledger) Statement(ctx context.Context, of StatementOf) (page Statement,
 		page, err = readStatement(ctx, tx, of)
 		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
 	if err != nil {
 		return Statement{}, fmt.Errorf("read statement: %w", err)
 	}
@@ -187,20 +248,33 @@ func (l *Ledger) Statement(ctx context.Context, of StatementOf) (page Statement,
 }
 
 func readStatement(ctx context.Context, tx pgx.Tx, of StatementOf) (Statement, error) {
-	currency, page := of.Currency.String(), Statement{From: of.From}
-	var now, newest time.Time
-	err := tx.QueryRow(ctx, openingSQL, of.Account, currency, of.From, of.After != nil).Scan(&now, &page.Opening, zeroTime{&newest})
+	page := Statement{From: of.From}
+	var now time.Time
+	var known bool
+	if err := tx.QueryRow(ctx, knownAccountSQL, of.Account).Scan(&now, &known); err != nil {
+		return page, err
+	}
+	if !known {
+		return page, ErrNotFound
+	}
+	spans, err := readSpans(ctx, tx, of.Account)
 	if err != nil {
 		return page, err
 	}
-	page.To = of.end(now, newest)
+	var balance span // empty: the account has no balance in this currency
+	if i := slices.IndexFunc(spans, func(s span) bool { return s.currency == of.Currency }); i >= 0 {
+		balance = spans[i]
+	}
+	page.To = of.end(now, balance.newest)
 	after := Cursor{BookedAt: of.From} // before all entries of this time
 	if of.After != nil {
 		after, page.Opening = *of.After, of.After.Balance
+	} else if page.Opening, err = balance.before(ctx, tx, of.From); err != nil {
+		return page, err
 	}
 	page.Closing = page.Opening
 	// One entry more than the limit shows whether there is a next page.
-	rows, err := tx.Query(ctx, entriesSQL, of.Account, currency, after.BookedAt, after.Transaction, string(after.Kind), page.To, of.Limit+1)
+	rows, err := tx.Query(ctx, entriesSQL, of.Account, of.Currency.String(), after.BookedAt, after.Transaction, string(after.Kind), page.To, of.Limit+1)
 	if err != nil {
 		return page, err
 	}
@@ -282,18 +356,16 @@ func (t TrialBalance) Err() error {
 // TrialBalance reads the trial balance. It returns ErrFull if too many reads wait.
 func (l *Ledger) TrialBalance(ctx context.Context) (t TrialBalance, err error) {
 	err = l.readBooks(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, scanSQL); err != nil {
-			return err
-		}
 		t, err = ReadTrialBalance(ctx, tx)
 		return err
 	})
 	return t, err
 }
 
-// ReadTrialBalance reads the trial balance in a snapshot: a transaction that is REPEATABLE READ.
+// ReadTrialBalance reads the trial balance in a snapshot: a transaction that is REPEATABLE READ. It
+// reads every balance once.
 func ReadTrialBalance(ctx context.Context, q postgres.Querier) (t TrialBalance, err error) {
-	if t.Currencies, err = readTrials(ctx, q); err == nil {
+	if t.Currencies, err = readTrials(ctx, q, step); err == nil {
 		err = q.QueryRow(ctx, clockSQL).Scan(&t.At)
 	}
 	if err != nil {
@@ -303,18 +375,53 @@ func ReadTrialBalance(ctx context.Context, q postgres.Querier) (t TrialBalance, 
 	return t, nil
 }
 
-func readTrials(ctx context.Context, q postgres.Querier) ([]CurrencyTrial, error) {
-	rows, err := q.Query(ctx, trialSQL, payment.HouseAccounts)
+// readTrials adds up all balances, in steps of about that many.
+func readTrials(ctx context.Context, q postgres.Querier, step int) ([]CurrencyTrial, error) {
+	trials := map[money.Currency]CurrencyTrial{}
+	for last := ""; ; {
+		var upTo string // empty: there are no more accounts
+		if err := q.QueryRow(ctx, trialStepSQL, last, step).Scan(&upTo); err != nil {
+			return nil, err
+		}
+		if upTo == "" {
+			break
+		}
+		rows, err := q.Query(ctx, trialSQL, last, upTo)
+		if err != nil {
+			return nil, err
+		}
+		var of CurrencyTrial
+		_, err = pgx.ForEachRow(rows, []any{asText{&of.Currency}, &of.Accounts, &of.Available, &of.Held}, func() error {
+			t := trials[of.Currency]
+			t.Accounts, t.Available, t.Held = t.Accounts+of.Accounts, t.Available+of.Available, t.Held+of.Held
+			trials[of.Currency] = t
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		last = upTo
+	}
+	house, err := readHouse(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c CurrencyTrial, err error) {
-		return c, row.Scan(asText{&c.Currency}, &c.Sum, &c.Accounts, &c.Available, &c.Held)
-	})
-	if err != nil {
-		return nil, err
+	all := make([]CurrencyTrial, 0, len(trials))
+	for currency, t := range trials {
+		t.Currency, t.Sum, t.House = currency, t.Available+t.Held, house[currency]
+		for _, h := range t.House {
+			t.Accounts, t.Available, t.Held = t.Accounts-1, t.Available-h.Available, t.Held-h.Held
+		}
+		all = append(all, t)
 	}
-	if rows, err = q.Query(ctx, houseSQL, payment.HouseAccounts); err != nil {
+	slices.SortFunc(all, func(a, b CurrencyTrial) int { return cmp.Compare(a.Currency.String(), b.Currency.String()) })
+	return all, nil
+}
+
+// readHouse reads the balances of the house's own accounts, by currency.
+func readHouse(ctx context.Context, q postgres.Querier) (map[money.Currency][]HouseBalance, error) {
+	rows, err := q.Query(ctx, houseSQL, payment.HouseAccounts)
+	if err != nil {
 		return nil, err
 	}
 	house := map[money.Currency][]HouseBalance{}
@@ -329,8 +436,5 @@ func readTrials(ctx context.Context, q postgres.Querier) ([]CurrencyTrial, error
 		house[currency] = append(house[currency], b)
 		return nil
 	})
-	for i := range all {
-		all[i].House = house[all[i].Currency]
-	}
-	return all, err
+	return house, err
 }

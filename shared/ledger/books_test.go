@@ -255,11 +255,50 @@ func TestStatementsUseThePrimaryKey(t *testing.T) {
 		t.Errorf("the plan of a page:\n%s", page)
 	}
 	for name, plan := range map[string]string{
-		"the opening balance": explain(openingSQL, "A", "IDR", time.Now(), false), "the balances": explain(balancesAtSQL, "A", time.Now()),
+		"the balances":        explain(spansSQL, "A"),
+		"a step of a sum":     explain(stepSQL, "A", "IDR", time.Now(), time.Now(), step),
+		"the sum of a step":   explain(sumStepSQL, "A", "IDR", time.Now(), time.Now()),
+		"a step of the trial": explain(trialStepSQL, "A", step),
+		"the sum of a trial":  explain(trialSQL, "A", "B"),
 	} {
-		if strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") {
+		if strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort Key: b.") {
 			t.Errorf("the plan of %s:\n%s", name, plan)
 		}
+	}
+}
+
+// Sums are the same in steps of any length.
+func TestSumsAreReadInSteps(t *testing.T) {
+	w := newWorld(t)
+	w.fund("A", in(10_000, "IDR"), in(5000, "USD"))
+	w.open(1000, "B", "C")
+	for i := range 6 {
+		w.settle(pay(fmt.Sprint("k", i), "A", "B", int64(10+i)))
+	}
+	err := w.readBooks(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		spans, err := readSpans(ctx, tx, "A")
+		if err != nil {
+			return err
+		}
+		whole, err := readTrials(ctx, tx, step)
+		if err != nil {
+			return err
+		}
+		for n := 1; n < 9; n++ {
+			idr := spans[0]
+			sum, err := sumEntries(ctx, tx, idr.place, idr.first, idr.newest.Add(time.Microsecond), n)
+			if err != nil || sum != 10_000-75 || sum != idr.balance {
+				t.Errorf("in steps of %d: %d, %v; the balance is %d", n, sum, err, idr.balance)
+			}
+			trials, err := readTrials(ctx, tx, n)
+			if err != nil || fmt.Sprint(trials) != fmt.Sprint(whole) {
+				t.Errorf("in steps of %d: %v, %v; want %v", n, trials, err, whole)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -111,7 +111,7 @@ func Open(cfg Config) (*Ledger, error) {
 		return nil, err
 	}
 	reading, err := postgres.Open(postgres.Config{
-		URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists, ReadOnly: true, Registerer: cfg.Registerer,
+		URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists + maxBooks, ReadOnly: true, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		pool.Close()

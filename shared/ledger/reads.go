@@ -10,24 +10,29 @@ import (
 )
 
 const (
-	// maxRows and maxLists are the most reads that run at once: reads of one row, and reads that
-	// search many rows.
-	maxRows, maxLists = 3, 3
-	// maxWaitingRows and maxWaitingLists are the most reads that run or wait.
-	maxWaitingRows, maxWaitingLists = 256, 64
-	// readTimeout is the time limit of a read, including its wait.
+	// maxRows, maxLists and maxBooks are the most reads that run at once: reads of one row, reads that
+	// search many rows, and reads of the books, which may add up millions of rows.
+	maxRows, maxLists, maxBooks = 3, 3, 2
+	// maxWaitingRows, maxWaitingLists and maxWaitingBooks are the most reads that run or wait.
+	maxWaitingRows, maxWaitingLists, maxWaitingBooks = 256, 64, 64
+	// readTimeout is the time limit of a read, including its wait. A read of the books may take
+	// booksTimes as long.
 	readTimeout = 5 * time.Second
+	booksTimes  = 6
 )
 
 // reads are the clients' reads. They have their own connections, so that no payment waits for them.
-// The two kinds do not wait for each other either.
+// The kinds do not wait for each other either.
 type reads struct {
-	pool        *pgxpool.Pool // of maxRows + maxLists connections
-	rows, lists *readers
+	pool               *pgxpool.Pool // of maxRows + maxLists + maxBooks connections
+	rows, lists, books *readers
 }
 
 func newReads(pool *pgxpool.Pool, within time.Duration) *reads {
-	return &reads{pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within)}
+	return &reads{
+		pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within),
+		newReaders(maxBooks, maxWaitingBooks, booksTimes*within),
+	}
 }
 
 // readers are the reads of one kind, or the writes of a kind that must leave connections to others.
