@@ -34,6 +34,7 @@ const (
 	fetchBytes = 1 << 20          // of a partition at once; a larger batch arrives whole
 	fetchWait  = 250 * time.Millisecond
 	fetchDelay = 200 * time.Millisecond // before a fetch is repeated
+	fetchers   = 2                      // partitions whose records are in memory at the same time; a compressed batch may be large
 )
 
 // everything is the isolation level: records that are not committed and aborted records are read
@@ -98,6 +99,7 @@ type Reader struct {
 	client  *kgo.Client
 	decoder kgo.Decompressor
 	silence time.Duration
+	fetches chan struct{} // has an element for each fetch whose records are in memory
 }
 
 // Read passes the records of a range to take, as a Reader does.
@@ -122,7 +124,8 @@ func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
 	}
-	reader := &Reader{topic: r.Topic, client: client, decoder: kgo.DefaultDecompressor(), silence: silence}
+	reader := &Reader{topic: r.Topic, client: client, decoder: kgo.DefaultDecompressor(), silence: silence,
+		fetches: make(chan struct{}, fetchers)}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), openWithin, fmt.Errorf("no answer from Kafka at %v within %s", cfg.Brokers, openWithin))
 	defer cancel()
 	if err := reader.open(ctx, r); err != nil {
@@ -420,11 +423,21 @@ func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.Consu
 			}
 			leader = leaders[s.Partition]
 		}
-		got, after, err := r.fetch(ctx, leader, s.Partition, next)
+		// Only a few partitions fetch and pass on records at a time, so that memory does not grow with
+		// their number. This wait is not the broker's silence.
+		queued := time.Now()
+		select {
+		case r.fetches <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		came = came.Add(time.Since(queued))
+		after, fetched, err := r.pass(ctx, s, leader, next, into)
+		<-r.fetches
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err == nil && after == next && len(got) == 0 {
+		if err == nil && after == next && !fetched {
 			err = errors.New("the broker returned no records")
 		}
 		if problem = err; err != nil {
@@ -433,19 +446,28 @@ func (r *Reader) readSpan(ctx context.Context, s Span, into chan<- *sarama.Consu
 			}
 			continue
 		}
-		for _, m := range got {
-			if m.Offset >= s.To {
-				return nil
-			}
-			select {
-			case into <- consumed(m):
-			case <-ctx.Done():
-				return nil
-			}
-		}
 		next, came = after, time.Now()
 	}
 	return nil
+}
+
+// pass fetches records and passes on those before the span's end. after is the offset of the next fetch.
+func (r *Reader) pass(ctx context.Context, s Span, leader int32, next int64, into chan<- *sarama.ConsumerMessage) (after int64, fetched bool, err error) {
+	got, after, err := r.fetch(ctx, leader, s.Partition, next)
+	if err != nil {
+		return next, false, err
+	}
+	for _, m := range got {
+		if m.Offset >= s.To {
+			return s.To, true, nil
+		}
+		select {
+		case into <- consumed(m):
+		case <-ctx.Done():
+			return next, true, ctx.Err()
+		}
+	}
+	return after, len(got) > 0, nil
 }
 
 // lost returns an error if another attempt would be useless.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -54,10 +55,12 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 	if err := keys.Decode(growKeys); err != nil {
 		t.Fatal(err)
 	}
-	grown := &grown{t: t, n: n, begun: time.Now().Add(-48 * time.Hour).Truncate(time.Microsecond), keys: &keys}
+	grown := &grown{n: n, begun: time.Now().Add(-48 * time.Hour).Truncate(time.Microsecond), keys: &keys}
 	begun := time.Now()
-	grown.fillLedger(database)
-	grown.fillTopics(broker)
+	t.Run("fill", func(t *testing.T) {
+		t.Run("ledger", func(t *testing.T) { t.Parallel(); grown.fillLedger(t, database) })
+		t.Run("topics", func(t *testing.T) { t.Parallel(); grown.fillTopics(t, broker) })
+	})
 	t.Logf("filled in %s", time.Since(begun).Round(time.Second))
 
 	binary := filepath.Join(t.TempDir(), "pgw")
@@ -91,7 +94,6 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 
 // grown makes past payments in the ledger, and their events.
 type grown struct {
-	t     *testing.T
 	n     int
 	begun time.Time
 	keys  *event.Keyring
@@ -118,8 +120,7 @@ func (g *grown) payment(i int) (payment.Payment, uuid.UUID) {
 	}, id
 }
 
-func (g *grown) fillLedger(database string) {
-	t := g.t
+func (g *grown) fillLedger(t *testing.T, database string) {
 	l, err := ledger.Open(ledger.Config{URL: database, BatchMax: 1, BatchLanes: 1, QueueMax: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -132,8 +133,10 @@ func (g *grown) fillLedger(database string) {
 			Balances: []money.Amount{{Minor: 1_000_000, Currency: money.IDR}},
 		})
 	}
-	if err := l.SeedAccounts(t.Context(), seeds); err != nil {
-		t.Fatal(err)
+	for some := range slices.Chunk(seeds, 50) {
+		if err := l.SeedAccounts(t.Context(), some); err != nil {
+			t.Fatal(err)
+		}
 	}
 	conn, err := pgx.Connect(t.Context(), database)
 	if err != nil {
@@ -175,8 +178,7 @@ func (g *grown) fillLedger(database string) {
 	}
 }
 
-func (g *grown) fillTopics(broker embeddedtest.Broker) {
-	t := g.t
+func (g *grown) fillTopics(t *testing.T, broker embeddedtest.Broker) {
 	settings := broker.Client(t)
 	settings.Producer.Compression, settings.Producer.Return.Successes = sarama.CompressionZSTD, false
 	settings.Producer.Flush.Messages, settings.Producer.Flush.Frequency = 1000, 10*time.Millisecond
