@@ -78,7 +78,7 @@ function query() {
   return wanted;
 }
 
-const balanceRow = (label, balance) => make('tr', {class: 'sum'}, make('th', {scope: 'row'}, label), make('td'), make('td', {}, decimal(balance)));
+const balanceRow = (label, balance) => make('tr', {class: 'total'}, make('th', {scope: 'row'}, label), make('td'), make('td', {}, decimal(balance)));
 
 const entryRow = (e) => make('tr', {}, make('th', {scope: 'row'}, make('time', {datetime: e.booked_at}, exactTime(e.booked_at)),
   make('small', {}, has(`kind.${e.kind}`) ? t(`kind.${e.kind}`) : e.kind)),
