@@ -59,6 +59,10 @@ func (s *system) openWith(id string, balances ...money.Amount) {
 	s.t.Helper()
 	account := &dbv1.Account{AccountId: id, Owner: id, Currency: "IDR", Status: string(payment.Active)}
 	for _, b := range balances {
+		if b.Currency == money.IDR {
+			account.BalanceIdr = b.Minor
+			continue
+		}
 		account.Balances = append(account.Balances, &commonv1.Amount{Minor: b.Minor, Currency: b.Currency.String()})
 	}
 	if _, err := dbv1.NewAdminClient(s.Conn("db")).SeedAccounts(s.t.Context(), &dbv1.SeedAccountsRequest{Accounts: []*dbv1.Account{account}}); err != nil {
