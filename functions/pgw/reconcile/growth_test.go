@@ -217,3 +217,77 @@ func (g *grown) fillTopics(t *testing.T, broker embeddedtest.Broker) {
 		t.Fatal(err)
 	}
 }
+
+// TestComparingManyPayments measures the part of a run whose memory could grow with the ledger: the
+// temporary files and the comparison. It makes PGW_COMPARE payments, such as 10000000, with their events.
+func TestComparingManyPayments(t *testing.T) {
+	n, err := strconv.Atoi(os.Getenv("PGW_COMPARE"))
+	if err != nil {
+		n = 20_000
+	}
+	r := &reconciliation{examined: map[Check]int64{}, breaches: map[Check]int64{}, judged: time.Now()}
+	spills := []*spill{&r.claims, &r.requests, &r.results}
+	for _, s := range spills {
+		s.dir = t.TempDir()
+		defer s.close()
+	}
+	g := &grown{n: n, begun: r.judged.Add(-48 * time.Hour)}
+	begun := time.Now()
+	for i := range n {
+		if err := g.add(r, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.comparePayments(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.report.Breaches) != 1 || r.report.Breaches[0].Check != RequestTrue || r.examined[RequestTrue] != int64(n) || r.examined[ResultTold] != int64(n) {
+		t.Errorf("%d requests and %d results are examined: %+v", r.examined[RequestTrue], r.examined[ResultTold], r.report.Breaches)
+	}
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	var disk int64
+	for _, s := range spills {
+		disk += int64(s.blocks) * blockSize
+	}
+	t.Logf("%d payments: %s, %d MiB at most, %d MiB on disk", n, time.Since(begun).Round(100*time.Millisecond), used.Maxrss>>10, disk>>20)
+	if used.Maxrss>>10 > 256 {
+		t.Error("that is more than 256 MiB")
+	}
+}
+
+// add adds a payment and its two events to what is compared. The amount of one of them was changed.
+func (g *grown) add(r *reconciliation, i int) error {
+	paid, id := g.payment(i)
+	fp := paid.Fingerprint()
+	asked := request{fp, contentOf(paid), place{Offset: int64(i)}, false}
+	if i == g.n/2 {
+		paid.AmountIDR *= 10
+	}
+	e, err := entryOf(payment.Record{
+		Payment: paid, Outcome: payment.Standing(payment.Committed, "", id.String(), false), Claimed: fp, ReservedAt: paid.AcceptedAt, DecidedAt: paid.AcceptedAt,
+	})
+	if err != nil {
+		return err
+	}
+	for _, each := range []struct {
+		into  *spill
+		fixed any
+		texts []string
+	}{
+		{&r.claims, e.claim, []string{e.key, e.attempt, string(e.reason), string(e.state)}},
+		{&r.requests, asked, []string{paid.Key}},
+		{&r.results, result{fp, asked.Place, false}, []string{paid.Key, string(payment.Success), string(payment.ReasonCommitted), id.String(), paid.AttemptID}},
+	} {
+		record, err := pack(each.fixed, each.texts...)
+		if err == nil {
+			err = each.into.add(paid.Key, record)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
