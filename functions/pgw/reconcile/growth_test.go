@@ -220,9 +220,11 @@ func (g *grown) fillTopics(t *testing.T, broker embeddedtest.Broker) {
 
 // TestComparingManyPayments measures the part of a run whose memory could grow with the ledger: the
 // temporary files and the comparison. It makes PGW_COMPARE payments, such as 10000000, with their events.
+// Without that variable it makes a few, and only checks that the one wrong payment among them is found.
 func TestComparingManyPayments(t *testing.T) {
 	n, err := strconv.Atoi(os.Getenv("PGW_COMPARE"))
-	if err != nil {
+	measured := err == nil
+	if !measured {
 		n = 20_000
 	}
 	r := &reconciliation{examined: map[Check]int64{}, breaches: map[Check]int64{}, judged: time.Now()}
@@ -253,7 +255,7 @@ func TestComparingManyPayments(t *testing.T) {
 		disk += int64(s.blocks) * blockSize
 	}
 	t.Logf("%d payments: %s, %d MiB at most, %d MiB on disk", n, time.Since(begun).Round(100*time.Millisecond), used.Maxrss>>10, disk>>20)
-	if used.Maxrss>>10 > 256 {
+	if measured && used.Maxrss>>10 > 256 {
 		t.Error("that is more than 256 MiB")
 	}
 }
