@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -216,19 +219,26 @@ func (s *suite) testStatement(t *testing.T) {
 	p.accessible("a statement")
 	p.shot("statement")
 
-	// The file goes to the user's downloads. The test reads it on its way.
-	file := eval[string](p, `(async () => {
-		let text;
-		const real = URL.createObjectURL;
-		URL.createObjectURL = (blob) => { text = blob.text(); return real(blob); };
-		HTMLAnchorElement.prototype.click = function () { this.dataset.saved = this.download; window.saved = this.download; };
-		document.getElementById('statement-csv').click();
-		while (!text) await new Promise((resolve) => setTimeout(resolve, 20));
-		return window.saved + '\n' + await text;
-	})()`)
-	name, rows, _ := strings.Cut(file, "\n")
-	if name != "statement-"+sender+"-IDR.csv" || strings.Count(rows, ",payment,") != 100 || !strings.Contains(rows, "booked_at") {
-		t.Errorf("%s has %d payments: %.200s", name, strings.Count(rows, ",payment,"), rows)
+	saved := t.TempDir()
+	if _, err := chromedp.CallBrowser(p.ctx, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{
+		Behavior: browser.SetDownloadBehaviorBehaviorAllow, BrowserContextID: chromedp.FromContext(p.ctx).BrowserContextID, DownloadPath: saved,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p.click("#statement-csv")
+	// The browser gives the file its name when it is complete.
+	var text []byte
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		var err error
+		if text, err = os.ReadFile(filepath.Join(saved, "statement-"+sender+"-IDR.csv")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the statement was not saved: %v", err)
+		}
+	}
+	if rows := string(text); strings.Count(rows, ",payment,") != 100 || !strings.HasPrefix(rows, "booked_at,") || !strings.Contains(rows, ",closing_balance,") {
+		t.Errorf("%d payments are in the file: %.200s", strings.Count(rows, ",payment,"), rows)
 	}
 	p.says("#statement-said", "saved as a file")
 

@@ -6,6 +6,7 @@ import {decimal, exactTime, has, language, t} from './words.js';
 
 const page = 20; // entries that one request reads
 const days = 30; // of a statement, unless the user chooses other ones
+const saving = 60_000; // ms that the browser has to save a file
 
 let shown; // the id of the account that is shown
 let asked; // the query of the statement that is shown
@@ -116,7 +117,7 @@ async function exportCSV() {
     if (!response.ok) throw await problem(response);
     const url = URL.createObjectURL(await response.blob());
     make('a', {href: url, download: `statement-${shown.replace(/[^\w.-]+/g, '_')}-${wanted.get('currency')}.csv`}).click();
-    URL.revokeObjectURL(url);
+    setTimeout(() => URL.revokeObjectURL(url), saving);
     say('statement-said', t('statement.exported'));
   } catch (error) {
     say('statement-said', error);
