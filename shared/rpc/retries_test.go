@@ -28,7 +28,7 @@ var notRepeatable = map[protoreflect.FullName]bool{
 	"db.v1.Admin.SeedAccounts": true, "db.v1.Admin.PutRates": true, "db.v1.Admin.PutRules": true, "db.v1.Admin.SetLiquidity": true,
 	"db.v1.Admin.RecordDeadLetterAction": true,
 	"fx.v1.FxService.UpdateRates":        true, "fx.v1.FxAdminService.RefreshRandomRates": true,
-	"wallet.v1.Admin.SeedAccounts": true, "risk.v1.Admin.SeedRules": true, "db.v1.Db.PutQuote": true,
+	"wallet.v1.Admin.SeedAccounts": true, "risk.v1.Admin.SeedRules": true,
 }
 
 func TestEveryRPCSaysWhetherItMayBeRepeated(t *testing.T) {
