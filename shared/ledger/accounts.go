@@ -129,14 +129,16 @@ WITH opened AS (
 	RETURNING account_id
 )` + balanceOfProfileSQL
 
-// balanceOfProfileSQL sets the account's balances as its profile says, after a CTE named opened.
+// balanceOfProfileSQL sets the account's balances as its profile says, after a CTE named opened. It locks
+// all of them in the usual order before it changes one.
 const balanceOfProfileSQL = `, others AS MATERIALIZED (
 	SELECT b.account_id, b.currency FROM balances b JOIN opened o ON o.account_id = b.account_id
-	WHERE b.currency <> 'IDR' AND b.status <> $5 ORDER BY b.currency FOR NO KEY UPDATE OF b
+	ORDER BY b.currency FOR NO KEY UPDATE OF b
 ), blocked AS (
-	UPDATE balances b SET status = $5, updated_at = now() FROM others o WHERE b.account_id = o.account_id AND b.currency = o.currency
+	UPDATE balances b SET status = $5, updated_at = now() FROM others o
+	WHERE b.account_id = o.account_id AND b.currency = o.currency AND b.currency <> 'IDR' AND b.status <> $5
 )
-INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened
+INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened, (SELECT count(*) FROM others) locked
 ON CONFLICT (account_id, currency) DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = now()`
 
 const (
@@ -199,6 +201,10 @@ FROM legs l WHERE b.account_id = l.account_id AND b.currency = l.currency`
 SELECT account_id = $2 AND currency = $3 AND amount = $4 AND note = $5 FROM transfers WHERE transfer_id = $1 AND (source = '' OR NOT $6)`
 )
 
+// lockAccountRowSQL runs before a profile is set. A transaction that adds a balance holds the account's
+// row until it ends. So the statement after this one sees every balance that has copied the status.
+const lockAccountRowSQL = `SELECT FROM accounts WHERE account_id = $1 FOR NO KEY UPDATE`
+
 // Ahead returns how far a time lies ahead of the database's clock. The result is negative if the
 // time lies behind it.
 func (l *Ledger) Ahead(ctx context.Context, t time.Time) (time.Duration, error) {
@@ -215,8 +221,16 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 	if err := p.check(); err != nil {
 		return false, &InvalidError{err}
 	}
-	tag, err := l.pool.Exec(ctx, openSQL, p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status, at, by.key())
-	return tag.RowsAffected() == 1, err
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		b := &pgx.Batch{}
+		b.Queue(lockAccountRowSQL, p.AccountID)
+		b.Queue(openSQL, p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status, at, by.key()).Exec(func(tag pgconn.CommandTag) error {
+			applied = tag.RowsAffected() == 1
+			return nil
+		})
+		return tx.SendBatch(ctx, b).Close()
+	})
+	return applied, err
 }
 
 // OpenUndated opens an account with a profile whose time is not known. Any other profile counts as
@@ -356,25 +370,36 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 	inOrder := slices.SortedFunc(slices.Values(accounts), func(a, b Seed) int {
 		return cmp.Compare(a.AccountID, b.AccountID)
 	})
-	b := &pgx.Batch{}
+	b, ids := &pgx.Batch{}, make([]string, len(inOrder))
+	for i, a := range inOrder {
+		ids[i] = SeedPrefix + newID().String()
+		b.Queue(lockAccountRowSQL, a.AccountID)
+		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, ids[i], MaxAhead)
+	}
+	// All balances are locked before the first is set, the house's last.
+	var owners, currencies []string
 	for _, a := range inOrder {
-		id := SeedPrefix + newID().String()
-		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, id, MaxAhead)
 		for _, wanted := range a.Balances {
-			queueBalance(b, a.AccountID, wanted, id)
+			currency := wanted.Currency.String()
+			b.Queue(addForTransferSQL, a.AccountID, currency)
+			owners, currencies = append(owners, a.AccountID, payment.OutsideAccount), append(currencies, currency, currency)
+		}
+	}
+	b.Queue(lockPlacesSQL, owners, currencies)
+	for i, a := range inOrder {
+		for _, wanted := range a.Balances {
+			b.Queue(seedSQL, a.AccountID, wanted.Currency.String(), seedID(ids[i], wanted.Currency), wanted.Minor)
 		}
 	}
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// queueBalance sets what an account can spend in one currency. id begins with SeedPrefix.
-func queueBalance(b *pgx.Batch, account string, wanted money.Amount, id string) {
-	currency := wanted.Currency.String()
-	if wanted.Currency != money.IDR {
-		id += ":" + currency
+// seedID returns the id of the transfer that sets a balance. One call sets several.
+func seedID(id string, c money.Currency) string {
+	if c == money.IDR {
+		return id
 	}
-	b.Queue(addForTransferSQL, account, currency)
-	b.Queue(seedSQL, account, currency, id, wanted.Minor)
+	return id + ":" + c.String()
 }
 
 // Account is an account as readers see it.

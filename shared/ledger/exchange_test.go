@@ -254,6 +254,131 @@ func TestABlockedAccountIsBlockedInEveryCurrency(t *testing.T) {
 	}
 }
 
+// A profile waits for a transaction that makes a balance, and then sets the status of that one too.
+func TestAProfileReachesABalanceThatIsBeingMade(t *testing.T) {
+	w := newWorld(t)
+	at := time.Now().Add(-time.Hour)
+	profile := Profile{AccountID: "R", Owner: "R", Currency: "IDR", Status: payment.Blocked}
+	open := func(status payment.AccountStatus, id string) {
+		profile.Status = status
+		at = at.Add(time.Minute)
+		if _, err := w.OpenAccount(context.Background(), profile, at, Origin{"/test", id}); err != nil {
+			t.Error(err)
+		}
+	}
+	status := func(code string) (s payment.AccountStatus) {
+		if err := w.pool.QueryRow(t.Context(), `SELECT status FROM balances WHERE account_id = 'R' AND currency = $1`, code).Scan(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+
+	// A funding makes a balance of the blocked account, which is unblocked meanwhile.
+	open(payment.Blocked, "1")
+	tx, err := w.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), addForTransferSQL, "R", "USD"); err != nil {
+		t.Fatal(err)
+	}
+	var opening sync.WaitGroup
+	opening.Go(func() { open(payment.Active, "2") })
+	w.waitsForALock()
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	opening.Wait()
+	if got := status("USD"); got != payment.Active {
+		t.Errorf("the balance of an active account is %s", got)
+	}
+
+	// A payment makes a balance of the active account, which is blocked meanwhile.
+	w.fund("A", in(100, "IDR"), in(5000, "USD"))
+	w.liquidity(in(10_000, "SGD"), -1)
+	release := w.hold(`SELECT FROM balances WHERE account_id = 'A' FOR UPDATE`)
+	reserved := make(chan Reserved, 1)
+	go func() { reserved <- w.mustReserve(exchange("k", "A", "R", in(1000, "USD"), in(1339, "SGD"), 1340)) }()
+	w.waitsForALock()
+	opening.Go(func() { open(payment.Blocked, "3") })
+	w.waitForLocks(2)
+	release()
+	opening.Wait()
+	held := <-reserved
+	if got := status("SGD"); got != payment.Blocked {
+		t.Errorf("the balance of a blocked account is %s", got)
+	}
+	if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); got.Done {
+		t.Error("a blocked receiver was paid")
+	}
+}
+
+// A seed of several accounts and fundings of them never wait for each other in a circle, nor do
+// profiles and payments.
+func TestSeedsFundingsProfilesAndPaymentsDoNotDeadlock(t *testing.T) {
+	w := newWorld(t)
+	ids := []string{"A", "B", "C", "D"}
+	for _, id := range ids {
+		w.fund(id, in(1_000_000, "IDR"), in(1_000_000, "AED"))
+	}
+	const rounds = 60
+	var running sync.WaitGroup
+	running.Go(func() {
+		for i := range rounds {
+			var seeds []Seed
+			for _, id := range ids {
+				seeds = append(seeds, Seed{Profile{AccountID: id, Owner: id, Currency: "IDR", Status: payment.Active},
+					[]money.Amount{in(1_000_000+int64(i), "IDR"), in(1_000_000, "AED")}})
+			}
+			if err := w.SeedAccounts(context.Background(), seeds); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	running.Go(func() {
+		for i := range rounds {
+			if _, err := w.FundAccount(context.Background(), Funding{"D", in(1, "IDR"), ""}, Origin{"/test", fmt.Sprint(i)}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	running.Go(func() {
+		for i := range rounds {
+			profile := Profile{AccountID: "A", Owner: "A", Currency: "IDR", Status: []payment.AccountStatus{payment.Active, payment.Blocked}[i%2]}
+			if _, err := w.OpenAccount(context.Background(), profile, time.Now(), Origin{"/profile", fmt.Sprint(i)}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	running.Go(func() {
+		for i := range rounds {
+			p := exchange(fmt.Sprint("k", i), "A", "D", in(1, "AED"), in(1, "AED"), 0)
+			p.Exchange = payment.Exchange{}
+			if got := w.mustReserve(p); got.Status == payment.Pending {
+				w.mustFinish(Finish{ReservationID: got.ReservationID, RollBack: payment.CommitFailed})
+			}
+		}
+	})
+	running.Wait() // Postgres ends one of those that wait in a circle, with an error
+}
+
+// A broken balance does not stop the sweep of other holds, and its own is found again.
+func TestABrokenBalanceDoesNotStopTheSweep(t *testing.T) {
+	w := newWorld(t)
+	w.open(1000, "A", "B", "C")
+	for _, from := range []string{"A", "B"} {
+		w.expire(w.mustReserve(pay("of "+from, from, "C", 10)).ReservationID)
+	}
+	w.exec(`UPDATE balances SET held = 3 WHERE account_id = 'A'`)
+	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || published != 1 {
+		t.Errorf("rolled back %d, published %d, %v", rolledBack, published, err)
+	}
+	w.exec(`UPDATE balances SET held = 10 WHERE account_id = 'A'`)
+	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || published != 1 {
+		t.Errorf("when it is mended: rolled back %d, published %d, %v", rolledBack, published, err)
+	}
+}
+
 // A quote is used once, whoever uses it at the same time.
 func TestAQuoteIsUsedOnce(t *testing.T) {
 	w := newWorld(t)

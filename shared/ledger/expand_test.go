@@ -95,13 +95,13 @@ func TestEarlierBooksBecomeBalancesAndEntries(t *testing.T) {
 		sum("an earlier release ended " + status)
 		count(i, `SELECT count(*) FROM payments WHERE reason = 'expired'`)
 	}
-	// It must not end a payment that it can't book.
+	// It must not end a payment that it can't book, and goes on with the others.
 	exec(`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline,
 		debit_currency, debit_minor, credit_currency, credit_minor) VALUES (gen_random_uuid(), 'dollars', decode(repeat('00', 16), 'hex'), 'A', 'B', 10,
 		'USD', 'PENDING', now(), 'USD', 5, 'USD', 5)`)
-	if _, err := conn.Exec(t.Context(), endEarlierSQL, "dollars", "COMMITTED"); err == nil {
-		t.Error("an earlier release ended a payment in dollars")
-	}
+	exec(endEarlierSQL, "dollars", "COMMITTED")
+	count(1, `SELECT count(*) FROM reservations WHERE idempotency_key = 'dollars' AND status = 'PENDING'`)
+	count(0, `SELECT count(*) FROM payments WHERE idempotency_key = 'dollars'`)
 	exec(`DELETE FROM reservations WHERE idempotency_key = 'dollars'`)
 
 	// When no earlier release runs any more, what was for it goes.
@@ -131,5 +131,47 @@ func TestEarlierBooksBecomeBalancesAndEntries(t *testing.T) {
 	w.checkSum()
 	if w.balance("C") != 510 {
 		t.Errorf("C has %d", w.balance("C"))
+	}
+}
+
+// The migration that locks the tables takes them in the order in which payments do, so it waits for a
+// payment under way, and the payment ends.
+func TestTheSwitchWaitsForPaymentsUnderWay(t *testing.T) {
+	url := embeddedtest.Postgres(t)
+	migrateTo(t, url, 10)
+	conn, other := connect(t, url), connect(t, url)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`INSERT INTO wallet_accounts (account_id, balance_idr) VALUES ('A', 1000), ('B', 0)`)
+	exec(`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('f', 'A', 1000)`)
+	exec(`BEGIN`)
+	exec(`INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, sender_id, receiver_id, amount_idr, currency_input, status, deadline)
+		VALUES (gen_random_uuid(), 'k', decode(repeat('00', 16), 'hex'), 'A', 'B', 100, 'IDR', 'PENDING', now() + interval '1 minute')`)
+	migrated := make(chan error, 1)
+	go func() { migrated <- Migrate(context.Background(), url) }()
+	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
+		var waiting bool
+		if err := other.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'relation'
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		if waiting {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the migration waits for no table")
+		}
+	}
+	exec(`UPDATE wallet_accounts SET balance_idr = balance_idr - 100 WHERE account_id = 'A'`)
+	exec(`COMMIT`)
+	if err := <-migrated; err != nil {
+		t.Error(err)
+	}
+	if s, err := ReadSum(t.Context(), other); err != nil || s.Err() != nil {
+		t.Errorf("%v, %v", err, s.Err())
 	}
 }

@@ -479,19 +479,22 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 }
 
 // waitsForALock returns as soon as one of the world's transactions waits for a lock.
-func (w *world) waitsForALock() {
+func (w *world) waitsForALock() { w.t.Helper(); w.waitForLocks(1) }
+
+// waitForLocks waits until n transactions wait for locks.
+func (w *world) waitForLocks(n int) {
 	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		var waiting bool
-		if err := w.pool.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waiting); err != nil {
+	waiting := 0
+	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if err := w.pool.QueryRow(context.Background(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting); err != nil {
 			w.t.Fatal(err)
 		}
-		if waiting {
+		if waiting >= n {
 			return
 		}
 	}
-	w.t.Fatal("no transaction waits for a lock")
+	w.t.Fatalf("%d transactions wait for locks, want %d", waiting, n)
 }
 
 // Commit, rollback and sweep run at the same time on the same reservations. Exactly one of them
@@ -645,7 +648,7 @@ func TestCommitAgainstSweepOnOneRow(t *testing.T) {
 		racing.Go(func() {
 			<-begin
 			var err error
-			if swept, err = w.rollBackOverdue(context.Background(), []pgtype.UUID{{Bytes: id, Valid: true}}); err != nil {
+			if swept, _, err = w.rollBackOverdue(context.Background(), []pgtype.UUID{{Bytes: id, Valid: true}}); err != nil {
 				t.Error(err)
 			}
 		})

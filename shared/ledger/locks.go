@@ -45,10 +45,11 @@ WITH free AS MATERIALIZED (
 )
 SELECT f.reservation_id, leg.account_id, leg.currency, leg.held > 0 FROM free f, ` + legsSQL
 
-	lockFreeBalancesSQL = `
+	// lockPlacesSQL locks balances by account and currency.
+	lockPlacesSQL = `
 SELECT b.account_id, b.currency FROM unnest($1::text[], $2::text[]) AS w(account_id, currency)
 JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
-ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b SKIP LOCKED`
+ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b`
 )
 
 // seenLocks remembers the last lock timeout.
@@ -304,7 +305,7 @@ func lockFree(ctx context.Context, q postgres.Querier, wanted map[place]bool) (m
 	for at := range wanted {
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 	}
-	rows, err := q.Query(ctx, lockFreeBalancesSQL, accounts, currencies)
+	rows, err := q.Query(ctx, lockPlacesSQL+skipLocked, accounts, currencies)
 	if err != nil {
 		return nil, err
 	}

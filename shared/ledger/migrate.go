@@ -66,7 +66,7 @@ func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) er
 	}
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
 		_, err := provider.Up(ctx)
-		if err != nil && !postgres.LockTimeout(err) {
+		if err != nil && !postgres.LockTimeout(err) && !postgres.Transient(err) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
@@ -99,7 +99,7 @@ func Contract(ctx context.Context, databaseURL string) error {
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
 		// Several statements without parameters are one transaction.
 		_, err := conn.Exec(ctx, contractSQL)
-		if err != nil && !postgres.LockTimeout(err) {
+		if err != nil && !postgres.LockTimeout(err) && !postgres.Transient(err) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err

@@ -15,6 +15,7 @@ import (
 
 	"pgw/shared/batch"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 const (
@@ -132,12 +133,16 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 		}
 	}
 	for ids := range slices.Chunk(overdue, sweepBatch) {
-		done, err := l.rollBackOverdue(ctx, ids)
+		done, left, err := l.rollBackOverdue(ctx, ids)
 		if err != nil {
 			return swept, err
 		}
 		swept.RolledBack += len(done)
 		unpublished = append(unpublished, done...)
+		for _, id := range left {
+			pending++
+			finished = minTime(finished, timeOf(id.Bytes)) // the next sweep has to find it
+		}
 	}
 	// Reservations are always locked in the order of their ids.
 	slices.SortFunc(unpublished, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
@@ -193,8 +198,10 @@ func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfini
 }
 
 // rollBackOverdue uses the same compare-and-set as every rollback. A reservation that was committed
-// meanwhile stays committed, and is not returned. The next sweep handles a locked reservation.
-func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgtype.UUID, error) {
+// meanwhile stays committed, and is not returned. left are those that the next sweep has to try again:
+// they are locked, or the database refuses what a rollback would write, because a balance is broken. A
+// broken balance must not stop the sweep of all others.
+func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) (done, left []pgtype.UUID, err error) {
 	calls := make([]Finish, len(ids))
 	for i, id := range ids {
 		calls[i] = Finish{ReservationID: id.Bytes, RollBack: payment.Expired}
@@ -204,16 +211,20 @@ func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) ([]pgty
 	}), func(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
 		return l.finishAround(ctx, calls, true)
 	})
-	var done []pgtype.UUID
 	for i, r := range expire(ctx, calls) {
-		if r.Err != nil && !errors.Is(r.Err, ErrLocked) {
-			return nil, r.Err
-		}
-		if r.Value.Done {
+		switch {
+		case errors.Is(r.Err, ErrLocked):
+			left = append(left, ids[i])
+		case postgres.BadData(r.Err):
+			left = append(left, ids[i])
+			l.log.ErrorContext(ctx, "a hold past its deadline can't be rolled back: run pgw reconcile", "reservation", calls[i].ReservationID, "error", r.Err)
+		case r.Err != nil:
+			return nil, nil, r.Err
+		case r.Value.Done:
 			done = append(done, ids[i])
 		}
 	}
-	return done, nil
+	return done, left, nil
 }
 
 func (l *Ledger) publish(ctx context.Context, ids []pgtype.UUID, now time.Time, publish Publish) error {

@@ -151,6 +151,14 @@ func (p Payment) checkAmounts() error {
 	case p.CreditMinor <= 0 || p.CreditMinor > money.MaxMinor:
 		return &FieldError{"credit_minor", fmt.Sprintf("must be positive and at most %d", int64(money.MaxMinor))}
 	}
+	switch named := p.Currency == p.DebitCurrency || p.Currency == p.CreditCurrency; {
+	case p.Minor <= 0:
+		return &FieldError{"amount", "is missing"}
+	case named && p.fixed().Minor != p.Minor:
+		return &FieldError{"amount", fmt.Sprintf("is %d, and the amount moved is %d", p.Minor, p.fixed().Minor)}
+	case p.DebitCurrency == money.IDR && p.DebitMinor != p.AmountIDR:
+		return &FieldError{"amount_idr", fmt.Sprintf("is %d, and the sender pays IDR %d", p.AmountIDR, p.DebitMinor)}
+	}
 	if !p.Exchanges() {
 		if p.DebitMinor != p.CreditMinor || !p.Exchange.IsZero() {
 			return &FieldError{"credit_minor", "must be debit_minor, because nothing is exchanged"}
@@ -164,9 +172,6 @@ func (p Payment) checkExchange() error {
 	e := p.Exchange
 	if p.Currency != p.DebitCurrency && p.Currency != p.CreditCurrency {
 		return &FieldError{"currency", "must be debit_currency or credit_currency"}
-	}
-	if fixed := p.fixed(); fixed.Minor != p.Minor {
-		return &FieldError{"amount", fmt.Sprintf("is %d, and the amount moved is %d", p.Minor, fixed.Minor)}
 	}
 	if e.MidMinor < p.CreditMinor || e.MidMinor > money.MaxMinor {
 		return &FieldError{"exchange.mid_minor", fmt.Sprintf("must be between credit_minor and %d", int64(money.MaxMinor))}

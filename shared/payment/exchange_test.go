@@ -74,12 +74,15 @@ func TestValidateChecksWhatIsExchanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	for field, change := range map[string]func(*Payment){
-		"debit_currency":     func(p *Payment) { p.DebitCurrency = money.Currency{} },
-		"credit_currency":    func(p *Payment) { p.CreditCurrency = money.Currency{} },
-		"debit_minor":        func(p *Payment) { p.DebitMinor = 0 },
-		"credit_minor":       func(p *Payment) { p.CreditMinor = money.MaxMinor + 1 },
-		"currency":           func(p *Payment) { p.Currency = currencyOf("EUR") },
-		"amount":             func(p *Payment) { p.DebitMinor = 10_000 },
+		"debit_currency":  func(p *Payment) { p.DebitCurrency = money.Currency{} },
+		"credit_currency": func(p *Payment) { p.CreditCurrency = money.Currency{} },
+		"debit_minor":     func(p *Payment) { p.DebitMinor = 0 },
+		"credit_minor":    func(p *Payment) { p.CreditMinor = money.MaxMinor + 1 },
+		"currency":        func(p *Payment) { p.Currency = currencyOf("EUR") },
+		"amount":          func(p *Payment) { p.DebitMinor = 10_000 },
+		"amount_idr": func(p *Payment) {
+			p.Currency, p.DebitCurrency, p.DebitMinor, p.Minor = money.IDR, money.IDR, 155_001, 155_001
+		},
 		"exchange.mid_minor": func(p *Payment) { p.Exchange.MidMinor = 1338 },
 		"exchange.rate":      func(p *Payment) { p.Exchange.Rate = money.Rate{} },
 		"exchange.steps":     func(p *Payment) { p.Exchange.Steps = nil },
@@ -90,6 +93,23 @@ func TestValidateChecksWhatIsExchanged(t *testing.T) {
 		var wrong *FieldError
 		if err := p.Validate(); !errors.As(err, &wrong) || wrong.Field != field {
 			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// In one currency that is not rupiah, what the client fixed is what moves.
+func TestValidateChecksOneCurrency(t *testing.T) {
+	p := exchanged()
+	p.CreditCurrency, p.CreditMinor, p.Exchange = p.DebitCurrency, p.DebitMinor, Exchange{}
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, minor := range map[string]int64{"another amount": 777, "no amount": 0} {
+		other := p
+		other.Minor = minor
+		var wrong *FieldError
+		if err := other.Validate(); !errors.As(err, &wrong) || wrong.Field != "amount" {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -28,9 +28,10 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
-LOCK TABLE wallet_accounts IN ACCESS EXCLUSIVE MODE;
+-- In the order in which payments and fundings use them.
 LOCK TABLE reservations IN SHARE ROW EXCLUSIVE MODE;
 LOCK TABLE fundings IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE wallet_accounts IN ACCESS EXCLUSIVE MODE;
 
 DROP TRIGGER copy_profile ON wallet_accounts;
 DROP FUNCTION copy_profile();
@@ -77,9 +78,9 @@ INSERT INTO balances (account_id, owner, internal, currency) VALUES
 CREATE VIEW wallet_accounts AS
 SELECT account_id, owner, home_currency AS currency, status, internal, available AS balance_idr, daily_limit AS daily_limit_idr,
        spent_day, spent_today AS spent_today_idr, started_minute, started_count, profile_at, updated_at, profile_event
-FROM balances WHERE currency = 'IDR';
+FROM balances WHERE currency = 'IDR' AND account_id NOT IN ('LIQUIDITY', 'SPREAD', 'OUTSIDE');
 CREATE VIEW fundings AS
-SELECT transfer_id AS funding_id, account_id, amount AS amount_idr, note, created_at, source FROM transfers WHERE currency = 'IDR';
+SELECT transfer_id AS funding_id, account_id, amount AS amount_idr, note, created_at, source FROM transfers WHERE currency = 'IDR' AND account_id <> 'LIQUIDITY';
 
 -- Earlier releases keep no holds and write no entries. Where they change a reservation or add a
 -- transfer, these do. This release fills debit_currency, ended_at and booked_at, and is left alone.
@@ -93,12 +94,21 @@ END $$;
 CREATE TRIGGER reserved_earlier AFTER INSERT ON reservations FOR EACH ROW
     WHEN (NEW.status = 'PENDING' AND NEW.debit_currency IS NULL) EXECUTE FUNCTION reserved_earlier();
 
+-- An earlier release can't end a payment that is not in rupiah. Its statement passes over the payment, which
+-- stays PENDING for this release.
+-- +goose StatementBegin
+CREATE FUNCTION leave_to_newer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER leave_to_newer BEFORE UPDATE OF status ON reservations FOR EACH ROW
+    WHEN (OLD.status = 'PENDING' AND NEW.status <> 'PENDING' AND NEW.ended_at IS NULL
+        AND (NEW.debit_currency <> 'IDR' OR NEW.credit_currency <> 'IDR')) EXECUTE FUNCTION leave_to_newer();
+
 -- +goose StatementBegin
 CREATE FUNCTION ended_earlier() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF coalesce(NEW.debit_currency, 'IDR') <> 'IDR' OR coalesce(NEW.credit_currency, 'IDR') <> 'IDR' THEN
-        RAISE EXCEPTION 'payment % moves %, which this release does not know: it stays PENDING for a newer one', NEW.reservation_id, NEW.debit_currency;
-    END IF;
     UPDATE balances SET held = held - NEW.amount_idr WHERE account_id = NEW.sender_id AND currency = 'IDR';
     IF NEW.status = 'COMMITTED' THEN
         INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
