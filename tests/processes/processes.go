@@ -271,10 +271,21 @@ func (s *System) SeedExchange(ctx context.Context, n int) error {
 			return fmt.Errorf("seed liquidity: %w", err)
 		}
 	}
-	_, err = admin.PutRates(ctx, &dbv1.PutRatesRequest{Rates: []*dbv1.Rate{
-		{Base: "USD", Quote: "IDR", Rate: "15500", Bid: "15490", Ask: "15510"}, {Base: "USD", Quote: "SGD", Rate: "1.34", Bid: "1.339", Ask: "1.341"},
-		{Base: "SGD", Quote: "IDR", Rate: "11600", Bid: "11590", Ask: "11610"}, {Base: "JPY", Quote: "IDR", Rate: "105", Bid: "104.5", Ask: "105.5"},
+	// fx knows the rates that it has put at once. It reads those of others once a second.
+	fx, err := rpc.Dial(s.Addr("fx"))
+	if err != nil {
+		return err
+	}
+	defer fx.Close()
+	got, err := fxv1.NewFxServiceClient(fx).UpdateRates(ctx, &fxv1.UpdateRatesRequest{Rates: []*fxv1.Rate{
+		{BaseCurrency: "USD", QuoteCurrency: "IDR", RateDecimal: "15500", Bid: "15490", Ask: "15510"},
+		{BaseCurrency: "USD", QuoteCurrency: "SGD", RateDecimal: "1.34", Bid: "1.339", Ask: "1.341"},
+		{BaseCurrency: "SGD", QuoteCurrency: "IDR", RateDecimal: "11600", Bid: "11590", Ask: "11610"},
+		{BaseCurrency: "JPY", QuoteCurrency: "IDR", RateDecimal: "105", Bid: "104.5", Ask: "105.5"},
 	}})
+	if err == nil && !got.Success {
+		err = errors.New(got.Message)
+	}
 	if err != nil {
 		return fmt.Errorf("seed rates: %w", err)
 	}
