@@ -370,8 +370,9 @@ func TestABrokenBalanceDoesNotStopTheSweep(t *testing.T) {
 		w.expire(w.mustReserve(pay("of "+from, from, "C", 10)).ReservationID)
 	}
 	w.exec(`UPDATE balances SET held = 3 WHERE account_id = 'A'`)
-	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || published != 1 {
-		t.Errorf("rolled back %d, published %d, %v", rolledBack, published, err)
+	swept, err := w.Sweep(t.Context(), func(context.Context, string, Claim, time.Time) error { return nil })
+	if err != nil || swept.RolledBack != 1 || swept.Published != 1 || swept.Pending != 1 || swept.HeldIDR != 10 || swept.Oldest.IsZero() {
+		t.Errorf("swept %+v, %v", swept, err)
 	}
 	w.exec(`UPDATE balances SET held = 10 WHERE account_id = 'A'`)
 	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 1 || published != 1 {

@@ -1,6 +1,6 @@
-// Package ledger owns the database: its schema, and all SQL on accounts, fundings, reservations,
-// payments, rates, rules, the sweep's mark and the actions on dead letters. Pure decisions are next
-// to the SQL that uses them.
+// Package ledger owns the database: its schema, and all SQL on accounts, balances, entries, transfers,
+// quotes, reservations, payments, rates, rules, the sweep's mark and the actions on dead letters. Pure
+// decisions are next to the SQL that uses them. BOOKS.md describes the books.
 //
 //   - A Ledger writes, and serves the clients' reads. Only db has one.
 //   - A Reader needs only the right to read. fx, wallet and risk have one.
@@ -8,7 +8,7 @@
 //     commands use them.
 //   - Migrate, Roles and CheckSchema keep the schema (UPGRADES.md).
 //
-// Amounts are whole rupiah, unless a name says minor units. Times are by the database's clock,
+// Amounts are minor units of their currency, which are whole rupiah where nothing names another one. Times are by the database's clock,
 // unless a comment says otherwise. An error is one of this package (errors.go), a context's error,
 // or a database error, which shared/postgres classifies.
 package ledger

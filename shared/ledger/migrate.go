@@ -64,17 +64,22 @@ func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) er
 	if at > int64(known) {
 		return fmt.Errorf("migrate: the schema has version %d, and this release knows %d: migrate with the newer release", at, known)
 	}
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		_, err := provider.Up(ctx)
+	if err := untilFree(ctx, func() error { _, err := provider.Up(ctx); return err }); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// untilFree runs a change of the schema again while other transactions keep it from its locks.
+func untilFree(ctx context.Context, change func() error) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := change()
 		if err != nil && !postgres.LockTimeout(err) && !postgres.Transient(err) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxTries(migrationTries), backoff.WithMaxElapsedTime(0))
-	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
-	}
-	return nil
+	return err
 }
 
 //go:embed contract.sql
@@ -96,14 +101,8 @@ func Contract(ctx context.Context, databaseURL string) error {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		// Several statements without parameters are one transaction.
-		_, err := conn.Exec(ctx, contractSQL)
-		if err != nil && !postgres.LockTimeout(err) && !postgres.Transient(err) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithMaxTries(migrationTries), backoff.WithMaxElapsedTime(0))
+	// Several statements without parameters are one transaction.
+	err = untilFree(ctx, func() error { _, err := conn.Exec(ctx, contractSQL); return err })
 	if err != nil {
 		return fmt.Errorf("contract the schema: %w", err)
 	}

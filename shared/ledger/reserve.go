@@ -264,13 +264,9 @@ func (s state) takeBalances(rows pgx.Rows) error {
 	for rows.Next() {
 		var account, currency string
 		v := &balance{}
-		var limit pgtype.Int8
 		if err := rows.Scan(&account, &currency, &v.status, &v.Available, &v.DailyLimit, &v.Day, &v.SpentToday,
-			&v.minute, &v.started, &v.Position, &limit); err != nil {
+			&v.minute, &v.started, &v.Position, &v.PositionLimit); err != nil {
 			return err
-		}
-		if limit.Valid {
-			v.PositionLimit = &limit.Int64
 		}
 		v.was = counters{v.Day, v.minute, v.started, v.SpentToday, v.DailyLimit}
 		at, err := placeOf(account, currency)

@@ -116,18 +116,23 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 		finished = minTime(finished, timeOf(looked)) // the next sweep continues from there
 	}
 	var overdue, unpublished []pgtype.UUID
+	amounts := make(map[pgtype.UUID]int64, len(open))
 	var oldest time.Time
 	var pending, held int64
+	holds := func(id pgtype.UUID) {
+		pending++
+		held += amounts[id]
+		if at := timeOf(id.Bytes); oldest.IsZero() || at.Before(oldest) {
+			oldest = at
+		}
+	}
 	for _, u := range open {
+		amounts[u.id] = u.amount
 		switch {
 		case u.overdue:
 			overdue = append(overdue, u.id)
 		case u.pending:
-			pending++
-			held += u.amount
-			if oldest.IsZero() {
-				oldest = timeOf(u.id.Bytes)
-			}
+			holds(u.id)
 		default:
 			unpublished = append(unpublished, u.id)
 		}
@@ -140,8 +145,7 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 		swept.RolledBack += len(done)
 		unpublished = append(unpublished, done...)
 		for _, id := range left {
-			pending++
-			finished = minTime(finished, timeOf(id.Bytes)) // the next sweep has to find it
+			holds(id)
 		}
 	}
 	// Reservations are always locked in the order of their ids.
