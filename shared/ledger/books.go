@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -427,12 +426,7 @@ func readHouse(ctx context.Context, q postgres.Querier) (map[money.Currency][]Ho
 	house := map[money.Currency][]HouseBalance{}
 	var currency money.Currency
 	var b HouseBalance
-	var limit pgtype.Int8
-	_, err = pgx.ForEachRow(rows, []any{&b.Account, asText{&currency}, &b.Available, &b.Held, &b.Position, &limit}, func() error {
-		b := b
-		if limit.Valid {
-			b.PositionLimit = new(limit.Int64)
-		}
+	_, err = pgx.ForEachRow(rows, []any{&b.Account, asText{&currency}, &b.Available, &b.Held, &b.Position, &b.PositionLimit}, func() error {
 		house[currency] = append(house[currency], b)
 		return nil
 	})

@@ -123,19 +123,14 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 
 // reserveFree is reserveAll without waiting for an account. It puts off a new claim whose sender is
 // locked. A refusal holds no money and needs no account.
-func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) ([]batch.Result[Reserved], error) {
-	rules, err := l.rules.Get(ctx)
+func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []batch.Result[Reserved], err error) {
+	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
+		if results, err = l.reserveFreeOn(ctx, conn, calls, velocity); err != nil {
+			postgres.RollBack(ctx, conn)
+		}
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
-	}
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
-	}
-	defer conn.Release()
-	results, err := l.reserveFreeOn(ctx, conn, calls, rules.VelocityPerMin)
-	if err != nil {
-		postgres.RollBack(ctx, conn)
 		return nil, fmt.Errorf("reserve around locks, of a batch of %d: %w", len(calls), err)
 	}
 	return results, nil

@@ -131,24 +131,32 @@ SELECT 1 / (count(*) = cardinality($1))::int FROM held`
 )
 
 // reserveAll decides about a batch.
-func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) ([]Reserved, error) {
-	rules, err := l.rules.Get(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
-	}
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
-	}
-	defer conn.Release()
-	decided, err := l.reserveOn(ctx, conn, calls, rules.VelocityPerMin, false)
-	if postgres.Outdated(err) {
-		decided, err = l.reserveOn(ctx, conn, calls, rules.VelocityPerMin, true)
-	}
+func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) (decided []Reserved, err error) {
+	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
+		decided, err = l.reserveOn(ctx, conn, calls, velocity, false)
+		if postgres.Outdated(err) {
+			decided, err = l.reserveOn(ctx, conn, calls, velocity, true)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
 	}
 	return decided, nil
+}
+
+// reserving runs a reserve on a connection, with the limit of payments that a sender starts in a minute.
+func (l *Ledger) reserving(ctx context.Context, run func(*pgxpool.Conn, uint32) error) error {
+	rules, err := l.rules.Get(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return run(conn, rules.VelocityPerMin)
 }
 
 // reserveOn decides about a batch. If lock is set, it locks the balances before it reads them.
