@@ -220,18 +220,8 @@ func (b *bench) exchange() error {
 	if _, err := l.pay(b.Payments, evenly, exchanged); err != nil {
 		return errors.Join(err, l.close())
 	}
-	var samples []sample
-	for range b.Runs {
-		s, err := inTurn(
-			func() (float64, error) { return l.pay(3*b.Payments, evenly, exchanged) },
-			func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
-		if err != nil {
-			return errors.Join(err, l.close())
-		}
-		samples = append(samples, s)
-	}
-	b.report(goal{"exchange", "payments/s", "the same in rupiah", 0.7, false}, samples)
-	return errors.Join(l.m.sum(l.database), l.close())
+	return b.compare(goal{"exchange", "payments/s", "the same in rupiah", 0.7, false}, l,
+		func() (float64, error) { return l.pay(3*b.Payments, evenly, exchanged) })
 }
 
 func (b *bench) hot(name string, choose way) error {
@@ -239,17 +229,22 @@ func (b *bench) hot(name string, choose way) error {
 	if err != nil {
 		return err
 	}
+	return b.compare(goal{name, "payments/s", "the same, evenly", 0.8, false}, l,
+		func() (float64, error) { return l.pay(3*b.Payments, choose, rupiah) })
+}
+
+// compare compares payments of another kind with payments in rupiah between all accounts, on the same
+// ledger. It closes the ledger.
+func (b *bench) compare(g goal, l *testLedger, other func() (float64, error)) error {
 	var samples []sample
 	for range b.Runs {
-		s, err := inTurn(
-			func() (float64, error) { return l.pay(3*b.Payments, choose, rupiah) },
-			func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
+		s, err := inTurn(other, func() (float64, error) { return l.pay(3*b.Payments, evenly, rupiah) })
 		if err != nil {
 			return errors.Join(err, l.close())
 		}
 		samples = append(samples, s)
 	}
-	b.report(goal{name, "payments/s", "the same, evenly", 0.8, false}, samples)
+	b.report(g, samples)
 	return errors.Join(l.m.sum(l.database), l.close())
 }
 
