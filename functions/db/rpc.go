@@ -148,8 +148,10 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 		out.Status, out.Message = dbv1.TxStatus_NOT_FOUND, "there is no such reservation"
 	case got.Claim.Status == payment.RolledBack:
 		out.Status = dbv1.TxStatus_DUPLICATE
-	default:
+	case got.Claim.Status == payment.Committed:
 		out.Status = dbv1.TxStatus_BAD_STATUS
+	default:
+		return nil, status.Errorf(codes.Internal, "the rollback left the reservation %s", got.Claim.Status)
 	}
 	d.metrics.rollbacks.WithLabelValues(out.Status.String()).Inc()
 	return out, nil

@@ -74,12 +74,13 @@ func (p *Payments) rollBack(ctx context.Context, ref string, reason payment.Reas
 	if err != nil {
 		return "", err
 	}
-	switch got.Status {
-	case dbv1.TxStatus_OK, dbv1.TxStatus_DUPLICATE:
+	switch {
+	case got.Status == dbv1.TxStatus_OK, got.Status == dbv1.TxStatus_DUPLICATE:
 		return payment.Reason(got.Message), nil
-	case dbv1.TxStatus_BAD_STATUS:
+	case got.Status == dbv1.TxStatus_BAD_STATUS && got.Message == string(payment.ReasonCommitted):
 		return "", nil
 	default:
+		// A status alone is no proof that the money moved. The call is made again.
 		return "", status.Errorf(codes.Internal, "roll back %s: %s %s", ref, got.Status, got.Message)
 	}
 }

@@ -145,6 +145,13 @@ func TestSettle(t *testing.T) {
 			},
 			"SUCCESS committed r", []string{"reserve", "commit r", "roll back for commit_failed"},
 		},
+		"a roll back that ended nothing is no success": {
+			ledger{
+				reserved: held, committed: answer(dbv1.TxStatus_BAD_STATUS, payment.CommitFailed),
+				rolled: rolledBack(dbv1.TxStatus_BAD_STATUS, ""),
+			},
+			"Internal", []string{"reserve", "commit r", "roll back for commit_failed"},
+		},
 		"a roll back of nothing": {
 			ledger{
 				reserved: held, committed: answer(dbv1.TxStatus_NOT_FOUND, ""), rolled: rolledBack(dbv1.TxStatus_NOT_FOUND, ""),

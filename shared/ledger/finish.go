@@ -62,7 +62,7 @@ const (
 	// balances are locked.
 	commitSQL = `
 WITH held AS MATERIALIZED (
-	SELECT r.reservation_id FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
+	SELECT r.reservation_id, c.key FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
 	WHERE r.status = 'PENDING' AND (c.key = '' OR c.key = r.idempotency_key)
 	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
 ), done AS (
@@ -70,7 +70,7 @@ WITH held AS MATERIALIZED (
 	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
 		AND EXISTS (SELECT FROM balances b WHERE b.account_id = r.receiver_id AND b.currency = coalesce(r.credit_currency, 'IDR')
 			AND b.status = 'ACTIVE')
-	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline
+	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline, h.key AS asked
 ), legs AS MATERIALIZED (
 	SELECT d.reservation_id, leg.* FROM done d, ` + legsSQL + `
 ), changes AS (
@@ -96,7 +96,7 @@ WITH held AS MATERIALIZED (
 		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) AND deadline >= at THEN 'SUCCESS' END, 'committed', at
 	FROM done, booked
 )
-SELECT reservation_id FROM done`
+SELECT reservation_id, asked FROM done`
 
 	// A hold of today that is rolled back does not count against today's limit any more.
 	rollBackSQL = `
@@ -126,7 +126,7 @@ WITH held AS MATERIALIZED (
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason
 	FROM done
 )
-SELECT reservation_id FROM done`
+SELECT reservation_id, reason FROM done`
 
 	standingSQL = `
 SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
@@ -136,8 +136,9 @@ WHERE r.reservation_id = ANY($1::uuid[])`
 )
 
 // finishAll ends a batch of reservations. All commits are one statement, and so one transaction.
-// All rollbacks are another. Then finishAll reads the state of the reservations that this batch
-// could not end.
+// All rollbacks are another. One reservation may have calls in both: the rollback then ends it if the
+// commit was refused. Then finishAll reads the state of the reservations that this batch could not
+// end. So after a rollback without an error, the reservation has ended.
 func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
 	if l.locks.recent() {
 		return l.finishBriefly(ctx, calls)
@@ -148,11 +149,11 @@ func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, err
 // finishOn is finishAll on a pool or in a transaction. unpublished marks the rollbacks, so that a
 // sweep publishes their results.
 func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublished bool) ([]Finished, error) {
-	order := make([]int, 0, len(calls)) // has only the first of several calls for one reservation
-	first := make(map[uuid.UUID]int, len(calls))
+	order := make([]int, 0, len(calls)) // has only the first of several equal calls
+	first := make(map[Finish]int, len(calls))
 	for i, c := range calls {
-		if _, seen := first[c.ReservationID]; !seen {
-			first[c.ReservationID] = i
+		if _, seen := first[c]; !seen {
+			first[c] = i
 			order = append(order, i)
 		}
 	}
@@ -170,36 +171,44 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublish
 	}
 
 	finished := make([]Finished, len(calls))
-	end := func(sql string, args ...any) error {
+	// end runs a statement, and notes the calls that ended a reservation. asked makes such a call from
+	// its reservation and the statement's second column.
+	end := func(asked func(uuid.UUID, string) Finish, sql string, args ...any) error {
 		rows, err := q.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-		if err != nil {
-			return err
-		}
-		for _, id := range ids {
-			f := &finished[first[id]]
+		var id uuid.UUID
+		var text string
+		_, err = pgx.ForEachRow(rows, []any{&id, &text}, func() error {
+			c := asked(id, text)
+			f := &finished[first[c]]
 			f.Done = true
 			f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
-			if reason := calls[first[id]].RollBack; reason != "" {
-				f.Claim.Status, f.Claim.Reason = payment.RolledBack, reason
+			if c.RollBack != "" {
+				f.Claim.Status, f.Claim.Reason = payment.RolledBack, c.RollBack
 			}
-		}
-		return nil
+			return nil
+		})
+		return err
 	}
 	if len(commits) > 0 {
-		if err := end(commitSQL, commits, keys); err != nil {
+		if err := end(commitOf, commitSQL, commits, keys); err != nil {
 			return nil, fmt.Errorf("commit a batch of %d: %w", len(commits), err)
 		}
 	}
 	if len(rollbacks) > 0 {
-		if err := end(rollBackSQL, rollbacks, reasons, unpublished); err != nil {
+		if err := end(rollBackOf, rollBackSQL, rollbacks, reasons, unpublished); err != nil {
 			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
 		}
 	}
 	return finished, readStanding(ctx, q, calls, finished)
+}
+
+func commitOf(id uuid.UUID, key string) Finish { return Finish{ReservationID: id, Key: key} }
+
+func rollBackOf(id uuid.UUID, reason string) Finish {
+	return Finish{ReservationID: id, RollBack: payment.Reason(reason)}
 }
 
 func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finished []Finished) error {
