@@ -21,6 +21,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/gofrs/flock"
+	"github.com/google/renameio/v2/maybe"
 
 	"pgw/functions/gateway"
 	"pgw/functions/gateway/access"
@@ -203,7 +204,7 @@ func (c runCommand) kept(name, given string, makeOne func() (string, error)) (st
 	made := ""
 	if errors.Is(err, fs.ErrNotExist) {
 		if made, err = makeOne(); err == nil {
-			err = writeWhole(path, []byte(made))
+			err = maybe.WriteFile(path, []byte(made), 0o600)
 		}
 	}
 	if err != nil {
@@ -412,16 +413,7 @@ func (s *system) writeRunFile() error {
 	if err != nil {
 		return err
 	}
-	return writeWhole(s.runFile(), append(text, '\n'))
-}
-
-// writeWhole replaces a file that holds a secret atomically. Only its owner can read it.
-func writeWhole(path string, text []byte) error {
-	half := path + ".new"
-	if err := os.WriteFile(half, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(half, path)
+	return maybe.WriteFile(s.runFile(), append(text, '\n'), 0o600) // it has a password
 }
 
 func (s *system) printBanner() {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/google/renameio/v2/maybe"
 )
 
 // maxCheckpoint is the maximum size of a checkpoint's file, in bytes.
@@ -79,14 +81,8 @@ func (c checkpoint) write(path string) error {
 	if err != nil {
 		return err
 	}
-	half := path + ".new"
-	f, err := os.OpenFile(half, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := maybe.WriteFile(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
-	}
-	return os.Rename(half, path)
+	return nil
 }
