@@ -35,6 +35,11 @@ type commands struct {
 	Liquidity  liquidityCommand  `cmd:"" help:"Set what the house has to exchange in one currency."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"List, send again or discard events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Check whether a function is ready. Exit code 0: it is ready."`
+	Completion completionCommand `cmd:"" help:"Print the script with which a shell completes pgw's commands and flags."`
+	Version    versionCommand    `cmd:"" help:"Print the commit, its date and the version of Go."`
+	Help       helpCommand       `cmd:"" help:"Print the help of a command."`
+
+	VersionFlag versionFlag `name:"version" help:"Print the commit, its date and the version of Go."`
 }
 
 // functionCommand runs a function. Environment variables configure it.
@@ -99,33 +104,52 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := secret.FromFiles(os.Getenv, os.Setenv); err != nil {
-		fmt.Fprintln(os.Stderr, "pgw: configuration:", err)
-		os.Exit(1)
+		os.Exit(report(os.Stderr, fmt.Errorf("configuration: %w", err)))
 	}
-	name, run := command(ctx)
 	// The first signal drains. A second one ends the process at once.
 	context.AfterFunc(ctx, stop)
-	if err := profiled(name, run); err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "pgw:", err)
-		var coded interface{ ExitCode() int }
-		if errors.As(err, &coded) {
-			os.Exit(coded.ExitCode())
-		}
-		os.Exit(1)
+	name, run, err := command(ctx)
+	if err == nil {
+		err = profiled(name, run)
 	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = ended(name, err)
+	}
+	os.Exit(report(os.Stderr, err))
+}
+
+// ended is the error of a command that a signal has ended. A function and pgw run end in this way.
+func ended(name string, err error) error {
+	var known interrupted
+	_, function := table.Functions.Find(name)
+	switch {
+	case function || name == "run":
+		return nil
+	case errors.As(err, &known):
+		return known
+	}
+	return interrupted{}
 }
 
 // command returns the command that the arguments name. A function without further arguments is
 // started without the grammar of all commands. Building the grammar takes 3 ms of the 20 ms until
 // the function is ready.
-func command(ctx context.Context) (name string, run func() error) {
+func command(ctx context.Context) (name string, run func() error, err error) {
 	if len(os.Args) == 2 {
 		if f, ok := table.Functions.Find(os.Args[1]); ok {
-			return f.Name, func() error { return table.Functions.Run(ctx, f) }
+			return f.Name, func() error { return table.Functions.Run(ctx, f) }, nil
 		}
 	}
-	k := kong.Parse(newCommands(), append(grammar(), kong.BindTo(ctx, (*context.Context)(nil)))...)
-	return k.Selected().Name, func() error { return k.Run() }
+	parser, err := kong.New(newCommands(), append(grammar(), kong.BindTo(ctx, (*context.Context)(nil)))...)
+	if err != nil {
+		return "", nil, err
+	}
+	complete(parser)
+	k, err := parser.Parse(os.Args[1:])
+	if err != nil {
+		return "", nil, asUsage(err)
+	}
+	return k.Selected().Name, func() error { return k.Run() }, nil
 }
 
 func newCommands() *commands { return &commands{Run: runCommand{Ports: portFlags()}} }
@@ -134,8 +158,7 @@ func newCommands() *commands { return &commands{Run: runCommand{Ports: portFlags
 func grammar() []kong.Option {
 	options := []kong.Option{
 		kong.Name("pgw"),
-		kong.Description("A real-time multi-currency payment gateway."),
-		kong.UsageOnError(),
+		kong.Description("A real-time multi-currency payment gateway.\n\n" + exitCodes),
 		kong.Help(printHelp),
 		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
 	}
