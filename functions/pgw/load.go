@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -26,6 +28,7 @@ type loadCommand struct {
 	Hot         float64 `default:"0.1" help:"Share of payments that go to one account."`
 	Seed        uint64  `default:"1" help:"Seed number of the random choices."`
 	operatorFlags
+	dataFlags
 	Gateway  string `name:"gateway-url" help:"The gateway's URL, instead of GATEWAY_URL."`
 	Database string `name:"database-url" help:"The gateway's ledger, instead of DATABASE_URL. Every answer is compared with it."`
 	Settle   bool   `help:"Wait until no payment is pending before the comparison."`
@@ -68,16 +71,27 @@ func (c loadCommand) Run(ctx context.Context) error {
 		return err
 	}
 	answers, latencies, took := c.fire(ctx, at.Gateway, requests)
-	if err := ctx.Err(); err != nil {
-		return err
+	report := newLoadReport(answers, latencies, took)
+	if ctx.Err() != nil {
+		err = interrupted{fmt.Sprintf("after %d of %d requests; the answers were not compared with the ledger", report.Answered, report.Requests)}
+		return errors.Join(c.print(report, report.text), err)
 	}
-	printLoad(answers, latencies, took)
+	report.Ledger, err = c.compare(ctx, prefix, requests, answers)
+	if stopped(ctx, err) {
+		err = interrupted{fmt.Sprintf("after %d requests; the answers were not all compared with the ledger", report.Answered)}
+	}
+	return errors.Join(c.print(report, report.text), err)
+}
+
+// compare compares the answers with the ledger.
+func (c loadCommand) compare(ctx context.Context, prefix string, requests []loadRequest, answers []load.Answer) (*loadVerdict, error) {
 	// The system may have been restarted meanwhile with another database URL. It answers payments a
 	// moment before it writes run.json.
 	bounded, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
+	var at underLoad
 	if err := poll(bounded, func() (err error) { at, err = c.system(); return err }); err != nil {
-		return err
+		return nil, err
 	}
 	return c.judge(ctx, at.Database, prefix, requests, answers)
 }
@@ -119,6 +133,8 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 	}}
 	answers := make([]load.Answer, len(requests))
 	histograms := make([]*hdrhistogram.Histogram, c.Connections)
+	bar := progressBar(int64(len(requests)), "requests")
+	defer bar.Finish()
 	var running sync.WaitGroup
 	begun := time.Now()
 	for n := range c.Connections {
@@ -127,7 +143,10 @@ func (c loadCommand) fire(ctx context.Context, gateway string, requests []loadRe
 			for i := n; i < len(requests) && ctx.Err() == nil; i += c.Connections {
 				sent := time.Now()
 				answers[i] = postUntilAnswered(ctx, client, gateway, requests[i].body)
-				histograms[n].RecordValue(time.Since(sent).Microseconds())
+				if answers[i].HTTP != 0 || ctx.Err() == nil {
+					histograms[n].RecordValue(time.Since(sent).Microseconds())
+				}
+				bar.Add(1)
 			}
 		})
 	}
@@ -147,28 +166,78 @@ func postUntilAnswered(ctx context.Context, client *http.Client, gateway string,
 		if out.Reason != load.NoAnswer || ctx.Err() != nil || time.Now().After(until) {
 			return out
 		}
-		time.Sleep(100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
-func printLoad(answers []load.Answer, latencies *hdrhistogram.Histogram, took time.Duration) {
-	outcomes := map[string]int{}
+// loadReport is the result of a load.
+type loadReport struct {
+	Requests  int            `json:"requests"`
+	Answered  int            `json:"answered"` // fewer than requests if there was no answer in time, or the command was interrupted
+	Seconds   float64        `json:"seconds"`
+	PerSecond float64        `json:"per_second"`
+	P50       float64        `json:"p50_ms"`
+	P95       float64        `json:"p95_ms"`
+	P99       float64        `json:"p99_ms"`
+	Max       float64        `json:"max_ms"`
+	Outcomes  map[string]int `json:"outcomes"` // by status and reason
+	Ledger    *loadVerdict   `json:"ledger,omitempty"`
+}
+
+// loadVerdict is what the ledger says about the answers. Amounts are in whole rupiah.
+type loadVerdict struct {
+	Keys        int      `json:"keys"`
+	Balances    int64    `json:"balances_idr"`
+	Holds       int64    `json:"holds_idr"`
+	Funded      int64    `json:"funded_idr"`
+	Contradicts int      `json:"contradictions"`
+	Undecided   int      `json:"undecided"`
+	Problems    []string `json:"problems,omitempty"` // the first contradictions
+}
+
+func newLoadReport(answers []load.Answer, latencies *hdrhistogram.Histogram, took time.Duration) loadReport {
+	millis := func(micros int64) float64 { return float64(micros) / 1000 }
+	r := loadReport{
+		Requests: len(answers), Seconds: took.Seconds(), P50: millis(latencies.ValueAtQuantile(50)), P95: millis(latencies.ValueAtQuantile(95)),
+		P99: millis(latencies.ValueAtQuantile(99)), Max: millis(latencies.Max()), Outcomes: map[string]int{},
+	}
 	for _, a := range answers {
-		outcomes[fmt.Sprintf("%s %s", a.Status, a.Reason)]++
+		if a == (load.Answer{}) {
+			continue // not sent
+		}
+		if a.HTTP != 0 {
+			r.Answered++
+		}
+		r.Outcomes[fmt.Sprintf("%s %s", a.Status, a.Reason)]++
 	}
-	millis := func(q float64) float64 { return float64(latencies.ValueAtQuantile(q)) / 1000 }
-	fmt.Printf("%d requests in %.1f s: %.0f/s; p50 %.1f ms, p95 %.1f ms, p99 %.1f ms, max %.1f ms\n", len(answers), took.Seconds(),
-		float64(len(answers))/took.Seconds(), millis(50), millis(95), millis(99), float64(latencies.Max())/1000)
-	for _, name := range slices.Sorted(maps.Keys(outcomes)) {
-		fmt.Printf("  %7d %s\n", outcomes[name], name)
+	r.PerSecond = float64(r.Answered) / took.Seconds()
+	return r
+}
+
+func (r loadReport) text(to io.Writer) error {
+	fmt.Fprintf(to, "%d requests in %.1f s: %.0f/s; p50 %.1f ms, p95 %.1f ms, p99 %.1f ms, max %.1f ms\n",
+		r.Answered, r.Seconds, r.PerSecond, r.P50, r.P95, r.P99, r.Max)
+	for _, name := range slices.Sorted(maps.Keys(r.Outcomes)) {
+		fmt.Fprintf(to, "  %7d %s\n", r.Outcomes[name], name)
 	}
+	if v := r.Ledger; v != nil {
+		for _, problem := range v.Problems {
+			fmt.Fprintln(to, " ", problem)
+		}
+		fmt.Fprintf(to, "ledger: %d keys of this run; balances %d + holds %d, funded %d; %d answers contradict it, %d had no outcome to compare\n",
+			v.Keys, v.Balances, v.Holds, v.Funded, v.Contradicts, v.Undecided)
+	}
+	return nil
 }
 
 // judge compares every answer with the ledger, and checks that the ledger adds up.
-func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Answer) error {
+func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Answer) (*loadVerdict, error) {
 	conn, err := pgx.Connect(ctx, database)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if c.Settle {
@@ -181,7 +250,7 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 			}
 			return err
 		}); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	keyed := make([]load.KeyedAnswer, len(answers))
@@ -190,19 +259,18 @@ func (c loadCommand) judge(ctx context.Context, database, prefix string, request
 	}
 	verdict, err := load.Judge(ctx, conn, prefix, keyed)
 	if err != nil {
-		return err
-	}
-	for _, problem := range verdict.Wrong[:min(len(verdict.Wrong), 10)] {
-		fmt.Println(" ", problem)
+		return nil, err
 	}
 	sum, err := ledger.ReadSum(ctx, conn)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	fmt.Printf("ledger: %d keys of this run; balances %d + holds %d, funded %d; %d answers contradict it, %d had no outcome to compare\n",
-		len(verdict.Ends), sum.Balances, sum.Holds, sum.Funded, len(verdict.Wrong), verdict.Undecided)
+	judged := &loadVerdict{
+		Keys: len(verdict.Ends), Balances: sum.Balances, Holds: sum.Holds, Funded: sum.Funded, Contradicts: len(verdict.Wrong),
+		Undecided: verdict.Undecided, Problems: verdict.Wrong[:min(len(verdict.Wrong), 10)],
+	}
 	if len(verdict.Wrong) > 0 {
-		return fmt.Errorf("%d answers contradict the ledger", len(verdict.Wrong))
+		return judged, fmt.Errorf("%d answers contradict the ledger", len(verdict.Wrong))
 	}
-	return sum.Err()
+	return judged, sum.Err()
 }

@@ -29,7 +29,7 @@ type commands struct {
 	Replay     replayCommand     `cmd:"" help:"Send events again, from a topic or a file to a function, a topic or a file."`
 	Reconcile  reconcileCommand  `cmd:"" help:"Check that the ledger adds up, and that events and ledger agree. Exit code 0: they agree; 1: they do not; 2: the check could not be completed."`
 	Trial      trialCommand      `cmd:"" name:"trial-balance" help:"Add up the balances of each currency, with the house's accounts. Exit code 0: each currency sums to zero; 1: one does not; 2: the balances could not be read."`
-	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose, as Markdown."`
+	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose: as Markdown, or as JSON."`
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
 	Account    accountCommand    `cmd:"" help:"Open and fund accounts."`
 	Liquidity  liquidityCommand  `cmd:"" help:"Set what the house has to exchange in one currency."`
@@ -112,21 +112,16 @@ func main() {
 	if err == nil {
 		err = profiled(name, run)
 	}
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		err = ended(name, err)
+	if stopped(ctx, err) {
+		err = ended(name)
 	}
 	os.Exit(report(os.Stderr, err))
 }
 
 // ended is the error of a command that a signal has ended. A function and pgw run end in this way.
-func ended(name string, err error) error {
-	var known interrupted
-	_, function := table.Functions.Find(name)
-	switch {
-	case function || name == "run":
+func ended(name string) error {
+	if _, function := table.Functions.Find(name); function || name == "run" {
 		return nil
-	case errors.As(err, &known):
-		return known
 	}
 	return interrupted{}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -17,9 +16,9 @@ import (
 )
 
 // metricsCommand prints compose/prometheus/METRICS.md.
-type metricsCommand struct{}
+type metricsCommand struct{ dataFlags }
 
-func (metricsCommand) Run() error {
+func (c metricsCommand) Run() error {
 	registries, err := registries()
 	if err != nil {
 		return err
@@ -28,7 +27,29 @@ func (metricsCommand) Run() error {
 	if err != nil {
 		return err
 	}
-	return writeCatalogue(os.Stdout, metrics, len(registries))
+	return c.print(catalogue(metrics), func(to io.Writer) error { return writeCatalogue(to, metrics, len(registries)) })
+}
+
+// metricJSON is a metric of the catalogue.
+type metricJSON struct {
+	Name   string   `json:"name"`
+	Type   string   `json:"type"`
+	Help   string   `json:"help"`
+	Labels []string `json:"labels"`
+	By     []string `json:"by"`
+}
+
+// catalogue lists the metrics that are pgw's own.
+func catalogue(metrics []*metric) []metricJSON {
+	all := []metricJSON{}
+	for _, m := range metrics {
+		if !m.ofRuntime() {
+			labels := slices.AppendSeq([]string{}, maps.Keys(m.labels))
+			slices.Sort(labels)
+			all = append(all, metricJSON{m.name, m.kind, m.help, labels, m.by})
+		}
+	}
+	return all
 }
 
 // registries returns the registries of all processes. The processes are built and not run. Their

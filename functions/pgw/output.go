@@ -2,14 +2,20 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // The exit codes of all commands. exitCodes describes them in the help.
@@ -85,6 +91,19 @@ func (interrupted) ExitCode() int { return exitInterrupted }
 
 func (e interrupted) Error() string {
 	return strings.TrimSpace("interrupted " + e.after)
+}
+
+// stopped reports whether an error means that a signal has ended ctx.
+func stopped(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && (errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled)
+}
+
+// progressBar shows on standard error how much of total is done, if that is a terminal. total is -1 if
+// it is not known.
+func progressBar(total int64, unit string) *progressbar.ProgressBar {
+	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetVisibility(term.IsTerminal(int(os.Stderr.Fd()))),
+		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(unit),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
 }
 
 // report writes an error to standard error as one line, and returns the exit code.

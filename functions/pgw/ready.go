@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -13,6 +15,7 @@ import (
 type readyCommand struct {
 	Addr string `arg:"" optional:"" help:"host:port of the function; by default, the PORT of this machine."`
 	Port string `env:"PORT" default:"8080" hidden:""`
+	dataFlags
 }
 
 // answersWithin is longer than a function's own time limit for its readiness check.
@@ -38,9 +41,22 @@ func (c readyCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s is not ready: %s", addr, said)
+	state := readyState{Addr: addr, Ready: resp.StatusCode == http.StatusOK, Text: strings.TrimSpace(string(said))}
+	if state.Ready || c.JSON {
+		err = c.print(state, func(to io.Writer) error {
+			_, err := to.Write(said)
+			return err
+		})
 	}
-	_, err = fmt.Printf("%s", said)
+	if !state.Ready {
+		err = errors.Join(err, fmt.Errorf("%s is not ready: %s", addr, state.Text))
+	}
 	return err
+}
+
+// readyState is a function's answer.
+type readyState struct {
+	Addr  string `json:"addr"`
+	Ready bool   `json:"ready"`
+	Text  string `json:"text"`
 }

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 	"golang.org/x/time/rate"
 
 	"pgw/functions/pgw/replay"
@@ -102,9 +100,8 @@ func (c replayCommand) Run(ctx context.Context) error {
 			fmt.Printf("%d/%d\t%s\t%s\t%s\t%s\n", e.Partition, e.Offset, e.Time().Format(time.RFC3339Nano), e.Type(), e.ID(), e.Key)
 		}
 	}
-	if !c.DryRun && term.IsTerminal(int(os.Stderr.Fd())) {
-		bar := progressbar.NewOptions64(-1, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
-			progressbar.OptionSetItsString("events"), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+	if !c.DryRun {
+		bar := progressBar(-1, "events")
 		defer bar.Finish()
 		cfg.Progress = func(done, total int64) {
 			if total > 0 && bar.GetMax64() != total {
@@ -114,7 +111,9 @@ func (c replayCommand) Run(ctx context.Context) error {
 		}
 	}
 	summary, err := replay.Run(ctx, cfg)
-	if err == nil && summary.Refused+summary.Failed > 0 {
+	if stopped(ctx, err) {
+		err = interrupted{fmt.Sprintf("after %d events were sent", sent(summary))}
+	} else if err == nil && summary.Refused+summary.Failed > 0 {
 		err = fmt.Errorf("%d events were refused, %d not delivered", summary.Refused, summary.Failed)
 	}
 	if c.JSON {
@@ -125,6 +124,14 @@ func (c replayCommand) Run(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "the same command goes on from %s\n", c.Checkpoint)
 	}
 	return err
+}
+
+// sent counts the events that have an outcome.
+func sent(s replay.Summary) (n int64) {
+	for _, count := range s.Outcomes {
+		n += count
+	}
+	return n
 }
 
 // printReplay writes to standard error: standard output may be the target.

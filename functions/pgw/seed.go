@@ -83,7 +83,7 @@ type seedAccounts struct {
 	Format string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event per line."`
 }
 
-func (c seedAccounts) Run() error {
+func (c seedAccounts) Run(ctx context.Context) error {
 	out := bufio.NewWriter(os.Stdout)
 	accounts := seeds.MakeAccounts(c.Seed, c.Count)
 	if c.Format == "csv" {
@@ -92,7 +92,10 @@ func (c seedAccounts) Run() error {
 		}
 		return out.Flush()
 	}
-	for _, a := range accounts {
+	for i, a := range accounts {
+		if ctx.Err() != nil {
+			return errors.Join(out.Flush(), interrupted{fmt.Sprintf("after %d of %d accounts", i, len(accounts))})
+		}
 		events, err := seeds.AccountEvents(a, time.Now())
 		if err != nil {
 			return err
@@ -110,7 +113,7 @@ type seedTransactions struct {
 	Format       string `enum:"csv,cloudevents" default:"csv" help:"csv, or cloudevents: one JSON event per line."`
 }
 
-func (c seedTransactions) Run() error {
+func (c seedTransactions) Run(ctx context.Context) error {
 	if c.AccountCount < 2 || c.AccountCount > maxSeeded {
 		return fmt.Errorf("--accounts must be between 2 and %d", maxSeeded)
 	}
@@ -125,7 +128,10 @@ func (c seedTransactions) Run() error {
 		}
 		return out.Flush()
 	}
-	for _, tx := range txs {
+	for i, tx := range txs {
+		if ctx.Err() != nil {
+			return errors.Join(out.Flush(), interrupted{fmt.Sprintf("after %d of %d transactions", i, len(txs))})
+		}
 		e, err := tx.Event()
 		if err != nil {
 			return err
@@ -153,39 +159,51 @@ type newSystem struct {
 // has never had any. Existing ones stay as operators have set them.
 // With reset, the seeds' rates and rules come into force again, and every seeded account gets its
 // profile back. No balance changes, because the funds of a seeded account count once.
-func (s newSystem) applyAll(ctx context.Context, reset bool) error {
+func (s newSystem) applyAll(ctx context.Context, reset bool) (done seeded, err error) {
+	done.Topic = s.topic
 	rates, rules, accounts, err := s.missing(ctx, reset)
 	if err != nil {
-		return err
+		return done, err
 	}
 	if len(rates) > 0 {
 		if err := seedRates(ctx, s.fx, rates); err != nil {
-			return fmt.Errorf("rates: %w", err)
+			return done, fmt.Errorf("rates: %w", err)
 		}
+		done.Rates = len(rates)
 	}
 	if rules {
 		if err := seedRules(ctx, s.risk); err != nil {
-			return fmt.Errorf("rules: %w", err)
+			return done, fmt.Errorf("rules: %w", err)
 		}
+		done.Rules = true
 	}
 	at := seeds.Oldest
 	if reset {
 		at = time.Now()
 	}
-	if err := s.publishAccounts(ctx, accounts, at); err != nil {
-		return err
+	if done.Accounts, err = s.publishAccounts(ctx, accounts, at); err != nil {
+		return done, err
 	}
-	given, err := s.seedLiquidity(ctx)
-	if err != nil {
-		return err
+	done.Liquidity, err = s.seedLiquidity(ctx)
+	return done, err
+}
+
+// seeded is what a seed has added.
+type seeded struct {
+	Rates     int    `json:"rates"`
+	Rules     bool   `json:"rules"`
+	Liquidity int    `json:"liquidity_currencies"`
+	Accounts  int    `json:"accounts"` // are on their way through the topic
+	Topic     string `json:"topic"`
+}
+
+func (s seeded) String() string {
+	rules := "the rules stay as they are"
+	if s.Rules {
+		rules = "rules are in force"
 	}
-	what := "the rules stay as they are"
-	if rules {
-		what = "rules are in force"
-	}
-	fmt.Printf("%d rates are in force, %s; the house has got liquidity in %d currencies; %d accounts are on their way through %s\n",
-		len(rates), what, given, len(accounts), s.topic)
-	return nil
+	return fmt.Sprintf("%d rates are in force, %s; the house has got liquidity in %d currencies; %d accounts are on their way through %s",
+		s.Rates, rules, s.Liquidity, s.Accounts, s.Topic)
 }
 
 // missing returns the seeds that the system lacks, or all of them if reset is set.
@@ -300,7 +318,7 @@ func (s newSystem) openAccounts(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	if err := s.publishAccounts(ctx, accounts, seeds.Oldest); err != nil {
+	if _, err := s.publishAccounts(ctx, accounts, seeds.Oldest); err != nil {
 		return err
 	}
 	want := int64(0)
@@ -321,19 +339,20 @@ func (s newSystem) openAccounts(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // publishAccounts opens and funds the seeded accounts through the topic of a bank's account events.
-func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account, at time.Time) error {
-	for _, a := range accounts {
+// It returns how many accounts it has published.
+func (s newSystem) publishAccounts(ctx context.Context, accounts []seeds.Account, at time.Time) (published int, err error) {
+	for i, a := range accounts {
 		events, err := seeds.AccountEvents(a, at)
 		if err != nil {
-			return err
+			return i, err
 		}
 		for _, e := range events {
 			if err := (event.Outbox{Keys: s.keys, To: s.producer}).Send(ctx, s.topic, e); err != nil {
-				return err
+				return i, err
 			}
 		}
 	}
-	return nil
+	return len(accounts), nil
 }
 
 func seedRates(ctx context.Context, fx grpc.ClientConnInterface, rates []seeds.Rate) error {
@@ -383,8 +402,16 @@ func (s newSystem) seedLiquidity(ctx context.Context) (given int, err error) {
 
 type applySeeds struct {
 	operatorFlags
+	dataFlags
 	Reset   bool `xor:"how" help:"Undo operators' changes: restore the seeds' rates, rules and account profiles, also of blocked accounts."`
 	Missing bool `xor:"how" help:"Add rates, rules or accounts only if the ledger of DATABASE_URL has none of them, add the missing liquidity, and wait until the accounts are funded."`
+}
+
+func (c applySeeds) Validate() error {
+	if c.Missing && c.JSON {
+		return errors.New("--missing has no data for --json")
+	}
+	return nil
 }
 
 func (c applySeeds) Run(ctx context.Context) error {
@@ -426,9 +453,17 @@ func (c applySeeds) Run(ctx context.Context) error {
 		producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys,
 	}
 	if c.Missing {
-		err = s.applyMissing(ctx, cfg.Database)
-	} else {
-		err = s.applyAll(ctx, c.Reset)
+		return errors.Join(s.applyMissing(ctx, cfg.Database), producer.Close(ctx))
 	}
-	return errors.Join(err, producer.Close(ctx))
+	done, err := s.applyAll(ctx, c.Reset)
+	if err = errors.Join(err, producer.Close(ctx)); stopped(ctx, err) {
+		return interrupted{"after this: " + done.String()}
+	}
+	if err != nil {
+		return err
+	}
+	return c.print(done, func(to io.Writer) error {
+		_, err := fmt.Fprintln(to, done)
+		return err
+	})
 }

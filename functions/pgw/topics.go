@@ -2,7 +2,7 @@ package main
 
 import (
 	"fmt"
-	"os"
+	"io"
 	"text/tabwriter"
 
 	"pgw/functions/kafkasource"
@@ -17,9 +17,10 @@ const partitions = 8
 // topicsCommand makes the flow's topics, or shows their state.
 type topicsCommand struct {
 	operatorFlags
-	Partitions int32  `default:"${partitions}" help:"Partitions of a new topic; an existing topic is not changed."`
-	Lag        bool   `help:"Only show how many records each topic has, and how many of them each consumer group has not consumed yet."`
-	Group      string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"The prefix of each consumer group's name, if several systems share a Kafka."`
+	Partitions int32 `default:"${partitions}" help:"Partitions of a new topic; an existing topic is not changed."`
+	Lag        bool  `help:"Only show how many records each topic has, and how many of them each consumer group has not consumed yet."`
+	dataFlags
+	Group string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"The prefix of each consumer group's name, if several systems share a Kafka."`
 }
 
 func (c topicsCommand) Validate() error {
@@ -43,42 +44,76 @@ func (c topicsCommand) Run() error {
 		return err
 	}
 	if c.Lag {
-		return c.showLag(cfg, manifests)
+		waiting, err := c.readLag(cfg, manifests)
+		if err != nil {
+			return err
+		}
+		return c.print(waiting, func(to io.Writer) error { return printLag(to, waiting) })
 	}
 	topics := flowTopics(cfg, manifests, c.Partitions)
 	if err := kafka.EnsureTopics(cfg, topics); err != nil {
 		return err
 	}
+	there := []topicState{}
 	for _, t := range topics {
-		fmt.Println(t.Name)
+		there = append(there, topicState{Topic: t.Name})
 	}
-	return nil
+	return c.print(there, func(to io.Writer) error {
+		for _, t := range there {
+			fmt.Fprintln(to, t.Topic)
+		}
+		return nil
+	})
 }
 
-func (c topicsCommand) showLag(cfg kafka.Config, manifests kafkasource.Manifests) error {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "topic\trecords\tgroup\tlag")
+// topicState is a topic with its records and the groups that consume it.
+type topicState struct {
+	Topic   string     `json:"topic"`
+	Records *int64     `json:"records,omitempty"` // nil: not asked for
+	Groups  []groupLag `json:"groups,omitempty"`
+}
+
+// groupLag is how many records a group has not consumed yet.
+type groupLag struct {
+	Group string `json:"group"`
+	Lag   int64  `json:"lag"`
+}
+
+func (c topicsCommand) readLag(cfg kafka.Config, manifests kafkasource.Manifests) (all []topicState, err error) {
 	for _, name := range manifests.Topics() {
 		topic := cfg.Renamed()[name]
 		r, err := kafka.OpenReader(cfg, "topics", kafka.Range{Topic: topic})
 		if err != nil {
-			return err
+			return nil, err
 		}
 		r.Close()
-		groups := manifests.Groups(name)
-		if len(groups) == 0 {
-			fmt.Fprintf(w, "%s\t%d\t\t\n", topic, r.Total())
-		}
-		for _, group := range groups {
+		records := r.Total()
+		state := topicState{Topic: topic, Records: &records}
+		for _, group := range manifests.Groups(name) {
 			taken, err := kafka.Committed(cfg, c.Group+group, topic)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			var lag int64
 			for _, s := range r.Spans() {
 				lag += max(0, s.To-max(s.From, taken[s.Partition]))
 			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%d\n", topic, r.Total(), c.Group+group, lag)
+			state.Groups = append(state.Groups, groupLag{c.Group + group, lag})
+		}
+		all = append(all, state)
+	}
+	return all, nil
+}
+
+func printLag(to io.Writer, topics []topicState) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "topic\trecords\tgroup\tlag")
+	for _, t := range topics {
+		if len(t.Groups) == 0 {
+			fmt.Fprintf(w, "%s\t%d\t\t\n", t.Topic, *t.Records)
+		}
+		for _, g := range t.Groups {
+			fmt.Fprintf(w, "%s\t%d\t%s\t%d\n", t.Topic, *t.Records, g.Group, g.Lag)
 		}
 	}
 	return w.Flush()

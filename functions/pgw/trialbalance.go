@@ -3,11 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -21,7 +19,7 @@ import (
 // sums to zero, 1 if one does not, and 2 if the balances could not be read.
 type trialCommand struct {
 	operatorFlags
-	JSON bool `name:"json" help:"Print the report as JSON."`
+	dataFlags
 }
 
 func (c trialCommand) Run(ctx context.Context) error {
@@ -33,10 +31,8 @@ func (c trialCommand) Run(ctx context.Context) error {
 		return unknown{err}
 	}
 	trial, err := readTrialBalance(ctx, system.DatabaseURL)
-	if err == nil && c.JSON {
-		err = printTrialJSON(os.Stdout, trial)
-	} else if err == nil {
-		err = printTrial(os.Stdout, trial)
+	if err == nil {
+		err = c.print(trialJSON(trial), func(to io.Writer) error { return printTrial(to, trial) })
 	}
 	if err != nil {
 		return unknown{err}
@@ -85,8 +81,8 @@ func printTrial(to io.Writer, t ledger.TrialBalance) error {
 	return w.Flush()
 }
 
-// printTrialJSON prints the report as the gateway's /api/reports/trial-balance has it.
-func printTrialJSON(to io.Writer, t ledger.TrialBalance) error {
+// trialJSON is the report as the gateway's /api/reports/trial-balance has it.
+func trialJSON(t ledger.TrialBalance) any {
 	type house struct {
 		ID            string `json:"account_id"`
 		Available     string `json:"available"`
@@ -118,7 +114,5 @@ func printTrialJSON(to io.Writer, t ledger.TrialBalance) error {
 		}
 		report.Currencies = append(report.Currencies, of)
 	}
-	out := json.NewEncoder(to)
-	out.SetIndent("", "  ")
-	return out.Encode(report)
+	return report
 }
