@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -26,8 +26,8 @@ type reconcileCommand struct {
 	operatorFlags
 	Since timeOrAge     `help:"Compare only payments accepted since this time (RFC 3339) or this long ago (such as 24h) with events. The whole ledger is added up in any case."`
 	Grace time.Duration `default:"${grace}" help:"Younger payments are added up but not compared, because their events may still be under way."`
-	JSON  bool          `name:"json" help:"Print the report as JSON."`
-	Every time.Duration `help:"Repeat the check at this interval, and serve /metrics on PORT like a function."`
+	Every time.Duration `help:"Repeat the check at this interval, print each report, and serve /metrics on HOST and PORT like a function; by default on this machine only."`
+	dataFlags
 
 	Direct     bool   `help:"Callers pay over gRPC. Such payments have no event and no attempt id. Without this flag, a committed payment without either is a breach."`
 	Checkpoint string `help:"Store in this file up to where everything agrees, and compare only what is newer in the next run."`
@@ -73,32 +73,57 @@ func (c reconcileCommand) Run(ctx context.Context) error {
 		return c.watch(ctx, cfg)
 	}
 	report, err := reconcile.Run(ctx, cfg)
-	if err != nil {
+	if stopped(ctx, err) {
+		return interruptedReconcile(err)
+	}
+	if err := c.printReport(report, err, time.Now()); err != nil {
 		return unknown{err}
 	}
-	if c.JSON {
-		out := json.NewEncoder(os.Stdout)
-		out.SetIndent("", "  ")
-		err = out.Encode(report)
-	} else {
-		err = printReport(report)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return unknown{err}
-	}
-	if !report.Clean() {
+	case !report.Clean():
 		return errBreach
 	}
 	return nil
 }
 
-func printReport(r reconcile.Report) error {
-	fmt.Printf("%s: %d accounts, balances %d + holds %d, funded %d IDR; %d pending, %d too young to compare, %d foreign events, %d payments and %d set balances without an event\n",
+func interruptedReconcile(err error) error {
+	var during *reconcile.InterruptedError
+	if errors.As(err, &during) {
+		return interrupted{"while " + during.While + "; nothing is known about the books"}
+	}
+	return interrupted{"before the first check; nothing is known about the books"}
+}
+
+// printReport prints a report, or why there is none. Its last line is the verdict.
+func (c reconcileCommand) printReport(r reconcile.Report, failed error, now time.Time) error {
+	conclusion := reconcile.Conclude(r, failed, now)
+	data := struct {
+		Verdict reconcile.Conclusion `json:"verdict"`
+		*reconcile.Report
+	}{Verdict: conclusion}
+	if failed == nil {
+		data.Report = &r
+	}
+	return c.print(data, func(to io.Writer) error {
+		if failed == nil {
+			if err := writeReport(to, r); err != nil {
+				return err
+			}
+		}
+		_, err := fmt.Fprintln(to, conclusion.Text)
+		return err
+	})
+}
+
+func writeReport(to io.Writer, r reconcile.Report) error {
+	fmt.Fprintf(to, "%s: %d accounts, balances %d + holds %d, funded %d IDR; %d pending, %d too young to compare, %d foreign events, %d payments and %d set balances without an event\n",
 		r.At.Format(time.RFC3339), r.Accounts, r.Balances, r.Holds, r.Funded, r.Pending, r.TooYoung, r.Foreign, r.Direct, r.Seeded)
 	if r.Resumed {
-		fmt.Printf("compared with events since %s, where the last run ended\n", r.Since.Format(time.RFC3339))
+		fmt.Fprintf(to, "compared with events since %s, where the last run ended\n", r.Since.Format(time.RFC3339))
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "check\texamined\tbreaches\t")
 	for _, c := range r.Checks {
 		fmt.Fprintf(w, "%s\t%d\t%d\t\n", c.Check, c.Examined, c.Breaches)
@@ -113,7 +138,7 @@ func printReport(r reconcile.Report) error {
 		} else if b.Payment == "" {
 			what = "the ledger"
 		}
-		fmt.Printf("%s: %s %s\n", b.Check, what, b.Problem)
+		fmt.Fprintf(to, "%s: %s %s\n", b.Check, what, b.Problem)
 	}
 	return nil
 }
@@ -124,6 +149,10 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	if !c.Since.IsZero() {
 		age = time.Since(c.Since.Time)
 	}
+	// It is an operator's command: others reach its port only if HOST says so.
+	if _, set := os.LookupEnv("HOST"); !set {
+		os.Setenv("HOST", "127.0.0.1")
+	}
 	watcher := function.Function{Name: "reconcile"}
 	return table.Functions.Run(ctx, function.Describe(watcher, func(_ struct{}, on function.Dependencies) (*function.Service, error) {
 		w := newWatch(on.Registry)
@@ -132,7 +161,13 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 				if age > 0 {
 					cfg.Since = on.Now().Add(-age)
 				}
-				w.once(ctx, cfg, on.Log)
+				report, err := w.once(ctx, cfg, on.Log)
+				if ctx.Err() != nil {
+					return nil
+				}
+				if err := c.printReport(report, err, on.Now()); err != nil {
+					return err
+				}
 				select {
 				case <-ctx.Done():
 					return nil
@@ -178,17 +213,18 @@ func newWatch(r prometheus.Registerer) *watch {
 	return w
 }
 
-func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger) {
+// once reconciles and sets the metrics.
+func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger) (reconcile.Report, error) {
 	begun := time.Now()
 	report, err := reconcile.Run(ctx, cfg)
 	if ctx.Err() != nil {
-		return
+		return report, ctx.Err()
 	}
 	w.took.Set(time.Since(begun).Seconds())
 	if err != nil {
 		w.runs.WithLabelValues("unknown").Inc()
 		log.Error("the reconciliation could not be completed", "error", err)
-		return
+		return report, err
 	}
 	w.at.SetToCurrentTime()
 	w.accounts.Set(float64(report.Accounts))
@@ -201,10 +237,11 @@ func (w *watch) once(ctx context.Context, cfg reconcile.Config, log *slog.Logger
 	}
 	if report.Clean() {
 		w.runs.WithLabelValues("clean").Inc()
-		return
+		return report, nil
 	}
 	w.runs.WithLabelValues("breach").Inc()
 	for _, b := range report.Breaches[:min(len(report.Breaches), 20)] {
 		log.Error("the books do not agree", "check", b.Check, "idempotency_key", b.Payment, "account", payment.Masked(b.Account), "problem", b.Problem)
 	}
+	return report, nil
 }

@@ -178,10 +178,25 @@ func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 		s.dir = cfg.TempDir
 		defer s.close()
 	}
-	for _, step := range []func(context.Context) error{
-		r.readClock, r.addUp, r.readLedger, r.readTransfers, r.readRequests, r.readResults, r.readFundings, r.comparePayments, r.compareFundings,
+	for _, step := range []struct {
+		while string
+		run   func(context.Context) error
+	}{
+		{"reading the database's clock", r.readClock},
+		{"adding up the ledger", r.addUp},
+		{"reading the ledger's payments", r.readLedger},
+		{"reading the ledger's fundings", r.readTransfers},
+		{"reading request events", r.readRequests},
+		{"reading result events", r.readResults},
+		{"reading events of fundings", r.readFundings},
+		{"comparing payments with their events", r.comparePayments},
+		{"comparing fundings with their events", r.compareFundings},
 	} {
-		if err := step(ctx); err != nil {
+		err := step.run(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = &InterruptedError{step.while, err}
+		}
+		if err != nil {
 			return Report{}, err
 		}
 	}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// interrupting is a gateway that answers some requests, interrupts the client, and answers no more.
+func interrupting(t *testing.T, answered int32, interrupt func()) *httptest.Server {
+	var requests atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		switch n := requests.Add(1); {
+		case n <= answered:
+			fmt.Fprint(w, `{"status":"SUCCESS","reason":"committed","ref":"r"}`)
+		case n == answered+1:
+			interrupt()
+			fallthrough
+		default:
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// A load that is interrupted says how many payments were made. What it has found is on standard output.
+func TestALoadIsInterrupted(t *testing.T) {
+	for _, asJSON := range []bool{false, true} {
+		args := []string{"load", "--payments", "1000", "--connections", "1"}
+		if asJSON {
+			args = append(args, "--json")
+		}
+		c := pgw(t, args...)
+		s := interrupting(t, 5, func() { c.Process.Signal(os.Interrupt) })
+		c.Env = append(c.Env, "GATEWAY_URL="+s.URL, "DATABASE_URL=postgres://nowhere.invalid/")
+		stdout, stderr, code := outcome(t, c)
+		if code != 130 || stderr != "pgw: interrupted after 5 of 1000 requests; the answers were not compared with the ledger\n" {
+			t.Errorf("exit code %d, stderr %q", code, stderr)
+		}
+		var r loadReport
+		if asJSON {
+			if err := json.Unmarshal([]byte(stdout), &r); err != nil || r.Answered != 5 || r.Outcomes["SUCCESS committed"] != 5 || r.Ledger != nil {
+				t.Errorf("%q: %v", stdout, err)
+			}
+		} else if !strings.HasPrefix(stdout, "5 requests in ") || !strings.Contains(stdout, "5 SUCCESS committed\n") {
+			t.Errorf("stdout %q", stdout)
+		}
+	}
+}
+
+func TestAReplayIsInterrupted(t *testing.T) {
+	c := pgw(t, "replay", "events.jsonl", "", "--in-flight", "1")
+	s := interrupting(t, 3, func() { c.Process.Signal(os.Interrupt) })
+	c.Args[3] = s.URL
+	var events strings.Builder
+	for i := range 10 {
+		fmt.Fprintf(&events, `{"specversion":"1.0","id":"%d","source":"/test","type":"t","data":{}}`+"\n", i)
+	}
+	if err := os.WriteFile(filepath.Join(c.Dir, "events.jsonl"), []byte(events.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := outcome(t, c)
+	if code != 130 || stdout != "" || !strings.HasSuffix(stderr, "pgw: interrupted after 3 events were sent\n") {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+// A reconciliation that is interrupted has no verdict.
+func TestAReconciliationIsInterrupted(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	c := pgw(t, "reconcile")
+	c.Env = append(c.Env, "DATABASE_URL=postgres://u@"+silent.Addr().String()+"/d?sslmode=disable", "KAFKA_BROKERS=nowhere.invalid:9092")
+	go func() {
+		if conn, err := silent.Accept(); err == nil {
+			defer conn.Close()
+			c.Process.Signal(os.Interrupt)
+			io.Copy(io.Discard, conn)
+		}
+	}()
+	stdout, stderr, code := outcome(t, c)
+	if code != 130 || stdout != "" || stderr != "pgw: interrupted before the first check; nothing is known about the books\n" {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+func TestASeedIsInterrupted(t *testing.T) {
+	c := pgw(t, "seed", "accounts", "--count", "100000", "--format", "cloudevents")
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	r.ReadString('\n')
+	c.Process.Signal(os.Interrupt)
+	io.Copy(io.Discard, r)
+	c.Wait()
+	if code := c.ProcessState.ExitCode(); code != 130 || !strings.HasPrefix(errs.String(), "pgw: interrupted after ") || !strings.HasSuffix(errs.String(), " of 100000 accounts\n") {
+		t.Errorf("exit code %d, stderr %q", code, &errs)
+	}
+}
