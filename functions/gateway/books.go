@@ -7,7 +7,6 @@ import (
 	"mime"
 	"net/http"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -49,8 +48,8 @@ func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
 	if !g.owns(w, r) {
 		return
 	}
-	if at := r.FormValue("at"); at != "" {
-		g.getBalancesAt(w, r, at)
+	if q := queryOf(r); q.has("at") {
+		g.getBalancesAt(w, r, q)
 		return
 	}
 	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id")})
@@ -91,10 +90,10 @@ type pastBalanceJSON struct {
 }
 
 // getBalancesAt returns what was booked before a time. Holds are not known for the past.
-func (g *Gateway) getBalancesAt(w http.ResponseWriter, r *http.Request, text string) {
-	at, err := readTime("at", text)
-	if err != nil {
-		writeProblem(w, http.StatusBadRequest, "Bad request", err.Error())
+func (g *Gateway) getBalancesAt(w http.ResponseWriter, r *http.Request, q *query) {
+	at := q.time("at")
+	if len(q.wrong) > 0 {
+		writeWrong(w, q.wrong)
 		return
 	}
 	got, err := g.db.BalancesAt(r.Context(), &dbv1.BalancesAtRequest{AccountId: r.PathValue("id"), At: rpc.Timestamp(at)})
@@ -116,28 +115,6 @@ func (g *Gateway) getBalancesAt(w http.ResponseWriter, r *http.Request, text str
 		At       time.Time         `json:"at"`
 		Balances []pastBalanceJSON `json:"balances"`
 	}{r.PathValue("id"), at.UTC(), balances})
-}
-
-// readTime reads a time of a query. Its errors name the field.
-func readTime(field, text string) (time.Time, error) {
-	at, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil || at.Year() < 1 {
-		return at, &payment.FieldError{Field: field, Problem: fmt.Sprintf("%.40q is not a time of RFC 3339, such as 2026-01-31T09:30:00Z; + is written as %%2B", text)}
-	}
-	return at, nil
-}
-
-// readLimit reads the limit of a page; 0 if there is none.
-func readLimit(r *http.Request) (uint32, error) {
-	text := r.FormValue("limit")
-	if text == "" {
-		return 0, nil
-	}
-	limit, err := strconv.ParseUint(text, 10, 32)
-	if err != nil || limit == 0 {
-		return 0, &payment.FieldError{Field: "limit", Problem: fmt.Sprintf("%.20q is not a positive number", text)}
-	}
-	return uint32(limit), nil
 }
 
 type statementJSON struct {
@@ -164,9 +141,9 @@ func (g *Gateway) getStatement(w http.ResponseWriter, r *http.Request) {
 	if !g.owns(w, r) {
 		return
 	}
-	in, asCSV, err := readStatementQuery(r)
-	if err != nil {
-		writeProblem(w, http.StatusBadRequest, "Bad request", err.Error())
+	in, asCSV, wrong := readStatementQuery(r)
+	if len(wrong) > 0 {
+		writeWrong(w, wrong)
 		return
 	}
 	page, err := g.db.Statement(r.Context(), in)
@@ -194,48 +171,37 @@ func (g *Gateway) getStatement(w http.ResponseWriter, r *http.Request) {
 }
 
 // readStatementQuery reads which statement is asked for, and whether as CSV.
-func readStatementQuery(r *http.Request) (in *dbv1.StatementRequest, asCSV bool, err error) {
-	in = &dbv1.StatementRequest{AccountId: r.PathValue("id"), Currency: r.FormValue("currency"), Cursor: r.FormValue("cursor")}
-	if in.Currency == "" {
-		in.Currency = money.IDR.String()
+func readStatementQuery(r *http.Request) (in *dbv1.StatementRequest, asCSV bool, wrong payment.Problems) {
+	q := queryOf(r)
+	in = &dbv1.StatementRequest{AccountId: r.PathValue("id"), Currency: money.IDR.String(), Cursor: q.text("cursor")}
+	if q.has("currency") {
+		in.Currency = q.currency("currency").String()
 	}
-	if _, err := money.ParseCurrency(in.Currency); err != nil {
-		return nil, false, err
-	}
-	if text := r.FormValue("from"); text != "" {
-		from, err := readTime("from", text)
-		if err != nil {
-			return nil, false, err
-		}
+	if from := q.time("from"); !from.IsZero() {
 		in.From = rpc.Timestamp(from)
 	}
-	if text := r.FormValue("to"); text != "" {
-		to, err := readTime("to", text)
-		if err != nil {
-			return nil, false, err
-		}
+	if to := q.time("to"); !to.IsZero() {
 		in.To = rpc.Timestamp(to)
 	}
-	if in.Limit, err = readLimit(r); err != nil {
-		return nil, false, err
-	}
-	switch format := r.FormValue("format"); format {
+	in.Limit = q.limit()
+	switch format := q.text("format"); format {
 	case "csv":
 		asCSV = true
 	case "":
 		asCSV = strings.Contains(r.Header.Get("Accept"), "text/csv")
 	case "json":
 	default:
-		return nil, false, &payment.FieldError{Field: "format", Problem: fmt.Sprintf("is %.20q; must be json or csv", format)}
+		q.note("format", &payment.FieldError{Field: "format", Problem: fmt.Sprintf("is %.20q; must be json or csv", format)})
 	}
-	if !asCSV {
-		return in, false, nil
+	if asCSV {
+		for _, name := range []string{"limit", "cursor"} {
+			if q.has(name) {
+				q.note(name, &payment.FieldError{Field: name, Problem: "is for JSON: a CSV file has the whole period"})
+			}
+		}
+		in.Limit = csvPage
 	}
-	if in.Limit != 0 || in.Cursor != "" {
-		return nil, false, &payment.FieldError{Field: "limit", Problem: "and cursor are for JSON: a CSV file has the whole period"}
-	}
-	in.Limit = csvPage
-	return in, true, nil
+	return in, asCSV, q.wrong
 }
 
 const (

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -29,17 +30,11 @@ type quoteJSON struct {
 }
 
 func (g *Gateway) getQuote(w http.ResponseWriter, r *http.Request) {
-	currency, err := money.ParseCurrency(r.FormValue("currency"))
-	if err != nil {
-		writeProblem(w, http.StatusBadRequest, "Unsupported currency", err.Error())
-		return
-	}
-	amount, err := money.ParseAmount(r.FormValue("amount"), currency)
-	if err == nil && amount.Minor <= 0 {
-		err = &payment.FieldError{Field: "amount", Problem: "must be positive"}
-	}
-	if err != nil {
-		writeProblem(w, http.StatusBadRequest, "Bad amount", err.Error())
+	q := queryOf(r)
+	currency := q.currency("currency")
+	amount := q.amount("amount", currency)
+	if len(q.wrong) > 0 {
+		writeWrong(w, q.wrong)
 		return
 	}
 	got, err := g.fx.Convert(r.Context(), rpc.InRupiah(amount))
@@ -92,22 +87,21 @@ var reservationStatus = map[string]payment.ReservationStatus{
 // listPayments returns the payments that the ledger has recorded, the newest first. A payment that
 // was refused before it reached the ledger is not in the list.
 func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
-	in := &dbv1.ListRequest{Before: r.FormValue("before"), AccountId: r.FormValue("account")}
+	q := queryOf(r)
+	in := &dbv1.ListRequest{Before: q.text("before"), AccountId: q.text("account"), Limit: q.limit()}
 	if p := principal(r); p != nil && !p.OwnsAll() && !p.Owns(in.AccountId) {
 		writeProblem(w, http.StatusForbidden, "Not your payments", "account: must name one of your accounts.")
 		return
 	}
-	var err error
-	if in.Limit, err = readLimit(r); err != nil {
-		writeProblem(w, http.StatusBadRequest, "Bad request", err.Error())
-		return
-	}
-	wanted, ok := reservationStatus[r.FormValue("status")]
+	wanted, ok := reservationStatus[q.text("status")]
 	if !ok {
-		writeProblem(w, http.StatusBadRequest, "Bad request", "status: must be PENDING, SUCCESS or FAILED")
-		return
+		q.note("status", &payment.FieldError{Field: "status", Problem: "must be PENDING, SUCCESS or FAILED"})
 	}
 	in.State = rpc.FromState(wanted)
+	if len(q.wrong) > 0 {
+		writeWrong(w, q.wrong)
+		return
+	}
 	got, err := g.db.List(r.Context(), in)
 	if err != nil {
 		g.writeRefusal(w, r, "the ledger", err)
@@ -137,12 +131,21 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 func (g *Gateway) writeRefusal(w http.ResponseWriter, r *http.Request, who string, err error) {
 	switch status.Code(err) {
 	case codes.InvalidArgument:
-		writeProblem(w, http.StatusBadRequest, "Bad request", status.Convert(err).Message())
+		writeProblem(w, http.StatusBadRequest, "Bad request", status.Convert(err).Message(), refusedParameter(r, err)...)
 	case codes.NotFound:
 		writeProblem(w, http.StatusNotFound, "Not found", status.Convert(err).Message())
 	default:
 		g.writeUnreachable(r.Context(), w, err, "A function can't be asked now", "It is "+who+". Try again.")
 	}
+}
+
+// refusedParameter returns the parameter of the query that a function's error names, if it names one.
+func refusedParameter(r *http.Request, err error) payment.Problems {
+	name, problem, _ := strings.Cut(status.Convert(err).Message(), ": ")
+	if problem == "" || !r.URL.Query().Has(name) {
+		return nil
+	}
+	return payment.Problems{problemOf(name, problem)}
 }
 
 // writeUnreachable answers that a function could not be asked or is overloaded. If the client has

@@ -253,8 +253,9 @@ func anyRate(rates *fxv1.ListRatesResponse) bool {
 // reply is an outcome with the additional data of the response.
 type reply struct {
 	payment.Outcome
-	answered bool      // a result of the whole flow arrived
-	message  string    // describes the problem, for a person
+	answered bool   // a result of the whole flow arrived
+	message  string // describes the problem, for a person
+	wrong    payment.Problems
 	code     int       // the HTTP status, if it is not that of the reason
 	deadline time.Time // the payment's deadline, if it was not decided in time
 	stages   stages

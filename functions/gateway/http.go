@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,21 +35,22 @@ const maxBody = 16 << 10
 // status.
 const clientLeft = 499
 
-func (g *Gateway) routes(mux *function.Mux) {
+func (g *Gateway) routes(all *function.Mux) {
+	mux := apiRoutes{all}
 	mux.None(noRoute)
-	mux.HandleFunc("POST /api/payments", g.postPayment)
-	mux.HandleFunc("GET /api/payments", g.listPayments)
+	all.HandleFunc("POST /api/payments", g.postPayment) // checks its query: its errors have a body of their own
+	mux.HandleFunc("GET /api/payments", g.listPayments, "limit", "before", "account", "status")
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
-	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount)
-	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement)
+	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount, "at")
+	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement, "currency", "from", "to", "limit", "cursor", "format")
 	mux.HandleFunc("GET /api/reports/trial-balance", g.getTrialBalance)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
-	mux.HandleFunc("GET /api/quotes", g.getQuote)
+	mux.HandleFunc("GET /api/quotes", g.getQuote, "currency", "amount")
 	mux.HandleFunc("POST /api/quotes", g.postQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
 	mux.HandleFunc("GET /page/{file...}", func(w http.ResponseWriter, r *http.Request) { g.page().file(w, r) })
-	docs.Routes(mux)
+	docs.Routes(all)
 }
 
 // httpStatus maps reasons to statuses other than 200. These reasons are not an outcome of the
@@ -67,11 +69,26 @@ var httpStatus = map[payment.Reason]int{
 	payment.Overloaded:          http.StatusServiceUnavailable,
 }
 
-// answer is the response body of the contract. Message and Deadline are absent if they are empty.
+// answer is the response body of the contract. The other fields are absent if they are empty.
 type answer struct {
 	payment.Outcome
-	Message  string    `json:"message,omitempty"`
-	Deadline time.Time `json:"deadline,omitzero"`
+	Message  string       `json:"message,omitempty"`
+	Deadline time.Time    `json:"deadline,omitzero"`
+	Errors   []wrongField `json:"errors,omitempty"`
+}
+
+// wrongField is an element of errors, as in RFC 9457.
+type wrongField struct {
+	Field  string `json:"field"`
+	Detail string `json:"detail"`
+}
+
+func wrongFields(wrong payment.Problems) []wrongField {
+	fields := make([]wrongField, len(wrong))
+	for i, p := range wrong {
+		fields[i] = wrongField{p.Field, p.Detail()}
+	}
+	return fields
 }
 
 func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
@@ -116,7 +133,7 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 			"status", string(out.Status), "reason", string(out.Reason), "ref", out.Ref, "took", time.Since(begun))
 	}
 
-	body := answer{out.Outcome, out.message, out.deadline}
+	body := answer{out.Outcome, out.message, out.deadline, wrongFields(out.wrong)}
 	code := out.code
 	if code == 0 {
 		code = httpStatus[out.Reason]
@@ -147,22 +164,47 @@ func (s stages) header() string {
 	return b.String()
 }
 
+// readPayment reads the payment of a request. The reply has all that is wrong with the request.
 func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *reply) {
-	order, refusal := readOrder(w, r)
+	inQuery := checkQuery(r.URL.RawQuery, nil)
+	order, wrong, refusal := readOrder(w, r, fieldNames)
 	if refusal != nil {
+		refusal.wrong = append(refusal.wrong, inQuery...)
 		return payment.Payment{}, refusal
 	}
-	var err error
-	if order.Key, err = idempotencyKey(order.Key, r.Header.Values("Idempotency-Key")); err != nil {
-		out := decline(payment.InvalidInput, err.Error())
-		return payment.Payment{}, &out
-	}
+	key, err := idempotencyKey(order.Key, r.Header.Values("Idempotency-Key"))
+	order.Key = key
+	wrong = and(wrong, err)
 	p, err := order.Payment()
-	if err != nil {
-		out := decline(badOrder(err), err.Error())
+	if wrong = append(and(wrong, err), inQuery...); len(wrong) > 0 {
+		out := declineAll(wrong)
 		return payment.Payment{}, &out
 	}
 	return p, nil
+}
+
+// and returns problems and those of err whose fields have none yet. err is nil, a FieldError or a
+// Problems.
+func and(wrong payment.Problems, err error) payment.Problems {
+	var one *payment.FieldError
+	var more payment.Problems
+	if !errors.As(err, &more) && errors.As(err, &one) {
+		more = payment.Problems{{Field: one.Field, Err: one}}
+	}
+	for _, p := range more {
+		if !slices.ContainsFunc(wrong, func(other payment.Problem) bool { return other.Field == p.Field }) {
+			wrong = append(wrong, p)
+		}
+	}
+	return wrong
+}
+
+// declineAll is the reply to a request with wrong fields. Its reason and message are those of the
+// first.
+func declineAll(wrong payment.Problems) reply {
+	out := decline(badOrder(wrong), wrong.Error())
+	out.wrong = wrong
+	return out
 }
 
 // badOrder returns the reason for which an order is not a payment.
@@ -173,11 +215,13 @@ func badOrder(err error) payment.Reason {
 	return payment.InvalidInput
 }
 
-// readOrder reads the JSON of a payment, or of a firm quote, which has some of the same fields.
-func readOrder(w http.ResponseWriter, r *http.Request) (order payment.Order, _ *reply) {
-	refuse := func(reason payment.Reason, message string) (payment.Order, *reply) {
+// readOrder reads the JSON of a payment, or of a firm quote, which has some of the same fields. It
+// returns the fields with a wrong type, and the unknown ones if the client wants strict handling.
+// Otherwise a header of the response names the unknown ones.
+func readOrder(w http.ResponseWriter, r *http.Request, known []string) (order payment.Order, wrong payment.Problems, _ *reply) {
+	refuse := func(reason payment.Reason, message string) (payment.Order, payment.Problems, *reply) {
 		out := decline(reason, message)
-		return order, &out
+		return order, nil, &out
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -185,22 +229,36 @@ func readOrder(w http.ResponseWriter, r *http.Request) (order payment.Order, _ *
 		if errors.As(err, &tooLarge) {
 			out := decline(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
 			out.code = http.StatusRequestEntityTooLarge
-			return order, &out
+			return order, nil, &out
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
-	// Unknown fields are accepted: existing clients may send them.
 	if err := json.Unmarshal(raw, &order); err != nil {
 		var wrongType *json.UnmarshalTypeError
-		if errors.As(err, &wrongType) && wrongType.Field != "" {
-			return refuse(payment.InvalidInput, fmt.Sprintf("%s: must be a %s, not a %s", wrongType.Field, wrongType.Type, wrongType.Value))
+		if !errors.As(err, &wrongType) || wrongType.Field == "" {
+			return refuse(payment.BadJSON, "the body is not a JSON object: "+err.Error())
 		}
-		return refuse(payment.BadJSON, "the body is not a JSON object: "+err.Error())
+		wrong = wrongTypes(raw)
 	}
-	if err := checkShape(raw); err != nil {
-		return refuse(payment.BadJSON, err.Error())
+	unknown, err := checkShape(raw, known)
+	if err != nil {
+		out := decline(payment.BadJSON, err.Error())
+		out.wrong = and(nil, err)
+		return order, nil, &out
 	}
-	return order, nil
+	// Unknown fields are accepted unless the client wants otherwise: existing clients may send them.
+	preference := handling(r.Header)
+	if preference != "" {
+		w.Header().Set("Preference-Applied", preference)
+	}
+	if preference == strict {
+		for _, name := range unknown {
+			wrong = append(wrong, problemOf(fmt.Sprintf("%.100s", name), "is not a field of this request"))
+		}
+	} else if len(unknown) > 0 {
+		w.Header().Set(unknownFieldsHeader, unknownFields(unknown))
+	}
+	return order, wrong, nil
 }
 
 // idempotencyKey returns the key from the field or from the header. If both are present they must
@@ -211,14 +269,14 @@ func idempotencyKey(field string, headers []string) (string, error) {
 		return field, nil
 	}
 	if len(headers) > 1 {
-		return "", errors.New("Idempotency-Key: is given more than once")
+		return field, &payment.FieldError{Field: "Idempotency-Key", Problem: "is given more than once"}
 	}
 	header := headers[0]
 	if len(header) >= 2 && header[0] == '"' && header[len(header)-1] == '"' {
 		header = header[1 : len(header)-1]
 	}
 	if field != "" && field != header {
-		return "", errors.New("idempotency_key: differs from the header Idempotency-Key")
+		return field, &payment.FieldError{Field: "idempotency_key", Problem: "differs from the header Idempotency-Key"}
 	}
 	return header, nil
 }
@@ -387,17 +445,6 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 		Sender   string `json:"sender_id"`
 		Receiver string `json:"receiver_id"`
 	}{got.AccountIds[0], got.AccountIds[1]})
-}
-
-// writeProblem writes a problem document (RFC 9457), for responses without the contract's own body.
-func writeProblem(w http.ResponseWriter, code int, title, detail string) {
-	w.Header().Set("Content-Type", "application/problem+json")
-	writeBody(w, code, struct {
-		Type   string `json:"type"`
-		Title  string `json:"title"`
-		Status int    `json:"status"`
-		Detail string `json:"detail"`
-	}{"about:blank", title, code, detail})
 }
 
 func writeJSON(w http.ResponseWriter, code int, body any) {

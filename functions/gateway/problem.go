@@ -5,7 +5,27 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+
+	"pgw/shared/payment"
 )
+
+// writeProblem writes a problem document (RFC 9457), for responses without the contract's own body.
+// wrong are the fields that it is about.
+func writeProblem(w http.ResponseWriter, code int, title, detail string, wrong ...payment.Problem) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	writeBody(w, code, struct {
+		Type   string       `json:"type"`
+		Title  string       `json:"title"`
+		Status int          `json:"status"`
+		Detail string       `json:"detail"`
+		Errors []wrongField `json:"errors,omitempty"`
+	}{"about:blank", title, code, detail, wrongFields(wrong)})
+}
+
+// writeWrong answers 400 with all wrong fields of a request.
+func writeWrong(w http.ResponseWriter, wrong payment.Problems) {
+	writeProblem(w, http.StatusBadRequest, "Bad request", wrong.Error(), wrong...)
+}
 
 // noRoute answers requests that no route serves. It answers 405 if the path has other methods, else
 // 404.

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -44,14 +45,14 @@ func (g *Gateway) postQuote(w http.ResponseWriter, r *http.Request) {
 	if !readable(w, r) {
 		return
 	}
-	order, bad := readOrder(w, r)
+	order, wrong, bad := readOrder(w, r, quoteFields)
 	if bad != nil {
-		g.refuseQuote(r.Context(), w, verdict{reason: bad.Reason, message: bad.message}, bad.code)
+		g.refuseQuote(r.Context(), w, *bad)
 		return
 	}
 	p, err := order.Quote()
-	if err != nil {
-		g.refuseQuote(r.Context(), w, verdict{reason: badOrder(err), message: err.Error()}, 0)
+	if wrong = and(wrong, err); len(wrong) > 0 {
+		g.refuseQuote(r.Context(), w, declineAll(wrong))
 		return
 	}
 	if denied := g.access.MaySend(principal(r), p.Sender); denied != nil {
@@ -61,16 +62,17 @@ func (g *Gateway) postQuote(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), g.cfg.AnswerIn)
 	defer cancel()
 	if missing, no := g.missing(ctx, p); no.reason != "" {
-		g.refuseQuote(r.Context(), w, no, 0)
+		g.refuseQuote(r.Context(), w, decline(no.reason, no.message))
 		return
 	} else if missing != "" {
 		g.metrics.quotes.WithLabelValues("unknown_account").Inc()
-		writeProblem(w, http.StatusNotFound, "Not found", missing+": there is no such account")
+		writeProblem(w, http.StatusNotFound, "Not found", missing+": there is no such account",
+			problemOf(missing, "there is no such account"))
 		return
 	}
 	p, no := g.priceNow(ctx, p)
 	if no.reason != "" {
-		g.refuseQuote(r.Context(), w, no, 0)
+		g.refuseQuote(r.Context(), w, decline(no.reason, no.message))
 		return
 	}
 	got, err := g.db.PutQuote(ctx, &dbv1.PutQuoteRequest{
@@ -110,29 +112,26 @@ func (g *Gateway) missing(ctx context.Context, p payment.Payment) (field string,
 	return "", verdict{}
 }
 
-// refuseQuote answers with the problem for which there is no quote. code is the HTTP status if it is
-// not that of the reason.
-func (g *Gateway) refuseQuote(ctx context.Context, w http.ResponseWriter, no verdict, code int) {
-	if code == 0 {
-		code = httpStatus[no.reason]
-	}
+// refuseQuote answers with the problem for which there is no quote.
+func (g *Gateway) refuseQuote(ctx context.Context, w http.ResponseWriter, no reply) {
+	code := cmp.Or(no.code, httpStatus[no.Reason])
 	title, result := "A function can't be asked now", "error"
 	detail := "Try again."
 	switch {
 	case left(ctx):
 		w.WriteHeader(clientLeft)
 		return
-	case no.reason == payment.Overloaded:
+	case no.Reason == payment.Overloaded:
 		title = "Too many requests are waiting"
 		w.Header().Set("Retry-After", "1")
 	case code < http.StatusInternalServerError:
 		title, detail, result = "Bad request", no.message, "invalid"
 	}
-	if no.reason == payment.UnsupportedCurrency {
+	if no.Reason == payment.UnsupportedCurrency {
 		title, result = "Unsupported currency", "unsupported_currency"
 	}
 	g.metrics.quotes.WithLabelValues(result).Inc()
-	writeProblem(w, code, title, detail)
+	writeProblem(w, code, title, detail, no.wrong...)
 }
 
 func firmQuoteOf(p payment.Payment, q *dbv1.Quote) firmQuote {

@@ -381,6 +381,9 @@ type Answer struct {
 	// Deadline The deadline of a payment that was not decided in time. Its outcome is final at the latest one minute after it.
 	Deadline *time.Time `json:"deadline,omitempty"`
 
+	// Errors All that is wrong with the request, one element for each field. It is absent if the problem is not one of fields.
+	Errors *WrongFields `json:"errors,omitempty"`
+
 	// Message A description of the problem for a person. Its wording may change.
 	Message *string `json:"message,omitempty"`
 
@@ -834,8 +837,11 @@ type PaymentRequest struct {
 type Problem struct {
 	// Detail The problem of this request, or what to do about it.
 	Detail string `json:"detail"`
-	Status int    `json:"status"`
-	Title  string `json:"title"`
+
+	// Errors All that is wrong with the request, one element for each field. It is absent if the problem is not one of fields.
+	Errors *WrongFields `json:"errors,omitempty"`
+	Status int          `json:"status"`
+	Title  string       `json:"title"`
 
 	// Type `about:blank`: the status code is the kind of the problem.
 	Type string `json:"type"`
@@ -960,8 +966,26 @@ type TrialBalance struct {
 	Currencies []CurrencyTrial `json:"currencies"`
 }
 
+// WrongField defines model for WrongField.
+type WrongField struct {
+	// Detail What is wrong with it, for a person. Its wording may change.
+	Detail string `json:"detail"`
+
+	// Field The name of the field, parameter or header.
+	Field string `json:"field"`
+}
+
+// WrongFields All that is wrong with the request, one element for each field. It is absent if the problem is not one of fields.
+type WrongFields = []WrongField
+
+// Prefer defines model for Prefer.
+type Prefer = string
+
 // BadRequest RFC 9457.
 type BadRequest = Problem
+
+// BadRequestBody RFC 9457.
+type BadRequestBody = Problem
 
 // Busy RFC 9457.
 type Busy = Problem
@@ -1038,6 +1062,10 @@ type CreatePaymentParams struct {
 	// IdempotencyKey The idempotency key, unquoted or as a quoted string. If the field `idempotency_key` is sent too, both must be equal. One of
 	// the two is required.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `handling=strict` refuses a body with fields that pgw does not know, and names them. By default (`handling=lenient`) they are ignored and named in the
+	// header `Pgw-Unknown-Fields`. Other preferences are ignored (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // GetQuoteParams defines parameters for GetQuote.
@@ -1046,6 +1074,13 @@ type GetQuoteParams struct {
 
 	// Amount Major units, greater than 0.
 	Amount string `form:"amount" json:"amount"`
+}
+
+// CreateQuoteParams defines parameters for CreateQuote.
+type CreateQuoteParams struct {
+	// Prefer `handling=strict` refuses a body with fields that pgw does not know, and names them. By default (`handling=lenient`) they are ignored and named in the
+	// header `Pgw-Unknown-Fields`. Other preferences are ignored (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
 // CreatePaymentJSONRequestBody defines body for CreatePayment for application/json ContentType.
@@ -1164,7 +1199,7 @@ type ClientInterface interface {
 	//
 	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-	// in total. A known field that is given twice is refused.
+	// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 	//
 	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -1180,7 +1215,7 @@ type ClientInterface interface {
 	//
 	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-	// in total. A known field that is given twice is refused.
+	// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 	//
 	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -1214,7 +1249,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-	CreateQuoteWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateQuoteWithBody(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateQuote Get a firm price
 	//
@@ -1228,7 +1263,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-	CreateQuote(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateQuote(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRandomAccounts Pick two different active accounts
 	//
@@ -1320,7 +1355,7 @@ func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, r
 //
 // The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 // browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-// in total. A known field that is given twice is refused.
+// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 //
 // With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 // The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -1346,7 +1381,7 @@ func (c *Client) CreatePaymentWithBody(ctx context.Context, params *CreatePaymen
 //
 // The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 // browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-// in total. A known field that is given twice is refused.
+// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 //
 // With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 // The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -1410,8 +1445,8 @@ func (c *Client) GetQuote(ctx context.Context, params *GetQuoteParams, reqEditor
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-func (c *Client) CreateQuoteWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateQuoteRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreateQuoteWithBody(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateQuoteRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1434,8 +1469,8 @@ func (c *Client) CreateQuoteWithBody(ctx context.Context, contentType string, bo
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-func (c *Client) CreateQuote(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateQuoteRequest(c.Server, body)
+func (c *Client) CreateQuote(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateQuoteRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1828,6 +1863,17 @@ func NewCreatePaymentRequestWithBody(server string, params *CreatePaymentParams,
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -1926,18 +1972,18 @@ func NewGetQuoteRequest(server string, params *GetQuoteParams) (*http.Request, e
 }
 
 // NewCreateQuoteRequest calls the generic CreateQuote builder with application/json body
-func NewCreateQuoteRequest(server string, body CreateQuoteJSONRequestBody) (*http.Request, error) {
+func NewCreateQuoteRequest(server string, params *CreateQuoteParams, body CreateQuoteJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateQuoteRequestWithBody(server, "application/json", bodyReader)
+	return NewCreateQuoteRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreateQuoteRequestWithBody constructs an http.Request for the CreateQuote method, with any body, and a specified content type
-func NewCreateQuoteRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateQuoteRequestWithBody(server string, params *CreateQuoteParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -1961,6 +2007,21 @@ func NewCreateQuoteRequestWithBody(server string, contentType string, body io.Re
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -2107,7 +2168,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-	// in total. A known field that is given twice is refused.
+	// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 	//
 	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -2123,7 +2184,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 	// browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-	// in total. A known field that is given twice is refused.
+	// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 	//
 	// With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 	// The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -2161,7 +2222,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-	CreateQuoteWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
+	CreateQuoteWithBodyWithResponse(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
 
 	// CreateQuoteWithResponse Get a firm price
 	//
@@ -2175,7 +2236,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-	CreateQuoteWithResponse(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
+	CreateQuoteWithResponse(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
 
 	// GetRandomAccountsWithResponse Pick two different active accounts
 	//
@@ -2458,6 +2519,8 @@ type GetCurrenciesResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *CurrencyList
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *BadRequest
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
@@ -2481,6 +2544,11 @@ type GetCurrenciesResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r GetCurrenciesResponse) GetJSON200() *CurrencyList {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetCurrenciesResponse) GetApplicationProblemJSON400() *BadRequest {
+	return r.ApplicationProblemJSON400
 }
 
 // GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
@@ -2655,12 +2723,16 @@ func (r ListPaymentsResponse) ContentType() string {
 
 // CreatePaymentResponse200Headers the declared response headers of an HTTP 200 response for CreatePayment
 type CreatePaymentResponse200Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 // CreatePaymentResponse400Headers the declared response headers of an HTTP 400 response for CreatePayment
 type CreatePaymentResponse400Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 // CreatePaymentResponse401Headers the declared response headers of an HTTP 401 response for CreatePayment
@@ -2670,7 +2742,9 @@ type CreatePaymentResponse401Headers struct {
 
 // CreatePaymentResponse413Headers the declared response headers of an HTTP 413 response for CreatePayment
 type CreatePaymentResponse413Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 // CreatePaymentResponse415Headers the declared response headers of an HTTP 415 response for CreatePayment
@@ -2681,7 +2755,9 @@ type CreatePaymentResponse415Headers struct {
 
 // CreatePaymentResponse422Headers the declared response headers of an HTTP 422 response for CreatePayment
 type CreatePaymentResponse422Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 // CreatePaymentResponse429Headers the declared response headers of an HTTP 429 response for CreatePayment
@@ -2691,18 +2767,24 @@ type CreatePaymentResponse429Headers struct {
 
 // CreatePaymentResponse502Headers the declared response headers of an HTTP 502 response for CreatePayment
 type CreatePaymentResponse502Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 // CreatePaymentResponse503Headers the declared response headers of an HTTP 503 response for CreatePayment
 type CreatePaymentResponse503Headers struct {
-	RetryAfter   int
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	RetryAfter        int
+	ServerTiming      string
 }
 
 // CreatePaymentResponse504Headers the declared response headers of an HTTP 504 response for CreatePayment
 type CreatePaymentResponse504Headers struct {
-	ServerTiming string
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+	ServerTiming      string
 }
 
 type CreatePaymentResponse struct {
@@ -3093,9 +3175,33 @@ func (r GetQuoteResponse) ContentType() string {
 	return ""
 }
 
+// CreateQuoteResponse201Headers the declared response headers of an HTTP 201 response for CreateQuote
+type CreateQuoteResponse201Headers struct {
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+}
+
+// CreateQuoteResponse400Headers the declared response headers of an HTTP 400 response for CreateQuote
+type CreateQuoteResponse400Headers struct {
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+}
+
 // CreateQuoteResponse401Headers the declared response headers of an HTTP 401 response for CreateQuote
 type CreateQuoteResponse401Headers struct {
 	WWWAuthenticate string
+}
+
+// CreateQuoteResponse404Headers the declared response headers of an HTTP 404 response for CreateQuote
+type CreateQuoteResponse404Headers struct {
+	PgwUnknownFields  *string
+	PreferenceApplied *string
+}
+
+// CreateQuoteResponse413Headers the declared response headers of an HTTP 413 response for CreateQuote
+type CreateQuoteResponse413Headers struct {
+	PgwUnknownFields  *string
+	PreferenceApplied *string
 }
 
 // CreateQuoteResponse415Headers the declared response headers of an HTTP 415 response for CreateQuote
@@ -3120,7 +3226,7 @@ type CreateQuoteResponse struct {
 	// JSON201 the response for an HTTP 201 `application/json` response
 	JSON201 *FirmQuote
 	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
-	ApplicationProblemJSON400 *BadRequest
+	ApplicationProblemJSON400 *BadRequestBody
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
@@ -3139,8 +3245,16 @@ type CreateQuoteResponse struct {
 	ApplicationProblemJSON502 *Unreachable
 	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
 	ApplicationProblemJSON503 *Busy
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateQuoteResponse201Headers
+	// Headers400 the parsed response headers for an HTTP 400 response
+	Headers400 *CreateQuoteResponse400Headers
 	// Headers401 the parsed response headers for an HTTP 401 response
 	Headers401 *CreateQuoteResponse401Headers
+	// Headers404 the parsed response headers for an HTTP 404 response
+	Headers404 *CreateQuoteResponse404Headers
+	// Headers413 the parsed response headers for an HTTP 413 response
+	Headers413 *CreateQuoteResponse413Headers
 	// Headers415 the parsed response headers for an HTTP 415 response
 	Headers415 *CreateQuoteResponse415Headers
 	// Headers429 the parsed response headers for an HTTP 429 response
@@ -3155,7 +3269,7 @@ func (r CreateQuoteResponse) GetJSON201() *FirmQuote {
 }
 
 // GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
-func (r CreateQuoteResponse) GetApplicationProblemJSON400() *BadRequest {
+func (r CreateQuoteResponse) GetApplicationProblemJSON400() *BadRequestBody {
 	return r.ApplicationProblemJSON400
 }
 
@@ -3258,6 +3372,8 @@ type GetRandomAccountsResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *AccountPair
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *BadRequest
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
@@ -3285,6 +3401,11 @@ type GetRandomAccountsResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r GetRandomAccountsResponse) GetJSON200() *AccountPair {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetRandomAccountsResponse) GetApplicationProblemJSON400() *BadRequest {
+	return r.ApplicationProblemJSON400
 }
 
 // GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
@@ -3371,6 +3492,8 @@ type GetTrialBalanceResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *TrialBalance
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *BadRequest
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *NotKnown
 	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
@@ -3394,6 +3517,11 @@ type GetTrialBalanceResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r GetTrialBalanceResponse) GetJSON200() *TrialBalance {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetTrialBalanceResponse) GetApplicationProblemJSON400() *BadRequest {
+	return r.ApplicationProblemJSON400
 }
 
 // GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
@@ -3523,7 +3651,7 @@ func (c *ClientWithResponses) ListPaymentsWithResponse(ctx context.Context, para
 //
 // The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 // browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-// in total. A known field that is given twice is refused.
+// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 //
 // With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 // The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -3545,7 +3673,7 @@ func (c *ClientWithResponses) CreatePaymentWithBodyWithResponse(ctx context.Cont
 //
 // The body is JSON of at most 16 KiB. `Content-Type` may be absent, `application/json`, or the default type of curl and
 // browsers. A type of another format is answered 415. Unknown fields are accepted, up to 64 fields and 8 levels
-// in total. A known field that is given twice is refused.
+// in total, and named in the header `Pgw-Unknown-Fields`. With `Prefer: handling=strict` they are refused. A known field that is given twice is refused.
 //
 // With `Accept: text/event-stream` the response is a stream of server-sent events: `stage` at the end of each stage, and `answer` at the end.
 // The HTTP status is 200 before the outcome is known, so the `answer` event has its own status.
@@ -3601,8 +3729,8 @@ func (c *ClientWithResponses) GetQuoteWithResponse(ctx context.Context, params *
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-func (c *ClientWithResponses) CreateQuoteWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
-	rsp, err := c.CreateQuoteWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateQuoteWithBodyWithResponse(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
+	rsp, err := c.CreateQuoteWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -3621,8 +3749,8 @@ func (c *ClientWithResponses) CreateQuoteWithBodyWithResponse(ctx context.Contex
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/quotes (the `CreateQuote` operationId).
-func (c *ClientWithResponses) CreateQuoteWithResponse(ctx context.Context, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
-	rsp, err := c.CreateQuote(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreateQuoteWithResponse(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error) {
+	rsp, err := c.CreateQuote(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -3921,6 +4049,13 @@ func ParseGetCurrenciesResponse(rsp *http.Response) (*GetCurrenciesResponse, err
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
 		var dest NotKnown
@@ -4223,6 +4358,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 	switch {
 	case rsp.StatusCode == 200:
 		var headers CreatePaymentResponse200Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4233,6 +4382,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers200 = &headers
 	case rsp.StatusCode == 400:
 		var headers CreatePaymentResponse400Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4253,6 +4416,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers401 = &headers
 	case rsp.StatusCode == 413:
 		var headers CreatePaymentResponse413Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4280,6 +4457,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers415 = &headers
 	case rsp.StatusCode == 422:
 		var headers CreatePaymentResponse422Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4300,6 +4491,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers429 = &headers
 	case rsp.StatusCode == 502:
 		var headers CreatePaymentResponse502Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4310,6 +4515,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers502 = &headers
 	case rsp.StatusCode == 503:
 		var headers CreatePaymentResponse503Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
@@ -4327,6 +4546,20 @@ func ParseCreatePaymentResponse(rsp *http.Response) (*CreatePaymentResponse, err
 		response.Headers503 = &headers
 	case rsp.StatusCode == 504:
 		var headers CreatePaymentResponse504Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
 		if values := rsp.Header.Values("Server-Timing"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Server-Timing", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -4602,7 +4835,7 @@ func ParseCreateQuoteResponse(rsp *http.Response) (*CreateQuoteResponse, error) 
 		response.JSON201 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
-		var dest BadRequest
+		var dest BadRequestBody
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -4674,6 +4907,40 @@ func ParseCreateQuoteResponse(rsp *http.Response) (*CreateQuoteResponse, error) 
 	}
 
 	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateQuoteResponse201Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 400:
+		var headers CreateQuoteResponse400Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers400 = &headers
 	case rsp.StatusCode == 401:
 		var headers CreateQuoteResponse401Headers
 		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
@@ -4684,6 +4951,40 @@ func ParseCreateQuoteResponse(rsp *http.Response) (*CreateQuoteResponse, error) 
 			headers.WWWAuthenticate = value
 		}
 		response.Headers401 = &headers
+	case rsp.StatusCode == 404:
+		var headers CreateQuoteResponse404Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers404 = &headers
+	case rsp.StatusCode == 413:
+		var headers CreateQuoteResponse413Headers
+		if values := rsp.Header.Values("Pgw-Unknown-Fields"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Pgw-Unknown-Fields", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PgwUnknownFields = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers413 = &headers
 	case rsp.StatusCode == 415:
 		var headers CreateQuoteResponse415Headers
 		if values := rsp.Header.Values("Accept"); len(values) > 0 {
@@ -4746,6 +5047,13 @@ func ParseGetRandomAccountsResponse(rsp *http.Response) (*GetRandomAccountsRespo
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
 		var dest NotKnown
@@ -4864,6 +5172,13 @@ func ParseGetTrialBalanceResponse(rsp *http.Response) (*GetTrialBalanceResponse,
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest BadRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
 		var dest NotKnown

@@ -180,97 +180,92 @@ type Order struct {
 // maxDate is the maximum length of a client's date, in bytes.
 const maxDate = 40
 
-// Payment checks the order and returns its payment without a price. An error names the field and
-// its limit. It wraps money.ErrCurrency if the currency is unknown.
+// Payment checks the order and returns its payment without a price. The error is a Problems: it has
+// all wrong fields.
 func (o Order) Payment() (Payment, error) {
 	p := Payment{Key: o.Key, Sender: o.Sender, Receiver: o.Receiver, TxDate: o.TxDate}
-	if err := CheckID("idempotency_key", o.Key, MaxKey); err != nil {
-		return p, err
+	wrong := Problems{}.with("idempotency_key", CheckID("idempotency_key", o.Key, MaxKey))
+	wrong = o.checkParties(wrong)
+	switch {
+	case o.TxDate == "":
+		wrong = wrong.with("tx_date", &FieldError{"tx_date", "is missing"})
+	case len(o.TxDate) > maxDate:
+		wrong = wrong.with("tx_date", &FieldError{"tx_date", fmt.Sprintf("is %d bytes long; at most %d", len(o.TxDate), maxDate)})
+	default:
+		wrong = wrong.with("tx_date", checkDate(o.TxDate))
 	}
-	if err := o.checkParties(); err != nil {
-		return p, err
-	}
-	if o.TxDate == "" {
-		return p, &FieldError{"tx_date", "is missing"}
-	}
-	if len(o.TxDate) > maxDate {
-		return p, &FieldError{"tx_date", fmt.Sprintf("is %d bytes long; at most %d", len(o.TxDate), maxDate)}
-	}
-	if err := checkDate(o.TxDate); err != nil {
-		return p, err
-	}
-	p, err := o.withAmount(p)
-	if err != nil {
-		return p, err
-	}
+	p, wrong = o.withAmount(p, wrong)
 	if o.QuoteID != "" {
 		id, err := uuid.Parse(o.QuoteID)
 		if err != nil {
-			return p, &FieldError{"quote_id", "is not a UUID"}
+			wrong = wrong.with("quote_id", &FieldError{"quote_id", "is not a UUID"})
 		}
 		p.QuoteID = id.String() // a UUID has more than one spelling, and the fingerprint needs one
 	}
-	if p.Metadata, err = readMetadata(o.Metadata); err != nil {
-		return p, err
-	}
-	return p, nil
+	var err error
+	p.Metadata, err = readMetadata(o.Metadata)
+	return p, wrong.with("metadata", err).Err()
 }
 
 // Quote checks the parts of the order that a price depends on: the parties, the currencies and the
 // amount. It returns the payment to price, without a key. Its errors are those of Payment.
 func (o Order) Quote() (Payment, error) {
-	p := Payment{Sender: o.Sender, Receiver: o.Receiver}
-	if err := o.checkParties(); err != nil {
-		return p, err
-	}
-	return o.withAmount(p)
+	p, wrong := o.withAmount(Payment{Sender: o.Sender, Receiver: o.Receiver}, o.checkParties(nil))
+	return p, wrong.Err()
 }
 
-func (o Order) checkParties() error {
-	if err := CheckID("sender_id", o.Sender, MaxAccountID); err != nil {
-		return err
-	}
-	if err := CheckID("receiver_id", o.Receiver, MaxAccountID); err != nil {
-		return err
-	}
-	return CheckNames(o.Key, o.Sender, o.Receiver)
+// checkParties returns the problems with those of the parties added.
+func (o Order) checkParties(wrong Problems) Problems {
+	wrong = wrong.with("sender_id", CheckID("sender_id", o.Sender, MaxAccountID))
+	wrong = wrong.with("receiver_id", CheckID("receiver_id", o.Receiver, MaxAccountID))
+	wrong = wrong.with("idempotency_key", CheckNames(o.Key, "", ""))
+	wrong = wrong.with("sender_id", CheckNames("", o.Sender, ""))
+	return wrong.with("receiver_id", CheckNames("", "", o.Receiver))
 }
 
-// withAmount returns the payment with the order's amount and currencies.
-func (o Order) withAmount(p Payment) (Payment, error) {
+// withAmount returns the payment with the order's amount and currencies, and the problems with those
+// of these fields added.
+func (o Order) withAmount(p Payment, wrong Problems) (Payment, Problems) {
+	before := len(wrong)
 	if o.Currency == "" {
-		return p, &FieldError{"currency", "is missing"}
+		wrong = wrong.with("currency", &FieldError{"currency", "is missing"})
 	}
-	text, err := decimalText(o.Amount)
-	if err != nil {
-		return p, err
+	text, amountErr := decimalText(o.Amount)
+	wrong = wrong.with("amount", amountErr)
+	var currencyErr error
+	if o.Currency != "" {
+		p.Currency, currencyErr = money.ParseCurrency(o.Currency)
+		wrong = wrong.with("currency", currencyErr)
 	}
-	if p.Currency, err = money.ParseCurrency(o.Currency); err != nil {
-		return p, err
+	switch {
+	case len(wrong) == before:
+		var amount money.Amount
+		if amount, amountErr = money.ParseAmount(text, p.Currency); amountErr == nil && amount.Minor <= 0 {
+			amountErr = &FieldError{"amount", "must be positive"}
+		}
+		p.Minor = amount.Minor
+		wrong = wrong.with("amount", amountErr)
+	case amountErr == nil:
+		// The currency is wrong, so its digits can't be checked. A text that is not a number is wrong in
+		// any currency.
+		if _, err := money.ParseAmount(text, money.IDR); errors.Is(err, money.ErrSyntax) {
+			wrong = wrong.with("amount", err)
+		}
 	}
-	amount, err := money.ParseAmount(text, p.Currency)
-	if err != nil {
-		return p, err
-	}
-	if amount.Minor <= 0 {
-		return p, &FieldError{"amount", "must be positive"}
-	}
-	p.Minor = amount.Minor
-	debit, err := balanceCurrency("debit_currency", o.DebitCurrency)
-	if err != nil {
-		return p, err
-	}
-	credit, err := balanceCurrency("credit_currency", o.CreditCurrency)
-	if err != nil {
-		return p, err
+	debit, debitErr := balanceCurrency("debit_currency", o.DebitCurrency)
+	wrong = wrong.with("debit_currency", debitErr)
+	credit, creditErr := balanceCurrency("credit_currency", o.CreditCurrency)
+	wrong = wrong.with("credit_currency", creditErr)
+	if debitErr != nil || creditErr != nil {
+		return p, wrong
 	}
 	if debit != credit && p.Currency != debit && p.Currency != credit {
-		return p, &FieldError{"currency", fmt.Sprintf("must be debit_currency or credit_currency (%s or %s)", debit, credit)}
+		wrong = wrong.with("currency", &FieldError{"currency", fmt.Sprintf("must be debit_currency or credit_currency (%s or %s)", debit, credit)})
 	}
 	if debit != money.IDR || credit != money.IDR {
 		p.DebitCurrency, p.CreditCurrency = debit, credit
 	}
-	return p, nil
+	return p, wrong
 }
 
 // balanceCurrency parses the currency of a balance.
@@ -381,6 +376,53 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 
 // Unwrap makes every FieldError an ErrInvalid.
 func (e *FieldError) Unwrap() error { return ErrInvalid }
+
+// Problem is what is wrong with one field of a request.
+type Problem struct {
+	Field string
+	Err   error // a FieldError, or an error of money
+}
+
+// Detail describes the problem without the field's name.
+func (p Problem) Detail() string {
+	var wrong *FieldError
+	if errors.As(p.Err, &wrong) {
+		return wrong.Problem
+	}
+	return strings.TrimPrefix(p.Err.Error(), p.Field+": ")
+}
+
+// Problems are all wrong fields of a request, at least one. They are in the order in which they are
+// checked. As an error they are their first: it has the request's reason.
+type Problems []Problem
+
+func (ps Problems) Error() string { return ps[0].Err.Error() }
+
+// Unwrap returns the first problem.
+func (ps Problems) Unwrap() error { return ps[0].Err }
+
+// Err returns the problems as an error. It returns nil if there are none.
+func (ps Problems) Err() error {
+	if len(ps) == 0 {
+		return nil
+	}
+	return ps
+}
+
+// with returns the problems and that of a field, unless err is nil or the field has one already.
+func (ps Problems) with(field string, err error) Problems {
+	if err == nil {
+		return ps
+	}
+	var wrong *FieldError
+	if errors.As(err, &wrong) {
+		field = wrong.Field
+	}
+	if slices.ContainsFunc(ps, func(p Problem) bool { return p.Field == field }) {
+		return ps
+	}
+	return append(ps, Problem{field, err})
+}
 
 // Validate checks a payment that comes from outside pgw, as the ledger requires. It does not check
 // that the accounts exist; the ledger does. The error is a FieldError.

@@ -293,6 +293,42 @@ func (s *system) routes() map[string]bool {
 	return found
 }
 
+// No path of the API accepts a parameter that it does not have. The answer names it.
+func TestUnknownParametersAreNamed(t *testing.T) {
+	s := start(t, options{})
+	for path, operations := range http.DefaultClient.Transport.(*checked).document.Paths {
+		if !strings.HasPrefix(path, "/api/") {
+			continue
+		}
+		for method := range operations {
+			for query, want := range map[string]string{"currencyy=USD": "currencyy", "x=1&x=2&y=": "x y", "%zz": "query", "a;b": "query"} {
+				path := strings.NewReplacer("{", "", "}", "").Replace(path)
+				resp, text := client{s, ""}.do(strings.ToUpper(method), path+"?"+query, body("k", "A", "B", "USD", 1))
+				var problem struct {
+					Status, Reason any
+					Errors         []struct{ Field, Detail string }
+				}
+				if err := json.Unmarshal([]byte(text), &problem); err != nil {
+					t.Fatal(err)
+				}
+				var named []string
+				for _, e := range problem.Errors {
+					named = append(named, e.Field)
+				}
+				if resp.StatusCode != http.StatusBadRequest || strings.Join(named, " ") != want {
+					t.Errorf("%s %s?%s: %s %s", method, path, query, resp.Status, text)
+				}
+				if pays := path == "/api/payments" && method == "post"; pays && (problem.Status != "FAILED" || problem.Reason != "invalid_input") {
+					t.Errorf("%s %s?%s: %s", method, path, query, text)
+				}
+			}
+		}
+	}
+	if n := s.count(`SELECT count(*) FROM reservations`); n != 0 {
+		t.Errorf("%d payments were made", n)
+	}
+}
+
 // A payment that is requested as a stream is answered stage by stage, and then with its outcome.
 func TestAStreamIsAsDocumented(t *testing.T) {
 	s := start(t, options{})

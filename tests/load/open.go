@@ -67,8 +67,8 @@ func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *h
 	return latencies, failed, err
 }
 
-// payments are targets with one key each. The key is in the URL too, because a result does not have
-// its request.
+// payments are targets with one key each. The key is also the URL's fragment, which is not sent: a
+// result has the URL, but not its request.
 func payments(gateway, prefix string) (vegeta.Targeter, error) {
 	payers, err := load.Payers()
 	if err != nil {
@@ -80,7 +80,7 @@ func payments(gateway, prefix string) (vegeta.Targeter, error) {
 		from := n % len(payers)
 		to := (from + 1 + n/len(payers)%(len(payers)-1)) % len(payers)
 		key := fmt.Sprint(prefix, n)
-		t.Method, t.URL = http.MethodPost, gateway+"/api/payments?"+key
+		t.Method, t.URL = http.MethodPost, gateway+"/api/payments#"+key
 		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
 			payers[from], payers[to], key)
 		return nil
@@ -89,7 +89,7 @@ func payments(gateway, prefix string) (vegeta.Targeter, error) {
 
 // answered reads the answer to a payment.
 func answered(r *vegeta.Result) load.KeyedAnswer {
-	_, key, _ := strings.Cut(r.URL, "?")
+	_, key, _ := strings.Cut(r.URL, "#")
 	answer := load.Answer{Reason: load.NoAnswer}
 	if json.Unmarshal(r.Body, &answer) == nil {
 		answer.HTTP, answer.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")

@@ -54,6 +54,7 @@ type (
 
 		Components struct {
 			SecuritySchemes ordered[securityScheme] `yaml:"securitySchemes"`
+			Parameters      ordered[parameter]
 			Headers         ordered[header]
 			Responses       ordered[response]
 			Schemas         ordered[*schema]
@@ -73,6 +74,7 @@ type (
 		Responses            ordered[response]
 	}
 	parameter struct {
+		Ref                   string `yaml:"$ref"`
 		Name, In, Description string
 		Required              bool
 		Schema                *schema

@@ -90,6 +90,14 @@ func (v view) Response(r response) response {
 	return r
 }
 
+// Parameter returns a parameter, or the one that it refers to.
+func (v view) Parameter(p parameter) parameter {
+	if p.Ref != "" {
+		return v.HTTP.Components.Parameters.get(refName(p.Ref))
+	}
+	return p
+}
+
 // Header returns a header, or the one that it refers to.
 func (v view) Header(h header) header {
 	if h.Ref != "" {
