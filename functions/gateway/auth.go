@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/rs/cors"
 
@@ -42,7 +43,8 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 				return
 			}
 			if g.access != nil {
-				p, denied := g.access.Charge(r, cost(r))
+				p, quotas, denied := g.access.Charge(r, cost(r))
+				tellQuotas(w.Header(), quotas)
 				if denied != nil {
 					g.deny(w, r, denied)
 					return
@@ -58,8 +60,12 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 		if len(g.cfg.Origins) > 0 {
 			api = cors.New(cors.Options{
 				AllowedOrigins: g.cfg.Origins, AllowedMethods: []string{http.MethodGet, http.MethodPost},
-				AllowedHeaders: []string{"Content-Type", "Authorization", access.KeyHeader, "Idempotency-Key"},
-				ExposedHeaders: []string{"Retry-After", "Server-Timing", "WWW-Authenticate"}, MaxAge: 600,
+				AllowedHeaders: []string{"Content-Type", "Authorization", access.KeyHeader, "Idempotency-Key", "Prefer", requestIDHeader},
+				ExposedHeaders: []string{
+					"Retry-After", "Server-Timing", "WWW-Authenticate", requestIDHeader, replayedHeader, "RateLimit", "RateLimit-Policy",
+					unknownFieldsHeader, "Preference-Applied",
+				},
+				MaxAge: 600,
 			}).Handler(api)
 		}
 		served := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -81,10 +87,30 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 			if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
 				h["Strict-Transport-Security"] = stayWithTLS
 			}
+			if !operation[r.URL.Path] {
+				r = withRequestID(w, r)
+			}
 			served.ServeHTTP(w, r)
 		})
 	}, nil
 }
+
+// tellQuotas tells the client what it may still send (the IETF's draft of RateLimit and
+// RateLimit-Policy). Quotas are counted in requests; some requests count as several.
+func tellQuotas(h http.Header, quotas []access.Quota) {
+	if len(quotas) == 0 {
+		return
+	}
+	policies, limits := make([]string, len(quotas)), make([]string, len(quotas))
+	for i, q := range quotas {
+		policies[i] = fmt.Sprintf("%q;q=%d;w=%d", q.Name, q.Most, seconds(q.Refill))
+		limits[i] = fmt.Sprintf("%q;r=%d;t=%d", q.Name, q.Left, seconds(q.Full))
+	}
+	h["Ratelimit-Policy"], h["Ratelimit"] = []string{strings.Join(policies, ", ")}, []string{strings.Join(limits, ", ")}
+}
+
+// seconds rounds up to whole seconds.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 type principalKey struct{}
 

@@ -155,9 +155,10 @@ func (g *Gateway) writeUnreachable(ctx context.Context, w http.ResponseWriter, e
 	case left(ctx):
 		w.WriteHeader(clientLeft)
 	case status.Code(err) == codes.ResourceExhausted:
-		w.Header().Set("Retry-After", "1")
+		tryAgain(w)
 		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Try again.")
 	default:
+		tryAgain(w)
 		writeProblem(w, http.StatusBadGateway, title, detail)
 	}
 }

@@ -254,6 +254,7 @@ func anyRate(rates *fxv1.ListRatesResponse) bool {
 type reply struct {
 	payment.Outcome
 	answered bool   // a result of the whole flow arrived
+	replayed bool   // the outcome is that of an earlier request with the key
 	message  string // describes the problem, for a person
 	wrong    payment.Problems
 	code     int       // the HTTP status, if it is not that of the reason
@@ -304,14 +305,16 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stage
 	}
 	var outcome payment.Outcome
 	var err error
-	known := true
+	known, replayed := true, false
 	begun := time.Now()
 	switch no.kind {
 	case refused:
 		outcome, err = g.refuse(ctx, r, no.reason)
+		replayed = outcome.Replay
 		g.stage(&took, "refuse", time.Since(begun))
 	case unpriced:
 		r, outcome, known, err = g.lookUp(ctx, r)
+		replayed = known
 		g.stage(&took, "lookup", time.Since(begun))
 	case notAsked:
 		known = false
@@ -324,9 +327,9 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stage
 		}
 		return reply{Outcome: payment.Decline(payment.LedgerUnavailable), message: notSentOn, stages: took}
 	case !known || outcome.Reason == no.reason:
-		return reply{Outcome: payment.Decline(no.reason), message: no.message, stages: took}
+		return reply{Outcome: payment.Decline(no.reason), message: no.message, replayed: replayed, stages: took}
 	case outcome.Status != "":
-		return reply{Outcome: outcome, stages: took}
+		return reply{Outcome: outcome, replayed: replayed, stages: took}
 	}
 	// The money is held and the payment is not decided. The ledger completes the payment when it
 	// gets the request again.
@@ -411,10 +414,11 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follo
 	}
 	// Only the first attempt gets SUCCESS. A request that joined the flight gets a replay. So does
 	// a later attempt that gets the first attempt's result because that was delivered again.
-	if (follows || result.AttemptID != f.attempt) && out.Status == payment.Success {
+	replayed := follows || result.AttemptID != f.attempt || out.Status == payment.SuccessReplay
+	if replayed && out.Status == payment.Success {
 		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
 	}
-	return reply{Outcome: out, answered: answered, stages: *took}
+	return reply{Outcome: out, answered: answered, replayed: replayed, stages: *took}
 }
 
 // stageNames are all stages of a payment.

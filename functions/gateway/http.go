@@ -31,6 +31,9 @@ import (
 // maxBody is the largest size of a payment's JSON, in bytes.
 const maxBody = 16 << 10
 
+// replayedHeader says that an answer is the outcome of an earlier request with the key.
+const replayedHeader = "Idempotent-Replayed"
+
 // clientLeft is the status of a response to a client that has disconnected. Proxies log the same
 // status.
 const clientLeft = 499
@@ -145,8 +148,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 		stream.answer(code, body)
 		return
 	}
-	if out.Reason == payment.Overloaded {
-		w.Header().Set("Retry-After", "1")
+	if code >= http.StatusInternalServerError {
+		tryAgain(w)
+	}
+	if out.replayed && out.Reason != payment.IdempotencyMismatch {
+		w.Header().Set(replayedHeader, "true")
 	}
 	w.Header().Set("Server-Timing", out.stages.header())
 	writeJSON(w, code, body)

@@ -22,6 +22,9 @@ func writeProblem(w http.ResponseWriter, code int, title, detail string, wrong .
 	}{"about:blank", title, code, detail, wrongFields(wrong)})
 }
 
+// tryAgain tells the client when to send the same request again.
+func tryAgain(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
+
 // writeWrong answers 400 with all wrong fields of a request.
 func writeWrong(w http.ResponseWriter, wrong payment.Problems) {
 	writeProblem(w, http.StatusBadRequest, "Bad request", wrong.Error(), wrong...)

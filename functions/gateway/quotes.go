@@ -123,12 +123,14 @@ func (g *Gateway) refuseQuote(ctx context.Context, w http.ResponseWriter, no rep
 		return
 	case no.Reason == payment.Overloaded:
 		title = "Too many requests are waiting"
-		w.Header().Set("Retry-After", "1")
 	case code < http.StatusInternalServerError:
 		title, detail, result = "Bad request", no.message, "invalid"
 	}
 	if no.Reason == payment.UnsupportedCurrency {
 		title, result = "Unsupported currency", "unsupported_currency"
+	}
+	if code >= http.StatusInternalServerError {
+		tryAgain(w)
 	}
 	g.metrics.quotes.WithLabelValues(result).Inc()
 	writeProblem(w, code, title, detail, no.wrong...)

@@ -173,13 +173,13 @@ func TestPostQuote(t *testing.T) {
 		"three currencies":   {fromDollars(map[string]string{"currency": "EUR"}), nil, 400, "must be debit_currency or credit_currency", ""},
 		"a field twice":      {`{"sender_id":"A","sender_id":"B"}`, nil, 400, "more than once", ""},
 		"too large":          {`{"sender_id":"` + strings.Repeat("A", maxBody) + `"}`, nil, 413, "larger", ""},
-		"fx is away":         {fromDollars(nil), failing[*fxv1.QuoteResponse](codes.Unavailable), 502, "Try again", ""},
+		"fx is away":         {fromDollars(nil), failing[*fxv1.QuoteResponse](codes.Unavailable), 502, "Try again", "1"},
 		"fx is full":         {fromDollars(nil), failing[*fxv1.QuoteResponse](codes.ResourceExhausted), 503, "Try again", "1"},
 		"fx has no rate":     {fromDollars(nil), failing[*fxv1.QuoteResponse](codes.NotFound), 400, "no rate for USD and SGD", ""},
 		"too little":         {fromDollars(nil), failing[*fxv1.QuoteResponse](codes.InvalidArgument), 400, "amount: ", ""},
-		"wallet is away":     {fromDollars(nil), failing[*walletv1.GetAccountResponse](codes.Unavailable), 502, "Try again", ""},
+		"wallet is away":     {fromDollars(nil), failing[*walletv1.GetAccountResponse](codes.Unavailable), 502, "Try again", "1"},
 		"unknown accounts":   {fromDollars(nil), failing[*walletv1.GetAccountResponse](codes.NotFound), 404, "sender_id: there is no", ""},
-		"the ledger is away": {fromDollars(nil), failing[*dbv1.PutQuoteResponse](codes.Unavailable), 502, "Try again", ""},
+		"the ledger is away": {fromDollars(nil), failing[*dbv1.PutQuoteResponse](codes.Unavailable), 502, "Try again", "1"},
 		"the ledger is full": {fromDollars(nil), failing[*dbv1.PutQuoteResponse](codes.ResourceExhausted), 503, "Try again", "1"},
 	} {
 		n := &neighbours{answer: func(in, out proto.Message) error {

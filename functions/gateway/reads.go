@@ -104,11 +104,11 @@ func (rs *reads) serve(w http.ResponseWriter, r *http.Request, next http.Handler
 	leave, bound := rs.enter(principal(r))
 	switch bound {
 	case "client":
-		w.Header().Set("Retry-After", "1")
+		tryAgain(w)
 		writeProblem(w, http.StatusTooManyRequests, "Too many requests", "This client has too many reads under way. Wait for their responses.")
 		return
 	case "all":
-		w.Header().Set("Retry-After", "1")
+		tryAgain(w)
 		writeProblem(w, http.StatusServiceUnavailable, "Too many requests are waiting", "Too many reads are under way. Try again.")
 		return
 	}

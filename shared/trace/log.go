@@ -18,8 +18,16 @@ func WithKey(ctx context.Context, idempotencyKey string) context.Context {
 	return context.WithValue(ctx, keyOfPayment{}, idempotencyKey)
 }
 
-// Handler adds the payment's idempotency key and the trace to each log line, when the line's
-// context has them.
+type idOfRequest struct{}
+
+// WithRequest adds the id of a client's request to ctx. Log lines with this context, and spans that
+// begin in it, then have the id.
+func WithRequest(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, idOfRequest{}, id)
+}
+
+// Handler adds the payment's idempotency key, the request's id and the trace to each log line, when
+// the line's context has them.
 func Handler(h slog.Handler) slog.Handler { return handler{h} }
 
 type handler struct{ slog.Handler }
@@ -27,6 +35,9 @@ type handler struct{ slog.Handler }
 func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	if key, ok := ctx.Value(keyOfPayment{}).(string); ok {
 		r.AddAttrs(slog.String("idempotency_key", key))
+	}
+	if id, ok := ctx.Value(idOfRequest{}).(string); ok {
+		r.AddAttrs(slog.String("request_id", id))
 	}
 	if On() {
 		if span := trace.SpanContextFromContext(ctx); span.IsValid() {

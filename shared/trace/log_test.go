@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"slices"
 	"testing"
 
+	"go.opentelemetry.io/otel/attribute"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )
 
@@ -31,11 +33,19 @@ func TestALineKnowsItsPaymentAndTrace(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 
+	ctx = WithRequest(ctx, "request-1")
+	if got := line(ctx); got["request_id"] != "request-1" || got["idempotency_key"] != "pay-1" {
+		t.Errorf("%v", got)
+	}
+
 	Use(sdk.NewTracerProvider())
 	t.Cleanup(func() { Use(nil) })
 	ctx, span := Start(ctx, "test", Internal)
 	got := line(ctx)
 	span.End()
+	if id := attribute.String("pgw.request_id", "request-1"); !slices.Contains(span.(sdk.ReadOnlySpan).Attributes(), id) {
+		t.Errorf("the span has %v", span.(sdk.ReadOnlySpan).Attributes())
+	}
 	if got["trace_id"] != span.SpanContext().TraceID().String() || got["span_id"] != span.SpanContext().SpanID().String() {
 		t.Errorf("%v", got)
 	}

@@ -114,6 +114,9 @@ func Start(ctx context.Context, name string, kind trace.SpanKind) (context.Conte
 	if t == nil {
 		return ctx, noop.Span{}
 	}
+	if id, ok := ctx.Value(idOfRequest{}).(string); ok {
+		return (*t).Start(ctx, name, trace.WithSpanKind(kind), trace.WithAttributes(attribute.String("pgw.request_id", id)))
+	}
 	return (*t).Start(ctx, name, trace.WithSpanKind(kind))
 }
 

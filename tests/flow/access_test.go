@@ -172,6 +172,9 @@ func TestRateOfAClient(t *testing.T) {
 		if want == 429 && resp.Header.Get("Retry-After") == "" {
 			t.Error("no Retry-After")
 		}
+		if left, policy := resp.Header.Get("RateLimit"), resp.Header.Get("RateLimit-Policy"); !strings.HasPrefix(left, `"client";r=`) || policy != `"client";q=2;w=200` {
+			t.Errorf("RateLimit %s, RateLimit-Policy %s", left, policy)
+		}
 		if resp, text := many.do("POST", "/api/payments", body("many", "B", "A", "USD", 1)); resp.StatusCode != 200 {
 			t.Errorf("the other: %s %s", resp.Status, text)
 		}

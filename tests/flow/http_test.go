@@ -133,6 +133,35 @@ func TestIdempotencyKeyHeader(t *testing.T) {
 	s.expect(s.post(noKey, "Idempotency-Key", "one", "Idempotency-Key", "two"), "400 FAILED invalid_input")
 }
 
+// The answer to a later request with the same key says so, whether it has paid or was refused.
+func TestReplaysAreMarked(t *testing.T) {
+	s := start(t, options{})
+	for _, tc := range []struct{ body, want, replayed string }{
+		{body("paid", "A", "B", "USD", 1), "200 SUCCESS committed", ""},
+		{body("paid", "A", "B", "USD", 1), "200 SUCCESS_REPLAY duplicate_idempo", "true"},
+		{body("paid", "A", "B", "USD", 2), "422 FAILED idempotency_mismatch", ""},
+		{body("refused", "A", "NOBODY", "USD", 1), "200 FAILED unknown_receiver", ""},
+		{body("refused", "A", "NOBODY", "USD", 1), "200 FAILED unknown_receiver", "true"},
+		{body("invalid", "A", "B", "USD", -1), "400 FAILED invalid_input", ""},
+	} {
+		if got := s.expect(s.post(tc.body), tc.want); got.Header.Get("Idempotent-Replayed") != tc.replayed {
+			t.Errorf("%s: Idempotent-Replayed %q; want %q", got, got.Header.Get("Idempotent-Replayed"), tc.replayed)
+		}
+	}
+	s.faults.set(func(f *faults) {
+		f.rpc = func(called string) error {
+			if strings.HasPrefix(called, "/fx.v1.") {
+				return status.Error(codes.Unavailable, "down")
+			}
+			return nil
+		}
+	})
+	got := s.expect(s.pay("paid", "A", "B", "USD", 1), "502 FAILED fx_unavailable")
+	if replayed, again := got.Header.Get("Idempotent-Replayed"), got.Header.Get("Retry-After"); replayed != "" || again == "" {
+		t.Errorf("Idempotent-Replayed %q, Retry-After %q", replayed, again)
+	}
+}
+
 func TestAKeyBelongsToOneRequest(t *testing.T) {
 	s := start(t, options{})
 	s.expect(s.pay("k", "A", "B", "USD", 10), "200 SUCCESS committed")

@@ -30,7 +30,7 @@ func TestLinesOfLogs(t *testing.T) {
 	const from, to, unopened = "sender-account-4711", "receiver-account-0815", "unopened-account-42"
 	s.open(1_000_000, from, to)
 
-	s.expect(s.pay("paid", from, to, "IDR", 5000), "200 SUCCESS committed")
+	s.expect(s.post(body("paid", from, to, "IDR", 5000), "X-Request-Id", "order-4711"), "200 SUCCESS committed")
 	s.expect(s.pay("poor", from, to, "IDR", 5_000_000), "200 FAILED insufficient_funds")
 	s.faults.set(func(f *faults) {
 		f.rpc = func(called string) error {
@@ -74,6 +74,7 @@ func TestLinesOfLogs(t *testing.T) {
 			Type                  string
 			Key                   string `json:"idempotency_key"`
 			Trace                 string `json:"trace_id"`
+			Request               string `json:"request_id"`
 		}
 		if err := json.Unmarshal([]byte(line), &fields); err != nil {
 			t.Fatalf("%v: %s", err, line)
@@ -81,6 +82,9 @@ func TestLinesOfLogs(t *testing.T) {
 		aboutPayment := fields.Msg == "answered" || fields.Msg == "a function could not be asked" || strings.HasPrefix(fields.Type, "pgw.payment.")
 		if aboutPayment && (fields.Key == "" || fields.Trace == "") {
 			t.Errorf("a line about a payment has no key, or no trace: %s", line)
+		}
+		if fields.Msg == "answered" && (fields.Request == "" || fields.Key == "paid" && fields.Request != "order-4711") {
+			t.Errorf("a line about a request does not have its id: %s", line)
 		}
 		found[strings.TrimSpace(fields.Function+" "+fields.Msg+" "+fields.Key)] = true
 	}

@@ -46,7 +46,7 @@ type httpDocument struct {
 // everywhere are headers that any answer may have. The document does not list them for each answer.
 var everywhere = []string{
 	"X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy", "Cross-Origin-Resource-Policy", "Strict-Transport-Security",
-	"Vary", "Etag", "Accept-Ranges", "X-Accel-Buffering",
+	"Vary", "Etag", "Accept-Ranges", "X-Accel-Buffering", "X-Request-Id", "Ratelimit", "Ratelimit-Policy",
 	"Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age",
 }
 
@@ -172,6 +172,9 @@ func (c *checked) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(text))
+	if strings.HasPrefix(r.URL.Path, "/api/") && !strings.HasPrefix(r.URL.Path, "/api/v1/") && resp.Header.Get("X-Request-Id") == "" {
+		return nil, fmt.Errorf("%s %s: the answer has no X-Request-Id", r.Method, r.URL.Path)
+	}
 	if err := c.check(r, resp, text); err != nil {
 		return nil, fmt.Errorf("%s %s: answered %d, against openapi.yaml: %w: %s", r.Method, r.URL.Path, resp.StatusCode, err, text)
 	}

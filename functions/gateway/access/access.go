@@ -141,36 +141,45 @@ const KeyHeader = "X-API-Key"
 
 // Check returns the client that makes a request, or why the request is denied. The principal is nil
 // if requests are not authenticated.
-func (a *Access) Check(r *http.Request) (*Principal, *Denied) { return a.Charge(r, 1) }
+func (a *Access) Check(r *http.Request) (*Principal, *Denied) {
+	p, _, denied := a.Charge(r, 1)
+	return p, denied
+}
 
-// Charge is like Check for a request that counts as cost requests.
-func (a *Access) Charge(r *http.Request, cost int) (*Principal, *Denied) {
-	p, denied := a.check(r, cost)
+// Charge is like Check for a request that counts as cost requests. It also returns what the client
+// may still send under each rate limit that was asked.
+func (a *Access) Charge(r *http.Request, cost int) (*Principal, []Quota, *Denied) {
+	p, quotas, denied := a.check(r, cost)
 	if denied != nil {
 		a.outcomes.WithLabelValues(denied.outcome).Inc()
 	} else {
 		a.outcomes.WithLabelValues("let_in").Inc()
 	}
-	return p, denied
+	return p, quotas, denied
 }
 
-func (a *Access) check(r *http.Request, cost int) (*Principal, *Denied) {
+func (a *Access) check(r *http.Request, cost int) (_ *Principal, quotas []Quota, _ *Denied) {
 	if a.addresses != nil {
-		if wait := a.addresses.take(r, cost, a.now()); wait > 0 {
-			return nil, tooMany(wait, "requests from this address")
+		wait, left := a.addresses.take(r, cost, a.now())
+		quotas = append(quotas, left)
+		if wait > 0 {
+			return nil, quotas, tooMany(wait, "requests from this address")
 		}
 	}
 	if a.keys == nil && a.tokens == nil {
-		return nil, nil
+		return nil, quotas, nil
 	}
 	p, denied := a.identify(r)
 	if denied != nil {
-		return nil, denied
+		return nil, quotas, denied
 	}
-	if wait := a.limits.take(p.Name, p.rate, p.burst, cost, a.now()); wait > 0 {
-		return nil, tooMany(wait, "requests of "+p.Name)
+	wait, left := a.limits.take(p.Name, p.rate, p.burst, cost, a.now())
+	left.Name = "client"
+	quotas = append(quotas, left)
+	if wait > 0 {
+		return nil, quotas, tooMany(wait, "requests of "+p.Name)
 	}
-	return p, nil
+	return p, quotas, nil
 }
 
 func (a *Access) identify(r *http.Request) (*Principal, *Denied) {

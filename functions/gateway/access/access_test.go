@@ -231,6 +231,35 @@ func TestRateOfAKey(t *testing.T) {
 	}
 }
 
+// A client learns what it may still send under each limit, also when it is denied.
+func TestQuotas(t *testing.T) {
+	key, line := newKey(t, "one", "senders=A", "rate=2", "burst=10")
+	a, clock := open(t, Config{Mode: Required, Keys: line, AddressRate: 50})
+	for _, tc := range []struct {
+		cost    int
+		after   time.Duration
+		address string
+		client  string
+		denied  bool
+	}{
+		{1, 0, "address 100 2s 99 20ms", "client 10 5s 9 500ms", false},
+		{5, 0, "address 100 2s 94 120ms", "client 10 5s 4 3s", false},
+		{5, 0, "address 100 2s 89 220ms", "client 10 5s 4 3s", true},
+		{1, 750 * time.Millisecond, "address 100 2s 99 20ms", "client 10 5s 4 2.75s", false},
+		{99, time.Hour, "address 100 2s 1 1.98s", "client 10 5s 0 5s", false},
+	} {
+		clock.at = clock.at.Add(tc.after)
+		_, quotas, denied := a.Charge(request(KeyHeader, key), tc.cost)
+		var got []string
+		for _, q := range quotas {
+			got = append(got, fmt.Sprint(q.Name, " ", q.Most, " ", q.Refill, " ", q.Left, " ", q.Full))
+		}
+		if want := []string{tc.address, tc.client}; !slices.Equal(got, want) || (denied != nil) != tc.denied {
+			t.Errorf("%q, %v; want %q", got, denied, want)
+		}
+	}
+}
+
 func TestRateOfAnAddress(t *testing.T) {
 	a, _ := open(t, Config{AddressRate: 1, Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	for _, tc := range []struct {

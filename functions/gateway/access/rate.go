@@ -22,10 +22,28 @@ type limiters struct {
 	by map[string]*rate.Limiter
 }
 
-// take counts a request with its cost. It returns the time to wait if the rate is exceeded, else 0.
-// A cost above the burst counts as the whole burst, so such a request is accepted only after a
-// pause.
-func (ls *limiters) take(name string, perSecond float64, burst, cost int, now time.Time) time.Duration {
+// Quota is what may still be sent under a rate limit.
+type Quota struct {
+	Name   string        // of the limit: address or client
+	Most   int           // the requests of a full burst
+	Refill time.Duration // in which a whole burst comes back
+	Left   int           // the requests that may be sent now
+	Full   time.Duration // until the burst is full again
+}
+
+func quotaOf(l *rate.Limiter, now time.Time) Quota {
+	per := float64(time.Second) / float64(l.Limit())
+	left := max(0, l.TokensAt(now))
+	return Quota{
+		Most: l.Burst(), Refill: time.Duration(per * float64(l.Burst())),
+		Left: int(left), Full: time.Duration(per * (float64(l.Burst()) - left)),
+	}
+}
+
+// take counts a request with its cost. It returns the time to wait if the rate is exceeded, else 0,
+// and the quota that is left. A cost above the burst counts as the whole burst, so such a request is
+// accepted only after a pause.
+func (ls *limiters) take(name string, perSecond float64, burst, cost int, now time.Time) (wait time.Duration, left Quota) {
 	cost = min(cost, burst)
 	ls.mu.Lock()
 	l := ls.by[name]
@@ -40,12 +58,12 @@ func (ls *limiters) take(name string, perSecond float64, burst, cost int, now ti
 		l.SetBurstAt(now, burst)
 	}
 	if l.AllowN(now, cost) {
-		return 0
+		return 0, quotaOf(l, now)
 	}
 	r := l.ReserveN(now, cost)
-	wait := r.DelayFrom(now)
+	wait = r.DelayFrom(now)
 	r.CancelAt(now)
-	return max(wait, time.Millisecond)
+	return max(wait, time.Millisecond), quotaOf(l, now)
 }
 
 func (ls *limiters) makeRoom(now time.Time) {
@@ -82,8 +100,10 @@ func openAddressRate(cfg Config) (*addressRate, error) {
 	return &addressRate{perSecond: cfg.AddressRate, proxies: cfg.Proxies}, nil
 }
 
-func (a *addressRate) take(r *http.Request, cost int, now time.Time) time.Duration {
-	return a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), cost, now)
+func (a *addressRate) take(r *http.Request, cost int, now time.Time) (wait time.Duration, left Quota) {
+	wait, left = a.limiters.take(a.client(r), a.perSecond, max(1, int(2*a.perSecond)), cost, now)
+	left.Name = "address"
+	return wait, left
 }
 
 // client returns the client's address: the last address on the path that is not one of our proxies.
