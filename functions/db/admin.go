@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -48,10 +50,12 @@ func (d *DB) PutRates(ctx context.Context, in *dbv1.PutRatesRequest) (*dbv1.PutR
 			return nil, invalid(fmt.Errorf("rates[%d]: %w", i, err))
 		}
 	}
-	ids, err := d.ledger.PutRates(ctx, rates)
+	by := ledger.Order{By: in.By, Note: in.Note}
+	ids, err := d.ledger.PutRates(ctx, rates, by)
 	if err != nil {
 		return nil, translated(err)
 	}
+	d.tell(ctx, by, "an operator has set rates", "rates", len(rates))
 	return &dbv1.PutRatesResponse{RateIds: ids}, nil
 }
 
@@ -65,10 +69,15 @@ func readPrice(field, text string, into *money.Rate) error {
 
 // PutRules implements db.v1.Admin.
 func (d *DB) PutRules(ctx context.Context, in *dbv1.PutRulesRequest) (*dbv1.PutRulesResponse, error) {
-	id, err := d.ledger.PutRules(ctx, in.Rules)
+	by := ledger.Order{By: in.By, Note: in.Note}
+	id, err := d.ledger.PutRules(ctx, in.Rules, in.ExpectedRuleSet, by)
+	if errors.Is(err, ledger.ErrOtherRules) {
+		return nil, status.Error(codes.Aborted, ledger.ErrOtherRules.Error())
+	}
 	if err != nil {
 		return nil, translated(err)
 	}
+	d.tell(ctx, by, "an operator has set the rules", "rule_set", id)
 	return &dbv1.PutRulesResponse{RuleSet: id}, nil
 }
 
@@ -78,9 +87,13 @@ func (d *DB) SetLiquidity(ctx context.Context, in *dbv1.SetLiquidityRequest) (*d
 	if err != nil {
 		return nil, invalid(err)
 	}
-	changed, err := d.ledger.SetLiquidity(ctx, money.Amount{Minor: in.AvailableMinor, Currency: currency}, in.PositionLimitMinor, in.OnlyMissing)
+	by := ledger.Order{By: in.By, Note: in.Note}
+	changed, err := d.ledger.SetLiquidity(ctx, money.Amount{Minor: in.AvailableMinor, Currency: currency}, in.PositionLimitMinor, in.OnlyMissing, by)
 	if err != nil {
 		return nil, translated(err)
+	}
+	if changed {
+		d.tell(ctx, by, "an operator has set the liquidity", "currency", currency.String())
 	}
 	return &dbv1.SetLiquidityResponse{Changed: changed}, nil
 }

@@ -63,10 +63,7 @@ func (d *DB) Statement(ctx context.Context, in *dbv1.StatementRequest) (*dbv1.St
 		Entries: make([]*dbv1.Entry, len(page.Entries)),
 	}
 	for i, e := range page.Entries {
-		out.Entries[i] = &dbv1.Entry{
-			BookedAt: rpc.Timestamp(e.BookedAt), ValueDate: e.ValueDate.Format(time.DateOnly), TransactionId: e.Transaction.String(),
-			Kind: string(e.Kind), AmountMinor: e.Amount, BalanceMinor: e.Balance,
-		}
+		out.Entries[i] = fromEntry(e)
 	}
 	if page.Next != nil {
 		if out.NextCursor, err = d.cursorText(*page.Next, of); err != nil {
@@ -74,6 +71,13 @@ func (d *DB) Statement(ctx context.Context, in *dbv1.StatementRequest) (*dbv1.St
 		}
 	}
 	return out, nil
+}
+
+func fromEntry(e ledger.Entry) *dbv1.Entry {
+	return &dbv1.Entry{
+		BookedAt: rpc.Timestamp(e.BookedAt), ValueDate: e.ValueDate.Format(time.DateOnly), TransactionId: e.Transaction.String(),
+		Kind: string(e.Kind), AmountMinor: e.Amount, BalanceMinor: e.Balance,
+	}
 }
 
 func (d *DB) statementOf(in *dbv1.StatementRequest) (of ledger.StatementOf, err error) {

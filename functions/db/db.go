@@ -1,6 +1,6 @@
 // Package db is the function that owns the ledger. It is the only writer of the database. It turns
 // RPCs and events into calls of shared/ledger, and the results into answers. Payments are in
-// rpc.go, settings and operators' actions in admin.go, events in events.go, the metrics of what the house
+// rpc.go, settings and operators' actions in admin.go, operators' changes of accounts in operators.go, events in events.go, the metrics of what the house
 // has to exchange in liquidity.go.
 package db
 
@@ -46,6 +46,7 @@ type DB struct {
 	publish event.Publisher
 	log     *slog.Logger
 	metrics *metrics
+	now     func() time.Time
 }
 
 type metrics struct {
@@ -123,7 +124,7 @@ func open(cfg Config, on function.Dependencies) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &DB{cfg: cfg, ledger: l, publish: on.Publisher, log: on.Log, metrics: newMetrics(on.Registry)}, nil
+	return &DB{cfg: cfg, ledger: l, publish: on.Publisher, log: on.Log, metrics: newMetrics(on.Registry), now: on.Now}, nil
 }
 
 // run reads again and again what the ledger and the metrics show, until ctx ends.

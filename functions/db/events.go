@@ -99,15 +99,20 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	if err != nil {
 		return false, err
 	}
+	profile := ledger.Profile{
+		AccountID: in.AccountID, Owner: in.Owner, Currency: in.Currency, DailyLimitIDR: in.DailyLimitIDR, Status: in.Status,
+	}
+	by := ledger.Order{By: in.By, Note: in.Note}
 	if dated {
-		changed, err = d.ledger.OpenAccount(ctx, ledger.Profile(in), e.Time(), origin(e))
+		changed, err = d.ledger.OpenAccount(ctx, profile, e.Time(), origin(e, by))
 	} else {
-		changed, err = d.ledger.OpenUndated(ctx, ledger.Profile(in))
+		changed, err = d.ledger.OpenUndated(ctx, profile)
 	}
 	switch {
 	case err != nil:
 		return false, eventError(err, "open", in.AccountID)
 	case changed:
+		d.tell(ctx, by, "an operator has set an account's profile", "account", payment.Masked(in.AccountID), "status", string(in.Status))
 	case dated:
 		d.log.WarnContext(ctx, "ignored an account event: a newer event has set the profile",
 			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", string(in.Status))
@@ -123,17 +128,29 @@ func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool
 		return false, err
 	}
 	funding := ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.Minor, Currency: in.Currency}, Note: in.Note}
-	changed, err = d.ledger.FundAccount(ctx, funding, origin(e))
+	by := ledger.Order{By: in.By, Note: in.Note}
+	changed, err = d.ledger.FundAccount(ctx, funding, origin(e, by))
 	if err != nil {
 		return false, eventError(err, "fund", in.AccountID)
 	}
-	if !changed {
+	if changed {
+		d.tell(ctx, by, "an operator has funded an account", "account", payment.Masked(in.AccountID))
+	} else {
 		d.log.InfoContext(ctx, "ignored an account event: this funding has been counted", "account", payment.Masked(in.AccountID))
 	}
 	return changed, nil
 }
 
-func origin(e cloudevents.Event) ledger.Origin { return ledger.Origin{Source: e.Source(), ID: e.ID()} }
+func origin(e cloudevents.Event, by ledger.Order) ledger.Origin {
+	return ledger.Origin{Source: e.Source(), ID: e.ID(), Order: by}
+}
+
+// tell logs what an operator has changed. Changes that nobody ordered are not logged.
+func (d *DB) tell(ctx context.Context, by ledger.Order, what string, args ...any) {
+	if by.By != "" {
+		d.log.InfoContext(ctx, what, append(args, "by", by.By, "note", by.Note)...)
+	}
+}
 
 // eventError converts the ledger's error into the result of the event that changes an account.
 func eventError(err error, change, account string) error {

@@ -269,7 +269,7 @@ func (rs rates) currencies(given ...money.Currency) []money.Currency {
 
 // UpdateRates implements fx.v1.FxService.
 func (f *FX) UpdateRates(ctx context.Context, in *fxv1.UpdateRatesRequest) (*fxv1.UpdateRatesResponse, error) {
-	put := &dbv1.PutRatesRequest{}
+	put := &dbv1.PutRatesRequest{By: in.By, Note: in.Note}
 	for i, r := range in.Rates {
 		rate, err := money.RateFromFloat(r.Rate)
 		if r.RateDecimal != "" {

@@ -151,7 +151,7 @@ func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*ris
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	got, err := r.admin.PutRules(ctx, &dbv1.PutRulesRequest{Rules: text})
+	got, err := r.admin.PutRules(ctx, &dbv1.PutRulesRequest{Rules: text, By: in.By, Note: in.Note, ExpectedRuleSet: in.ExpectedRuleSet})
 	if err != nil {
 		return nil, err
 	}
@@ -159,4 +159,20 @@ func (r *Risk) SeedRules(ctx context.Context, in *riskv1.SeedRulesRequest) (*ris
 	// second.
 	_ = r.rules.Refresh(ctx)
 	return &riskv1.SeedRulesResponse{Ok: true, RuleSet: got.RuleSet}, nil
+}
+
+// GetRules implements risk.v1.Admin.
+func (r *Risk) GetRules(ctx context.Context, _ *riskv1.GetRulesRequest) (*riskv1.GetRulesResponse, error) {
+	// The cached rules may be a second old, and an operator may have just set others.
+	if err := r.rules.Refresh(ctx); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	rules, err := r.rules.Get(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &riskv1.GetRulesResponse{
+		RuleSet: rules.id, MinAmountIdr: rules.MinAmountIDR, MaxAmountIdr: rules.MaxAmountIDR, VelocityPerMin: rules.VelocityPerMin,
+		RandomRejectPpm: rules.RandomRejectPPM, BlockedAccounts: rules.BlockedAccounts, BlockedCountries: rules.BlockedCountries,
+	}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 )
@@ -18,7 +19,7 @@ import (
 var Defaults = payment.Rules{MinAmountIDR: 1_000, MaxAmountIDR: 10_000_000, RandomRejectPPM: 20_000}
 
 // DefaultRuleSet is the id of Defaults.
-const DefaultRuleSet = "default"
+const DefaultRuleSet = ledger.NoRules
 
 // ruleSet is payment.Rules prepared for use.
 type ruleSet struct {

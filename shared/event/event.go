@@ -122,6 +122,8 @@ type AccountOpened struct {
 	Currency      string                `json:"currency"`        // the owner's own currency
 	DailyLimitIDR int64                 `json:"daily_limit_idr"` // 0 means no limit
 	Status        payment.AccountStatus `json:"status"`
+	By            string                `json:"by,omitempty"`   // the operator who ordered it
+	Note          string                `json:"note,omitempty"` // why
 }
 
 // AccountFunded is the data of TypeAccountFunded: rupiah that enter the ledger from outside. They are
@@ -130,6 +132,7 @@ type AccountFunded struct {
 	AccountID string `json:"account_id"`
 	AmountIDR int64  `json:"amount_idr"`
 	Note      string `json:"note,omitempty"`
+	By        string `json:"by,omitempty"` // the operator who ordered it
 }
 
 // AccountFundedV2 is the data of TypeAccountFundedV2: money that enters the ledger from outside, in any
@@ -139,6 +142,7 @@ type AccountFundedV2 struct {
 	Currency  money.Currency `json:"currency"`
 	Minor     int64          `json:"amount_minor"` // minor units of Currency
 	Note      string         `json:"note,omitempty"`
+	By        string         `json:"by,omitempty"` // the operator who ordered it
 }
 
 // Requested makes the request event of a payment. Its id depends only on the payment, so publishing
@@ -265,5 +269,5 @@ func ReadFunding(e cloudevents.Event) (AccountFundedV2, error) {
 		return Decode[AccountFundedV2](e)
 	}
 	in, err := Decode[AccountFunded](e)
-	return AccountFundedV2{AccountID: in.AccountID, Currency: money.IDR, Minor: in.AmountIDR, Note: in.Note}, err
+	return AccountFundedV2{AccountID: in.AccountID, Currency: money.IDR, Minor: in.AmountIDR, Note: in.Note, By: in.By}, err
 }

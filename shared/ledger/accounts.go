@@ -33,7 +33,8 @@ type Profile struct {
 	Status        payment.AccountStatus
 }
 
-func (p Profile) check() error {
+// Validate returns a FieldError for the first wrong field.
+func (p Profile) Validate() error {
 	if err := checkAccountID(p.AccountID); err != nil {
 		return err
 	}
@@ -59,7 +60,8 @@ type Funding struct {
 	Note      string
 }
 
-func (f Funding) check() error {
+// Validate returns a FieldError for the first wrong field.
+func (f Funding) Validate() error {
 	if err := checkAccountID(f.AccountID); err != nil {
 		return err
 	}
@@ -85,8 +87,11 @@ func checkAccountID(id string) error {
 }
 
 // Origin identifies the event or command that changes an account: an id that is unique within its
-// source.
-type Origin struct{ Source, ID string }
+// source. Order is who ordered the change, if that is known; it does not tell origins apart.
+type Origin struct {
+	Source, ID string
+	Order      Order
+}
 
 // key returns the origin as one text. Two origins never have the same key. The first # ends the
 // source. If the source itself contains a #, its length is put in front; no URI begins with a
@@ -218,7 +223,7 @@ func (l *Ledger) Ahead(ctx context.Context, t time.Time) (time.Duration, error) 
 // OpenAccount opens an account, or replaces its profile with one that is valid from a time. applied
 // is false if the account has a newer profile. An InvalidError names the invalid field.
 func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Origin) (applied bool, err error) {
-	if err := p.check(); err != nil {
+	if err := cmp.Or(p.Validate(), by.Order.Validate()); err != nil {
 		return false, &InvalidError{err}
 	}
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
@@ -228,7 +233,12 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 			applied = tag.RowsAffected() == 1
 			return nil
 		})
-		return tx.SendBatch(ctx, b).Close()
+		if err := tx.SendBatch(ctx, b).Close(); err != nil || !applied {
+			return err
+		}
+		return recordOn(ctx, tx, by, AccountChange, p.AccountID, map[string]any{
+			"currency": p.Currency, "daily_limit_idr": p.DailyLimitIDR, "status": p.Status,
+		})
 	})
 	return applied, err
 }
@@ -238,7 +248,7 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 // ErrOtherProfile if the account has another profile, and an InvalidError that names an invalid
 // field.
 func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err error) {
-	if err := p.check(); err != nil {
+	if err := p.Validate(); err != nil {
 		return false, &InvalidError{err}
 	}
 	profile := []any{p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status}
@@ -259,7 +269,7 @@ func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err 
 // content, ErrNoAccount if the account is not open, and an InvalidError that names an invalid
 // field.
 func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied bool, err error) {
-	if err := f.check(); err != nil {
+	if err := cmp.Or(f.Validate(), by.Order.Validate()); err != nil {
 		return false, &InvalidError{err}
 	}
 	id := by.key()
@@ -277,7 +287,12 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 			booked = tag.RowsAffected() > 0
 			return nil
 		})
-		return tx.SendBatch(ctx, b).Close()
+		if err := tx.SendBatch(ctx, b).Close(); err != nil || !booked {
+			return err
+		}
+		return recordOn(ctx, tx, by, FundingChange, f.AccountID, map[string]any{
+			"amount": f.Amount.String(), "currency": currency, "event_id": by.ID,
+		})
 	})
 	if err != nil || booked {
 		return err == nil, err
@@ -333,7 +348,7 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 		return &InvalidError{&payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("%d in one call; at most %d", len(accounts), maxSeeds)}}
 	}
 	for i, a := range accounts {
-		if err := cmp.Or(a.check(), a.checkBalances()); err != nil {
+		if err := cmp.Or(a.Validate(), a.checkBalances()); err != nil {
 			return &InvalidError{fmt.Errorf("accounts[%d]: %w", i, err)}
 		}
 	}

@@ -12,7 +12,7 @@ func TestOriginsAreUnambiguous(t *testing.T) {
 		part := rapid.StringMatching(`[a0-9:#]{1,6}`)
 		s1, i1, s2, i2 := part.Draw(t, "s1"), part.Draw(t, "i1"), part.Draw(t, "s2"), part.Draw(t, "i2")
 		// No URI begins with a number and a colon, so no source does.
-		if (Origin{"/" + s1, i1}).key() == (Origin{"/" + s2, i2}).key() && (s1 != s2 || i1 != i2) {
+		if (Origin{Source: "/" + s1, ID: i1}).key() == (Origin{Source: "/" + s2, ID: i2}).key() && (s1 != s2 || i1 != i2) {
 			t.Fatalf("/%s, %s and /%s, %s", s1, i1, s2, i2)
 		}
 	})

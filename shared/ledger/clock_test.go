@@ -160,10 +160,10 @@ func TestWhatIsPutLastHolds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.PutRates(t.Context(), []Rate{{Base: usd, Quote: money.IDR, Rate: price}}); err != nil {
+		if _, err := w.PutRates(t.Context(), []Rate{{Base: usd, Quote: money.IDR, Rate: price}}, Order{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.PutRules(t.Context(), []byte(`{"min_amount_idr": `+rate+`}`)); err != nil {
+		if _, err := w.PutRules(t.Context(), []byte(`{"min_amount_idr": `+rate+`}`), "", Order{}); err != nil {
 			t.Fatal(err)
 		}
 		newest := `SELECT rate::text FROM fx_rates WHERE base = 'USD' AND quote = 'IDR' ORDER BY effective_at DESC, rate_id DESC LIMIT 1`

@@ -23,6 +23,8 @@ var (
 	// ErrOtherProfile means that the account has another profile, and it is not known which of the
 	// two is newer.
 	ErrOtherProfile = errors.New("the account has another profile")
+	// ErrOtherRules means that another rule set is in force than the one that the call expected.
+	ErrOtherRules = errors.New("another rule set is in force: read the rules again")
 	// ErrSchema means that this release can't work with the database's schema. Test for it with
 	// errors.Is. The errors themselves explain the difference.
 	ErrSchema = errors.New("the schema does not fit this release")

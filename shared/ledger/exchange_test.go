@@ -40,7 +40,7 @@ func (w *world) liquidity(has money.Amount, limit int64) {
 	if limit < 0 {
 		most = nil
 	}
-	if _, err := w.SetLiquidity(context.Background(), has, most, false); err != nil {
+	if _, err := w.SetLiquidity(context.Background(), has, most, false, Order{}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -234,7 +234,7 @@ func TestABlockedAccountIsBlockedInEveryCurrency(t *testing.T) {
 	}
 	held := w.mustReserve(same("held"))
 	profile := Profile{AccountID: "B", Currency: "IDR", Status: payment.Blocked}
-	if _, err := w.OpenAccount(t.Context(), profile, time.Now(), Origin{"/test", "1"}); err != nil {
+	if _, err := w.OpenAccount(t.Context(), profile, time.Now(), Origin{Source: "/test", ID: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); got.Done {
@@ -244,7 +244,7 @@ func TestABlockedAccountIsBlockedInEveryCurrency(t *testing.T) {
 	if got := w.mustReserve(same("refused")); got.Reason != payment.ReceiverBlocked {
 		t.Errorf("to a blocked account: %+v", got)
 	}
-	if _, err := w.FundAccount(t.Context(), Funding{"B", in(5, "EUR"), ""}, Origin{"/test", "2"}); err != nil {
+	if _, err := w.FundAccount(t.Context(), Funding{"B", in(5, "EUR"), ""}, Origin{Source: "/test", ID: "2"}); err != nil {
 		t.Fatal(err)
 	}
 	p := exchange("eur", "B", "A", in(5, "EUR"), in(5, "EUR"), 0)
@@ -262,7 +262,7 @@ func TestAProfileReachesABalanceThatIsBeingMade(t *testing.T) {
 	open := func(status payment.AccountStatus, id string) {
 		profile.Status = status
 		at = at.Add(time.Minute)
-		if _, err := w.OpenAccount(context.Background(), profile, at, Origin{"/test", id}); err != nil {
+		if _, err := w.OpenAccount(context.Background(), profile, at, Origin{Source: "/test", ID: id}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -337,7 +337,7 @@ func TestSeedsFundingsProfilesAndPaymentsDoNotDeadlock(t *testing.T) {
 	})
 	running.Go(func() {
 		for i := range rounds {
-			if _, err := w.FundAccount(context.Background(), Funding{"D", in(1, "IDR"), ""}, Origin{"/test", fmt.Sprint(i)}); err != nil {
+			if _, err := w.FundAccount(context.Background(), Funding{"D", in(1, "IDR"), ""}, Origin{Source: "/test", ID: fmt.Sprint(i)}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -345,7 +345,7 @@ func TestSeedsFundingsProfilesAndPaymentsDoNotDeadlock(t *testing.T) {
 	running.Go(func() {
 		for i := range rounds {
 			profile := Profile{AccountID: "A", Owner: "A", Currency: "IDR", Status: []payment.AccountStatus{payment.Active, payment.Blocked}[i%2]}
-			if _, err := w.OpenAccount(context.Background(), profile, time.Now(), Origin{"/profile", fmt.Sprint(i)}); err != nil {
+			if _, err := w.OpenAccount(context.Background(), profile, time.Now(), Origin{Source: "/profile", ID: fmt.Sprint(i)}); err != nil {
 				t.Error(err)
 			}
 		}

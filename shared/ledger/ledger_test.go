@@ -928,7 +928,7 @@ func TestVelocityIsEnforcedWhereItIsCounted(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000, "A", "B")
 	put := func(rules string) error {
-		_, err := w.PutRules(t.Context(), []byte(rules))
+		_, err := w.PutRules(t.Context(), []byte(rules), "", Order{})
 		return err
 	}
 	if err := put(`{"velocity_per_min":3}`); err != nil {
@@ -1031,7 +1031,7 @@ func TestRulesAreValidatedBeforeTheyAreKept(t *testing.T) {
 	w := newWorld(t)
 	for _, bad := range []string{`null`, `[]`, `{"max_amount_idr":"x"}`, `{"velocity_per_min":-1}`, `{"min_amount_idr":5,"max_amount_idr":4}`, `{"blocked_accounts":["\u0000"]}`} {
 		var invalid *InvalidError
-		if _, err := w.PutRules(t.Context(), []byte(bad)); !errors.As(err, &invalid) {
+		if _, err := w.PutRules(t.Context(), []byte(bad), "", Order{}); !errors.As(err, &invalid) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -43,8 +44,8 @@ WHERE account_id = '` + payment.LiquidityAccount + `' ORDER BY currency`
 // below 0. A nil limit means no limit. The difference to what the house has is booked as a funding or a
 // withdrawal. If onlyMissing is set and the house has ever had money or a limit in this currency,
 // nothing changes, and changed is false. An InvalidError names the invalid field.
-func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *int64, onlyMissing bool) (changed bool, err error) {
-	if err := checkLiquidity(balance, limit); err != nil {
+func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *int64, onlyMissing bool, by Order) (changed bool, err error) {
+	if err := cmp.Or(checkLiquidity(balance, limit), by.Validate()); err != nil {
 		return false, &InvalidError{err}
 	}
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
@@ -65,6 +66,13 @@ func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *
 			}
 			return nil
 		})
+		detail := map[string]any{"available": balance.String()}
+		if limit != nil {
+			detail["position_limit"] = money.Amount{Minor: *limit, Currency: balance.Currency}.String()
+		}
+		if err := by.record(b, newID(), LiquidityChange, currency, detail); err != nil {
+			return err
+		}
 		return tx.SendBatch(ctx, b).Close()
 	})
 	if err != nil {

@@ -37,7 +37,7 @@ func TestLiquidityIsSet(t *testing.T) {
 	limit := int64(2000)
 	set := func(available int64, limit *int64, onlyMissing, changed bool) {
 		t.Helper()
-		got, err := w.SetLiquidity(t.Context(), in(available, "SGD"), limit, onlyMissing)
+		got, err := w.SetLiquidity(t.Context(), in(available, "SGD"), limit, onlyMissing, Order{})
 		if err != nil || got != changed {
 			t.Fatalf("changed %t, %v", got, err)
 		}
@@ -91,7 +91,7 @@ func TestLiquidityThatCanNotBeSet(t *testing.T) {
 		"a limit that is too high":    {in(1, "SGD"), limit(money.MaxMinor + 1), "position_limit"},
 		"a limit below what is taken": {in(1, "SGD"), limit(1339), "position_limit"},
 	} {
-		_, err := w.SetLiquidity(t.Context(), tc.balance, tc.limit, false)
+		_, err := w.SetLiquidity(t.Context(), tc.balance, tc.limit, false, Order{})
 		var invalid *InvalidError
 		var field *payment.FieldError
 		if !errors.As(err, &invalid) || !errors.As(err, &field) || field.Field != tc.field {
@@ -111,7 +111,7 @@ func TestMissingLiquidityIsSetOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range cap(results) {
 		all.Go(func() {
-			changed, err := w.SetLiquidity(t.Context(), in(100, "IDR"), nil, true)
+			changed, err := w.SetLiquidity(t.Context(), in(100, "IDR"), nil, true, Order{})
 			if err != nil {
 				t.Error(err)
 			}

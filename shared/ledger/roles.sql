@@ -37,7 +37,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO pgw_ledger, pgw_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pgw_ledger, pgw_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO pgw_ledger;
 
-GRANT INSERT ON accounts, balances, transfers, entries, quotes, reservations, payments, fx_rates, risk_rules, dead_letter_actions TO pgw_ledger;
+GRANT INSERT ON accounts, balances, transfers, entries, quotes, reservations, payments, fx_rates, risk_rules, dead_letter_actions, operator_changes TO pgw_ledger;
 -- Everything about an account except its name and whether it belongs to the house.
 GRANT UPDATE (owner, home_currency, status, profile_at, profile_event, updated_at) ON accounts TO pgw_ledger;
 -- Everything about a balance except whose it is and its currency. Entries are only added.

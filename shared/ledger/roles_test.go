@@ -61,7 +61,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions"}
+	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions", "operator_changes"}
 	var never []string // denied to both logins
 	for _, table := range tables {
 		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",
@@ -76,7 +76,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		`UPDATE balances SET currency = 'USD'`, `UPDATE reservations SET debit_minor = 1`, `UPDATE quotes SET debit_minor = 1`,
 		`DELETE FROM wallet_accounts`, `DELETE FROM fundings`, `UPDATE fx_rates SET rate = 1`, `UPDATE risk_rules SET rules = '{}'`,
 		`UPDATE reservations SET amount_idr = 1`, `UPDATE reservations SET receiver_id = 'A'`, `UPDATE reservations SET idempotency_key = 'x'`,
-		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`)
+		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`, `UPDATE operator_changes SET note = ''`)
 	onlyLedger := []string{
 		`INSERT INTO accounts (account_id) VALUES ('D')`, `UPDATE balances SET available = available + 1`,
 		`UPDATE wallet_accounts SET balance_idr = balance_idr + 1`, `INSERT INTO transfers (transfer_id, account_id, amount) VALUES ('h', 'A', 5)`,

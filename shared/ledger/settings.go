@@ -1,12 +1,14 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"pgw/shared/money"
 	"pgw/shared/payment"
@@ -30,7 +32,11 @@ FROM fx_rates WHERE base = $2 AND quote = $3`
 
 	putRulesSQL = `
 INSERT INTO risk_rules (rule_set, rules, created_at)
-SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules`
+SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules
+HAVING $3 = '' OR $3 = coalesce((SELECT rule_set::text FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1), 'default')`
+
+	// lockRulesSQL makes calls that put rules follow each other, until the transaction ends.
+	lockRulesSQL = `SELECT pg_advisory_xact_lock(hashtext('risk_rules'))`
 )
 
 // Rate is the price of one unit of a currency in another.
@@ -45,8 +51,11 @@ type Rate struct {
 }
 
 // PutRates adds 1 to 500 rates, and returns their ids in the same order. Each is in force at once.
-// PutRates ignores the ID and At of rates. An InvalidError names the invalid rate.
-func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err error) {
+// PutRates ignores the ID and At of rates. An InvalidError names the invalid rate or field.
+func (l *Ledger) PutRates(ctx context.Context, rates []Rate, by Order) (ids []string, err error) {
+	if err := by.Validate(); err != nil {
+		return nil, &InvalidError{err}
+	}
 	if len(rates) == 0 || len(rates) > maxRates {
 		return nil, &InvalidError{&payment.FieldError{Field: "rates", Problem: fmt.Sprintf("%d in one call; between 1 and %d", len(rates), maxRates)}}
 	}
@@ -58,6 +67,13 @@ func (l *Ledger) PutRates(ctx context.Context, rates []Rate) (ids []string, err 
 		id := newID()
 		ids = append(ids, id.String())
 		b.Queue(putRateSQL, id, r.Base.String(), r.Quote.String(), r.Rate.String(), r.Bid.String(), r.Ask.String())
+		detail := map[string]any{"rate": r.Rate.String(), "rate_id": id}
+		if !r.Bid.IsZero() {
+			detail["bid"], detail["ask"] = r.Bid.String(), r.Ask.String()
+		}
+		if err := by.record(b, newID(), RateChange, r.Base.String()+"/"+r.Quote.String(), detail); err != nil {
+			return nil, err
+		}
 	}
 	if err := l.pool.SendBatch(ctx, b).Close(); err != nil {
 		return nil, fmt.Errorf("put rates: %w", err)
@@ -135,22 +151,40 @@ func readRates(ctx context.Context, q postgres.Querier) ([]Rate, error) {
 	return rates, nil
 }
 
+// NoRules is the expected rule set of PutRules if no rules were ever put.
+const NoRules = "default"
+
 // PutRules puts a rule set in force: the JSON of a payment.Rules, at most 1 MiB. It returns the
 // set's id. An InvalidError refuses rules that risk could not use, because they would stop every
-// payment.
-func (l *Ledger) PutRules(ctx context.Context, text []byte) (id string, err error) {
+// payment. PutRules returns ErrOtherRules if expected is set, and another rule set is in force.
+func (l *Ledger) PutRules(ctx context.Context, text []byte, expected string, by Order) (id string, err error) {
 	if len(text) > maxRulesBytes {
 		return "", &InvalidError{&payment.FieldError{Field: "rules", Problem: fmt.Sprintf("%d bytes; at most %d", len(text), maxRulesBytes)}}
 	}
 	rules, err := payment.ParseRules(text)
 	if err == nil {
-		err = rules.Validate()
+		err = cmp.Or(rules.Validate(), by.Validate())
 	}
 	if err != nil {
 		return "", &InvalidError{err}
 	}
 	set := newID()
-	if _, err := l.pool.Exec(ctx, putRulesSQL, set, string(text)); err != nil {
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		b := &pgx.Batch{}
+		b.Queue(lockRulesSQL)
+		b.Queue(putRulesSQL, set, string(text), expected).Exec(func(tag pgconn.CommandTag) error {
+			if tag.RowsAffected() == 0 {
+				return ErrOtherRules
+			}
+			return nil
+		})
+		// The rules themselves are kept under the rule set's id.
+		if err := by.record(b, set, RulesChange, set.String(), map[string]any{}); err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
 		return "", fmt.Errorf("put rules: %w", err)
 	}
 	// This replica uses the rules at once. If that fails, the next refresh follows within a second.

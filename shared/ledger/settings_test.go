@@ -37,7 +37,7 @@ func TestRatesHaveASpread(t *testing.T) {
 		{"1", "0.000000000000000001", "1", "rate"},
 	} {
 		put := Rate{Base: usd, Quote: money.IDR, Rate: rateOf(tc.rate), Bid: rateOf(tc.bid), Ask: rateOf(tc.ask)}
-		_, err := w.PutRates(t.Context(), []Rate{put})
+		_, err := w.PutRates(t.Context(), []Rate{put}, Order{})
 		var wrong *payment.FieldError
 		if tc.wrong != "" {
 			if !errors.As(err, &wrong) || wrong.Field != tc.wrong {

@@ -2616,6 +2616,8 @@ func (x *Rate) GetAsk() string {
 type PutRatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rates         []*Rate                `protobuf:"bytes,1,rep,name=rates,proto3" json:"rates,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2655,6 +2657,20 @@ func (x *PutRatesRequest) GetRates() []*Rate {
 		return x.Rates
 	}
 	return nil
+}
+
+func (x *PutRatesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *PutRatesRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type PutRatesResponse struct {
@@ -2704,9 +2720,13 @@ func (x *PutRatesResponse) GetRateIds() []string {
 type PutRulesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// JSON; see functions/risk.
-	Rules         []byte `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Rules []byte `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"`
+	By    string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Note  string `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// Set: ABORTED if another rule set than this is the newest; default: if there is any.
+	ExpectedRuleSet string `protobuf:"bytes,4,opt,name=expected_rule_set,json=expectedRuleSet,proto3" json:"expected_rule_set,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *PutRulesRequest) Reset() {
@@ -2744,6 +2764,27 @@ func (x *PutRulesRequest) GetRules() []byte {
 		return x.Rules
 	}
 	return nil
+}
+
+func (x *PutRulesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *PutRulesRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *PutRulesRequest) GetExpectedRuleSet() string {
+	if x != nil {
+		return x.ExpectedRuleSet
+	}
+	return ""
 }
 
 type PutRulesResponse struct {
@@ -2799,7 +2840,9 @@ type SetLiquidityRequest struct {
 	// limit.
 	PositionLimitMinor *int64 `protobuf:"varint,3,opt,name=position_limit_minor,json=positionLimitMinor,proto3,oneof" json:"position_limit_minor,omitempty"`
 	// Changes nothing if the house has ever had money or a limit in this currency.
-	OnlyMissing   bool `protobuf:"varint,4,opt,name=only_missing,json=onlyMissing,proto3" json:"only_missing,omitempty"`
+	OnlyMissing   bool   `protobuf:"varint,4,opt,name=only_missing,json=onlyMissing,proto3" json:"only_missing,omitempty"`
+	By            string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2860,6 +2903,20 @@ func (x *SetLiquidityRequest) GetOnlyMissing() bool {
 		return x.OnlyMissing
 	}
 	return false
+}
+
+func (x *SetLiquidityRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *SetLiquidityRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type SetLiquidityResponse struct {
@@ -3291,6 +3348,844 @@ func (x *ListDeadLetterActionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type OpenAccountRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	Owner     string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// The owner's own, by alphabetic code.
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Whole rupiah a UTC day; 0 means no limit.
+	DailyLimitIdr int64 `protobuf:"varint,4,opt,name=daily_limit_idr,json=dailyLimitIdr,proto3" json:"daily_limit_idr,omitempty"`
+	// ACTIVE (also when empty) or BLOCKED.
+	Status string `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	// Empty: the ledger makes one.
+	EventId       string `protobuf:"bytes,6,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	By            string `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenAccountRequest) Reset() {
+	*x = OpenAccountRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenAccountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenAccountRequest) ProtoMessage() {}
+
+func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenAccountRequest.ProtoReflect.Descriptor instead.
+func (*OpenAccountRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *OpenAccountRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetDailyLimitIdr() int64 {
+	if x != nil {
+		return x.DailyLimitIdr
+	}
+	return 0
+}
+
+func (x *OpenAccountRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *OpenAccountRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type OpenAccountResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	EventId string                 `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// False: the event is in Kafka and is applied from there.
+	Applied       bool `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenAccountResponse) Reset() {
+	*x = OpenAccountResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenAccountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenAccountResponse) ProtoMessage() {}
+
+func (x *OpenAccountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenAccountResponse.ProtoReflect.Descriptor instead.
+func (*OpenAccountResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *OpenAccountResponse) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *OpenAccountResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+type FundAccountRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	Amount    *v1.Amount             `protobuf:"bytes,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	// Counts once. Empty: the ledger makes one.
+	EventId string `protobuf:"bytes,3,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	By      string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// Where the money comes from.
+	Note          string `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FundAccountRequest) Reset() {
+	*x = FundAccountRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FundAccountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FundAccountRequest) ProtoMessage() {}
+
+func (x *FundAccountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FundAccountRequest.ProtoReflect.Descriptor instead.
+func (*FundAccountRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *FundAccountRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *FundAccountRequest) GetAmount() *v1.Amount {
+	if x != nil {
+		return x.Amount
+	}
+	return nil
+}
+
+func (x *FundAccountRequest) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *FundAccountRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *FundAccountRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type FundAccountResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	EventId string                 `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// False: the event is in Kafka and is applied from there, or it has been counted before.
+	Applied       bool `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FundAccountResponse) Reset() {
+	*x = FundAccountResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FundAccountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FundAccountResponse) ProtoMessage() {}
+
+func (x *FundAccountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FundAccountResponse.ProtoReflect.Descriptor instead.
+func (*FundAccountResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *FundAccountResponse) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *FundAccountResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+type SetAccountStatusRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// ACTIVE or BLOCKED.
+	Status        string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAccountStatusRequest) Reset() {
+	*x = SetAccountStatusRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAccountStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAccountStatusRequest) ProtoMessage() {}
+
+func (x *SetAccountStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAccountStatusRequest.ProtoReflect.Descriptor instead.
+func (*SetAccountStatusRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *SetAccountStatusRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *SetAccountStatusRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *SetAccountStatusRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *SetAccountStatusRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type SetAccountStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EventId       string                 `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	Applied       bool                   `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAccountStatusResponse) Reset() {
+	*x = SetAccountStatusResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAccountStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAccountStatusResponse) ProtoMessage() {}
+
+func (x *SetAccountStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAccountStatusResponse.ProtoReflect.Descriptor instead.
+func (*SetAccountStatusResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *SetAccountStatusResponse) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *SetAccountStatusResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+type DescribeAccountRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// The most entries and the most changes to return; 0 means 10; at most 100.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeAccountRequest) Reset() {
+	*x = DescribeAccountRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeAccountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeAccountRequest) ProtoMessage() {}
+
+func (x *DescribeAccountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeAccountRequest.ProtoReflect.Descriptor instead.
+func (*DescribeAccountRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *DescribeAccountRequest) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *DescribeAccountRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type DescribeAccountResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	Owner     string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Currency  string                 `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// ACTIVE or BLOCKED.
+	Status string `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
+	// The time of the event that has set the profile; unset: it is not known.
+	ProfileAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=profile_at,json=profileAt,proto3" json:"profile_at,omitempty"`
+	Balances  []*v1.Balance          `protobuf:"bytes,6,rep,name=balances,proto3" json:"balances,omitempty"`
+	// The last ones of all currencies, the newest first.
+	Entries       []*AccountEntry `protobuf:"bytes,7,rep,name=entries,proto3" json:"entries,omitempty"`
+	Changes       []*Change       `protobuf:"bytes,8,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeAccountResponse) Reset() {
+	*x = DescribeAccountResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeAccountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeAccountResponse) ProtoMessage() {}
+
+func (x *DescribeAccountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeAccountResponse.ProtoReflect.Descriptor instead.
+func (*DescribeAccountResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *DescribeAccountResponse) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *DescribeAccountResponse) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *DescribeAccountResponse) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *DescribeAccountResponse) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *DescribeAccountResponse) GetProfileAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProfileAt
+	}
+	return nil
+}
+
+func (x *DescribeAccountResponse) GetBalances() []*v1.Balance {
+	if x != nil {
+		return x.Balances
+	}
+	return nil
+}
+
+func (x *DescribeAccountResponse) GetEntries() []*AccountEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *DescribeAccountResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type AccountEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Currency      string                 `protobuf:"bytes,1,opt,name=currency,proto3" json:"currency,omitempty"`
+	Entry         *Entry                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountEntry) Reset() {
+	*x = AccountEntry{}
+	mi := &file_db_v1_db_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountEntry) ProtoMessage() {}
+
+func (x *AccountEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountEntry.ProtoReflect.Descriptor instead.
+func (*AccountEntry) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *AccountEntry) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *AccountEntry) GetEntry() *Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+// Change is what an operator has changed.
+type Change struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ChangeId string                 `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
+	At       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	// account, funding, rate, rules or liquidity.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The account's id, the rate's pair as USD/IDR, the rule set's id, or the liquidity's currency.
+	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What it was changed to: a JSON object.
+	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	By            string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_db_v1_db_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Change) GetChangeId() string {
+	if x != nil {
+		return x.ChangeId
+	}
+	return ""
+}
+
+func (x *Change) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Change) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Change) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Change) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Change) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Change) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type ListChangesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of all kinds.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Empty: of all subjects.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// 0 means 20; at most 100.
+	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesRequest) Reset() {
+	*x = ListChangesRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesRequest) ProtoMessage() {}
+
+func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
+func (*ListChangesRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListChangesRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListChangesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListChangesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Changes []*Change              `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesResponse) Reset() {
+	*x = ListChangesResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesResponse) ProtoMessage() {}
+
+func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
+func (*ListChangesResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ListChangesResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *ListChangesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_db_v1_db_proto protoreflect.FileDescriptor
 
 const file_db_v1_db_proto_rawDesc = "" +
@@ -3511,20 +4406,27 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x05quote\x18\x02 \x01(\tR\x05quote\x12\x12\n" +
 	"\x04rate\x18\x03 \x01(\tR\x04rate\x12\x10\n" +
 	"\x03bid\x18\x04 \x01(\tR\x03bid\x12\x10\n" +
-	"\x03ask\x18\x05 \x01(\tR\x03ask\"4\n" +
+	"\x03ask\x18\x05 \x01(\tR\x03ask\"X\n" +
 	"\x0fPutRatesRequest\x12!\n" +
-	"\x05rates\x18\x01 \x03(\v2\v.db.v1.RateR\x05rates\"-\n" +
+	"\x05rates\x18\x01 \x03(\v2\v.db.v1.RateR\x05rates\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\"-\n" +
 	"\x10PutRatesResponse\x12\x19\n" +
-	"\brate_ids\x18\x01 \x03(\tR\arateIds\"'\n" +
+	"\brate_ids\x18\x01 \x03(\tR\arateIds\"w\n" +
 	"\x0fPutRulesRequest\x12\x14\n" +
-	"\x05rules\x18\x01 \x01(\fR\x05rules\"-\n" +
+	"\x05rules\x18\x01 \x01(\fR\x05rules\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12*\n" +
+	"\x11expected_rule_set\x18\x04 \x01(\tR\x0fexpectedRuleSet\"-\n" +
 	"\x10PutRulesResponse\x12\x19\n" +
-	"\brule_set\x18\x01 \x01(\tR\aruleSet\"\xcd\x01\n" +
+	"\brule_set\x18\x01 \x01(\tR\aruleSet\"\xf1\x01\n" +
 	"\x13SetLiquidityRequest\x12\x1a\n" +
 	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12'\n" +
 	"\x0favailable_minor\x18\x02 \x01(\x03R\x0eavailableMinor\x125\n" +
 	"\x14position_limit_minor\x18\x03 \x01(\x03H\x00R\x12positionLimitMinor\x88\x01\x01\x12!\n" +
-	"\fonly_missing\x18\x04 \x01(\bR\vonlyMissingB\x17\n" +
+	"\fonly_missing\x18\x04 \x01(\bR\vonlyMissing\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x06 \x01(\tR\x04noteB\x17\n" +
 	"\x15_position_limit_minor\"0\n" +
 	"\x14SetLiquidityResponse\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\"\x0e\n" +
@@ -3552,6 +4454,73 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"z\n" +
 	"\x1dListDeadLetterActionsResponse\x121\n" +
 	"\aactions\x18\x01 \x03(\v2\x17.db.v1.DeadLetterActionR\aactions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe4\x01\n" +
+	"\x12OpenAccountRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12&\n" +
+	"\x0fdaily_limit_idr\x18\x04 \x01(\x03R\rdailyLimitIdr\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\tR\x06status\x12\x19\n" +
+	"\bevent_id\x18\x06 \x01(\tR\aeventId\x12\x0e\n" +
+	"\x02by\x18\a \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\b \x01(\tR\x04note\"J\n" +
+	"\x13OpenAccountResponse\x12\x19\n" +
+	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\bR\aapplied\"\x9d\x01\n" +
+	"\x12FundAccountRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12)\n" +
+	"\x06amount\x18\x02 \x01(\v2\x11.common.v1.AmountR\x06amount\x12\x19\n" +
+	"\bevent_id\x18\x03 \x01(\tR\aeventId\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\"J\n" +
+	"\x13FundAccountResponse\x12\x19\n" +
+	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\bR\aapplied\"t\n" +
+	"\x17SetAccountStatusRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x04 \x01(\tR\x04note\"O\n" +
+	"\x18SetAccountStatusResponse\x12\x19\n" +
+	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\bR\aapplied\"M\n" +
+	"\x16DescribeAccountRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"\xc5\x02\n" +
+	"\x17DescribeAccountResponse\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12\x16\n" +
+	"\x06status\x18\x04 \x01(\tR\x06status\x129\n" +
+	"\n" +
+	"profile_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tprofileAt\x12.\n" +
+	"\bbalances\x18\x06 \x03(\v2\x12.common.v1.BalanceR\bbalances\x12-\n" +
+	"\aentries\x18\a \x03(\v2\x13.db.v1.AccountEntryR\aentries\x12'\n" +
+	"\achanges\x18\b \x03(\v2\r.db.v1.ChangeR\achanges\"N\n" +
+	"\fAccountEntry\x12\x1a\n" +
+	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12\"\n" +
+	"\x05entry\x18\x02 \x01(\v2\f.db.v1.EntryR\x05entry\"\xbb\x01\n" +
+	"\x06Change\x12\x1b\n" +
+	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x04 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\a \x01(\tR\x04note\"w\n" +
+	"\x12ListChangesRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"f\n" +
+	"\x13ListChangesResponse\x12'\n" +
+	"\achanges\x18\x01 \x03(\v2\r.db.v1.ChangeR\achanges\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*m\n" +
 	"\bTxStatus\x12\x19\n" +
 	"\x15TX_STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
@@ -3583,8 +4552,13 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\x9c\x04\n" +
-	"\x05Admin\x12G\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\x9f\a\n" +
+	"\x05Admin\x12D\n" +
+	"\vOpenAccount\x12\x19.db.v1.OpenAccountRequest\x1a\x1a.db.v1.OpenAccountResponse\x12D\n" +
+	"\vFundAccount\x12\x19.db.v1.FundAccountRequest\x1a\x1a.db.v1.FundAccountResponse\x12S\n" +
+	"\x10SetAccountStatus\x12\x1e.db.v1.SetAccountStatusRequest\x1a\x1f.db.v1.SetAccountStatusResponse\x12U\n" +
+	"\x0fDescribeAccount\x12\x1d.db.v1.DescribeAccountRequest\x1a\x1e.db.v1.DescribeAccountResponse\"\x03\x90\x02\x01\x12I\n" +
+	"\vListChanges\x12\x19.db.v1.ListChangesRequest\x1a\x1a.db.v1.ListChangesResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\fSeedAccounts\x12\x1a.db.v1.SeedAccountsRequest\x1a\x1b.db.v1.SeedAccountsResponse\x12;\n" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
 	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x12G\n" +
@@ -3607,7 +4581,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -3660,111 +4634,142 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*RecordDeadLetterActionResponse)(nil), // 48: db.v1.RecordDeadLetterActionResponse
 	(*ListDeadLetterActionsRequest)(nil),   // 49: db.v1.ListDeadLetterActionsRequest
 	(*ListDeadLetterActionsResponse)(nil),  // 50: db.v1.ListDeadLetterActionsResponse
-	(*timestamppb.Timestamp)(nil),          // 51: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 52: common.v1.Payment
-	(v1.ReservationState)(0),               // 53: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 54: common.v1.Record
-	(*v1.Amount)(nil),                      // 55: common.v1.Amount
-	(*durationpb.Duration)(nil),            // 56: google.protobuf.Duration
-	(*v1.Outcome)(nil),                     // 57: common.v1.Outcome
+	(*OpenAccountRequest)(nil),             // 51: db.v1.OpenAccountRequest
+	(*OpenAccountResponse)(nil),            // 52: db.v1.OpenAccountResponse
+	(*FundAccountRequest)(nil),             // 53: db.v1.FundAccountRequest
+	(*FundAccountResponse)(nil),            // 54: db.v1.FundAccountResponse
+	(*SetAccountStatusRequest)(nil),        // 55: db.v1.SetAccountStatusRequest
+	(*SetAccountStatusResponse)(nil),       // 56: db.v1.SetAccountStatusResponse
+	(*DescribeAccountRequest)(nil),         // 57: db.v1.DescribeAccountRequest
+	(*DescribeAccountResponse)(nil),        // 58: db.v1.DescribeAccountResponse
+	(*AccountEntry)(nil),                   // 59: db.v1.AccountEntry
+	(*Change)(nil),                         // 60: db.v1.Change
+	(*ListChangesRequest)(nil),             // 61: db.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),            // 62: db.v1.ListChangesResponse
+	(*timestamppb.Timestamp)(nil),          // 63: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 64: common.v1.Payment
+	(v1.ReservationState)(0),               // 65: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 66: common.v1.Record
+	(*v1.Amount)(nil),                      // 67: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 68: google.protobuf.Duration
+	(*v1.Balance)(nil),                     // 69: common.v1.Balance
+	(*v1.Outcome)(nil),                     // 70: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	51, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	51, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	51, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	63, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	63, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	63, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	52, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	53, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	54, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	51, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	55, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	51, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	51, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	51, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	51, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	64, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	65, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	66, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	63, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	67, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	63, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	63, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	63, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	63, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
 	19, // 14: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	51, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	51, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	63, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	63, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
 	22, // 17: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
 	23, // 18: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	52, // 19: db.v1.Quote.payment:type_name -> common.v1.Payment
-	51, // 20: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
-	51, // 21: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
-	52, // 22: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
-	56, // 23: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	64, // 19: db.v1.Quote.payment:type_name -> common.v1.Payment
+	63, // 20: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	63, // 21: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	64, // 22: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	68, // 23: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
 	24, // 24: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
-	56, // 25: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
-	51, // 26: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	51, // 27: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	51, // 28: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	51, // 29: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	51, // 30: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	68, // 25: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	63, // 26: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	63, // 27: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	63, // 28: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	63, // 29: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	63, // 30: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	29, // 31: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
 	3,  // 32: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	55, // 33: db.v1.Account.balances:type_name -> common.v1.Amount
+	67, // 33: db.v1.Account.balances:type_name -> common.v1.Amount
 	34, // 34: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
 	37, // 35: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	51, // 36: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	63, // 36: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
 	46, // 37: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
 	46, // 38: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	1,  // 39: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 40: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 41: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 42: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 43: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	52, // 44: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	52, // 45: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 46: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 47: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 48: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 49: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 50: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17, // 51: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20, // 52: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	25, // 53: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	27, // 54: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	28, // 55: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	30, // 56: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	32, // 57: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	35, // 58: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	38, // 59: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	40, // 60: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	42, // 61: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	44, // 62: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	47, // 63: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	49, // 64: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 65: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 66: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 67: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 68: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 69: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	57, // 70: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	57, // 71: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	57, // 72: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	57, // 73: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	54, // 74: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 75: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 76: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18, // 77: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21, // 78: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	26, // 79: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	24, // 80: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	29, // 81: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	31, // 82: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	33, // 83: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	36, // 84: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	39, // 85: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	41, // 86: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	43, // 87: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	45, // 88: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	48, // 89: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	50, // 90: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	65, // [65:91] is the sub-list for method output_type
-	39, // [39:65] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	67, // 39: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
+	63, // 40: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
+	69, // 41: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
+	59, // 42: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
+	60, // 43: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
+	19, // 44: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
+	63, // 45: db.v1.Change.at:type_name -> google.protobuf.Timestamp
+	60, // 46: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
+	1,  // 47: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 48: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 49: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 50: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 51: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	64, // 52: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	64, // 53: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 54: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 55: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 56: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 57: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 58: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17, // 59: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20, // 60: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	25, // 61: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	27, // 62: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	28, // 63: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	30, // 64: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	32, // 65: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	51, // 66: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	53, // 67: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	55, // 68: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	57, // 69: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	61, // 70: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	35, // 71: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	38, // 72: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	40, // 73: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	42, // 74: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	44, // 75: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	47, // 76: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	49, // 77: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 78: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 79: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 80: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 81: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 82: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	70, // 83: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	70, // 84: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	70, // 85: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	70, // 86: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	66, // 87: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 88: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 89: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18, // 90: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21, // 91: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	26, // 92: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	24, // 93: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	29, // 94: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	31, // 95: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	33, // 96: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	52, // 97: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	54, // 98: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	56, // 99: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	58, // 100: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	62, // 101: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	36, // 102: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	39, // 103: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	41, // 104: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	43, // 105: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	45, // 106: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	48, // 107: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	50, // 108: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	78, // [78:109] is the sub-list for method output_type
+	47, // [47:78] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -3780,7 +4785,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

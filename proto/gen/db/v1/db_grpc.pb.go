@@ -858,6 +858,11 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Admin_OpenAccount_FullMethodName            = "/db.v1.Admin/OpenAccount"
+	Admin_FundAccount_FullMethodName            = "/db.v1.Admin/FundAccount"
+	Admin_SetAccountStatus_FullMethodName       = "/db.v1.Admin/SetAccountStatus"
+	Admin_DescribeAccount_FullMethodName        = "/db.v1.Admin/DescribeAccount"
+	Admin_ListChanges_FullMethodName            = "/db.v1.Admin/ListChanges"
 	Admin_SeedAccounts_FullMethodName           = "/db.v1.Admin/SeedAccounts"
 	Admin_PutRates_FullMethodName               = "/db.v1.Admin/PutRates"
 	Admin_PutRules_FullMethodName               = "/db.v1.Admin/PutRules"
@@ -871,8 +876,20 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Admin changes what the ledger keeps for the other functions.
+// Admin changes what the ledger keeps for the other functions. Who ordered a change, and why, is kept
+// for ever where the caller says so: by and note.
 type AdminClient interface {
+	// OpenAccount opens an account, or replaces its profile. Like all changes of accounts it is a signed
+	// event in Kafka, and the same event id again changes nothing more.
+	OpenAccount(ctx context.Context, in *OpenAccountRequest, opts ...grpc.CallOption) (*OpenAccountResponse, error)
+	// FundAccount adds money that came in from outside. NOT_FOUND: the account is not open.
+	FundAccount(ctx context.Context, in *FundAccountRequest, opts ...grpc.CallOption) (*FundAccountResponse, error)
+	// SetAccountStatus blocks or unblocks an account. The rest of its profile stays as it is.
+	SetAccountStatus(ctx context.Context, in *SetAccountStatusRequest, opts ...grpc.CallOption) (*SetAccountStatusResponse, error)
+	// DescribeAccount reads an account in one snapshot. NOT_FOUND: there is no such account.
+	DescribeAccount(ctx context.Context, in *DescribeAccountRequest, opts ...grpc.CallOption) (*DescribeAccountResponse, error)
+	// ListChanges reads what operators have changed, the newest first.
+	ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (*ListChangesResponse, error)
 	SeedAccounts(ctx context.Context, in *SeedAccountsRequest, opts ...grpc.CallOption) (*SeedAccountsResponse, error)
 	PutRates(ctx context.Context, in *PutRatesRequest, opts ...grpc.CallOption) (*PutRatesResponse, error)
 	PutRules(ctx context.Context, in *PutRulesRequest, opts ...grpc.CallOption) (*PutRulesResponse, error)
@@ -892,6 +909,56 @@ type adminClient struct {
 
 func NewAdminClient(cc grpc.ClientConnInterface) AdminClient {
 	return &adminClient{cc}
+}
+
+func (c *adminClient) OpenAccount(ctx context.Context, in *OpenAccountRequest, opts ...grpc.CallOption) (*OpenAccountResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenAccountResponse)
+	err := c.cc.Invoke(ctx, Admin_OpenAccount_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) FundAccount(ctx context.Context, in *FundAccountRequest, opts ...grpc.CallOption) (*FundAccountResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FundAccountResponse)
+	err := c.cc.Invoke(ctx, Admin_FundAccount_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) SetAccountStatus(ctx context.Context, in *SetAccountStatusRequest, opts ...grpc.CallOption) (*SetAccountStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetAccountStatusResponse)
+	err := c.cc.Invoke(ctx, Admin_SetAccountStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DescribeAccount(ctx context.Context, in *DescribeAccountRequest, opts ...grpc.CallOption) (*DescribeAccountResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DescribeAccountResponse)
+	err := c.cc.Invoke(ctx, Admin_DescribeAccount_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (*ListChangesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListChangesResponse)
+	err := c.cc.Invoke(ctx, Admin_ListChanges_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *adminClient) SeedAccounts(ctx context.Context, in *SeedAccountsRequest, opts ...grpc.CallOption) (*SeedAccountsResponse, error) {
@@ -968,8 +1035,20 @@ func (c *adminClient) ListDeadLetterActions(ctx context.Context, in *ListDeadLet
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
 //
-// Admin changes what the ledger keeps for the other functions.
+// Admin changes what the ledger keeps for the other functions. Who ordered a change, and why, is kept
+// for ever where the caller says so: by and note.
 type AdminServer interface {
+	// OpenAccount opens an account, or replaces its profile. Like all changes of accounts it is a signed
+	// event in Kafka, and the same event id again changes nothing more.
+	OpenAccount(context.Context, *OpenAccountRequest) (*OpenAccountResponse, error)
+	// FundAccount adds money that came in from outside. NOT_FOUND: the account is not open.
+	FundAccount(context.Context, *FundAccountRequest) (*FundAccountResponse, error)
+	// SetAccountStatus blocks or unblocks an account. The rest of its profile stays as it is.
+	SetAccountStatus(context.Context, *SetAccountStatusRequest) (*SetAccountStatusResponse, error)
+	// DescribeAccount reads an account in one snapshot. NOT_FOUND: there is no such account.
+	DescribeAccount(context.Context, *DescribeAccountRequest) (*DescribeAccountResponse, error)
+	// ListChanges reads what operators have changed, the newest first.
+	ListChanges(context.Context, *ListChangesRequest) (*ListChangesResponse, error)
 	SeedAccounts(context.Context, *SeedAccountsRequest) (*SeedAccountsResponse, error)
 	PutRates(context.Context, *PutRatesRequest) (*PutRatesResponse, error)
 	PutRules(context.Context, *PutRulesRequest) (*PutRulesResponse, error)
@@ -991,6 +1070,21 @@ type AdminServer interface {
 // pointer dereference when methods are called.
 type UnimplementedAdminServer struct{}
 
+func (UnimplementedAdminServer) OpenAccount(context.Context, *OpenAccountRequest) (*OpenAccountResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenAccount not implemented")
+}
+func (UnimplementedAdminServer) FundAccount(context.Context, *FundAccountRequest) (*FundAccountResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FundAccount not implemented")
+}
+func (UnimplementedAdminServer) SetAccountStatus(context.Context, *SetAccountStatusRequest) (*SetAccountStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetAccountStatus not implemented")
+}
+func (UnimplementedAdminServer) DescribeAccount(context.Context, *DescribeAccountRequest) (*DescribeAccountResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DescribeAccount not implemented")
+}
+func (UnimplementedAdminServer) ListChanges(context.Context, *ListChangesRequest) (*ListChangesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListChanges not implemented")
+}
 func (UnimplementedAdminServer) SeedAccounts(context.Context, *SeedAccountsRequest) (*SeedAccountsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SeedAccounts not implemented")
 }
@@ -1031,6 +1125,96 @@ func RegisterAdminServer(s grpc.ServiceRegistrar, srv AdminServer) {
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&Admin_ServiceDesc, srv)
+}
+
+func _Admin_OpenAccount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenAccountRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).OpenAccount(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_OpenAccount_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).OpenAccount(ctx, req.(*OpenAccountRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_FundAccount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FundAccountRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).FundAccount(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_FundAccount_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).FundAccount(ctx, req.(*FundAccountRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_SetAccountStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetAccountStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).SetAccountStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_SetAccountStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).SetAccountStatus(ctx, req.(*SetAccountStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DescribeAccount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeAccountRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DescribeAccount(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DescribeAccount_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DescribeAccount(ctx, req.(*DescribeAccountRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ListChanges_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListChangesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListChanges(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListChanges_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListChanges(ctx, req.(*ListChangesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _Admin_SeedAccounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -1166,6 +1350,26 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "db.v1.Admin",
 	HandlerType: (*AdminServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "OpenAccount",
+			Handler:    _Admin_OpenAccount_Handler,
+		},
+		{
+			MethodName: "FundAccount",
+			Handler:    _Admin_FundAccount_Handler,
+		},
+		{
+			MethodName: "SetAccountStatus",
+			Handler:    _Admin_SetAccountStatus_Handler,
+		},
+		{
+			MethodName: "DescribeAccount",
+			Handler:    _Admin_DescribeAccount_Handler,
+		},
+		{
+			MethodName: "ListChanges",
+			Handler:    _Admin_ListChanges_Handler,
+		},
 		{
 			MethodName: "SeedAccounts",
 			Handler:    _Admin_SeedAccounts_Handler,

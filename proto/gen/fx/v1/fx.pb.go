@@ -112,8 +112,11 @@ func (x *Rate) GetAsk() string {
 }
 
 type UpdateRatesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rates         []*Rate                `protobuf:"bytes,1,rep,name=rates,proto3" json:"rates,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rates []*Rate                `protobuf:"bytes,1,rep,name=rates,proto3" json:"rates,omitempty"`
+	// Who sets them, and why. Both are kept for ever.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Note          string `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -153,6 +156,20 @@ func (x *UpdateRatesRequest) GetRates() []*Rate {
 		return x.Rates
 	}
 	return nil
+}
+
+func (x *UpdateRatesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *UpdateRatesRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type UpdateRatesResponse struct {
@@ -806,9 +823,11 @@ const file_fx_v1_fx_proto_rawDesc = "" +
 	"\x04rate\x18\x03 \x01(\x01R\x04rate\x12!\n" +
 	"\frate_decimal\x18\x04 \x01(\tR\vrateDecimal\x12\x10\n" +
 	"\x03bid\x18\x05 \x01(\tR\x03bid\x12\x10\n" +
-	"\x03ask\x18\x06 \x01(\tR\x03ask\"7\n" +
+	"\x03ask\x18\x06 \x01(\tR\x03ask\"[\n" +
 	"\x12UpdateRatesRequest\x12!\n" +
-	"\x05rates\x18\x01 \x03(\v2\v.fx.v1.RateR\x05rates\"I\n" +
+	"\x05rates\x18\x01 \x03(\v2\v.fx.v1.RateR\x05rates\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\"I\n" +
 	"\x13UpdateRatesResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\xa7\x01\n" +

@@ -184,9 +184,14 @@ type SeedRulesRequest struct {
 	// Payments in a million that are refused at random. Unset: what the previous rule set said.
 	RandomRejectPpm *uint32 `protobuf:"varint,6,opt,name=random_reject_ppm,json=randomRejectPpm,proto3,oneof" json:"random_reject_ppm,omitempty"`
 	// Whole rupiah, for maxima beyond 32 bits. Set, it wins over max_amount.
-	MaxAmountIdr  *int64 `protobuf:"varint,7,opt,name=max_amount_idr,json=maxAmountIdr,proto3,oneof" json:"max_amount_idr,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxAmountIdr *int64 `protobuf:"varint,7,opt,name=max_amount_idr,json=maxAmountIdr,proto3,oneof" json:"max_amount_idr,omitempty"`
+	// Who sets them, and why. Both are kept for ever.
+	By   string `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	Note string `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
+	// Set: the call changes nothing and fails with ABORTED if another rule set than this is in force.
+	ExpectedRuleSet string `protobuf:"bytes,10,opt,name=expected_rule_set,json=expectedRuleSet,proto3" json:"expected_rule_set,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SeedRulesRequest) Reset() {
@@ -268,6 +273,27 @@ func (x *SeedRulesRequest) GetMaxAmountIdr() int64 {
 	return 0
 }
 
+func (x *SeedRulesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *SeedRulesRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *SeedRulesRequest) GetExpectedRuleSet() string {
+	if x != nil {
+		return x.ExpectedRuleSet
+	}
+	return ""
+}
+
 type SeedRulesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ok            bool                   `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
@@ -320,6 +346,137 @@ func (x *SeedRulesResponse) GetRuleSet() string {
 	return ""
 }
 
+type GetRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRulesRequest) Reset() {
+	*x = GetRulesRequest{}
+	mi := &file_risk_v1_risk_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRulesRequest) ProtoMessage() {}
+
+func (x *GetRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_risk_v1_risk_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRulesRequest.ProtoReflect.Descriptor instead.
+func (*GetRulesRequest) Descriptor() ([]byte, []int) {
+	return file_risk_v1_risk_proto_rawDescGZIP(), []int{4}
+}
+
+type GetRulesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// default until the first SeedRules.
+	RuleSet      string `protobuf:"bytes,1,opt,name=rule_set,json=ruleSet,proto3" json:"rule_set,omitempty"`
+	MinAmountIdr int64  `protobuf:"varint,2,opt,name=min_amount_idr,json=minAmountIdr,proto3" json:"min_amount_idr,omitempty"`
+	// 0 means no maximum.
+	MaxAmountIdr int64 `protobuf:"varint,3,opt,name=max_amount_idr,json=maxAmountIdr,proto3" json:"max_amount_idr,omitempty"`
+	// 0 means no limit.
+	VelocityPerMin   uint32   `protobuf:"varint,4,opt,name=velocity_per_min,json=velocityPerMin,proto3" json:"velocity_per_min,omitempty"`
+	RandomRejectPpm  uint32   `protobuf:"varint,5,opt,name=random_reject_ppm,json=randomRejectPpm,proto3" json:"random_reject_ppm,omitempty"`
+	BlockedAccounts  []string `protobuf:"bytes,6,rep,name=blocked_accounts,json=blockedAccounts,proto3" json:"blocked_accounts,omitempty"`
+	BlockedCountries []string `protobuf:"bytes,7,rep,name=blocked_countries,json=blockedCountries,proto3" json:"blocked_countries,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *GetRulesResponse) Reset() {
+	*x = GetRulesResponse{}
+	mi := &file_risk_v1_risk_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRulesResponse) ProtoMessage() {}
+
+func (x *GetRulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_risk_v1_risk_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRulesResponse.ProtoReflect.Descriptor instead.
+func (*GetRulesResponse) Descriptor() ([]byte, []int) {
+	return file_risk_v1_risk_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetRulesResponse) GetRuleSet() string {
+	if x != nil {
+		return x.RuleSet
+	}
+	return ""
+}
+
+func (x *GetRulesResponse) GetMinAmountIdr() int64 {
+	if x != nil {
+		return x.MinAmountIdr
+	}
+	return 0
+}
+
+func (x *GetRulesResponse) GetMaxAmountIdr() int64 {
+	if x != nil {
+		return x.MaxAmountIdr
+	}
+	return 0
+}
+
+func (x *GetRulesResponse) GetVelocityPerMin() uint32 {
+	if x != nil {
+		return x.VelocityPerMin
+	}
+	return 0
+}
+
+func (x *GetRulesResponse) GetRandomRejectPpm() uint32 {
+	if x != nil {
+		return x.RandomRejectPpm
+	}
+	return 0
+}
+
+func (x *GetRulesResponse) GetBlockedAccounts() []string {
+	if x != nil {
+		return x.BlockedAccounts
+	}
+	return nil
+}
+
+func (x *GetRulesResponse) GetBlockedCountries() []string {
+	if x != nil {
+		return x.BlockedCountries
+	}
+	return nil
+}
+
 var File_risk_v1_risk_proto protoreflect.FileDescriptor
 
 const file_risk_v1_risk_proto_rawDesc = "" +
@@ -337,7 +494,7 @@ const file_risk_v1_risk_proto_rawDesc = "" +
 	"\x10EvaluateResponse\x12\x14\n" +
 	"\x05allow\x18\x01 \x01(\bR\x05allow\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x19\n" +
-	"\brule_set\x18\x03 \x01(\tR\aruleSet\"\xf6\x02\n" +
+	"\brule_set\x18\x03 \x01(\tR\aruleSet\"\xc6\x03\n" +
 	"\x10SeedRulesRequest\x12\x1d\n" +
 	"\n" +
 	"max_amount\x18\x01 \x01(\rR\tmaxAmount\x12(\n" +
@@ -346,17 +503,31 @@ const file_risk_v1_risk_proto_rawDesc = "" +
 	"\x11blocked_countries\x18\x04 \x03(\tR\x10blockedCountries\x12)\n" +
 	"\x0emin_amount_idr\x18\x05 \x01(\x03H\x00R\fminAmountIdr\x88\x01\x01\x12/\n" +
 	"\x11random_reject_ppm\x18\x06 \x01(\rH\x01R\x0frandomRejectPpm\x88\x01\x01\x12)\n" +
-	"\x0emax_amount_idr\x18\a \x01(\x03H\x02R\fmaxAmountIdr\x88\x01\x01B\x11\n" +
+	"\x0emax_amount_idr\x18\a \x01(\x03H\x02R\fmaxAmountIdr\x88\x01\x01\x12\x0e\n" +
+	"\x02by\x18\b \x01(\tR\x02by\x12\x12\n" +
+	"\x04note\x18\t \x01(\tR\x04note\x12*\n" +
+	"\x11expected_rule_set\x18\n" +
+	" \x01(\tR\x0fexpectedRuleSetB\x11\n" +
 	"\x0f_min_amount_idrB\x14\n" +
 	"\x12_random_reject_ppmB\x11\n" +
 	"\x0f_max_amount_idr\">\n" +
 	"\x11SeedRulesResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x19\n" +
-	"\brule_set\x18\x02 \x01(\tR\aruleSet2P\n" +
+	"\brule_set\x18\x02 \x01(\tR\aruleSet\"\x11\n" +
+	"\x0fGetRulesRequest\"\xa7\x02\n" +
+	"\x10GetRulesResponse\x12\x19\n" +
+	"\brule_set\x18\x01 \x01(\tR\aruleSet\x12$\n" +
+	"\x0emin_amount_idr\x18\x02 \x01(\x03R\fminAmountIdr\x12$\n" +
+	"\x0emax_amount_idr\x18\x03 \x01(\x03R\fmaxAmountIdr\x12(\n" +
+	"\x10velocity_per_min\x18\x04 \x01(\rR\x0evelocityPerMin\x12*\n" +
+	"\x11random_reject_ppm\x18\x05 \x01(\rR\x0frandomRejectPpm\x12)\n" +
+	"\x10blocked_accounts\x18\x06 \x03(\tR\x0fblockedAccounts\x12+\n" +
+	"\x11blocked_countries\x18\a \x03(\tR\x10blockedCountries2P\n" +
 	"\vRiskService\x12A\n" +
-	"\bEvaluate\x12\x15.risk.v1.ScoreRequest\x1a\x19.risk.v1.EvaluateResponse\"\x03\x90\x02\x012K\n" +
+	"\bEvaluate\x12\x15.risk.v1.ScoreRequest\x1a\x19.risk.v1.EvaluateResponse\"\x03\x90\x02\x012\x91\x01\n" +
 	"\x05Admin\x12B\n" +
-	"\tSeedRules\x12\x19.risk.v1.SeedRulesRequest\x1a\x1a.risk.v1.SeedRulesResponseBs\n" +
+	"\tSeedRules\x12\x19.risk.v1.SeedRulesRequest\x1a\x1a.risk.v1.SeedRulesResponse\x12D\n" +
+	"\bGetRules\x12\x18.risk.v1.GetRulesRequest\x1a\x19.risk.v1.GetRulesResponse\"\x03\x90\x02\x01Bs\n" +
 	"\vcom.risk.v1B\tRiskProtoP\x01Z\x1cpgw/proto/gen/risk/v1;riskv1\xa2\x02\x03RXX\xaa\x02\aRisk.V1\xca\x02\aRisk\\V1\xe2\x02\x13Risk\\V1\\GPBMetadata\xea\x02\bRisk::V1b\x06proto3"
 
 var (
@@ -371,20 +542,24 @@ func file_risk_v1_risk_proto_rawDescGZIP() []byte {
 	return file_risk_v1_risk_proto_rawDescData
 }
 
-var file_risk_v1_risk_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_risk_v1_risk_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_risk_v1_risk_proto_goTypes = []any{
 	(*ScoreRequest)(nil),      // 0: risk.v1.ScoreRequest
 	(*EvaluateResponse)(nil),  // 1: risk.v1.EvaluateResponse
 	(*SeedRulesRequest)(nil),  // 2: risk.v1.SeedRulesRequest
 	(*SeedRulesResponse)(nil), // 3: risk.v1.SeedRulesResponse
+	(*GetRulesRequest)(nil),   // 4: risk.v1.GetRulesRequest
+	(*GetRulesResponse)(nil),  // 5: risk.v1.GetRulesResponse
 }
 var file_risk_v1_risk_proto_depIdxs = []int32{
 	0, // 0: risk.v1.RiskService.Evaluate:input_type -> risk.v1.ScoreRequest
 	2, // 1: risk.v1.Admin.SeedRules:input_type -> risk.v1.SeedRulesRequest
-	1, // 2: risk.v1.RiskService.Evaluate:output_type -> risk.v1.EvaluateResponse
-	3, // 3: risk.v1.Admin.SeedRules:output_type -> risk.v1.SeedRulesResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	4, // 2: risk.v1.Admin.GetRules:input_type -> risk.v1.GetRulesRequest
+	1, // 3: risk.v1.RiskService.Evaluate:output_type -> risk.v1.EvaluateResponse
+	3, // 4: risk.v1.Admin.SeedRules:output_type -> risk.v1.SeedRulesResponse
+	5, // 5: risk.v1.Admin.GetRules:output_type -> risk.v1.GetRulesResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -402,7 +577,7 @@ func file_risk_v1_risk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_risk_v1_risk_proto_rawDesc), len(file_risk_v1_risk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -128,6 +128,7 @@ var RiskService_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Admin_SeedRules_FullMethodName = "/risk.v1.Admin/SeedRules"
+	Admin_GetRules_FullMethodName  = "/risk.v1.Admin/GetRules"
 )
 
 // AdminClient is the client API for Admin service.
@@ -138,6 +139,8 @@ const (
 type AdminClient interface {
 	// SeedRules replaces the rule set. It survives restarts and reaches every replica within 2 s.
 	SeedRules(ctx context.Context, in *SeedRulesRequest, opts ...grpc.CallOption) (*SeedRulesResponse, error)
+	// GetRules reads the rule set in force.
+	GetRules(ctx context.Context, in *GetRulesRequest, opts ...grpc.CallOption) (*GetRulesResponse, error)
 }
 
 type adminClient struct {
@@ -158,6 +161,16 @@ func (c *adminClient) SeedRules(ctx context.Context, in *SeedRulesRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) GetRules(ctx context.Context, in *GetRulesRequest, opts ...grpc.CallOption) (*GetRulesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRulesResponse)
+	err := c.cc.Invoke(ctx, Admin_GetRules_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -166,6 +179,8 @@ func (c *adminClient) SeedRules(ctx context.Context, in *SeedRulesRequest, opts 
 type AdminServer interface {
 	// SeedRules replaces the rule set. It survives restarts and reaches every replica within 2 s.
 	SeedRules(context.Context, *SeedRulesRequest) (*SeedRulesResponse, error)
+	// GetRules reads the rule set in force.
+	GetRules(context.Context, *GetRulesRequest) (*GetRulesResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -178,6 +193,9 @@ type UnimplementedAdminServer struct{}
 
 func (UnimplementedAdminServer) SeedRules(context.Context, *SeedRulesRequest) (*SeedRulesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SeedRules not implemented")
+}
+func (UnimplementedAdminServer) GetRules(context.Context, *GetRulesRequest) (*GetRulesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRules not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -218,6 +236,24 @@ func _Admin_SeedRules_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_GetRules_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRulesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetRules(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetRules_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetRules(ctx, req.(*GetRulesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -228,6 +264,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SeedRules",
 			Handler:    _Admin_SeedRules_Handler,
+		},
+		{
+			MethodName: "GetRules",
+			Handler:    _Admin_GetRules_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
