@@ -2,208 +2,305 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
+	"io"
+	"text/tabwriter"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
-	"github.com/google/uuid"
+	"google.golang.org/grpc"
 
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
-	"pgw/shared/event"
-	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
-// operatorSource is the source of the events by which operators open and fund accounts.
-const operatorSource = "/pgw/operators"
-
-// publishWithin is the time limit of publishing an event.
-const publishWithin = 30 * time.Second
-
 type accountCommand struct {
-	Open openAccount `cmd:"" help:"Open an account, or replace its profile."`
-	Fund fundAccount `cmd:"" help:"Add money that came in from outside to an account."`
+	Open    openAccount    `cmd:"" help:"Open an account, or replace its profile."`
+	Fund    fundAccount    `cmd:"" help:"Add money that came in from outside to an account."`
+	Block   blockAccount   `cmd:"" help:"Block an account: it can neither send nor receive."`
+	Unblock unblockAccount `cmd:"" help:"Let a blocked account send and receive again."`
+	Show    showAccount    `cmd:"" help:"Show an account's balances, limits and status, and its last entries and changes."`
 }
 
 // accountFlags are common to the commands that change one account.
 type accountFlags struct {
 	operatorFlags
-	Account  string `arg:"" help:"The account's id."`
+	dataFlags
+	Account string `arg:"" help:"The account's id."`
+}
+
+func (f accountFlags) check() error {
+	if payment.IsHouse(f.Account) {
+		return fmt.Errorf("account: %s is the house's own: pgw liquidity sets what the house has to exchange", f.Account)
+	}
+	return payment.CheckID("account", f.Account, payment.MaxAccountID)
+}
+
+// eventFlags are common to the commands whose event an operator may repeat.
+type eventFlags struct {
 	Currency string `default:"IDR" help:"The currency: its ISO 4217 code."`
 	ID       string `name:"id" help:"The event's id, new by default. An id counts once: repeat a command whose result is unknown with the id that it printed."`
 }
 
-// check returns the currency.
-func (f accountFlags) check() (money.Currency, error) {
-	if payment.IsHouse(f.Account) {
-		return money.Currency{}, fmt.Errorf("%s is the house's own: pgw liquidity sets what the house has to exchange", f.Account)
+func (f eventFlags) check() error {
+	if f.ID == "" {
+		return nil
 	}
-	if err := payment.CheckID("account", f.Account, payment.MaxAccountID); err != nil {
-		return money.Currency{}, err
-	}
-	if f.ID != "" {
-		if err := payment.CheckID("id", f.ID, payment.MaxKey); err != nil {
-			return money.Currency{}, err
-		}
-	}
-	return money.ParseCurrency(f.Currency)
+	return payment.CheckID("id", f.ID, payment.MaxKey)
 }
 
-// publish signs the event and publishes it to the topic of account events.
-func (f accountFlags) publish(ctx context.Context, e cloudevents.Event) error {
-	cfg, _, err := f.config()
-	if err != nil {
-		return err
+// accountChange is the result of a change.
+type accountChange struct {
+	Account string `json:"account"`
+	Change  string `json:"change"`
+	EventID string `json:"event_id"`
+	Applied bool   `json:"applied"` // false: see later
+	later   string
+}
+
+func (c accountChange) text(to io.Writer) error {
+	result := "account " + c.Account + " is " + c.Change
+	if !c.Applied {
+		result = c.later
 	}
-	ctx, cancel := context.WithTimeout(ctx, publishWithin)
-	defer cancel()
-	producer, err := kafka.NewProducer(cfg.Kafka, "account")
-	if err != nil {
-		return err
-	}
-	err = event.Outbox{Keys: &cfg.Keys, To: producer}.Send(ctx, cfg.Kafka.AccountsTopic, e)
-	if err = errors.Join(err, producer.Close(ctx)); err != nil {
-		return fmt.Errorf("event %s: %w", e.ID(), err)
-	}
-	fmt.Printf("%s %s is on its way through %s\n", e.Type(), e.ID(), cfg.Kafka.AccountsTopic)
-	return nil
+	_, err := fmt.Fprintf(to, "%s (event %s)\n", result, c.EventID)
+	return err
 }
 
 type openAccount struct {
 	accountFlags
+	eventFlags
+	changeFlags
 	Owner      string `required:"" help:"The owner's name."`
 	DailyLimit int64  `name:"daily-limit-idr" help:"The most rupiah that the account may send in one UTC day; 0: no limit."`
 	Blocked    bool   `help:"The account can neither send nor receive."`
 }
 
 func (c openAccount) Run(ctx context.Context) error {
-	e, err := c.event(time.Now(), uuid.NewString())
+	in, err := c.request()
 	if err != nil {
 		return err
 	}
-	return c.publish(ctx, e)
+	done := accountChange{Account: c.Account, Change: "open", later: "the account's profile is set as soon as Kafka delivers it"}
+	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+		got, err := dbv1.NewAdminClient(db).OpenAccount(ctx, in)
+		if err != nil {
+			return err
+		}
+		done.EventID, done.Applied = got.EventId, got.Applied
+		return c.print(done, done.text)
+	})
 }
 
-// event makes the event that opens the account. newID is its id if the operator gave none.
-func (c openAccount) event(now time.Time, newID string) (cloudevents.Event, error) {
-	currency, err := c.check()
-	if err == nil {
-		err = payment.CheckText("owner", c.Owner, payment.MaxOwner)
+func (c openAccount) request() (*dbv1.OpenAccountRequest, error) {
+	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), payment.CheckText("owner", c.Owner, payment.MaxOwner), c.changeFlags.check()); err != nil {
+		return nil, err
 	}
-	if err == nil && (c.DailyLimit < 0 || c.DailyLimit > money.MaxMinor) {
-		err = fmt.Errorf("--daily-limit-idr must be between 0 and %d", int64(money.MaxMinor))
-	}
+	currency, err := money.ParseCurrency(c.Currency)
 	if err != nil {
-		return cloudevents.Event{}, err
+		return nil, fmt.Errorf("currency: %w", err)
+	}
+	if c.DailyLimit < 0 || c.DailyLimit > money.MaxMinor {
+		return nil, fmt.Errorf("--daily-limit-idr must be between 0 and %d", int64(money.MaxMinor))
 	}
 	status := payment.Active
 	if c.Blocked {
 		status = payment.Blocked
 	}
-	return event.New(event.TypeAccountOpened, c.id(newID), operatorSource, c.Account, event.AccountOpened{
-		AccountID: c.Account, Owner: c.Owner, Currency: currency.String(), DailyLimitIDR: c.DailyLimit, Status: status,
-	}, now)
-}
-
-func (f accountFlags) id(newID string) string {
-	if f.ID != "" {
-		return f.ID
-	}
-	return newID
+	return &dbv1.OpenAccountRequest{
+		AccountId: c.Account, Owner: c.Owner, Currency: currency.String(), DailyLimitIdr: c.DailyLimit, Status: string(status),
+		EventId: c.ID, By: c.who(), Note: c.Note,
+	}, nil
 }
 
 type fundAccount struct {
 	accountFlags
+	eventFlags
 	Amount string `arg:"" help:"The amount in major units, such as 1000.50."`
-	Note   string `help:"Where the money comes from; is recorded."`
+	changeFlags
 }
 
 func (c fundAccount) Run(ctx context.Context) error {
-	e, err := c.event(time.Now(), uuid.NewString())
+	in, err := c.request()
 	if err != nil {
 		return err
 	}
-	return c.publish(ctx, e)
+	done := accountChange{Account: c.Account, Change: "funded", later: "this funding has been counted before, or is counted as soon as Kafka delivers it"}
+	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+		got, err := dbv1.NewAdminClient(db).FundAccount(ctx, in)
+		if err != nil {
+			return err
+		}
+		done.EventID, done.Applied = got.EventId, got.Applied
+		return c.print(done, done.text)
+	})
 }
 
-// event makes the event that funds the account: of v1 for rupiah, which earlier releases know, and of
-// v2 otherwise. newID is its id if the operator gave none.
-func (c fundAccount) event(now time.Time, newID string) (cloudevents.Event, error) {
-	currency, err := c.check()
-	if err == nil {
-		err = payment.CheckText("note", c.Note, payment.MaxNote)
+func (c fundAccount) request() (*dbv1.FundAccountRequest, error) {
+	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), c.changeFlags.check()); err != nil {
+		return nil, err
 	}
+	currency, err := money.ParseCurrency(c.Currency)
 	if err != nil {
-		return cloudevents.Event{}, err
+		return nil, fmt.Errorf("currency: %w", err)
 	}
 	amount, err := money.ParseAmount(c.Amount, currency)
 	if err != nil {
-		return cloudevents.Event{}, err
+		return nil, fmt.Errorf("amount: %w", err)
 	}
 	if amount.Minor <= 0 {
-		return cloudevents.Event{}, fmt.Errorf("the amount is %s; it must be more than zero", amount)
+		return nil, fmt.Errorf("amount: %s; must be more than zero", amount)
 	}
-	if currency == money.IDR {
-		return event.New(event.TypeAccountFunded, c.id(newID), operatorSource, c.Account,
-			event.AccountFunded{AccountID: c.Account, AmountIDR: amount.Minor, Note: c.Note}, now)
-	}
-	return event.New(event.TypeAccountFundedV2, c.id(newID), operatorSource, c.Account,
-		event.AccountFundedV2{AccountID: c.Account, Currency: currency, Minor: amount.Minor, Note: c.Note}, now)
+	return &dbv1.FundAccountRequest{
+		AccountId: c.Account, Amount: &commonv1.Amount{Minor: amount.Minor, Currency: currency.String()}, EventId: c.ID, By: c.who(), Note: c.Note,
+	}, nil
 }
 
-// noLimit is the position limit that means none.
-const noLimit = "none"
-
-type liquidityCommand struct {
-	operatorFlags
-	Currency      string `arg:"" help:"The currency: its ISO 4217 code."`
-	Available     string `arg:"" help:"What the house can exchange afterwards, in major units. The difference is booked as a funding or a withdrawal."`
-	PositionLimit string `required:"" help:"How much more exchanges may take than they bring, in major units, or none."`
+// statusFlags are those of block and unblock.
+type statusFlags struct {
+	accountFlags
+	changeFlags
 }
 
-func (c liquidityCommand) Run(ctx context.Context) error {
-	set, err := c.request()
-	if err != nil {
-		return err
-	}
-	cfg, at, err := c.config()
-	if err != nil {
-		return err
-	}
-	callers, err := cfg.RPC.Open(slog.Default())
-	if err != nil {
-		return err
-	}
-	conns, err := dial(at, callers, "db")
-	if err != nil {
-		return err
-	}
-	defer conns["db"].Close()
-	ctx, cancel := context.WithTimeout(ctx, publishWithin)
-	defer cancel()
-	_, err = dbv1.NewAdminClient(conns["db"]).SetLiquidity(ctx, set)
-	return err
-}
+type blockAccount struct{ statusFlags }
 
-func (c liquidityCommand) request() (*dbv1.SetLiquidityRequest, error) {
-	currency, err := money.ParseCurrency(c.Currency)
-	if err != nil {
-		return nil, err
+func (c blockAccount) Run(ctx context.Context) error { return c.set(ctx, payment.Blocked, "blocked") }
+
+type unblockAccount struct{ statusFlags }
+
+func (c unblockAccount) Run(ctx context.Context) error { return c.set(ctx, payment.Active, "active") }
+
+func (f statusFlags) set(ctx context.Context, to payment.AccountStatus, change string) error {
+	if err := firstError(f.accountFlags.check(), f.changeFlags.check()); err != nil {
+		return err
 	}
-	available, err := money.ParseAmount(c.Available, currency)
-	if err != nil {
-		return nil, err
-	}
-	set := &dbv1.SetLiquidityRequest{Currency: currency.String(), AvailableMinor: available.Minor}
-	if c.PositionLimit != noLimit {
-		limit, err := money.ParseAmount(c.PositionLimit, currency)
+	done := accountChange{Account: f.Account, Change: change, later: "the status is set as soon as Kafka delivers it, unless a newer event has set the profile"}
+	return f.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+		got, err := dbv1.NewAdminClient(db).SetAccountStatus(ctx, &dbv1.SetAccountStatusRequest{
+			AccountId: f.Account, Status: string(to), By: f.who(), Note: f.Note,
+		})
 		if err != nil {
-			return nil, fmt.Errorf("--position-limit: %w", err)
+			return err
 		}
-		set.PositionLimitMinor = &limit.Minor
+		done.EventID, done.Applied = got.EventId, got.Applied
+		return f.print(done, done.text)
+	})
+}
+
+type showAccount struct {
+	operatorFlags
+	dataFlags
+	Account string `arg:"" help:"The account's id."`
+	Limit   uint32 `default:"10" help:"The most entries and the most changes to show; at most 100."`
+}
+
+func (c showAccount) Run(ctx context.Context) error {
+	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+		got, err := dbv1.NewAdminClient(db).DescribeAccount(ctx, &dbv1.DescribeAccountRequest{AccountId: c.Account, Limit: c.Limit})
+		if err != nil {
+			return err
+		}
+		a, err := newAccountView(got)
+		if err != nil {
+			return err
+		}
+		return c.print(a, a.text)
+	})
+}
+
+// accountView is an account as an operator sees it. Amounts are in major units.
+type accountView struct {
+	Account   string         `json:"account"`
+	Owner     string         `json:"owner"`
+	Currency  string         `json:"currency"`
+	Status    string         `json:"status"`
+	ProfileAt time.Time      `json:"profile_at,omitzero"`
+	Balances  []balanceView  `json:"balances"`
+	Entries   []accountEntry `json:"entries"`
+	Changes   []changeView   `json:"changes"`
+}
+
+type balanceView struct {
+	Currency   string `json:"currency"`
+	Available  string `json:"available"`
+	Held       string `json:"held"`
+	SpentToday string `json:"spent_today"`
+	DailyLimit string `json:"daily_limit,omitempty"` // absent: there is no limit
+}
+
+type accountEntry struct {
+	At          time.Time `json:"at"`
+	Currency    string    `json:"currency"`
+	Kind        string    `json:"kind"`
+	Amount      string    `json:"amount"` // negative: the account pays
+	Balance     string    `json:"balance"`
+	Transaction string    `json:"transaction_id"`
+}
+
+func newAccountView(got *dbv1.DescribeAccountResponse) (accountView, error) {
+	a := accountView{
+		Account: got.AccountId, Owner: got.Owner, Currency: got.Currency, Status: got.Status, ProfileAt: rpc.Time(got.ProfileAt),
+		Balances: []balanceView{}, Entries: []accountEntry{}, Changes: newChangeViews(got.Changes),
 	}
-	return set, nil
+	for _, b := range got.Balances {
+		currency, err := money.ParseCurrency(b.Currency)
+		if err != nil {
+			return a, err
+		}
+		major := func(minor int64) string { return money.Amount{Minor: minor, Currency: currency}.String() }
+		view := balanceView{Currency: b.Currency, Available: major(b.AvailableMinor), Held: major(b.HeldMinor), SpentToday: major(b.SpentTodayMinor)}
+		if b.DailyLimitMinor > 0 {
+			view.DailyLimit = major(b.DailyLimitMinor)
+		}
+		a.Balances = append(a.Balances, view)
+	}
+	for _, e := range got.Entries {
+		currency, err := money.ParseCurrency(e.Currency)
+		if err != nil {
+			return a, err
+		}
+		major := func(minor int64) string { return money.Amount{Minor: minor, Currency: currency}.String() }
+		a.Entries = append(a.Entries, accountEntry{
+			At: rpc.Time(e.Entry.GetBookedAt()), Currency: e.Currency, Kind: e.Entry.GetKind(), Amount: major(e.Entry.GetAmountMinor()),
+			Balance: major(e.Entry.GetBalanceMinor()), Transaction: e.Entry.GetTransactionId(),
+		})
+	}
+	return a, nil
+}
+
+func (a accountView) text(to io.Writer) error {
+	fmt.Fprintf(to, "account %s: %s; owner %s; currency %s", a.Account, a.Status, a.Owner, a.Currency)
+	if !a.ProfileAt.IsZero() {
+		fmt.Fprintf(to, "; profile of %s", a.ProfileAt.Format(time.RFC3339))
+	}
+	fmt.Fprint(to, "\n\n")
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "currency\tavailable\theld\tspent today\tdaily limit\t")
+	for _, b := range a.Balances {
+		limit := b.DailyLimit
+		if limit == "" {
+			limit = "none"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", b.Currency, b.Available, b.Held, b.SpentToday, limit)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(a.Entries) > 0 {
+		fmt.Fprintln(to, "\nlast entries:")
+		fmt.Fprintln(w, "at\tkind\tcurrency\tamount\tbalance\ttransaction\t")
+		for _, e := range a.Entries {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", e.At.Format(time.RFC3339), e.Kind, e.Currency, e.Amount, e.Balance, e.Transaction)
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(a.Changes) > 0 {
+		fmt.Fprintln(to, "\nlast changes by operators:")
+		return writeChanges(to, a.Changes)
+	}
+	return nil
 }

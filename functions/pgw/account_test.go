@@ -1,73 +1,176 @@
 package main
 
 import (
-	"reflect"
+	"context"
+	"encoding/json"
+	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"pgw/shared/event"
-	"pgw/shared/money"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	commonv1 "pgw/proto/gen/common/v1"
+	dbv1 "pgw/proto/gen/db/v1"
+	fxv1 "pgw/proto/gen/fx/v1"
+	riskv1 "pgw/proto/gen/risk/v1"
 )
 
-// Rupiah are funded by an event that earlier releases know, other currencies by one that they refuse.
-func TestAccountsAreFunded(t *testing.T) {
-	usd, _ := money.ParseCurrency("USD")
-	now := time.Date(2026, 1, 31, 9, 30, 0, 0, time.UTC)
-	for name, tc := range map[string]struct {
-		c         fundAccount
-		eventType string
-		data      any
-		id        string
-	}{
-		"rupiah": {fundAccount{accountFlags{Account: "A", Currency: "IDR"}, "5000", "cash"}, event.TypeAccountFunded,
-			event.AccountFunded{AccountID: "A", AmountIDR: 5000, Note: "cash"}, "new"},
-		"dollars": {fundAccount{accountFlags{Account: "A", Currency: "USD", ID: "bank-7"}, "10.5", ""}, event.TypeAccountFundedV2,
-			event.AccountFundedV2{AccountID: "A", Currency: usd, Minor: 1050}, "bank-7"},
-	} {
-		e, err := tc.c.event(now, "new")
-		if err != nil || e.Type() != tc.eventType || e.ID() != tc.id || e.Source() != operatorSource || e.Subject() != "A" || !e.Time().Equal(now) {
-			t.Errorf("%s: %s, %v", name, e, err)
-			continue
-		}
-		var got any
-		if e.Type() == event.TypeAccountFunded {
-			got, err = event.Decode[event.AccountFunded](e)
-		} else {
-			got, err = event.Decode[event.AccountFundedV2](e)
-		}
-		if err != nil || !reflect.DeepEqual(got, tc.data) {
-			t.Errorf("%s: %+v, %v", name, got, err)
-		}
-	}
-	for words, bad := range map[string]fundAccount{
-		"house":               {accountFlags{Account: "LIQUIDITY", Currency: "USD"}, "5", ""},
-		"account":             {accountFlags{Currency: "USD"}, "5", ""},
-		"ISO 4217":            {accountFlags{Account: "A", Currency: "XYZ"}, "5", ""},
-		"decimal places":      {accountFlags{Account: "A", Currency: "USD"}, "5.001", ""},
-		"more than zero":      {accountFlags{Account: "A", Currency: "USD"}, "0", ""},
-		"note":                {accountFlags{Account: "A", Currency: "USD"}, "5", strings.Repeat("x", 501)},
-		"not a decimal":       {accountFlags{Account: "A", Currency: "USD"}, "five", ""},
-		"must be more than z": {accountFlags{Account: "A", Currency: "IDR"}, "-5", ""},
-	} {
-		if _, err := bad.event(now, "new"); err == nil || !strings.Contains(err.Error(), words) {
-			t.Errorf("%s: %v", words, err)
-		}
-	}
+// town answers operators' calls, and keeps the last request.
+type town struct {
+	dbv1.UnimplementedAdminServer
+	fxv1.UnimplementedFxServiceServer
+	last any
 }
 
-func TestAccountsAreOpened(t *testing.T) {
-	e, err := openAccount{accountFlags{Account: "A", Currency: "SGD"}, "Ayu", 500, true}.event(time.Now(), "new")
+// judges are the town's risk, whose service has the same name as db's.
+type judges struct {
+	riskv1.UnimplementedAdminServer
+	town *town
+}
+
+var noon = timestamppb.New(time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC))
+
+var ordered = &dbv1.Change{At: noon, Kind: "account", Subject: "A", Detail: `{"status": "BLOCKED"}`, By: "citra", Note: "fraud"}
+
+func (s *town) OpenAccount(_ context.Context, in *dbv1.OpenAccountRequest) (*dbv1.OpenAccountResponse, error) {
+	s.last = in
+	return &dbv1.OpenAccountResponse{EventId: "e1", Applied: true}, nil
+}
+
+func (s *town) FundAccount(_ context.Context, in *dbv1.FundAccountRequest) (*dbv1.FundAccountResponse, error) {
+	s.last = in
+	if in.AccountId == "B" {
+		return nil, status.Error(codes.NotFound, "there is no account B")
+	}
+	return &dbv1.FundAccountResponse{EventId: "e2"}, nil
+}
+
+func (s *town) SetAccountStatus(_ context.Context, in *dbv1.SetAccountStatusRequest) (*dbv1.SetAccountStatusResponse, error) {
+	s.last = in
+	return &dbv1.SetAccountStatusResponse{EventId: "e3", Applied: true}, nil
+}
+
+func (s *town) DescribeAccount(_ context.Context, in *dbv1.DescribeAccountRequest) (*dbv1.DescribeAccountResponse, error) {
+	s.last = in
+	return &dbv1.DescribeAccountResponse{
+		AccountId: in.AccountId, Owner: "Ayu", Currency: "USD", Status: "BLOCKED", ProfileAt: noon,
+		Balances: []*commonv1.Balance{{Currency: "IDR", AvailableMinor: 7000, DailyLimitMinor: 500}, {Currency: "USD", AvailableMinor: 1050, HeldMinor: 25}},
+		Entries:  []*dbv1.AccountEntry{{Currency: "USD", Entry: &dbv1.Entry{BookedAt: noon, Kind: "funding", AmountMinor: 1075, BalanceMinor: 1075, TransactionId: "t1"}}},
+		Changes:  []*dbv1.Change{ordered},
+	}, nil
+}
+
+func (s *town) ListChanges(_ context.Context, in *dbv1.ListChangesRequest) (*dbv1.ListChangesResponse, error) {
+	s.last = in
+	return &dbv1.ListChangesResponse{Changes: []*dbv1.Change{ordered}}, nil
+}
+
+func (s *town) SetLiquidity(_ context.Context, in *dbv1.SetLiquidityRequest) (*dbv1.SetLiquidityResponse, error) {
+	s.last = in
+	return &dbv1.SetLiquidityResponse{Changed: true}, nil
+}
+
+func (s *town) UpdateRates(_ context.Context, in *fxv1.UpdateRatesRequest) (*fxv1.UpdateRatesResponse, error) {
+	s.last = in
+	if in.Rates[0].Bid != "" {
+		return &fxv1.UpdateRatesResponse{Message: "rates[0]: bid: 17 is above the rate, 16"}, nil
+	}
+	return &fxv1.UpdateRatesResponse{Success: true}, nil
+}
+
+func (s *town) ListRates(_ context.Context, in *fxv1.ListRatesRequest) (*fxv1.ListRatesResponse, error) {
+	s.last = in
+	return &fxv1.ListRatesResponse{Rates: []*fxv1.RateInForce{{BaseCurrency: "USD", Rate: "16000", Bid: "15900", Ask: "16100", RateTime: noon, RateId: "r1"}}}, nil
+}
+
+func (judges) GetRules(context.Context, *riskv1.GetRulesRequest) (*riskv1.GetRulesResponse, error) {
+	return &riskv1.GetRulesResponse{
+		RuleSet: "s1", MinAmountIdr: 1000, MaxAmountIdr: 10_000_000, RandomRejectPpm: 20_000, BlockedAccounts: []string{"X", "Y"}, BlockedCountries: []string{"ZZ"},
+	}, nil
+}
+
+func (s judges) SeedRules(_ context.Context, in *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
+	s.town.last = in
+	return &riskv1.SeedRulesResponse{Ok: true, RuleSet: "s2"}, nil
+}
+
+// Operators' commands call the functions, with who orders it and why, and show what these answer.
+func TestOperatorsCommands(t *testing.T) {
+	s := &town{}
+	server := grpc.NewServer()
+	dbv1.RegisterAdminServer(server, s)
+	fxv1.RegisterFxServiceServer(server, s)
+	riskv1.RegisterAdminServer(server, judges{town: s})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := event.Decode[event.AccountOpened](e)
-	if want := (event.AccountOpened{AccountID: "A", Owner: "Ayu", Currency: "SGD", DailyLimitIDR: 500, Status: "BLOCKED"}); err != nil || got != want || e.ID() != "new" {
-		t.Errorf("%+v, %v", got, err)
+	go server.Serve(l)
+	t.Cleanup(server.Stop)
+	for _, tc := range []struct {
+		args    string
+		request string // a part of the last request, as JSON
+		stdout  string
+	}{
+		{"account open A --owner Ayu --currency USD --daily-limit-idr 500 --by ayu --note new --id bank-1",
+			`"account_id":"A","owner":"Ayu","currency":"USD","daily_limit_idr":500,"status":"ACTIVE","event_id":"bank-1","by":"ayu","note":"new"`, "account A is open (event e1)\n"},
+		{"account fund A 10.50 --currency USD --by budi", `"amount":{"minor":1050,"currency":"USD"},"by":"budi"`, "counted before"},
+		{"account block A --by citra --note fraud", `"account_id":"A","status":"BLOCKED","by":"citra","note":"fraud"`, "account A is blocked (event e3)\n"},
+		{"account unblock A --json", `"status":"ACTIVE"`, `"event_id": "e3"`},
+		{"account show A", `"limit":10`, "USD      10.50  0.25         0.00         none"},
+		{"account show A --json", "", `"daily_limit": "500"`},
+		{"changes --kind account --subject A", `"kind":"account","subject":"A","limit":20`, "citra  fraud"},
+		{"rate set USD IDR 16000 --by ayu", `"rates":[{"base_currency":"USD","quote_currency":"IDR","rate_decimal":"16000"}],"by":"ayu"`, "the rate of USD in IDR is 16000\n"},
+		{"rate list", `"quote_currency":"IDR"`, "USD/IDR  16000  15900  16100  2026-01-31T12:00:00Z"},
+		{"rate list --json", "", `"rate_id": "r1"`},
+		{"rules show", `"kind":"rules","subject":"s1","limit":1`, "set at 2026-01-31T12:00:00Z by citra: fraud\n"},
+		{"rules show --json", "", `"random_reject_ppm": 20000`},
+		{"rules set --random-reject-ppm 0 --block Z --unblock X --by dewi --note demo",
+			`"blocked_accounts":["Y","Z"],"blocked_countries":["ZZ"],"min_amount_idr":1000,"random_reject_ppm":0,"max_amount_idr":10000000,"by":"dewi","note":"demo","expected_rule_set":"s1"`,
+			"rule set s2 is in force\n"},
+		{"liquidity USD 5 --position-limit none --by ayu", `"currency":"USD","available_minor":500,"by":"ayu"`, ""},
+	} {
+		s.last = nil
+		c := pgw(t, strings.Fields(tc.args)...)
+		c.Env = append(c.Env, "USER=me", "DB_ADDR="+l.Addr().String(), "FX_ADDR="+l.Addr().String(), "RISK_ADDR="+l.Addr().String())
+		stdout, stderr, code := outcome(t, c)
+		request, err := json.Marshal(s.last)
+		if err != nil || code != 0 || stderr != "" || !strings.Contains(stdout, tc.stdout) || !strings.Contains(string(request), tc.request) {
+			t.Errorf("pgw %s: exit code %d, stdout %q, stderr %q, request %s, %v", tc.args, code, stdout, stderr, request, err)
+		}
+		if strings.Contains(tc.args, "--json") && !json.Valid([]byte(stdout)) {
+			t.Errorf("pgw %s: %q is not JSON", tc.args, stdout)
+		}
 	}
-	for _, bad := range []openAccount{{accountFlags{Account: "SPREAD", Currency: "IDR"}, "x", 0, false}, {accountFlags{Account: "A", Currency: "IDR"}, "x", -1, false}} {
-		if _, err := bad.event(time.Now(), "new"); err == nil {
-			t.Errorf("%+v makes an event", bad)
+	// What is wrong is named, with its limit, in one line.
+	for args, want := range map[string]string{
+		"account open A --owner " + strings.Repeat("x", 201):                       "owner: is 201 bytes long; at most 200",
+		"account open SPREAD --owner x":                                            "account: SPREAD is the house's own",
+		"account open A --owner x --daily-limit-idr=-1":                            "--daily-limit-idr must be between 0 and",
+		"account open A --owner x --by " + strings.Repeat("x", 201):                "by: is 201 bytes long; at most 200",
+		"account fund A 5 --currency XYZ":                                          "currency: ",
+		"account fund A five":                                                      "amount: ",
+		"account fund A 5.001 --currency USD":                                      "amount: ",
+		"account fund A 0":                                                         "amount: 0; must be more than zero",
+		"account fund A 5 --note " + strings.Repeat("x", 501):                      "note: is 501 bytes long; at most 500",
+		"account fund A 5 --id " + strings.Repeat("x", 300):                        "id: is 300 bytes long; at most",
+		"account fund B 5":                                                         "pgw: there is no account B\n",
+		"rate set USD XYZ 5":                                                       "quote: ",
+		"rate set USD IDR -5":                                                      "unknown flag -5",
+		"rate set USD IDR 16 --bid 17 --ask 18":                                    "bid: 17 is above the rate, 16",
+		"rules set":                                                                "name a rule to change",
+		"liquidity USD 5 --position-limit none --note " + strings.Repeat("x", 501): "note: is 501 bytes long",
+	} {
+		c := pgw(t, strings.Fields(args)...)
+		c.Env = append(c.Env, "DB_ADDR="+l.Addr().String(), "FX_ADDR="+l.Addr().String(), "RISK_ADDR="+l.Addr().String())
+		stdout, stderr, code := outcome(t, c)
+		if code == 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, want) {
+			t.Errorf("pgw %s: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
 		}
 	}
 }
@@ -75,16 +178,18 @@ func TestAccountsAreOpened(t *testing.T) {
 // A position limit is always given, so that setting a balance does not take the limit away.
 func TestLiquidityOfOperators(t *testing.T) {
 	got, err := liquidityCommand{Currency: "KWD", Available: "1.5", PositionLimit: "1"}.request()
-	if err != nil || got.AvailableMinor != 1500 || got.GetPositionLimitMinor() != 1000 || got.OnlyMissing {
+	if err != nil || got.AvailableMinor != 1500 || got.GetPositionLimitMinor() != 1000 || got.OnlyMissing || got.By == "" {
 		t.Errorf("%v, %v", got, err)
 	}
 	got, err = liquidityCommand{Currency: "JPY", Available: "0", PositionLimit: noLimit}.request()
 	if err != nil || got.PositionLimitMinor != nil {
 		t.Errorf("%v, %v", got, err)
 	}
-	for _, bad := range []liquidityCommand{{Currency: "XYZ", Available: "1", PositionLimit: noLimit}, {Currency: "JPY", Available: "1.5", PositionLimit: noLimit}, {Currency: "JPY", Available: "1", PositionLimit: "x"}} {
-		if got, err := bad.request(); err == nil {
-			t.Errorf("%+v: %v", bad, got)
-		}
+	bad := []liquidityCommand{
+		{Currency: "XYZ", Available: "1", PositionLimit: noLimit}, {Currency: "JPY", Available: "1.5", PositionLimit: noLimit},
+		{Currency: "JPY", Available: "1", PositionLimit: "x"},
+	}
+	if slices.ContainsFunc(bad, func(c liquidityCommand) bool { _, err := c.request(); return err == nil }) {
+		t.Errorf("one of %+v makes a request", bad)
 	}
 }

@@ -31,8 +31,11 @@ type commands struct {
 	Trial      trialCommand      `cmd:"" name:"trial-balance" help:"Add up the balances of each currency, with the house's accounts. Exit code 0: each currency sums to zero; 1: one does not; 2: the balances could not be read."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose: as Markdown, or as JSON."`
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
-	Account    accountCommand    `cmd:"" help:"Open and fund accounts."`
+	Account    accountCommand    `cmd:"" help:"Open, fund, block and show accounts."`
+	Rate       rateCommand       `cmd:"" help:"List and set rates."`
+	Rules      rulesCommand      `cmd:"" help:"Show and set the rules by which risk judges payments."`
 	Liquidity  liquidityCommand  `cmd:"" help:"Set what the house has to exchange in one currency."`
+	Changes    changesCommand    `cmd:"" help:"List what operators have changed: accounts, fundings, rates, rules and liquidity, with who and why."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"List, send again or discard events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Check whether a function is ready. Exit code 0: it is ready."`
 	Completion completionCommand `cmd:"" help:"Print the script with which a shell completes pgw's commands and flags."`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,6 +65,9 @@ func (f operatorFlags) find(flags map[string]string) (function.Settings, error) 
 		}
 	}
 	found, err := f.readRunFile()
+	if errors.Is(err, fs.ErrNotExist) && namesFunction(environment) {
+		return function.Settings{Lookup: environment}, nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("set %s, or start pgw run here: there is no run.json in %s", strings.Join(naming, ", "), f.DataDir)
 	}
@@ -77,6 +81,17 @@ func (f operatorFlags) find(flags map[string]string) (function.Settings, error) 
 		keys, err := os.ReadFile(filepath.Join(f.DataDir, "event-keys"))
 		return string(keys), err == nil
 	}}, err
+}
+
+// namesFunction reports whether the environment has the address of a function. That is enough for a
+// command that only calls functions, if no system runs here.
+func namesFunction(environment func(string) (string, bool)) bool {
+	for _, f := range table.Functions {
+		if _, set := environment(table.Functions.Address(f.Name).Name); set {
+			return true
+		}
+	}
+	return false
 }
 
 // readRunFile returns the settings in run.json, by the names of the corresponding variables.
@@ -100,6 +115,30 @@ func (f operatorFlags) readRunFile() (map[string]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// connect connects to functions of the system, each by its name. done closes the connections.
+func (f operatorFlags) connect(names ...string) (conns map[string]*grpc.ClientConn, done func(), err error) {
+	var cfg struct{ RPC rpc.Security }
+	at, err := f.find(nil)
+	if err == nil {
+		err = at.Read(&cfg)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	callers, err := cfg.RPC.Open(slog.Default())
+	if err != nil {
+		return nil, nil, err
+	}
+	if conns, err = dial(at, callers, names...); err != nil {
+		return nil, nil, err
+	}
+	return conns, func() {
+		for _, conn := range conns {
+			conn.Close()
+		}
+	}, nil
 }
 
 // dial connects to functions of the system, each by its name.
