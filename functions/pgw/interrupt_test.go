@@ -119,3 +119,47 @@ func TestASeedIsInterrupted(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, &errs)
 	}
 }
+
+// reconcile --every prints each report, here that there is none, and listens on this machine only.
+func TestReconcileEveryPrintsAndListensOnLoopback(t *testing.T) {
+	c := pgw(t, "reconcile", "--every", "1s")
+	c.Env = append(c.Env, "DATABASE_URL=postgres://u@127.0.0.1:1/d?sslmode=disable", "KAFKA_BROKERS=127.0.0.1:1", "PORT=0")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	addr := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(log)
+		for lines.Scan() {
+			var line struct{ Msg, Addr string }
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+				addr <- line.Addr
+			}
+		}
+		close(addr)
+	}()
+	reports := bufio.NewReader(out)
+	for range 2 {
+		if line, err := reports.ReadString('\n'); err != nil || !strings.HasPrefix(line, "It could not be checked whether the books agree: ") {
+			t.Errorf("%q, %v", line, err)
+		}
+	}
+	if host, _, err := net.SplitHostPort(<-addr); err != nil || host != "127.0.0.1" {
+		t.Errorf("it listens on %q: %v", host, err)
+	}
+	c.Process.Signal(os.Interrupt)
+	io.Copy(io.Discard, reports)
+	for range addr {
+	}
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+}
