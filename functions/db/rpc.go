@@ -14,6 +14,7 @@ import (
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/ledger"
+	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 	"pgw/shared/rpc"
@@ -288,12 +289,20 @@ func (d *DB) GetRandomAccounts(ctx context.Context, _ *dbv1.GetRandomAccountsReq
 // defaultPage is the number of payments on a page if the caller sets none.
 const defaultPage = 20
 
+// maxAccounts is the most accounts and prefixes of a list's request.
+const maxAccounts = 1000
+
 // Find implements db.v1.Db.
 func (d *DB) Find(ctx context.Context, in *dbv1.FindRequest) (*commonv1.Record, error) {
 	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
 		return nil, invalid(err)
 	}
 	rec, err := d.ledger.Payment(ctx, in.IdempotencyKey)
+	if errors.Is(err, ledger.ErrNotFound) && in.OrRef {
+		if ref, notUUID := uuid.Parse(in.IdempotencyKey); notUUID == nil {
+			rec, err = d.ledger.PaymentByRef(ctx, ref)
+		}
+	}
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
 	}
@@ -341,7 +350,31 @@ func searchOf(in *dbv1.ListRequest) (s ledger.Search, err error) {
 	if s.Status, err = rpc.ToState(in.State); err != nil {
 		return s, &payment.FieldError{Field: "state", Problem: err.Error()}
 	}
-	return s, nil
+	if in.Ref != "" {
+		if s.Ref, err = uuid.Parse(in.Ref); err != nil {
+			return s, &payment.FieldError{Field: "ref", Problem: "is not the id of a reservation"}
+		}
+	}
+	if len(in.Accounts) > maxAccounts {
+		return s, &payment.FieldError{Field: "accounts", Problem: fmt.Sprintf("has %d elements; at most %d", len(in.Accounts), maxAccounts)}
+	}
+	s.Accounts, s.Currency = in.Accounts, in.Currency
+	if s.Currency != "" {
+		if _, err := money.ParseCurrency(s.Currency); err != nil {
+			return s, err
+		}
+	} else if in.MinMinor != 0 || in.MaxMinor != 0 {
+		return s, &payment.FieldError{Field: "currency", Problem: "is missing: an amount needs it"}
+	}
+	s.MinMinor, s.MaxMinor = in.MinMinor, in.MaxMinor
+	if in.From != nil {
+		s.From = rpc.Time(in.From)
+	}
+	if in.To != nil {
+		s.To = rpc.Time(in.To)
+	}
+	s.Metadata = in.Metadata
+	return s, payment.CheckMetadata(s.Metadata)
 }
 
 // read reads a payment from a request and checks it.

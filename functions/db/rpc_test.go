@@ -101,6 +101,8 @@ func TestListPaymentsNewestFirst(t *testing.T) {
 		"nobody's":     {&dbv1.ListRequest{AccountId: "NOBODY"}, ""},
 		"pending":      {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_PENDING}, "p4 p3"},
 		"refused":      {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_ROLLEDBACK}, "too much"},
+		"of accounts":  {&dbv1.ListRequest{Accounts: []string{"C*", "D"}}, "too much p3 p1"},
+		"by amount":    {&dbv1.ListRequest{Currency: "IDR", MinMinor: 11}, "too much"},
 		"settled, C's": {&dbv1.ListRequest{State: commonv1.ReservationState_RESERVATION_STATE_COMMITTED, AccountId: "C"}, "p1"},
 	} {
 		if keys, _ := w.keys(tc.in); strings.Join(keys, " ") != tc.want {
@@ -116,6 +118,10 @@ func TestListPaymentsNewestFirst(t *testing.T) {
 		"before":     {Before: "yesterday"},
 		"account_id": {AccountId: strings.Repeat("x", payment.MaxAccountID+1)},
 		"state":      {State: 99},
+		"ref":        {Ref: "4711"},
+		"currency":   {MinMinor: 1},
+		"accounts":   {Accounts: make([]string, maxAccounts+1)},
+		"metadata":   {Metadata: map[string]string{"a b": "c"}},
 	} {
 		if _, err := w.List(t.Context(), in); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field+":") {
 			t.Errorf("bad %s: %v", field, err)

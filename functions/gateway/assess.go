@@ -212,7 +212,7 @@ func replayed(o payment.Outcome) payment.Outcome {
 // the ledger has its key. An outcome without a status means that the money is held and the payment
 // is not decided; the returned payment then has the ledger's price.
 func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
-	rec, err := g.find(ctx, p.Key)
+	rec, err := g.find(ctx, &dbv1.FindRequest{IdempotencyKey: p.Key})
 	if status.Code(err) == codes.NotFound {
 		return p, out, false, nil
 	}

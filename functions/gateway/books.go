@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"pgw/functions/gateway/access"
 	dbv1 "pgw/proto/gen/db/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/money"
@@ -24,11 +25,17 @@ import (
 // This file serves accounts and the books: balances now and at a time, statements, and the trial
 // balance.
 
+// sees reports whether a client may see an account and its payments. A prefix of accounts never
+// includes the house's own. client is nil if requests are not authenticated.
+func sees(client *access.Principal, account string) bool {
+	return client == nil || client.OwnsAll() || client.Owns(account) && !payment.IsHouse(account)
+}
+
 // owns reports whether the client may see the account of the path. If not, it answers as if the
-// account did not exist. A prefix of accounts never includes the house's own.
+// account did not exist.
 func (g *Gateway) owns(w http.ResponseWriter, r *http.Request) bool {
-	p, id := principal(r), r.PathValue("id")
-	if p == nil || p.OwnsAll() || p.Owns(id) && !payment.IsHouse(id) {
+	id := r.PathValue("id")
+	if sees(principal(r), id) {
 		return true
 	}
 	g.writeRefusal(w, r, "wallet", status.Errorf(codes.NotFound, "there is no account %s", id))

@@ -42,7 +42,8 @@ func (g *Gateway) routes(all *function.Mux) {
 	mux := apiRoutes{all}
 	mux.None(noRoute)
 	all.HandleFunc("POST /api/payments", g.postPayment) // checks its query: its errors have a body of their own
-	mux.HandleFunc("GET /api/payments", g.listPayments, "limit", "before", "account", "status")
+	mux.HandleFunc("GET /api/payments", g.listPayments, "limit", "before", "account", "status", "currency", "from", "to",
+		"min_amount", "max_amount", "ref", inMetadata)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
 	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount, "at")
 	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement, "currency", "from", "to", "limit", "cursor", "format")
@@ -352,13 +353,15 @@ type eventID struct {
 	ID   string `json:"id"`
 }
 
+// getPayment returns the payment of a key, or of the ref that clients got with the answer. If a key is
+// spelled like another payment's ref, the payment of the key is returned.
 func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
 	key := r.PathValue("key")
-	rec, err := g.find(r.Context(), key)
+	rec, err := g.find(r.Context(), &dbv1.FindRequest{IdempotencyKey: key, OrRef: true})
 	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
 	// The response does not show whether another client's payment exists.
-	if p := principal(r); err == nil && p != nil && !p.Owns(rec.Sender) && !p.Owns(rec.Receiver) {
+	if p := principal(r); err == nil && !sees(p, rec.Sender) && !sees(p, rec.Receiver) {
 		err = status.Error(codes.NotFound, "belongs to another client")
 	}
 	switch status.Code(err) {
@@ -376,16 +379,16 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	}
 	out := recordOf(rec)
 	out.Entries = entriesOf(rec, principal(r))
-	out.Events = []eventID{{event.RequestedType(rec.Payment), event.RequestedID(key, rec.Claimed)}}
+	out.Events = []eventID{{event.RequestedType(rec.Payment), event.RequestedID(rec.Key, rec.Claimed)}}
 	if out.Status != "" {
-		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(key, rec.Claimed)})
+		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(rec.Key, rec.Claimed)})
 	}
 	writeJSON(w, http.StatusOK, out)
 }
 
 // find reads a payment from the ledger.
-func (g *Gateway) find(ctx context.Context, key string) (payment.Record, error) {
-	got, err := g.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key})
+func (g *Gateway) find(ctx context.Context, in *dbv1.FindRequest) (payment.Record, error) {
+	got, err := g.db.Find(ctx, in)
 	if err != nil {
 		return payment.Record{}, err
 	}
@@ -416,7 +419,7 @@ func entriesOf(rec payment.Record, client *access.Principal) (entries []entry) {
 		return nil
 	}
 	for _, l := range rec.Legs() {
-		if client == nil || client.OwnsAll() || !payment.IsHouse(l.Account) && client.Owns(l.Account) {
+		if sees(client, l.Account) {
 			entries = append(entries, entry{l.Account, l.Currency, l.String(), l.Kind, rec.DecidedAt})
 		}
 	}

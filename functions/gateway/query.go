@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"pgw/shared/function"
 	"pgw/shared/money"
@@ -91,9 +94,14 @@ func (q *query) text(name string) string { return q.values.Get(name) }
 
 // note adds what is wrong with a parameter. err may be nil.
 func (q *query) note(name string, err error) {
-	if err != nil {
-		q.wrong = append(q.wrong, payment.Problem{Field: name, Err: err})
+	if err == nil {
+		return
 	}
+	var wrong *payment.FieldError
+	if errors.As(err, &wrong) {
+		name = wrong.Field
+	}
+	q.wrong = append(q.wrong, payment.Problem{Field: name, Err: err})
 }
 
 // time reads a time; zero if there is none.
@@ -121,6 +129,15 @@ func (q *query) limit() uint32 {
 		q.note("limit", &payment.FieldError{Field: "limit", Problem: fmt.Sprintf("%.20q is not a positive number", text)})
 	}
 	return uint32(limit)
+}
+
+// uuid reads a UUID as it is; empty if there is none.
+func (q *query) uuid(name string) string {
+	text := q.text(name)
+	if text != "" && uuid.Validate(text) != nil {
+		q.note(name, &payment.FieldError{Field: name, Problem: "is not a UUID"})
+	}
+	return text
 }
 
 // currency reads a currency that must be there.

@@ -780,7 +780,7 @@ type PaymentList struct {
 	NextBefore *openapi_types.UUID `json:"next_before,omitempty"`
 	Payments   []Payment           `json:"payments"`
 
-	// SearchLimit The number of payments that one request examines.
+	// SearchLimit The most payments that one request examines.
 	SearchLimit int `json:"search_limit"`
 }
 
@@ -1055,6 +1055,28 @@ type ListPaymentsParams struct {
 
 	// Status Only payments with this status. PENDING payments are under way.
 	Status *ListPaymentsParamsStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// Currency Only payments of an amount in this currency (the field `currency`).
+	Currency *Currency `form:"currency,omitempty" json:"currency,omitempty"`
+
+	// MinAmount Only payments of at least this amount, in major units of `currency`, which it needs.
+	MinAmount *string `form:"min_amount,omitempty" json:"min_amount,omitempty"`
+
+	// MaxAmount Only payments of at most this amount, in major units of `currency`, which it needs.
+	MaxAmount *string `form:"max_amount,omitempty" json:"max_amount,omitempty"`
+
+	// From Only payments that were reserved at this time or later.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Only payments that were reserved before this time, which must be after `from`.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Ref Only the payment with this `ref`.
+	Ref *openapi_types.UUID `form:"ref,omitempty" json:"ref,omitempty"`
+
+	// Metadata Only payments with this entry in their `metadata`, written as `metadata.NAME=VALUE`, such as `metadata.order=4711`. It may be given for several names; a payment must have all
+	// of the entries.
+	Metadata *map[string]string `form:"metadata,omitempty" json:"metadata,omitempty"`
 }
 
 // ListPaymentsParamsStatus defines parameters for ListPayments.
@@ -1191,10 +1213,13 @@ type ClientInterface interface {
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListPayments List the recorded payments, the newest first
+	// ListPayments List payments
 	//
-	// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
-	// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
+	// The payments that the ledger has recorded, the newest first. Payments that were refused before they reached the ledger are not in the list. A key or token for some
+	// accounts gets the payments of these accounts.
+	//
+	// A payment must fit all parameters. `from`, `to` and `ref` are found by an index. For the others one request examines at most `search_limit` payments: a page
+	// may have fewer payments than were asked for, or none, and `next_before` is where the next request goes on. A list counts as ten requests of the client's rate.
 	//
 	// Corresponds with GET /api/payments (the `ListPayments` operationId).
 	ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1231,7 +1256,9 @@ type ClientInterface interface {
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePayment(ctx context.Context, params *CreatePaymentParams, body CreatePaymentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetPayment Read a payment from the ledger
+	// GetPayment Read a payment
+	//
+	// The payment of an idempotency key, or of the `ref` that a client got with the answer. If a key is spelled like another payment's `ref`, the payment of the key is returned.
 	//
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1337,10 +1364,13 @@ func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorF
 	return c.Client.Do(req)
 }
 
-// ListPayments List the recorded payments, the newest first
+// ListPayments List payments
 //
-// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
-// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
+// The payments that the ledger has recorded, the newest first. Payments that were refused before they reached the ledger are not in the list. A key or token for some
+// accounts gets the payments of these accounts.
+//
+// A payment must fit all parameters. `from`, `to` and `ref` are found by an index. For the others one request examines at most `search_limit` payments: a page
+// may have fewer payments than were asked for, or none, and `next_before` is where the next request goes on. A list counts as ten requests of the client's rate.
 //
 // Corresponds with GET /api/payments (the `ListPayments` operationId).
 func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1407,7 +1437,9 @@ func (c *Client) CreatePayment(ctx context.Context, params *CreatePaymentParams,
 	return c.Client.Do(req)
 }
 
-// GetPayment Read a payment from the ledger
+// GetPayment Read a payment
+//
+// The payment of an idempotency key, or of the `ref` that a client got with the answer. If a key is spelled like another payment's `ref`, the payment of the key is returned.
 //
 // Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 func (c *Client) GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1805,6 +1837,90 @@ func NewListPaymentsRequest(server string, params *ListPaymentsParams) (*http.Re
 
 		}
 
+		if params.Currency != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "currency", *params.Currency, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinAmount != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_amount", *params.MinAmount, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MaxAmount != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "max_amount", *params.MaxAmount, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Ref != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "ref", *params.Ref, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Metadata != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "metadata", *params.Metadata, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "object", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -2169,10 +2285,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrenciesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCurrenciesResponse, error)
 
-	// ListPaymentsWithResponse List the recorded payments, the newest first
+	// ListPaymentsWithResponse List payments
 	//
-	// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
-	// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
+	// The payments that the ledger has recorded, the newest first. Payments that were refused before they reached the ledger are not in the list. A key or token for some
+	// accounts gets the payments of these accounts.
+	//
+	// A payment must fit all parameters. `from`, `to` and `ref` are found by an index. For the others one request examines at most `search_limit` payments: a page
+	// may have fewer payments than were asked for, or none, and `next_before` is where the next request goes on. A list counts as ten requests of the client's rate.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2211,7 +2330,9 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePaymentWithResponse(ctx context.Context, params *CreatePaymentParams, body CreatePaymentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePaymentResponse, error)
 
-	// GetPaymentWithResponse Read a payment from the ledger
+	// GetPaymentWithResponse Read a payment
+	//
+	// The payment of an idempotency key, or of the `ref` that a client got with the answer. If a key is spelled like another payment's `ref`, the payment of the key is returned.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -3733,10 +3854,13 @@ func (c *ClientWithResponses) GetCurrenciesWithResponse(ctx context.Context, req
 	return ParseGetCurrenciesResponse(rsp)
 }
 
-// ListPaymentsWithResponse List the recorded payments, the newest first
+// ListPaymentsWithResponse List payments
 //
-// Payments that were refused before they reached the ledger are not in the list. Payments are not indexed by account or status: one request examines `search_limit`
-// payments, and `next_before` is the start of the next page. A list counts as ten requests of the key's rate.
+// The payments that the ledger has recorded, the newest first. Payments that were refused before they reached the ledger are not in the list. A key or token for some
+// accounts gets the payments of these accounts.
+//
+// A payment must fit all parameters. `from`, `to` and `ref` are found by an index. For the others one request examines at most `search_limit` payments: a page
+// may have fewer payments than were asked for, or none, and `next_before` is where the next request goes on. A list counts as ten requests of the client's rate.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3793,7 +3917,9 @@ func (c *ClientWithResponses) CreatePaymentWithResponse(ctx context.Context, par
 	return ParseCreatePaymentResponse(rsp)
 }
 
-// GetPaymentWithResponse Read a payment from the ledger
+// GetPaymentWithResponse Read a payment
+//
+// The payment of an idempotency key, or of the `ref` that a client got with the answer. If a key is spelled like another payment's `ref`, the payment of the key is returned.
 //
 // Returns a wrapper object for the known response body format(s).
 //

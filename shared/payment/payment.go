@@ -298,7 +298,7 @@ func readMetadata(raw json.RawMessage) (map[string]string, error) {
 	for name, text := range texts {
 		metadata[name] = *text
 	}
-	return metadata, checkMetadata(metadata)
+	return metadata, CheckMetadata(metadata)
 }
 
 // decimalText returns the digits of an amount. It never converts a number through a float.
@@ -512,12 +512,12 @@ func (p Payment) validateTerms() error {
 	if err := p.checkAmounts(); err != nil {
 		return err
 	}
-	return checkMetadata(p.Metadata)
+	return CheckMetadata(p.Metadata)
 }
 
-// checkMetadata checks the limits of a payment's metadata. With these limits it fits into every
+// CheckMetadata checks the limits of a payment's metadata. With these limits it fits into every
 // message and table.
-func checkMetadata(metadata map[string]string) error {
+func CheckMetadata(metadata map[string]string) error {
 	if n := len(metadata); n > MaxMetadata {
 		return &FieldError{"metadata", fmt.Sprintf("has %d entries; at most %d", n, MaxMetadata)}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -111,7 +112,7 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	if resp.StatusCode != http.StatusOK || !strings.Contains(text, "committed") {
 		t.Fatalf("%s %s", resp.Status, text)
 	}
-	before := s.balance("B")
+	mine, before := text, s.balance("B")
 	for what, text := range map[string]string{
 		"another's account":                body("theirs", "B", "A", "USD", 1),
 		"another's account and one's key":  body("mine", "B", "A", "USD", 1),
@@ -144,11 +145,22 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	if resp, text := a.do("GET", "/api/accounts/A", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"balance_idr"`) {
 		t.Errorf("one's own account: %s %s", resp.Status, text)
 	}
-	for path, code := range map[string]int{"/api/payments": 403, "/api/payments?account=B": 403, "/api/payments?account=A": 200} {
+	// Without an account, the list is that of the key's accounts.
+	list := map[string]int{"/api/payments": 200, "/api/payments?account=B": 403, "/api/payments?account=A": 200, "/api/payments?account=SETTLEMENT": 403}
+	for path, code := range list {
 		if resp, text := a.do("GET", path, ""); resp.StatusCode != code || strings.Contains(text, `"mine"`) != (code == 200) {
 			t.Errorf("%s: %s %s", path, resp.Status, text)
 		}
 	}
+	if resp, text := c.do("GET", "/api/payments", ""); resp.StatusCode != http.StatusOK || strings.Contains(text, `"mine"`) {
+		t.Errorf("another's payments: %s %s", resp.Status, text)
+	}
+	ref := regexp.MustCompile(`"ref":"([^"]+)"`).FindStringSubmatch(mine)[1]
+	if resp, text := a.do("GET", "/api/payments/"+ref, ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"mine"`) {
+		t.Errorf("by its ref: %s %s", resp.Status, text)
+	}
+	theirs, theirText = c.do("GET", "/api/payments/"+ref, "")
+	problem(t, "another's payment by its ref", theirs, theirText, http.StatusNotFound)
 	if resp, text := all.do("GET", "/api/payments", ""); resp.StatusCode != http.StatusOK || !strings.Contains(text, `"mine"`) {
 		t.Errorf("all payments, with a key for all accounts: %s %s", resp.Status, text)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	fxv1 "pgw/proto/gen/fx/v1"
 )
@@ -209,7 +210,7 @@ func TestPaymentsAreListed(t *testing.T) {
 			}
 			for _, p := range page.Payments {
 				keys = append(keys, p.Key)
-				settled := p.Status == "SUCCESS" && p.Amount == "10.00"
+				settled := p.Status == "SUCCESS" && (p.Amount == "10.00" || p.Key == "noted")
 				if refused := p.Status == "FAILED" && p.Amount == "2000000000"; !settled && (!refused || p.Key != "refused") {
 					t.Errorf("%+v", p)
 				}
@@ -220,9 +221,20 @@ func TestPaymentsAreListed(t *testing.T) {
 			query.Set("before", page.Next)
 		}
 	}
+	s.expect(s.post(body("noted", "C", "B", "SGD", 2, "metadata", map[string]string{"order": "4711", "a.b-c_d": "é & ="})), "200 SUCCESS committed")
+	var reserved time.Time
+	s.query(&reserved, `SELECT created_at FROM reservations WHERE idempotency_key = 'p1'`)
+	from := reserved.UTC().Format(time.RFC3339Nano)
+	var ref string
+	s.query(&ref, `SELECT reservation_id::text FROM reservations WHERE idempotency_key = 'noted'`)
 	for query, want := range map[string]string{
-		"": "refused p2 p1 p0", "limit=1": "refused p2 p1 p0", "limit=2": "refused p2 p1 p0", "account=B": "refused p2 p0",
-		"account=B&limit=1": "refused p2 p0", "account=C": "p1", "status=SUCCESS": "p2 p1 p0", "status=FAILED": "refused", "status=PENDING": "", "account=A&status=SUCCESS&limit=100": "p2 p1 p0",
+		"": "noted refused p2 p1 p0", "limit=1": "noted refused p2 p1 p0", "limit=2": "noted refused p2 p1 p0", "account=B": "noted refused p2 p0",
+		"account=B&limit=1": "noted refused p2 p0", "account=C": "noted p1", "status=SUCCESS": "noted p2 p1 p0", "status=FAILED": "refused", "status=PENDING": "",
+		"account=A&status=SUCCESS&limit=100": "p2 p1 p0",
+		"from=" + from:                       "noted refused p2 p1", "to=" + from: "p0", "from=" + from + "&status=SUCCESS&currency=USD&limit=1": "p2 p1",
+		"currency=USD": "p2 p1 p0", "currency=IDR&min_amount=2000000000&max_amount=2e9": "refused", "currency=USD&max_amount=9.99": "", "currency=USD&min_amount=10": "p2 p1 p0",
+		"metadata.order=4711": "noted", "metadata.order=4711&metadata.a.b-c_d=%C3%A9+%26+%3D": "noted", "metadata.order=1": "", "metadata.other=4711": "",
+		"ref=" + ref: "noted", "ref=" + ref + "&account=A": "",
 	} {
 		values, err := url.ParseQuery(query)
 		if err != nil {
@@ -232,12 +244,49 @@ func TestPaymentsAreListed(t *testing.T) {
 			t.Errorf("%q: %q, want %q", query, got, want)
 		}
 	}
-	for _, query := range []string{"limit=101", "limit=0", "limit=-1", "limit=many", "before=yesterday", "status=MAYBE", "account=" + strings.Repeat("x", 65)} {
-		var problem struct{ Detail string }
-		field, _, _ := strings.Cut(query, "=")
-		if code := s.get("/api/payments?"+query, &problem); code != 400 || !strings.Contains(problem.Detail, field) {
+	for query, fields := range map[string]string{
+		"limit=101": "limit", "limit=0": "limit", "limit=-1": "limit", "limit=many": "limit", "before=yesterday": "before", "status=MAYBE": "status",
+		"account=" + strings.Repeat("x", 65): "account", "currency=usd": "currency", "min_amount=1": "currency", "currency=USD&max_amount=1.001": "max_amount",
+		"currency=USD&min_amount=2&max_amount=1": "max_amount", "from=now": "from", "from=2026-01-31T09:30:00Z&to=2026-01-31T09:30:00Z": "to", "ref=4711": "ref",
+		"metadata.a%20b=1": "metadata", "currency=US&status=MAYBE&to=now&limit=0": "limit status to currency",
+	} {
+		var problem struct {
+			Detail string
+			Errors []struct{ Field string }
+		}
+		code := s.get("/api/payments?"+query, &problem)
+		var named []string
+		for _, e := range problem.Errors {
+			named = append(named, e.Field)
+		}
+		if code != 400 || strings.Join(named, " ") != fields {
 			t.Errorf("%s: %d %+v", query, code, problem)
 		}
+	}
+}
+
+// A payment is read by its ref, too. If a key is spelled like the ref of another payment, the key wins.
+func TestAPaymentIsReadByItsRef(t *testing.T) {
+	s := start(t, options{})
+	first := s.expect(s.pay("first", "A", "B", "USD", 1), "200 SUCCESS committed")
+	read := func() string {
+		t.Helper()
+		var got struct {
+			Key string `json:"idempotency_key"`
+			Ref string
+		}
+		s.get("/api/payments/"+first.Ref, &got)
+		return got.Key
+	}
+	if got := read(); got != "first" {
+		t.Errorf("by the ref: %q", got)
+	}
+	s.expect(s.pay(first.Ref, "A", "B", "USD", 2), "200 SUCCESS committed")
+	if got := read(); got != first.Ref {
+		t.Errorf("by a key that is spelled like a ref: %q", got)
+	}
+	if code, _ := s.state("0199e0a7-2c7e-7d4a-9c43-5d2f3c1f8a10"); code != 404 {
+		t.Errorf("an unknown ref: %d", code)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +59,10 @@ func (p *Principal) Owns(account string) bool { return p.senders.match(account) 
 
 // OwnsAll reports whether the principal may send from every account.
 func (p *Principal) OwnsAll() bool { return p.senders.all() }
+
+// Accounts returns the accounts that the principal may send from: ids, and prefixes of ids that end
+// in *.
+func (p *Principal) Accounts() []string { return slices.Clone(p.senders) }
 
 // accounts are account ids, or prefixes of ids that end in *.
 type accounts []string

@@ -806,8 +806,10 @@ func (x *CloseRequest) GetReason() string {
 type FindRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// If no payment has the key and the key is a UUID: the payment with this reservation id.
+	OrRef         bool `protobuf:"varint,2,opt,name=or_ref,json=orRef,proto3" json:"or_ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FindRequest) Reset() {
@@ -847,6 +849,13 @@ func (x *FindRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *FindRequest) GetOrRef() bool {
+	if x != nil {
+		return x.OrRef
+	}
+	return false
+}
+
 type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 0 means 20; at most 100.
@@ -856,7 +865,22 @@ type ListRequest struct {
 	// Only payments that this account sent or received.
 	AccountId string `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
 	// Only payments in this state; unspecified: in any.
-	State         v1.ReservationState `protobuf:"varint,4,opt,name=state,proto3,enum=common.v1.ReservationState" json:"state,omitempty"`
+	State v1.ReservationState `protobuf:"varint,4,opt,name=state,proto3,enum=common.v1.ReservationState" json:"state,omitempty"`
+	// Only payments that one of these accounts sent or received: ids, or prefixes of ids that end in *.
+	// They never name the house's own accounts. None: of any account.
+	Accounts []string `protobuf:"bytes,5,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	// Only payments of an amount in this currency; empty: in any.
+	Currency string `protobuf:"bytes,6,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Only payments that were reserved at this time or later, and before the other; unset: at any time.
+	From *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`
+	To   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`
+	// Only payments of at least and at most so many minor units of currency; 0: of any amount.
+	MinMinor int64 `protobuf:"varint,9,opt,name=min_minor,json=minMinor,proto3" json:"min_minor,omitempty"`
+	MaxMinor int64 `protobuf:"varint,10,opt,name=max_minor,json=maxMinor,proto3" json:"max_minor,omitempty"`
+	// Only the payment with this reservation id; empty: any.
+	Ref string `protobuf:"bytes,11,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Only payments whose metadata has all of these.
+	Metadata      map[string]string `protobuf:"bytes,12,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -919,11 +943,67 @@ func (x *ListRequest) GetState() v1.ReservationState {
 	return v1.ReservationState(0)
 }
 
+func (x *ListRequest) GetAccounts() []string {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+func (x *ListRequest) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *ListRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ListRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ListRequest) GetMinMinor() int64 {
+	if x != nil {
+		return x.MinMinor
+	}
+	return 0
+}
+
+func (x *ListRequest) GetMaxMinor() int64 {
+	if x != nil {
+		return x.MaxMinor
+	}
+	return 0
+}
+
+func (x *ListRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ListRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type ListResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Payments []*v1.Record           `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
-	// Where to go on; empty when there are no older ones. Payments are not indexed by account, so a
-	// call looks at search_limit of them and may find fewer than it was asked for, or none, while
+	// Where to go on; empty when there are no older ones. Payments are indexed by time, key and ref only,
+	// so a call looks at search_limit of them and may find fewer than it was asked for, or none, while
 	// older ones match.
 	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
 	SearchLimit   uint32 `protobuf:"varint,3,opt,name=search_limit,json=searchLimit,proto3" json:"search_limit,omitempty"`
@@ -4251,15 +4331,28 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"receiverId\"T\n" +
 	"\fCloseRequest\x12,\n" +
 	"\apayment\x18\x01 \x01(\v2\x12.common.v1.PaymentR\apayment\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"M\n" +
 	"\vFindRequest\x12'\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x8d\x01\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x15\n" +
+	"\x06or_ref\x18\x02 \x01(\bR\x05orRef\"\xe8\x03\n" +
 	"\vListRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x03 \x01(\tR\taccountId\x121\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x1b.common.v1.ReservationStateR\x05state\"\x81\x01\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.common.v1.ReservationStateR\x05state\x12\x1a\n" +
+	"\baccounts\x18\x05 \x03(\tR\baccounts\x12\x1a\n" +
+	"\bcurrency\x18\x06 \x01(\tR\bcurrency\x12.\n" +
+	"\x04from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x1b\n" +
+	"\tmin_minor\x18\t \x01(\x03R\bminMinor\x12\x1b\n" +
+	"\tmax_minor\x18\n" +
+	" \x01(\x03R\bmaxMinor\x12\x10\n" +
+	"\x03ref\x18\v \x01(\tR\x03ref\x12<\n" +
+	"\bmetadata\x18\f \x03(\v2 .db.v1.ListRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
 	"\fListResponse\x12-\n" +
 	"\bpayments\x18\x01 \x03(\v2\x11.common.v1.RecordR\bpayments\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
@@ -4581,7 +4674,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -4646,130 +4739,134 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*Change)(nil),                         // 60: db.v1.Change
 	(*ListChangesRequest)(nil),             // 61: db.v1.ListChangesRequest
 	(*ListChangesResponse)(nil),            // 62: db.v1.ListChangesResponse
-	(*timestamppb.Timestamp)(nil),          // 63: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 64: common.v1.Payment
-	(v1.ReservationState)(0),               // 65: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 66: common.v1.Record
-	(*v1.Amount)(nil),                      // 67: common.v1.Amount
-	(*durationpb.Duration)(nil),            // 68: google.protobuf.Duration
-	(*v1.Balance)(nil),                     // 69: common.v1.Balance
-	(*v1.Outcome)(nil),                     // 70: common.v1.Outcome
+	nil,                                    // 63: db.v1.ListRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil),          // 64: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 65: common.v1.Payment
+	(v1.ReservationState)(0),               // 66: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 67: common.v1.Record
+	(*v1.Amount)(nil),                      // 68: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 69: google.protobuf.Duration
+	(*v1.Balance)(nil),                     // 70: common.v1.Balance
+	(*v1.Outcome)(nil),                     // 71: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	63, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	63, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	63, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	64, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	64, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	64, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	64, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	65, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	66, // 7: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	63, // 8: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	67, // 9: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	63, // 10: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	63, // 11: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	63, // 12: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	63, // 13: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
-	19, // 14: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	63, // 15: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	63, // 16: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
-	22, // 17: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
-	23, // 18: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	64, // 19: db.v1.Quote.payment:type_name -> common.v1.Payment
-	63, // 20: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
-	63, // 21: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
-	64, // 22: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
-	68, // 23: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
-	24, // 24: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
-	68, // 25: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
-	63, // 26: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	63, // 27: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	63, // 28: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	63, // 29: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	63, // 30: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	29, // 31: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,  // 32: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	67, // 33: db.v1.Account.balances:type_name -> common.v1.Amount
-	34, // 34: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	37, // 35: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	63, // 36: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	46, // 37: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	46, // 38: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	67, // 39: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
-	63, // 40: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
-	69, // 41: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
-	59, // 42: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
-	60, // 43: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
-	19, // 44: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
-	63, // 45: db.v1.Change.at:type_name -> google.protobuf.Timestamp
-	60, // 46: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
-	1,  // 47: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 48: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 49: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 50: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 51: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	64, // 52: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	64, // 53: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 54: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 55: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 56: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 57: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 58: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17, // 59: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20, // 60: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	25, // 61: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	27, // 62: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	28, // 63: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	30, // 64: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	32, // 65: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	51, // 66: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
-	53, // 67: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
-	55, // 68: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
-	57, // 69: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
-	61, // 70: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
-	35, // 71: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	38, // 72: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	40, // 73: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	42, // 74: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	44, // 75: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	47, // 76: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	49, // 77: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 78: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 79: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 80: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 81: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 82: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	70, // 83: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	70, // 84: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	70, // 85: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	70, // 86: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	66, // 87: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 88: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 89: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18, // 90: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21, // 91: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	26, // 92: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	24, // 93: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	29, // 94: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	31, // 95: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	33, // 96: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	52, // 97: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
-	54, // 98: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
-	56, // 99: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
-	58, // 100: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
-	62, // 101: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
-	36, // 102: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	39, // 103: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	41, // 104: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	43, // 105: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	45, // 106: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	48, // 107: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	50, // 108: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	78, // [78:109] is the sub-list for method output_type
-	47, // [47:78] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	65, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	66, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	64, // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
+	64, // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
+	63, // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
+	67, // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	64, // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	68, // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	64, // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	64, // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	64, // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	64, // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	19, // 17: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
+	64, // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	64, // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	22, // 20: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
+	23, // 21: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
+	65, // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
+	64, // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	64, // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	65, // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	69, // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	24, // 27: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
+	69, // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	64, // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	64, // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	64, // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	64, // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	64, // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	29, // 34: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,  // 35: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	68, // 36: db.v1.Account.balances:type_name -> common.v1.Amount
+	34, // 37: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	37, // 38: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	64, // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	46, // 40: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	46, // 41: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	68, // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
+	64, // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
+	70, // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
+	59, // 45: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
+	60, // 46: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
+	19, // 47: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
+	64, // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
+	60, // 49: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
+	1,  // 50: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 51: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 52: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 53: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 54: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	65, // 55: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	65, // 56: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 57: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 58: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 59: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 60: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 61: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17, // 62: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20, // 63: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	25, // 64: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	27, // 65: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	28, // 66: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	30, // 67: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	32, // 68: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	51, // 69: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	53, // 70: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	55, // 71: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	57, // 72: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	61, // 73: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	35, // 74: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	38, // 75: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	40, // 76: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	42, // 77: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	44, // 78: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	47, // 79: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	49, // 80: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 81: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 82: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 83: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 84: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 85: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	71, // 86: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	71, // 87: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	71, // 88: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	71, // 89: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	67, // 90: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 91: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 92: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18, // 93: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21, // 94: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	26, // 95: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	24, // 96: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	29, // 97: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	31, // 98: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	33, // 99: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	52, // 100: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	54, // 101: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	56, // 102: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	58, // 103: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	62, // 104: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	36, // 105: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	39, // 106: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	41, // 107: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	43, // 108: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	45, // 109: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	48, // 110: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	50, // 111: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	81, // [81:112] is the sub-list for method output_type
+	50, // [50:81] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -4785,7 +4882,7 @@ func file_db_v1_db_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   62,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
