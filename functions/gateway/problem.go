@@ -9,6 +9,64 @@ import (
 	"pgw/shared/payment"
 )
 
+// problemType is the name of a kind of problems. docs/openapi.yaml explains each (ProblemType), and
+// its page has an anchor for each.
+type problemType string
+
+const (
+	badRequest          problemType = "bad-request"
+	unsupportedCurrency problemType = "unsupported-currency"
+	unauthenticated     problemType = "unauthenticated"
+	notAllowed          problemType = "not-allowed"
+	otherOrigin         problemType = "other-origin"
+	notFound            problemType = "not-found"
+	noPayment           problemType = "no-payment"
+	methodNotAllowed    problemType = "method-not-allowed"
+	conflict            problemType = "conflict"
+	bodyTooLarge        problemType = "body-too-large"
+	notJSON             problemType = "not-json"
+	misdirected         problemType = "misdirected"
+	tooManyRequests     problemType = "too-many-requests"
+	tooManyQuotes       problemType = "too-many-quotes"
+	unreachable         problemType = "unreachable"
+	overloaded          problemType = "overloaded"
+	providerUnavailable problemType = "provider-unavailable"
+)
+
+// typesByTitle are the types of problems that need more than their status to say what to do.
+var typesByTitle = map[string]problemType{
+	"Unsupported currency":                  unsupportedCurrency,
+	"Another origin's page":                 otherOrigin,
+	"The ledger has no payment of this key": noPayment,
+	"Too many open quotes":                  tooManyQuotes,
+	"The token can't be verified now":       providerUnavailable,
+}
+
+var typesByCode = map[int]problemType{
+	http.StatusBadRequest:            badRequest,
+	http.StatusUnauthorized:          unauthenticated,
+	http.StatusForbidden:             notAllowed,
+	http.StatusNotFound:              notFound,
+	http.StatusMethodNotAllowed:      methodNotAllowed,
+	http.StatusConflict:              conflict,
+	http.StatusRequestEntityTooLarge: bodyTooLarge,
+	http.StatusUnsupportedMediaType:  notJSON,
+	http.StatusMisdirectedRequest:    misdirected,
+	http.StatusTooManyRequests:       tooManyRequests,
+	http.StatusBadGateway:            unreachable,
+	http.StatusServiceUnavailable:    overloaded,
+}
+
+// address returns the address of the explanation, relative to the gateway.
+func (t problemType) address() string { return "/docs#problem-" + string(t) }
+
+func typeOf(code int, title string) problemType {
+	if t, ok := typesByTitle[title]; ok {
+		return t
+	}
+	return typesByCode[code]
+}
+
 // writeProblem writes a problem document (RFC 9457), for responses without the contract's own body.
 // wrong are the fields that it is about.
 func writeProblem(w http.ResponseWriter, code int, title, detail string, wrong ...payment.Problem) {
@@ -19,7 +77,7 @@ func writeProblem(w http.ResponseWriter, code int, title, detail string, wrong .
 		Status int          `json:"status"`
 		Detail string       `json:"detail"`
 		Errors []wrongField `json:"errors,omitempty"`
-	}{"about:blank", title, code, detail, wrongFields(wrong)})
+	}{typeOf(code, title).address(), title, code, detail, wrongFields(wrong)})
 }
 
 // tryAgain tells the client when to send the same request again.
@@ -27,7 +85,11 @@ func tryAgain(w http.ResponseWriter) { w.Header().Set("Retry-After", "1") }
 
 // writeWrong answers 400 with all wrong fields of a request.
 func writeWrong(w http.ResponseWriter, wrong payment.Problems) {
-	writeProblem(w, http.StatusBadRequest, "Bad request", wrong.Error(), wrong...)
+	title := "Bad request"
+	if badOrder(wrong) == payment.UnsupportedCurrency {
+		title = "Unsupported currency"
+	}
+	writeProblem(w, http.StatusBadRequest, title, wrong.Error(), wrong...)
 }
 
 // noRoute answers requests that no route serves. It answers 405 if the path has other methods, else

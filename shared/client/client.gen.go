@@ -150,6 +150,69 @@ func (e PaymentEntryKind) Valid() bool {
 	}
 }
 
+// Defines values for ProblemType.
+const (
+	DocsProblemBadRequest          ProblemType = "/docs#problem-bad-request"
+	DocsProblemBodyTooLarge        ProblemType = "/docs#problem-body-too-large"
+	DocsProblemConflict            ProblemType = "/docs#problem-conflict"
+	DocsProblemMethodNotAllowed    ProblemType = "/docs#problem-method-not-allowed"
+	DocsProblemMisdirected         ProblemType = "/docs#problem-misdirected"
+	DocsProblemNoPayment           ProblemType = "/docs#problem-no-payment"
+	DocsProblemNotAllowed          ProblemType = "/docs#problem-not-allowed"
+	DocsProblemNotFound            ProblemType = "/docs#problem-not-found"
+	DocsProblemNotJSON             ProblemType = "/docs#problem-not-json"
+	DocsProblemOtherOrigin         ProblemType = "/docs#problem-other-origin"
+	DocsProblemOverloaded          ProblemType = "/docs#problem-overloaded"
+	DocsProblemProviderUnavailable ProblemType = "/docs#problem-provider-unavailable"
+	DocsProblemTooManyQuotes       ProblemType = "/docs#problem-too-many-quotes"
+	DocsProblemTooManyRequests     ProblemType = "/docs#problem-too-many-requests"
+	DocsProblemUnauthenticated     ProblemType = "/docs#problem-unauthenticated"
+	DocsProblemUnreachable         ProblemType = "/docs#problem-unreachable"
+	DocsProblemUnsupportedCurrency ProblemType = "/docs#problem-unsupported-currency"
+)
+
+// Valid indicates whether the value is a known member of the ProblemType enum.
+func (e ProblemType) Valid() bool {
+	switch e {
+	case DocsProblemBadRequest:
+		return true
+	case DocsProblemBodyTooLarge:
+		return true
+	case DocsProblemConflict:
+		return true
+	case DocsProblemMethodNotAllowed:
+		return true
+	case DocsProblemMisdirected:
+		return true
+	case DocsProblemNoPayment:
+		return true
+	case DocsProblemNotAllowed:
+		return true
+	case DocsProblemNotFound:
+		return true
+	case DocsProblemNotJSON:
+		return true
+	case DocsProblemOtherOrigin:
+		return true
+	case DocsProblemOverloaded:
+		return true
+	case DocsProblemProviderUnavailable:
+		return true
+	case DocsProblemTooManyQuotes:
+		return true
+	case DocsProblemTooManyRequests:
+		return true
+	case DocsProblemUnauthenticated:
+		return true
+	case DocsProblemUnreachable:
+		return true
+	case DocsProblemUnsupportedCurrency:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Reason.
 const (
 	BadJSON              Reason = "bad_json"
@@ -843,9 +906,12 @@ type Problem struct {
 	Status int          `json:"status"`
 	Title  string       `json:"title"`
 
-	// Type `about:blank`: the status code is the kind of the problem.
-	Type string `json:"type"`
+	// Type The kind of a problem. It is the address of its explanation, relative to the gateway. New kinds may be added.
+	Type ProblemType `json:"type"`
 }
+
+// ProblemType The kind of a problem. It is the address of its explanation, relative to the gateway. New kinds may be added.
+type ProblemType string
 
 // Quote defines model for Quote.
 type Quote struct {

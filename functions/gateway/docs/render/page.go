@@ -98,6 +98,19 @@ func (v view) Parameter(p parameter) parameter {
 	return p
 }
 
+// explained is a kind of problems.
+type explained struct{ Anchor, Name, Meaning string }
+
+// Problems returns the kinds of problems, in the document's order.
+func (v view) Problems() (all []explained) {
+	types := v.HTTP.Components.Schemas.get("ProblemType")
+	for _, address := range types.Enum {
+		_, anchor, _ := strings.Cut(address, "#")
+		all = append(all, explained{anchor, strings.TrimPrefix(anchor, "problem-"), types.Meanings[address]})
+	}
+	return all
+}
+
 // Header returns a header, or the one that it refers to.
 func (v view) Header(h header) header {
 	if h.Ref != "" {
