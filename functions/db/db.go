@@ -1,6 +1,7 @@
 // Package db is the function that owns the ledger. It is the only writer of the database. It turns
 // RPCs and events into calls of shared/ledger, and the results into answers. Payments are in
-// rpc.go, settings and operators' actions in admin.go, operators' changes of accounts in operators.go, events in events.go, the metrics of what the house
+// rpc.go, settings and operators' actions in admin.go, operators' changes of accounts in
+// operators.go, events in events.go, reports for operators in status.go, the metrics of what the house
 // has to exchange in liquidity.go.
 package db
 

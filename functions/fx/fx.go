@@ -74,6 +74,7 @@ var Function = function.Describe(function.Function{
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	reader, err := ledger.OpenReader(postgres.Config{
 		URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, Registerer: on.Registry,
+		Outage: postgres.NewOutage(on.Log, on.Now),
 	})
 	if err != nil {
 		return nil, err

@@ -63,6 +63,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}
 	reader, err := ledger.OpenReader(postgres.Config{
 		URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, Registerer: on.Registry,
+		Outage: postgres.NewOutage(on.Log, on.Now),
 	})
 	if err != nil {
 		return nil, err

@@ -57,14 +57,15 @@ var Function = function.Describe(function.Function{
 }, build)
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
+	outage := postgres.NewOutage(on.Log, on.Now)
 	reader, err := ledger.OpenReader(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, Registerer: on.Registry,
+		URL: cfg.DatabaseURL, Name: "wallet", Lookups: true, MaxConns: 4, Registerer: on.Registry, Outage: outage,
 	})
 	if err != nil {
 		return nil, err
 	}
 	picks, err := ledger.OpenReader(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, Registerer: on.Registry,
+		URL: cfg.DatabaseURL, Name: "wallet", Pool: "picks", Lookups: true, MaxConns: 2, Registerer: on.Registry, Outage: outage,
 	})
 	if err != nil {
 		reader.Close()

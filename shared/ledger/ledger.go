@@ -1,6 +1,6 @@
 // Package ledger owns the database: its schema, and all SQL on accounts, balances, entries, transfers,
-// quotes, reservations, payments, rates, rules, the sweep's mark and the actions on dead letters. Pure
-// decisions are next to the SQL that uses them. BOOKS.md describes the books.
+// quotes, reservations, payments, rates, rules, the sweep's mark, the actions on dead letters and the
+// verdicts of reconciliations. Pure decisions are next to the SQL that uses them. BOOKS.md describes the books.
 //
 //   - A Ledger writes, and serves the clients' reads. Only db has one.
 //   - A Reader needs only the right to read. fx, wallet and risk have one.
@@ -31,6 +31,7 @@ import (
 	"pgw/shared/batch"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
+	"pgw/shared/trace"
 )
 
 // maxTries is how often a batch is run that conflicts with another transaction.
@@ -98,20 +99,26 @@ type Ledger struct {
 	locks    seenLocks
 	accepted prometheus.Histogram // nil: there are no metrics
 	log      *slog.Logger
+	outage   *trace.Outage // of the database
 }
 
 // Open makes a ledger on a database. It connects on first use. An error names DATABASE_URL.
 func Open(cfg Config) (*Ledger, error) {
 	// Each lane of both kinds uses one connection while it works.
+	log, now := cmp.Or(cfg.Log, slog.Default()), cfg.Now
+	if now == nil {
+		now = time.Now
+	}
+	outage := postgres.NewOutage(log, now)
 	pool, err := postgres.Open(postgres.Config{
-		URL: cfg.URL, Name: cfg.Name, Lookups: true, MaxConns: int32(2*cfg.BatchLanes + spareConns),
+		Outage: outage, URL: cfg.URL, Name: cfg.Name, Lookups: true, MaxConns: int32(2*cfg.BatchLanes + spareConns),
 		LockTimeout: cfg.LockTimeout, Now: cfg.Now, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		return nil, err
 	}
 	reading, err := postgres.Open(postgres.Config{
-		URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxRows + maxLists + maxBooks, ReadOnly: true, Registerer: cfg.Registerer,
+		Outage: outage, URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxReads, ReadOnly: true, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		pool.Close()
@@ -119,7 +126,7 @@ func Open(cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{
 		pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)),
-		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), log: cmp.Or(cfg.Log, slog.Default()),
+		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), log: log, outage: outage,
 	}
 	l.rules = postgres.NewCached(l.readRules, l.log)
 	if cfg.Registerer != nil {

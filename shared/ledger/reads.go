@@ -10,28 +10,32 @@ import (
 )
 
 const (
-	// maxRows, maxLists and maxBooks are the most reads that run at once: reads of one row, reads that
-	// search many rows, and reads of the books, which may add up millions of rows.
-	maxRows, maxLists, maxBooks = 3, 3, 2
-	// maxWaitingRows, maxWaitingLists and maxWaitingBooks are the most reads that run or wait.
-	maxWaitingRows, maxWaitingLists, maxWaitingBooks = 256, 64, 64
+	// maxRows, maxLists, maxBooks and maxReports are the most reads that run at once: reads of one row,
+	// reads that search many rows, reads of the books, which may add up millions of rows, and reports
+	// of activity, which count up to MaxActivity payments.
+	maxRows, maxLists, maxBooks, maxReports = 3, 3, 2, 1
+	// These are the most reads of each kind that run or wait.
+	maxWaitingRows, maxWaitingLists, maxWaitingBooks, maxWaitingReports = 256, 64, 64, 16
 	// readTimeout is the time limit of a read, including its wait. A read of the books may take
 	// booksTimes as long.
 	readTimeout = 5 * time.Second
 	booksTimes  = 6
+
+	// maxReads is the most reads of all kinds that run at once.
+	maxReads = maxRows + maxLists + maxBooks + maxReports
 )
 
 // reads are the clients' reads. They have their own connections, so that no payment waits for them.
 // The kinds do not wait for each other either.
 type reads struct {
-	pool               *pgxpool.Pool // of maxRows + maxLists + maxBooks connections
-	rows, lists, books *readers
+	pool                        *pgxpool.Pool // of maxReads connections
+	rows, lists, books, reports *readers
 }
 
 func newReads(pool *pgxpool.Pool, within time.Duration) *reads {
 	return &reads{
 		pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within),
-		newReaders(maxBooks, maxWaitingBooks, booksTimes*within),
+		newReaders(maxBooks, maxWaitingBooks, booksTimes*within), newReaders(maxReports, maxWaitingReports, within),
 	}
 }
 

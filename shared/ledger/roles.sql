@@ -46,7 +46,9 @@ GRANT UPDATE (status, available, held, daily_limit, spent_day, spent_today, star
 -- A reservation's amounts and parties never change.
 GRANT UPDATE (status, untold, ended_at) ON reservations TO pgw_ledger;
 GRANT UPDATE (used_by) ON quotes TO pgw_ledger;
-GRANT UPDATE (swept_to) ON sweep_state TO pgw_ledger;
+GRANT UPDATE (swept_to, swept_at, pending, held_idr, oldest_pending_at) ON sweep_state TO pgw_ledger;
+-- A new verdict takes the place of the oldest.
+GRANT INSERT, UPDATE ON verdicts TO pgw_ledger;
 
 -- What earlier releases need while they run on this schema: see 00011_balances.sql.
 DO $$ BEGIN

@@ -61,7 +61,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions", "operator_changes"}
+	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions", "operator_changes", "verdicts"}
 	var never []string // denied to both logins
 	for _, table := range tables {
 		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",

@@ -60,6 +60,8 @@ UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.
 
 	// The mark only rises. The exception is a mark in the future, which would hide holds for ever.
 	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
+
+	sweptSQL = `UPDATE sweep_state SET swept_at = $1, pending = $2, held_idr = $3, oldest_pending_at = $4`
 )
 
 // unfinished is a reservation that holds money, or whose result is not published yet.
@@ -160,8 +162,17 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 	if !oldest.IsZero() {
 		finished = minTime(finished, oldest)
 	}
-	_, err = l.pool.Exec(ctx, markSQL, finished)
+	if _, err = l.pool.Exec(ctx, markSQL, finished); err == nil {
+		l.noteSweep(ctx, swept)
+	}
 	return swept, err
+}
+
+// noteSweep keeps what a sweep found, for ReadStanding. A sweep is complete without it.
+func (l *Ledger) noteSweep(ctx context.Context, swept Swept) {
+	if _, err := l.pool.Exec(ctx, sweptSQL, swept.At, swept.Pending, swept.HeldIDR, timestamp(swept.Oldest)); err != nil {
+		l.log.WarnContext(ctx, "operators can't see what the sweep found: run pgw migrate --roles", "error", err)
+	}
 }
 
 func minTime(a, b time.Time) time.Time {

@@ -89,7 +89,8 @@ func (c *Cached[T]) Run(ctx context.Context) error {
 	failing := false
 	for {
 		_, err := c.join(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
+		// The pool's Outage says that the server is away.
+		if err != nil && !failing && ctx.Err() == nil && !away(err) {
 			c.log.WarnContext(ctx, "serving what was read last", "error", err)
 		}
 		failing = err != nil

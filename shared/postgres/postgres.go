@@ -16,6 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"pgw/shared/trace"
 )
 
 // Config is the configuration of a pool.
@@ -38,6 +40,7 @@ type Config struct {
 	Now         func() time.Time // the clock that is compared with the database's; nil means time.Now
 
 	Registerer prometheus.Registerer // nil: there are no metrics
+	Outage     *trace.Outage         // notes when the server is away; nil: it is not noted
 }
 
 // cancelWithin is the time limit for a cancelled statement to end. After it, the connection is
@@ -64,7 +67,7 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 			go pool.Reset()
 		}
 	}).dial
-	c.ConnConfig.Tracer = bounds{}
+	c.ConnConfig.Tracer = tracer{cfg.Outage}
 	// A process has one clock, even with several pools, so only the main pool measures it.
 	if cfg.Registerer != nil && cfg.Pool == "" {
 		c.PrepareConn = newClock(cfg.Now, cfg.Registerer).measure
@@ -102,31 +105,6 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// bounds gives each acquire a time limit. It is a tracer because a pool takes the context from its
-// tracer.
-type bounds struct{}
-
-type cancelKey struct{}
-
-// TraceAcquireStart implements pgxpool.AcquireTracer.
-func (bounds) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
-	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
-	return context.WithValue(ctx, cancelKey{}, cancel)
-}
-
-// TraceAcquireEnd implements pgxpool.AcquireTracer.
-func (bounds) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {
-	ctx.Value(cancelKey{}).(context.CancelFunc)()
-}
-
-// TraceQueryStart implements pgx.QueryTracer, which every tracer must implement.
-func (bounds) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
-}
-
-// TraceQueryEnd implements pgx.QueryTracer.
-func (bounds) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-
 // RollBack ends a connection's open transaction. A connection that does not answer within
 // closeTimeout is closed.
 func RollBack(ctx context.Context, conn *pgxpool.Conn) {
@@ -150,6 +128,11 @@ const (
 	internalError        = "XX000"
 	undefinedTable       = "42P01"
 	duplicateObject      = "42710"
+	tooManyConnections   = "53300"
+
+	// Classes of codes, and the beginning of those for a server that is stopped or starts.
+	connectionException  = "08"
+	operatorIntervention = "57P"
 )
 
 // Transient says whether the same transaction may succeed when it is run again, because it lost

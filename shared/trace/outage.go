@@ -27,8 +27,11 @@ type Outage struct {
 	args    []any
 
 	failing atomic.Bool // whether there is an outage; read without the lock, because most attempts succeed
+	once    atomic.Bool // whether it has ever worked
 
 	mu       sync.Mutex
+	works    time.Time // since when it works; zero if it has never worked
+	err      error     // the latest failure
 	since    time.Time // the first failure; zero when there is no outage
 	latest   time.Time // the latest failure
 	logged   time.Time // the latest line
@@ -51,17 +54,37 @@ func (o *Outage) Note(ctx context.Context, err error, args ...any) {
 	}
 }
 
+// State is what is known of something that may have an outage.
+type State struct {
+	Up    bool
+	Since time.Time // zero: it has not been tried yet
+	Err   error     // the latest failure; nil if it is up
+}
+
+// State returns the state now. An outage that has no failure for a while is over at the next success.
+func (o *Outage) State() State {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.since.IsZero() {
+		return State{Since: o.since, Err: o.err}
+	}
+	return State{Up: !o.works.IsZero(), Since: o.works}
+}
+
 func (o *Outage) worked(ctx context.Context) {
-	if !o.failing.Load() {
+	if !o.failing.Load() && o.once.Load() {
 		return
 	}
 	o.mu.Lock()
+	if !o.once.Swap(true) && o.since.IsZero() {
+		o.works = o.now()
+	}
 	if o.since.IsZero() || o.now().Sub(o.latest) < calmAfter {
 		o.mu.Unlock()
 		return
 	}
 	failed, lasted := o.failed, o.latest.Sub(o.since)
-	o.since, o.failed, o.unlogged = time.Time{}, 0, 0
+	o.since, o.failed, o.unlogged, o.err, o.works = time.Time{}, 0, 0, nil, o.now()
 	o.failing.Store(false)
 	o.mu.Unlock()
 	o.log.InfoContext(ctx, "over: "+o.message, append(o.args[:len(o.args):len(o.args)], "failures", failed, "lasted", lasted)...)
@@ -75,7 +98,7 @@ func (o *Outage) fail(ctx context.Context, err error, args []any) {
 		o.since = now
 		o.failing.Store(true)
 	}
-	o.latest = now
+	o.latest, o.err = now, err
 	o.failed++
 	o.unlogged++
 	repeat := !first && now.Sub(o.logged) >= repeatEvery

@@ -73,3 +73,34 @@ func TestASuccessAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestAnOutageHasAState(t *testing.T) {
+	at := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	o := NewOutage(slog.New(slog.DiscardHandler), func() time.Time { return at }, "fx could not be asked")
+	is := func(what string, want State) {
+		t.Helper()
+		if got := o.State(); got != want {
+			t.Errorf("%s: %+v, want %+v", what, got, want)
+		}
+	}
+	ctx, gone := context.Background(), errors.New("gone")
+	is("before the first attempt", State{})
+	begun := at
+	o.Note(ctx, nil)
+	at = at.Add(time.Hour)
+	o.Note(ctx, nil)
+	is("it works", State{Up: true, Since: begun})
+	failed := at
+	o.Note(ctx, errors.New("other"))
+	at = at.Add(time.Second)
+	o.Note(ctx, gone)
+	o.Note(ctx, nil)
+	is("some attempts fail", State{Since: failed, Err: gone})
+	at = at.Add(calmAfter)
+	o.Note(ctx, nil)
+	is("it works again", State{Up: true, Since: at})
+
+	o = NewOutage(slog.New(slog.DiscardHandler), func() time.Time { return at }, "fx could not be asked")
+	o.Note(ctx, gone)
+	is("it has never worked", State{Since: at, Err: gone})
+}

@@ -4266,6 +4266,560 @@ func (x *ListChangesResponse) GetNextPageToken() string {
 	return ""
 }
 
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{62}
+}
+
+type StatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By the clock of db.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Whether Postgres answers db, since when, and if not, why.
+	PostgresUp      bool                   `protobuf:"varint,2,opt,name=postgres_up,json=postgresUp,proto3" json:"postgres_up,omitempty"`
+	PostgresSince   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=postgres_since,json=postgresSince,proto3" json:"postgres_since,omitempty"`
+	PostgresProblem string                 `protobuf:"bytes,4,opt,name=postgres_problem,json=postgresProblem,proto3" json:"postgres_problem,omitempty"`
+	// The other fields are unset if they are not known: Postgres is away, or nothing has happened yet.
+	Schema        *int32     `protobuf:"varint,5,opt,name=schema,proto3,oneof" json:"schema,omitempty"`
+	LastSweep     *LastSweep `protobuf:"bytes,6,opt,name=last_sweep,json=lastSweep,proto3" json:"last_sweep,omitempty"`
+	Verdict       *Verdict   `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse) Reset() {
+	*x = StatusResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse) ProtoMessage() {}
+
+func (x *StatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
+func (*StatusResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *StatusResponse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPostgresUp() bool {
+	if x != nil {
+		return x.PostgresUp
+	}
+	return false
+}
+
+func (x *StatusResponse) GetPostgresSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PostgresSince
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPostgresProblem() string {
+	if x != nil {
+		return x.PostgresProblem
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetSchema() int32 {
+	if x != nil && x.Schema != nil {
+		return *x.Schema
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetLastSweep() *LastSweep {
+	if x != nil {
+		return x.LastSweep
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetVerdict() *Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+// LastSweep is what the latest completed sweep found.
+type LastSweep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Reservations that hold money, and the rupiah that they hold.
+	Pending int64 `protobuf:"varint,2,opt,name=pending,proto3" json:"pending,omitempty"`
+	HeldIdr int64 `protobuf:"varint,3,opt,name=held_idr,json=heldIdr,proto3" json:"held_idr,omitempty"`
+	// When the oldest of them was made; unset if there is none.
+	OldestPendingAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=oldest_pending_at,json=oldestPendingAt,proto3" json:"oldest_pending_at,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LastSweep) Reset() {
+	*x = LastSweep{}
+	mi := &file_db_v1_db_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LastSweep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LastSweep) ProtoMessage() {}
+
+func (x *LastSweep) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LastSweep.ProtoReflect.Descriptor instead.
+func (*LastSweep) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *LastSweep) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *LastSweep) GetPending() int64 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *LastSweep) GetHeldIdr() int64 {
+	if x != nil {
+		return x.HeldIdr
+	}
+	return 0
+}
+
+func (x *LastSweep) GetOldestPendingAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OldestPendingAt
+	}
+	return nil
+}
+
+// Verdict is the result of a reconciliation.
+type Verdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// agrees, differs or unknown: the reconciliation could not be completed.
+	Verdict  string `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Breaches int64  `protobuf:"varint,3,opt,name=breaches,proto3" json:"breaches,omitempty"`
+	// In words, for a person.
+	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_db_v1_db_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *Verdict) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Verdict) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *Verdict) GetBreaches() int64 {
+	if x != nil {
+		return x.Breaches
+	}
+	return 0
+}
+
+func (x *Verdict) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type RecordVerdictRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       *Verdict               `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordVerdictRequest) Reset() {
+	*x = RecordVerdictRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordVerdictRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordVerdictRequest) ProtoMessage() {}
+
+func (x *RecordVerdictRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordVerdictRequest.ProtoReflect.Descriptor instead.
+func (*RecordVerdictRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *RecordVerdictRequest) GetVerdict() *Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+type RecordVerdictResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordVerdictResponse) Reset() {
+	*x = RecordVerdictResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordVerdictResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordVerdictResponse) ProtoMessage() {}
+
+func (x *RecordVerdictResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordVerdictResponse.ProtoReflect.Descriptor instead.
+func (*RecordVerdictResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{67}
+}
+
+type ActivityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Payments of this time do not belong to the range.
+	To *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// The length of a bucket.
+	Step          *durationpb.Duration `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityRequest) Reset() {
+	*x = ActivityRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityRequest) ProtoMessage() {}
+
+func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityRequest.ProtoReflect.Descriptor instead.
+func (*ActivityRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ActivityRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ActivityRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ActivityRequest) GetStep() *durationpb.Duration {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+type ActivityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each step of the range, the oldest first.
+	Buckets []*ActivityBucket `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty"`
+	// The failed payments by reason.
+	Reasons       map[string]int64 `protobuf:"bytes,2,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityResponse) Reset() {
+	*x = ActivityResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityResponse) ProtoMessage() {}
+
+func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityResponse.ProtoReflect.Descriptor instead.
+func (*ActivityResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ActivityResponse) GetBuckets() []*ActivityBucket {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *ActivityResponse) GetReasons() map[string]int64 {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+type ActivityBucket struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	At      *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Success int64                  `protobuf:"varint,2,opt,name=success,proto3" json:"success,omitempty"`
+	Failed  int64                  `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	Pending int64                  `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"`
+	// From the time when a payment was accepted until it was decided; unset if none was decided.
+	P50Ms         *float64 `protobuf:"fixed64,5,opt,name=p50_ms,json=p50Ms,proto3,oneof" json:"p50_ms,omitempty"`
+	P99Ms         *float64 `protobuf:"fixed64,6,opt,name=p99_ms,json=p99Ms,proto3,oneof" json:"p99_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityBucket) Reset() {
+	*x = ActivityBucket{}
+	mi := &file_db_v1_db_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityBucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityBucket) ProtoMessage() {}
+
+func (x *ActivityBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityBucket.ProtoReflect.Descriptor instead.
+func (*ActivityBucket) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ActivityBucket) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ActivityBucket) GetSuccess() int64 {
+	if x != nil {
+		return x.Success
+	}
+	return 0
+}
+
+func (x *ActivityBucket) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *ActivityBucket) GetPending() int64 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *ActivityBucket) GetP50Ms() float64 {
+	if x != nil && x.P50Ms != nil {
+		return *x.P50Ms
+	}
+	return 0
+}
+
+func (x *ActivityBucket) GetP99Ms() float64 {
+	if x != nil && x.P99Ms != nil {
+		return *x.P99Ms
+	}
+	return 0
+}
+
 var File_db_v1_db_proto protoreflect.FileDescriptor
 
 const file_db_v1_db_proto_rawDesc = "" +
@@ -4614,7 +5168,51 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"f\n" +
 	"\x13ListChangesResponse\x12'\n" +
 	"\achanges\x18\x01 \x03(\v2\r.db.v1.ChangeR\achanges\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*m\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n" +
+	"\rStatusRequest\"\xce\x02\n" +
+	"\x0eStatusResponse\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
+	"\vpostgres_up\x18\x02 \x01(\bR\n" +
+	"postgresUp\x12A\n" +
+	"\x0epostgres_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rpostgresSince\x12)\n" +
+	"\x10postgres_problem\x18\x04 \x01(\tR\x0fpostgresProblem\x12\x1b\n" +
+	"\x06schema\x18\x05 \x01(\x05H\x00R\x06schema\x88\x01\x01\x12/\n" +
+	"\n" +
+	"last_sweep\x18\x06 \x01(\v2\x10.db.v1.LastSweepR\tlastSweep\x12(\n" +
+	"\averdict\x18\a \x01(\v2\x0e.db.v1.VerdictR\averdictB\t\n" +
+	"\a_schema\"\xb4\x01\n" +
+	"\tLastSweep\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\apending\x18\x02 \x01(\x03R\apending\x12\x19\n" +
+	"\bheld_idr\x18\x03 \x01(\x03R\aheldIdr\x12F\n" +
+	"\x11oldest_pending_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0foldestPendingAt\"\x7f\n" +
+	"\aVerdict\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12\x1a\n" +
+	"\bbreaches\x18\x03 \x01(\x03R\bbreaches\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"@\n" +
+	"\x14RecordVerdictRequest\x12(\n" +
+	"\averdict\x18\x01 \x01(\v2\x0e.db.v1.VerdictR\averdict\"\x17\n" +
+	"\x15RecordVerdictResponse\"\x9c\x01\n" +
+	"\x0fActivityRequest\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12-\n" +
+	"\x04step\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04step\"\xbf\x01\n" +
+	"\x10ActivityResponse\x12/\n" +
+	"\abuckets\x18\x01 \x03(\v2\x15.db.v1.ActivityBucketR\abuckets\x12>\n" +
+	"\areasons\x18\x02 \x03(\v2$.db.v1.ActivityResponse.ReasonsEntryR\areasons\x1a:\n" +
+	"\fReasonsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xd6\x01\n" +
+	"\x0eActivityBucket\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\asuccess\x18\x02 \x01(\x03R\asuccess\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\x03R\x06failed\x12\x18\n" +
+	"\apending\x18\x04 \x01(\x03R\apending\x12\x1a\n" +
+	"\x06p50_ms\x18\x05 \x01(\x01H\x00R\x05p50Ms\x88\x01\x01\x12\x1a\n" +
+	"\x06p99_ms\x18\x06 \x01(\x01H\x01R\x05p99Ms\x88\x01\x01B\t\n" +
+	"\a_p50_msB\t\n" +
+	"\a_p99_ms*m\n" +
 	"\bTxStatus\x12\x19\n" +
 	"\x15TX_STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\r\n" +
@@ -4622,8 +5220,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xb9\n" +
-	"\n" +
+	"BAD_STATUS\x10\x052\xb7\v\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
@@ -4641,11 +5238,13 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\tStatement\x12\x17.db.v1.StatementRequest\x1a\x18.db.v1.StatementResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\bPutQuote\x12\x16.db.v1.PutQuoteRequest\x1a\x17.db.v1.PutQuoteResponse\"\x03\x90\x02\x02\x127\n" +
-	"\tFindQuote\x12\x17.db.v1.FindQuoteRequest\x1a\f.db.v1.Quote\"\x03\x90\x02\x01\x12F\n" +
+	"\tFindQuote\x12\x17.db.v1.FindQuoteRequest\x1a\f.db.v1.Quote\"\x03\x90\x02\x01\x12:\n" +
+	"\x06Status\x12\x14.db.v1.StatusRequest\x1a\x15.db.v1.StatusResponse\"\x03\x90\x02\x01\x12@\n" +
+	"\bActivity\x12\x16.db.v1.ActivityRequest\x1a\x17.db.v1.ActivityResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fListPayments\x12\x1a.db.v1.ListPaymentsRequest\x1a\x1b.db.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12I\n" +
-	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\x9f\a\n" +
+	"\vFailPayment\x12\x19.db.v1.FailPaymentRequest\x1a\x1a.db.v1.FailPaymentResponse\"\x03\x90\x02\x022\xeb\a\n" +
 	"\x05Admin\x12D\n" +
 	"\vOpenAccount\x12\x19.db.v1.OpenAccountRequest\x1a\x1a.db.v1.OpenAccountResponse\x12D\n" +
 	"\vFundAccount\x12\x19.db.v1.FundAccountRequest\x1a\x1a.db.v1.FundAccountResponse\x12S\n" +
@@ -4656,7 +5255,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\bPutRates\x12\x16.db.v1.PutRatesRequest\x1a\x17.db.v1.PutRatesResponse\x12;\n" +
 	"\bPutRules\x12\x16.db.v1.PutRulesRequest\x1a\x17.db.v1.PutRulesResponse\x12G\n" +
 	"\fSetLiquidity\x12\x1a.db.v1.SetLiquidityRequest\x1a\x1b.db.v1.SetLiquidityResponse\x127\n" +
-	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\"\x03\x90\x02\x02\x12e\n" +
+	"\x05Sweep\x12\x13.db.v1.SweepRequest\x1a\x14.db.v1.SweepResponse\"\x03\x90\x02\x02\x12J\n" +
+	"\rRecordVerdict\x12\x1b.db.v1.RecordVerdictRequest\x1a\x1c.db.v1.RecordVerdictResponse\x12e\n" +
 	"\x16RecordDeadLetterAction\x12$.db.v1.RecordDeadLetterActionRequest\x1a%.db.v1.RecordDeadLetterActionResponse\x12g\n" +
 	"\x15ListDeadLetterActions\x12#.db.v1.ListDeadLetterActionsRequest\x1a$.db.v1.ListDeadLetterActionsResponse\"\x03\x90\x02\x01Bc\n" +
 	"\tcom.db.v1B\aDbProtoP\x01Z\x18pgw/proto/gen/db/v1;dbv1\xa2\x02\x03DXX\xaa\x02\x05Db.V1\xca\x02\x05Db\\V1\xe2\x02\x11Db\\V1\\GPBMetadata\xea\x02\x06Db::V1b\x06proto3"
@@ -4674,7 +5274,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -4739,134 +5339,164 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*Change)(nil),                         // 60: db.v1.Change
 	(*ListChangesRequest)(nil),             // 61: db.v1.ListChangesRequest
 	(*ListChangesResponse)(nil),            // 62: db.v1.ListChangesResponse
-	nil,                                    // 63: db.v1.ListRequest.MetadataEntry
-	(*timestamppb.Timestamp)(nil),          // 64: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 65: common.v1.Payment
-	(v1.ReservationState)(0),               // 66: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 67: common.v1.Record
-	(*v1.Amount)(nil),                      // 68: common.v1.Amount
-	(*durationpb.Duration)(nil),            // 69: google.protobuf.Duration
-	(*v1.Balance)(nil),                     // 70: common.v1.Balance
-	(*v1.Outcome)(nil),                     // 71: common.v1.Outcome
+	(*StatusRequest)(nil),                  // 63: db.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 64: db.v1.StatusResponse
+	(*LastSweep)(nil),                      // 65: db.v1.LastSweep
+	(*Verdict)(nil),                        // 66: db.v1.Verdict
+	(*RecordVerdictRequest)(nil),           // 67: db.v1.RecordVerdictRequest
+	(*RecordVerdictResponse)(nil),          // 68: db.v1.RecordVerdictResponse
+	(*ActivityRequest)(nil),                // 69: db.v1.ActivityRequest
+	(*ActivityResponse)(nil),               // 70: db.v1.ActivityResponse
+	(*ActivityBucket)(nil),                 // 71: db.v1.ActivityBucket
+	nil,                                    // 72: db.v1.ListRequest.MetadataEntry
+	nil,                                    // 73: db.v1.ActivityResponse.ReasonsEntry
+	(*timestamppb.Timestamp)(nil),          // 74: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 75: common.v1.Payment
+	(v1.ReservationState)(0),               // 76: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 77: common.v1.Record
+	(*v1.Amount)(nil),                      // 78: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 79: google.protobuf.Duration
+	(*v1.Balance)(nil),                     // 80: common.v1.Balance
+	(*v1.Outcome)(nil),                     // 81: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	64, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	64, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	64, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	74, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	74, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	74, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	65, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	66, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	64, // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
-	64, // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
-	63, // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
-	67, // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	64, // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	68, // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	64, // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	64, // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	64, // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	64, // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	75, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	76, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	74, // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
+	74, // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
+	72, // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
+	77, // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	74, // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	78, // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	74, // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	74, // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	74, // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	74, // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
 	19, // 17: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	64, // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	64, // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	74, // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	74, // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
 	22, // 20: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
 	23, // 21: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	65, // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
-	64, // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
-	64, // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
-	65, // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
-	69, // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	75, // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
+	74, // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	74, // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	75, // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	79, // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
 	24, // 27: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
-	69, // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
-	64, // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	64, // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	64, // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	64, // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	64, // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	79, // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	74, // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	74, // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	74, // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	74, // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	74, // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
 	29, // 34: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
 	3,  // 35: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	68, // 36: db.v1.Account.balances:type_name -> common.v1.Amount
+	78, // 36: db.v1.Account.balances:type_name -> common.v1.Amount
 	34, // 37: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
 	37, // 38: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	64, // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	74, // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
 	46, // 40: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
 	46, // 41: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	68, // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
-	64, // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
-	70, // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
+	78, // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
+	74, // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
+	80, // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
 	59, // 45: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
 	60, // 46: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
 	19, // 47: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
-	64, // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
+	74, // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
 	60, // 49: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
-	1,  // 50: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 51: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 52: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 53: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 54: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	65, // 55: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	65, // 56: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 57: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 58: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 59: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 60: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 61: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17, // 62: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20, // 63: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	25, // 64: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	27, // 65: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	28, // 66: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	30, // 67: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	32, // 68: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	51, // 69: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
-	53, // 70: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
-	55, // 71: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
-	57, // 72: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
-	61, // 73: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
-	35, // 74: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	38, // 75: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	40, // 76: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	42, // 77: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	44, // 78: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	47, // 79: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	49, // 80: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 81: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 82: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 83: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 84: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 85: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	71, // 86: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	71, // 87: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	71, // 88: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	71, // 89: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	67, // 90: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 91: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 92: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18, // 93: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21, // 94: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	26, // 95: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	24, // 96: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	29, // 97: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	31, // 98: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	33, // 99: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	52, // 100: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
-	54, // 101: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
-	56, // 102: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
-	58, // 103: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
-	62, // 104: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
-	36, // 105: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	39, // 106: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	41, // 107: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	43, // 108: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	45, // 109: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	48, // 110: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	50, // 111: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	81, // [81:112] is the sub-list for method output_type
-	50, // [50:81] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	74, // 50: db.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	74, // 51: db.v1.StatusResponse.postgres_since:type_name -> google.protobuf.Timestamp
+	65, // 52: db.v1.StatusResponse.last_sweep:type_name -> db.v1.LastSweep
+	66, // 53: db.v1.StatusResponse.verdict:type_name -> db.v1.Verdict
+	74, // 54: db.v1.LastSweep.at:type_name -> google.protobuf.Timestamp
+	74, // 55: db.v1.LastSweep.oldest_pending_at:type_name -> google.protobuf.Timestamp
+	74, // 56: db.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	66, // 57: db.v1.RecordVerdictRequest.verdict:type_name -> db.v1.Verdict
+	74, // 58: db.v1.ActivityRequest.from:type_name -> google.protobuf.Timestamp
+	74, // 59: db.v1.ActivityRequest.to:type_name -> google.protobuf.Timestamp
+	79, // 60: db.v1.ActivityRequest.step:type_name -> google.protobuf.Duration
+	71, // 61: db.v1.ActivityResponse.buckets:type_name -> db.v1.ActivityBucket
+	73, // 62: db.v1.ActivityResponse.reasons:type_name -> db.v1.ActivityResponse.ReasonsEntry
+	74, // 63: db.v1.ActivityBucket.at:type_name -> google.protobuf.Timestamp
+	1,  // 64: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,  // 65: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,  // 66: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,  // 67: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,  // 68: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	75, // 69: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	75, // 70: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11, // 71: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11, // 72: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12, // 73: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13, // 74: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15, // 75: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17, // 76: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20, // 77: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	25, // 78: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	27, // 79: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	63, // 80: db.v1.Db.Status:input_type -> db.v1.StatusRequest
+	69, // 81: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
+	28, // 82: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	30, // 83: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	32, // 84: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	51, // 85: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	53, // 86: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	55, // 87: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	57, // 88: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	61, // 89: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	35, // 90: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	38, // 91: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	40, // 92: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	42, // 93: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	44, // 94: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	67, // 95: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
+	47, // 96: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	49, // 97: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,  // 98: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,  // 99: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,  // 100: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,  // 101: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10, // 102: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	81, // 103: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	81, // 104: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	81, // 105: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	81, // 106: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	77, // 107: db.v1.Db.Find:output_type -> common.v1.Record
+	14, // 108: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16, // 109: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18, // 110: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21, // 111: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	26, // 112: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	24, // 113: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	64, // 114: db.v1.Db.Status:output_type -> db.v1.StatusResponse
+	70, // 115: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
+	29, // 116: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	31, // 117: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	33, // 118: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	52, // 119: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	54, // 120: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	56, // 121: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	58, // 122: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	62, // 123: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	36, // 124: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	39, // 125: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	41, // 126: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	43, // 127: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	45, // 128: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	68, // 129: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
+	48, // 130: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	50, // 131: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	98, // [98:132] is the sub-list for method output_type
+	64, // [64:98] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -4876,13 +5506,15 @@ func file_db_v1_db_proto_init() {
 	}
 	file_db_v1_db_proto_msgTypes[22].OneofWrappers = []any{}
 	file_db_v1_db_proto_msgTypes[41].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[63].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[70].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -36,6 +36,8 @@ const (
 	Db_TrialBalance_FullMethodName        = "/db.v1.Db/TrialBalance"
 	Db_PutQuote_FullMethodName            = "/db.v1.Db/PutQuote"
 	Db_FindQuote_FullMethodName           = "/db.v1.Db/FindQuote"
+	Db_Status_FullMethodName              = "/db.v1.Db/Status"
+	Db_Activity_FullMethodName            = "/db.v1.Db/Activity"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
 	Db_FailPayment_FullMethodName         = "/db.v1.Db/FailPayment"
@@ -85,6 +87,11 @@ type DbClient interface {
 	PutQuote(ctx context.Context, in *PutQuoteRequest, opts ...grpc.CallOption) (*PutQuoteResponse, error)
 	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
 	FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...grpc.CallOption) (*Quote, error)
+	// Status reports what operators want to know of the ledger. It answers while Postgres is away too.
+	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Activity counts the payments that were reserved in a range of time. FAILED_PRECONDITION: the range
+	// has more payments than the ledger counts at once.
+	Activity(ctx context.Context, in *ActivityRequest, opts ...grpc.CallOption) (*ActivityResponse, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error)
@@ -260,6 +267,26 @@ func (c *dbClient) FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...
 	return out, nil
 }
 
+func (c *dbClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatusResponse)
+	err := c.cc.Invoke(ctx, Db_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Activity(ctx context.Context, in *ActivityRequest, opts ...grpc.CallOption) (*ActivityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActivityResponse)
+	err := c.cc.Invoke(ctx, Db_Activity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) GetPayment(ctx context.Context, in *GetPaymentRequest, opts ...grpc.CallOption) (*GetPaymentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetPaymentResponse)
@@ -334,6 +361,11 @@ type DbServer interface {
 	PutQuote(context.Context, *PutQuoteRequest) (*PutQuoteResponse, error)
 	// FindQuote reads a firm quote. NOT_FOUND: there is none with this id.
 	FindQuote(context.Context, *FindQuoteRequest) (*Quote, error)
+	// Status reports what operators want to know of the ledger. It answers while Postgres is away too.
+	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Activity counts the payments that were reserved in a range of time. FAILED_PRECONDITION: the range
+	// has more payments than the ledger counts at once.
+	Activity(context.Context, *ActivityRequest) (*ActivityResponse, error)
 	// GetPayment, ListPayments and FailPayment are Find, List and Fail for functions of the previous
 	// release. They get no new fields. The next release may drop them.
 	GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error)
@@ -396,6 +428,12 @@ func (UnimplementedDbServer) PutQuote(context.Context, *PutQuoteRequest) (*PutQu
 }
 func (UnimplementedDbServer) FindQuote(context.Context, *FindQuoteRequest) (*Quote, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindQuote not implemented")
+}
+func (UnimplementedDbServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedDbServer) Activity(context.Context, *ActivityRequest) (*ActivityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Activity not implemented")
 }
 func (UnimplementedDbServer) GetPayment(context.Context, *GetPaymentRequest) (*GetPaymentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPayment not implemented")
@@ -715,6 +753,42 @@ func _Db_FindQuote_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Status(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Status_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Status(ctx, req.(*StatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Activity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActivityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Activity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Activity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Activity(ctx, req.(*ActivityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_GetPayment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPaymentRequest)
 	if err := dec(in); err != nil {
@@ -841,6 +915,14 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Db_FindQuote_Handler,
 		},
 		{
+			MethodName: "Status",
+			Handler:    _Db_Status_Handler,
+		},
+		{
+			MethodName: "Activity",
+			Handler:    _Db_Activity_Handler,
+		},
+		{
 			MethodName: "GetPayment",
 			Handler:    _Db_GetPayment_Handler,
 		},
@@ -868,6 +950,7 @@ const (
 	Admin_PutRules_FullMethodName               = "/db.v1.Admin/PutRules"
 	Admin_SetLiquidity_FullMethodName           = "/db.v1.Admin/SetLiquidity"
 	Admin_Sweep_FullMethodName                  = "/db.v1.Admin/Sweep"
+	Admin_RecordVerdict_FullMethodName          = "/db.v1.Admin/RecordVerdict"
 	Admin_RecordDeadLetterAction_FullMethodName = "/db.v1.Admin/RecordDeadLetterAction"
 	Admin_ListDeadLetterActions_FullMethodName  = "/db.v1.Admin/ListDeadLetterActions"
 )
@@ -898,6 +981,8 @@ type AdminClient interface {
 	SetLiquidity(ctx context.Context, in *SetLiquidityRequest, opts ...grpc.CallOption) (*SetLiquidityResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.CallOption) (*SweepResponse, error)
+	// RecordVerdict keeps what a reconciliation found. The ledger keeps the latest hundred.
+	RecordVerdict(ctx context.Context, in *RecordVerdictRequest, opts ...grpc.CallOption) (*RecordVerdictResponse, error)
 	// What operators did about dead letters is kept, for ever.
 	RecordDeadLetterAction(ctx context.Context, in *RecordDeadLetterActionRequest, opts ...grpc.CallOption) (*RecordDeadLetterActionResponse, error)
 	ListDeadLetterActions(ctx context.Context, in *ListDeadLetterActionsRequest, opts ...grpc.CallOption) (*ListDeadLetterActionsResponse, error)
@@ -1011,6 +1096,16 @@ func (c *adminClient) Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *adminClient) RecordVerdict(ctx context.Context, in *RecordVerdictRequest, opts ...grpc.CallOption) (*RecordVerdictResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordVerdictResponse)
+	err := c.cc.Invoke(ctx, Admin_RecordVerdict_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) RecordDeadLetterAction(ctx context.Context, in *RecordDeadLetterActionRequest, opts ...grpc.CallOption) (*RecordDeadLetterActionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RecordDeadLetterActionResponse)
@@ -1057,6 +1152,8 @@ type AdminServer interface {
 	SetLiquidity(context.Context, *SetLiquidityRequest) (*SetLiquidityResponse, error)
 	// Sweep rolls back the reservations that are past their deadline and publishes their results.
 	Sweep(context.Context, *SweepRequest) (*SweepResponse, error)
+	// RecordVerdict keeps what a reconciliation found. The ledger keeps the latest hundred.
+	RecordVerdict(context.Context, *RecordVerdictRequest) (*RecordVerdictResponse, error)
 	// What operators did about dead letters is kept, for ever.
 	RecordDeadLetterAction(context.Context, *RecordDeadLetterActionRequest) (*RecordDeadLetterActionResponse, error)
 	ListDeadLetterActions(context.Context, *ListDeadLetterActionsRequest) (*ListDeadLetterActionsResponse, error)
@@ -1099,6 +1196,9 @@ func (UnimplementedAdminServer) SetLiquidity(context.Context, *SetLiquidityReque
 }
 func (UnimplementedAdminServer) Sweep(context.Context, *SweepRequest) (*SweepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sweep not implemented")
+}
+func (UnimplementedAdminServer) RecordVerdict(context.Context, *RecordVerdictRequest) (*RecordVerdictResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecordVerdict not implemented")
 }
 func (UnimplementedAdminServer) RecordDeadLetterAction(context.Context, *RecordDeadLetterActionRequest) (*RecordDeadLetterActionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RecordDeadLetterAction not implemented")
@@ -1307,6 +1407,24 @@ func _Admin_Sweep_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RecordVerdict_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordVerdictRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RecordVerdict(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RecordVerdict_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RecordVerdict(ctx, req.(*RecordVerdictRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_RecordDeadLetterAction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RecordDeadLetterActionRequest)
 	if err := dec(in); err != nil {
@@ -1389,6 +1507,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sweep",
 			Handler:    _Admin_Sweep_Handler,
+		},
+		{
+			MethodName: "RecordVerdict",
+			Handler:    _Admin_RecordVerdict_Handler,
 		},
 		{
 			MethodName: "RecordDeadLetterAction",
