@@ -188,14 +188,13 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}
 	to := Clients{
 		FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], HTTP: on.HTTP,
-	}.watch(on.Now, on.Log)
-	publish := watchPublisher(on.Publisher, on.Now, on.Log)
+	}
 	g := &Gateway{
 		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function's answer cannot be used"),
 		relaying: trace.NewOutage(on.Log, on.Now, "a result could not be relayed"),
 		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
-		publish: publish, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
+		publish: on.Publisher, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
 		waker: newWaker(cfg.WakeURLs, to.HTTP), now: on.Now, log: on.Log,
 		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}

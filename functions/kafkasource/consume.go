@@ -17,17 +17,18 @@ const (
 
 // consumer is one member of a source's consumer group. It implements sarama.ConsumerGroupHandler.
 type consumer struct {
-	source   kafkaSource
-	deliver  *deliverer
-	places   chan struct{} // limits the deliveries of all partitions of this member; nil: one at a time for each partition
-	assigned func()
-	claims   *claims
-	now      func() time.Time
+	source  kafkaSource
+	deliver *deliverer
+	places  chan struct{} // limits the deliveries of all partitions of this member; nil: one at a time for each partition
+	joined  func()
+	left    func()
+	claims  *claims
+	now     func() time.Time
 }
 
-func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.assigned(); return nil }
+func (c *consumer) Setup(sarama.ConsumerGroupSession) error { c.joined(); return nil }
 
-func (c *consumer) Cleanup(sarama.ConsumerGroupSession) error { return nil }
+func (c *consumer) Cleanup(sarama.ConsumerGroupSession) error { c.left(); return nil }
 
 // ConsumeClaim delivers a partition's records until the partition is revoked. Then it starts no new
 // delivery, waits for those under way, and commits the finished prefix. The next owner starts after

@@ -190,6 +190,8 @@ type deliverer struct {
 	dead    deadLetter
 	parity  bool
 	log     *slog.Logger
+	lost    *trace.Outage // events that become dead letters
+	held    *trace.Outage // dead letters that can't be written
 	metrics *sourceMetrics
 }
 
@@ -216,17 +218,19 @@ func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (er
 	_, err = d.poster.post(ctx, m)
 	d.metrics.seconds.Observe(time.Since(begun).Seconds())
 	if err == nil {
+		d.lost.Note(ctx, nil)
 		d.metrics.delivered.Inc()
 		return nil
 	}
 	if errors.Is(err, errAbandoned) {
 		return err
 	}
-	d.log.WarnContext(ctx, "an event goes to the dead letters", "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"), "error", err)
+	d.lost.Note(ctx, err, "type", m.header.Get("Ce-Type"), "id", m.header.Get("Ce-Id"))
 	for wait := time.Second; ; wait = min(2*wait, maxHold) {
 		cut, deadErr := d.putDead(ctx, m, err)
 		switch {
 		case deadErr == nil:
+			d.held.Note(ctx, nil)
 			d.metrics.deadLettered.Inc()
 			if cut {
 				d.metrics.cut.Inc()
@@ -240,7 +244,7 @@ func (d *deliverer) settle(ctx context.Context, m message, hold func(error)) (er
 			return nil
 		}
 		hold(deadErr)
-		d.log.ErrorContext(ctx, "the dead-letter sink failed; the offset is held", "id", m.header.Get("Ce-Id"), "error", deadErr)
+		d.held.Note(ctx, deadErr, "id", m.header.Get("Ce-Id"))
 		if d.poster.sleep(ctx, wait) != nil {
 			return errAbandoned
 		}

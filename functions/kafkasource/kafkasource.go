@@ -32,6 +32,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/trace"
 )
 
 const (
@@ -141,12 +142,15 @@ type source struct {
 	settings *sarama.Config
 	deliver  *deliverer
 	assigned atomic.Int32 // the group members that have got their partitions
+	members  atomic.Int32 // the group members that have partitions now
+	outage   *trace.Outage
 	claims   claims
 }
 
 type ping struct {
 	manifest pingSource
 	poster   poster
+	outage   *trace.Outage
 }
 
 type metrics struct {
@@ -234,8 +238,10 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 		if dead.topic == cfg.Kafka.ParkedTopic {
 			lost = "parked"
 		}
-		src := &source{manifest: manifest, settings: settings, deliver: &deliverer{
+		outage := func(message string) *trace.Outage { return trace.NewOutage(cfg.Log, cfg.Now, message, "source", name) }
+		src := &source{manifest: manifest, settings: settings, outage: outage("consuming is interrupted"), deliver: &deliverer{
 			source: manifest, poster: post, dead: dead, parity: cfg.Parity, log: cfg.Log.With("source", name),
+			lost: outage("an event goes to the dead letters"), held: outage("the dead-letter sink failed; the offset is held"),
 			metrics: &sourceMetrics{
 				delivered: all.events.WithLabelValues(name, "delivered"), deadLettered: all.events.WithLabelValues(name, lost),
 				dropped: all.events.WithLabelValues(name, "dropped"), cut: all.cut.WithLabelValues(name),
@@ -248,7 +254,9 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 	for _, manifest := range m.pings {
 		post, err := posterOf(manifest.Metadata.Name, manifest.Spec.Sink, newPolicy(manifest.Spec.Delivery))
 		errs = append(errs, err)
-		s.pings = append(s.pings, &ping{manifest: manifest, poster: post})
+		s.pings = append(s.pings, &ping{
+			manifest: manifest, poster: post, outage: trace.NewOutage(cfg.Log, cfg.Now, "a ping was not accepted", "source", manifest.Metadata.Name),
+		})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -275,9 +283,10 @@ func (s *Sources) Run(ctx context.Context) error {
 		for range src.consumers() {
 			running.Go(func() { s.consume(ctx, src) })
 		}
+		running.Go(func() { src.watch(ctx) })
 	}
 	for _, p := range s.pings {
-		running.Go(func() { p.run(ctx, s.cfg.Log) })
+		running.Go(func() { p.run(ctx) })
 	}
 	running.Wait()
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
@@ -333,8 +342,10 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 		places = make(chan struct{}, s.cfg.InFlight)
 	}
 	first := sync.OnceFunc(func() { src.assigned.Add(1) })
-	handler := &consumer{source: src.manifest, deliver: src.deliver, places: places, assigned: first, claims: &src.claims, now: s.cfg.Now}
-	log := src.deliver.log
+	handler := &consumer{
+		source: src.manifest, deliver: src.deliver, places: places, claims: &src.claims, now: s.cfg.Now,
+		joined: func() { first(); src.members.Add(1) }, left: func() { src.members.Add(-1) },
+	}
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 5 * time.Second
 	for ctx.Err() == nil {
@@ -354,14 +365,33 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 			return nil
 		}()
 		if err != nil && ctx.Err() == nil {
-			log.Warn("consuming is interrupted", "error", err)
+			src.outage.Note(ctx, err)
 			s.cfg.Sleep(ctx, wait.NextBackOff())
 		}
 	}
 }
 
+// watchEvery is how often a source that consumes says so to its outage.
+const watchEvery = 5 * time.Second
+
+// watch notes that the source consumes, also while there are no records, until ctx ends.
+func (src *source) watch(ctx context.Context) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if int(src.members.Load()) == src.consumers() {
+			src.outage.Note(ctx, nil)
+		}
+	}
+}
+
 // run sends the pings. A ping is left out if the one before it is still being sent.
-func (p *ping) run(ctx context.Context, log *slog.Logger) {
+func (p *ping) run(ctx context.Context) {
 	schedule, _ := p.manifest.schedule() // it can be parsed, because validate has checked it
 	for {
 		next := schedule.Next(time.Now())
@@ -376,8 +406,8 @@ func (p *ping) run(ctx context.Context, log *slog.Logger) {
 		if err == nil {
 			_, err = p.poster.post(ctx, m)
 		}
-		if err != nil && !errors.Is(err, errAbandoned) {
-			log.Warn("a ping was not accepted", "source", p.manifest.Metadata.Name, "error", err)
+		if !errors.Is(err, errAbandoned) {
+			p.outage.Note(ctx, err)
 		}
 	}
 }

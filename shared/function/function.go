@@ -6,6 +6,7 @@
 //   - port.go: the requests that one port serves; serve.go: how it serves, and drains.
 //   - process.go: a function in its own process.
 //   - environment.go: a function's configuration.
+//   - outages.go: what is logged when a dependency is away.
 package function
 
 import (
@@ -17,10 +18,11 @@ import (
 	"strings"
 	"time"
 
-	"pgw/shared/event"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+
+	"pgw/shared/event"
+	"pgw/shared/trace"
 )
 
 // Function describes a function. Describe makes one; a Table lists them.
@@ -66,6 +68,10 @@ type Dependencies struct {
 	Random    func() float64 // in [0, 1)
 	Log       *slog.Logger
 	Registry  *prometheus.Registry
+
+	// Outages note whether the dependencies work: by the name of a called function, and Kafka. Make
+	// sets them.
+	Outages map[string]*trace.Outage
 }
 
 func (on Dependencies) withDefaults() Dependencies {
@@ -108,7 +114,7 @@ func (f Function) Configure(from Settings) (config any, err error) {
 
 // Make builds the function. Its port does not serve yet.
 func (f Function) Make(config any, on Dependencies) (*Port, error) {
-	on = on.withDefaults()
+	on = on.withDefaults().watched()
 	service, err := f.build(config, on)
 	if err != nil {
 		return nil, err
