@@ -57,6 +57,19 @@ func (d *DB) RecordVerdict(ctx context.Context, in *dbv1.RecordVerdictRequest) (
 	return &dbv1.RecordVerdictResponse{}, nil
 }
 
+// ActedLetters implements db.v1.Db.
+func (d *DB) ActedLetters(ctx context.Context, in *dbv1.ActedLettersRequest) (*dbv1.ActedLettersResponse, error) {
+	acted, err := d.ledger.Acted(ctx, in.Topic, in.From)
+	if err != nil {
+		return nil, translated(err)
+	}
+	out := &dbv1.ActedLettersResponse{Acted: map[int32]*dbv1.Offsets{}}
+	for partition, offsets := range acted {
+		out.Acted[partition] = &dbv1.Offsets{Offsets: offsets}
+	}
+	return out, nil
+}
+
 // Activity implements db.v1.Db.
 func (d *DB) Activity(ctx context.Context, in *dbv1.ActivityRequest) (*dbv1.ActivityResponse, error) {
 	got, err := d.ledger.Activity(ctx, ledger.ActivityOf{From: rpc.Time(in.From), To: rpc.Time(in.To), Step: in.GetStep().AsDuration()})

@@ -3,6 +3,7 @@ package db
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -53,6 +54,26 @@ func TestStatusHasTheSweepAndTheVerdict(t *testing.T) {
 	}
 	if _, err := w.RecordVerdict(t.Context(), &dbv1.RecordVerdictRequest{}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("no verdict: %v", err)
+	}
+}
+
+func TestLettersWithAnActionAreListed(t *testing.T) {
+	w := newWorld(t)
+	for _, at := range []struct {
+		topic     string
+		partition int32
+		offset    int64
+	}{{"parked", 0, 3}, {"parked", 0, 5}, {"parked", 0, 5}, {"parked", 1, 7}, {"parked", 2, 9}, {"other", 0, 6}} {
+		_, err := w.RecordDeadLetterAction(t.Context(), &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
+			Topic: at.topic, Partition: at.partition, Offset: at.offset, Action: "REDRIVEN", Operator: "me",
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := w.ActedLetters(t.Context(), &dbv1.ActedLettersRequest{Topic: "parked", From: map[int32]int64{0: 4, 1: 0, 3: 0}})
+	if err != nil || len(got.Acted) != 2 || fmt.Sprint(got.Acted[0].GetOffsets(), got.Acted[1].GetOffsets()) != "[5] [7]" {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -42,13 +42,16 @@ type Config struct {
 	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"the smallest limit of payments under way, even if the flow is slow"`
 	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"the largest limit of payments under way, even if the flow is fast; payments above the limit get 503"`
 	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"URL at which browsers reach a Grafana with the dashboards; the page links to it and shows its panels; empty: no link and no panels"`
+	Prometheus string        `envconfig:"PROMETHEUS_URL" desc:"URL of a Prometheus with the gateway's metrics, for the report of activity; empty: the ledger counts"`
 	TraceURL   string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
 	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
 	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
 	QuoteTTL   time.Duration `envconfig:"QUOTE_TTL" default:"30s" desc:"how long a firm quote can be used; 1s to 5m"`
 	MaxQuotes  int           `envconfig:"MAX_QUOTES" default:"100" desc:"the most open firm quotes of one client; requests for more get 429"`
-	Access     access.Config
-	Kafka      kafka.Config
+	// GroupPrefix is that of kafkasource. The gateway only reads how far the groups are behind.
+	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"prefix of each consumer group's name, for several systems that share a Kafka; /status reads the groups' lag"`
+	Access      access.Config
+	Kafka       kafka.Config
 }
 
 // quoteTTL is the default of QUOTE_TTL.
@@ -63,25 +66,27 @@ type Clients struct {
 
 // Gateway is the function.
 type Gateway struct {
-	cfg      Config
-	fx       fxv1.FxServiceClient
-	wallet   walletv1.WalletServiceClient
-	risk     riskv1.RiskServiceClient
-	db       dbv1.DbClient
-	publish  event.Publisher
-	access   *access.Access // nil: requests are not checked
-	flights  *flights
-	relay    *http.Client
-	waker    *waker
-	admitted *admission
-	reads    *reads
-	now      func() time.Time
-	log      *slog.Logger
-	metrics  *metrics
-	seeded   atomic.Bool  // rates and accounts were found
-	page     func() *page // built at the first request, which keeps the start short
+	cfg        Config
+	fx         fxv1.FxServiceClient
+	wallet     walletv1.WalletServiceClient
+	risk       riskv1.RiskServiceClient
+	db         dbv1.DbClient
+	publish    event.Publisher
+	access     *access.Access // nil: requests are not checked
+	flights    *flights
+	relay      *http.Client
+	waker      *waker
+	admitted   *admission
+	reads      *reads
+	operations *operations
+	prometheus ranger // nil: there is none
+	now        func() time.Time
+	log        *slog.Logger
+	metrics    *metrics
+	seeded     atomic.Bool  // rates and accounts were found
+	page       func() *page // built at the first request, which keeps the start short
 
-	senseless, relaying *trace.Outage
+	senseless, relaying, counting *trace.Outage
 }
 
 type metrics struct {
@@ -192,12 +197,17 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	g := &Gateway{
 		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function's answer cannot be used"),
 		relaying: trace.NewOutage(on.Log, on.Now, "a result could not be relayed"),
+		counting: trace.NewOutage(on.Log, on.Now, "Prometheus could not be asked"),
 		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
 		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
 		publish: on.Publisher, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
 		waker: newWaker(cfg.WakeURLs, to.HTTP), now: on.Now, log: on.Log,
 		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}
+	if g.prometheus, err = openPrometheus(cfg.Prometheus); err != nil {
+		return nil, err
+	}
+	g.operations = newOperations(cfg, on, g.db)
 	g.admitted = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(on.Registry, g.admitted)
 	guard, err := g.guard()

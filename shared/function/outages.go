@@ -19,7 +19,7 @@ const Kafka = "kafka"
 // is a few lines in the log, and not a line for each failed call.
 func (on Dependencies) watched() Dependencies {
 	conns := make(map[string]grpc.ClientConnInterface, len(on.Conns))
-	on.Outages = map[string]*trace.Outage{Kafka: trace.NewOutage(on.Log, on.Now, "an event could not be published")}
+	on.Outages = map[string]*trace.Outage{Kafka: trace.NewOutage(on.Log, on.Now, "Kafka could not be used")}
 	for name, conn := range on.Conns {
 		if conn == nil {
 			continue

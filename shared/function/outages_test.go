@@ -48,7 +48,7 @@ func TestEachDependencyThatIsAwayIsOneLine(t *testing.T) {
 		on.Publisher.Publish(t.Context(), "topic", "key", cloudevents.New())
 	}
 	lines := strings.Split(strings.TrimSpace(text.String()), "\n")
-	if len(lines) != 2 || !strings.Contains(lines[0], "asked=fx") || !strings.Contains(lines[1], "an event could not be published") {
+	if len(lines) != 2 || !strings.Contains(lines[0], "asked=fx") || !strings.Contains(lines[1], "Kafka could not be used") {
 		t.Errorf("%d lines:\n%s", len(lines), &text)
 	}
 	for name, known := range map[string]bool{"fx": true, "db": false, function.Kafka: true} {

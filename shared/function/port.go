@@ -57,7 +57,11 @@ type Port struct {
 // InProcess returns a connection to the function's gRPC services for callers in the same process.
 func (p *Port) InProcess() grpc.ClientConnInterface {
 	measured := p.served().interceptor()
-	return rpc.InProcess(p.GRPC, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	register := func(to grpc.ServiceRegistrar) {
+		p.GRPC(to)
+		healthpb.RegisterHealthServer(to, healthServer{port: p})
+	}
+	return rpc.InProcess(register, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 		ctx, span := trace.Start(ctx, info.FullMethod[1:], trace.Server)
 		defer func() { trace.End(span, err) }()
 		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return p.call(ctx, req, info, next) })

@@ -98,6 +98,38 @@ FROM dead_letter_actions WHERE topic = $1 AND action_id > $2 ORDER BY action_id 
 	return actions, next, nil
 }
 
+// maxActed is the most letters that Acted returns.
+const maxActed = 10_000
+
+const actedSQL = `
+SELECT DISTINCT a.partition, a.record_offset FROM dead_letter_actions a
+JOIN unnest($2::int[], $3::bigint[]) AS wanted (partition, first) ON a.partition = wanted.partition AND a.record_offset >= wanted.first
+WHERE a.topic = $1 ORDER BY 1, 2 LIMIT $4`
+
+// Acted returns the offsets of a topic's letters that have an action, by partition. from has the first
+// offset of each partition that the caller wants to know of.
+func (l *Ledger) Acted(ctx context.Context, topic string, from map[int32]int64) (acted map[int32][]int64, err error) {
+	partitions, first := make([]int32, 0, len(from)), make([]int64, 0, len(from))
+	for p, offset := range from {
+		partitions, first = append(partitions, p), append(first, offset)
+	}
+	acted = map[int32][]int64{}
+	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
+		rows, err := l.reads.pool.Query(ctx, actedSQL, topic, partitions, first, maxActed)
+		if err != nil {
+			return err
+		}
+		var p int32
+		var offset int64
+		_, err = pgx.ForEachRow(rows, []any{&p, &offset}, func() error { acted[p] = append(acted[p], offset); return nil })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which dead letters have an action: %w", err)
+	}
+	return acted, nil
+}
+
 // ReadDiscarded reads the keys of all events that operators have discarded.
 func ReadDiscarded(ctx context.Context, q postgres.Querier) (map[string]bool, error) {
 	rows, err := q.Query(ctx, `SELECT DISTINCT event_key FROM dead_letter_actions WHERE action = $1`, Discarded)

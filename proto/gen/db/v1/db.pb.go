@@ -4619,6 +4619,148 @@ func (*RecordVerdictResponse) Descriptor() ([]byte, []int) {
 	return file_db_v1_db_proto_rawDescGZIP(), []int{67}
 }
 
+type ActedLettersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Topic string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// The first offset of each partition that the caller wants to know of. Other partitions are left out.
+	From          map[int32]int64 `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActedLettersRequest) Reset() {
+	*x = ActedLettersRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActedLettersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActedLettersRequest) ProtoMessage() {}
+
+func (x *ActedLettersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActedLettersRequest.ProtoReflect.Descriptor instead.
+func (*ActedLettersRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ActedLettersRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *ActedLettersRequest) GetFrom() map[int32]int64 {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+type ActedLettersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 10,000 in all.
+	Acted         map[int32]*Offsets `protobuf:"bytes,1,rep,name=acted,proto3" json:"acted,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActedLettersResponse) Reset() {
+	*x = ActedLettersResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActedLettersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActedLettersResponse) ProtoMessage() {}
+
+func (x *ActedLettersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActedLettersResponse.ProtoReflect.Descriptor instead.
+func (*ActedLettersResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ActedLettersResponse) GetActed() map[int32]*Offsets {
+	if x != nil {
+		return x.Acted
+	}
+	return nil
+}
+
+type Offsets struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offsets       []int64                `protobuf:"varint,1,rep,packed,name=offsets,proto3" json:"offsets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offsets) Reset() {
+	*x = Offsets{}
+	mi := &file_db_v1_db_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offsets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offsets) ProtoMessage() {}
+
+func (x *Offsets) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offsets.ProtoReflect.Descriptor instead.
+func (*Offsets) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *Offsets) GetOffsets() []int64 {
+	if x != nil {
+		return x.Offsets
+	}
+	return nil
+}
+
 type ActivityRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -4632,7 +4774,7 @@ type ActivityRequest struct {
 
 func (x *ActivityRequest) Reset() {
 	*x = ActivityRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[68]
+	mi := &file_db_v1_db_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4786,7 @@ func (x *ActivityRequest) String() string {
 func (*ActivityRequest) ProtoMessage() {}
 
 func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[68]
+	mi := &file_db_v1_db_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4799,7 @@ func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityRequest.ProtoReflect.Descriptor instead.
 func (*ActivityRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{68}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ActivityRequest) GetFrom() *timestamppb.Timestamp {
@@ -4693,7 +4835,7 @@ type ActivityResponse struct {
 
 func (x *ActivityResponse) Reset() {
 	*x = ActivityResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[69]
+	mi := &file_db_v1_db_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4705,7 +4847,7 @@ func (x *ActivityResponse) String() string {
 func (*ActivityResponse) ProtoMessage() {}
 
 func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[69]
+	mi := &file_db_v1_db_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4718,7 +4860,7 @@ func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityResponse.ProtoReflect.Descriptor instead.
 func (*ActivityResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{69}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ActivityResponse) GetBuckets() []*ActivityBucket {
@@ -4750,7 +4892,7 @@ type ActivityBucket struct {
 
 func (x *ActivityBucket) Reset() {
 	*x = ActivityBucket{}
-	mi := &file_db_v1_db_proto_msgTypes[70]
+	mi := &file_db_v1_db_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4762,7 +4904,7 @@ func (x *ActivityBucket) String() string {
 func (*ActivityBucket) ProtoMessage() {}
 
 func (x *ActivityBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[70]
+	mi := &file_db_v1_db_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4775,7 +4917,7 @@ func (x *ActivityBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityBucket.ProtoReflect.Descriptor instead.
 func (*ActivityBucket) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{70}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ActivityBucket) GetAt() *timestamppb.Timestamp {
@@ -5193,7 +5335,21 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x04text\x18\x04 \x01(\tR\x04text\"@\n" +
 	"\x14RecordVerdictRequest\x12(\n" +
 	"\averdict\x18\x01 \x01(\v2\x0e.db.v1.VerdictR\averdict\"\x17\n" +
-	"\x15RecordVerdictResponse\"\x9c\x01\n" +
+	"\x15RecordVerdictResponse\"\x9e\x01\n" +
+	"\x13ActedLettersRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x128\n" +
+	"\x04from\x18\x02 \x03(\v2$.db.v1.ActedLettersRequest.FromEntryR\x04from\x1a7\n" +
+	"\tFromEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x14ActedLettersResponse\x12<\n" +
+	"\x05acted\x18\x01 \x03(\v2&.db.v1.ActedLettersResponse.ActedEntryR\x05acted\x1aH\n" +
+	"\n" +
+	"ActedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12$\n" +
+	"\x05value\x18\x02 \x01(\v2\x0e.db.v1.OffsetsR\x05value:\x028\x01\"#\n" +
+	"\aOffsets\x12\x18\n" +
+	"\aoffsets\x18\x01 \x03(\x03R\aoffsets\"\x9c\x01\n" +
 	"\x0fActivityRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12-\n" +
@@ -5220,7 +5376,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\xb7\v\n" +
+	"BAD_STATUS\x10\x052\x85\f\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
@@ -5239,7 +5395,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fTrialBalance\x12\x1a.db.v1.TrialBalanceRequest\x1a\x1b.db.v1.TrialBalanceResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\bPutQuote\x12\x16.db.v1.PutQuoteRequest\x1a\x17.db.v1.PutQuoteResponse\"\x03\x90\x02\x02\x127\n" +
 	"\tFindQuote\x12\x17.db.v1.FindQuoteRequest\x1a\f.db.v1.Quote\"\x03\x90\x02\x01\x12:\n" +
-	"\x06Status\x12\x14.db.v1.StatusRequest\x1a\x15.db.v1.StatusResponse\"\x03\x90\x02\x01\x12@\n" +
+	"\x06Status\x12\x14.db.v1.StatusRequest\x1a\x15.db.v1.StatusResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\fActedLetters\x12\x1a.db.v1.ActedLettersRequest\x1a\x1b.db.v1.ActedLettersResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\bActivity\x12\x16.db.v1.ActivityRequest\x1a\x17.db.v1.ActivityResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"GetPayment\x12\x18.db.v1.GetPaymentRequest\x1a\x19.db.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -5274,7 +5431,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -5345,158 +5502,168 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*Verdict)(nil),                        // 66: db.v1.Verdict
 	(*RecordVerdictRequest)(nil),           // 67: db.v1.RecordVerdictRequest
 	(*RecordVerdictResponse)(nil),          // 68: db.v1.RecordVerdictResponse
-	(*ActivityRequest)(nil),                // 69: db.v1.ActivityRequest
-	(*ActivityResponse)(nil),               // 70: db.v1.ActivityResponse
-	(*ActivityBucket)(nil),                 // 71: db.v1.ActivityBucket
-	nil,                                    // 72: db.v1.ListRequest.MetadataEntry
-	nil,                                    // 73: db.v1.ActivityResponse.ReasonsEntry
-	(*timestamppb.Timestamp)(nil),          // 74: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 75: common.v1.Payment
-	(v1.ReservationState)(0),               // 76: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 77: common.v1.Record
-	(*v1.Amount)(nil),                      // 78: common.v1.Amount
-	(*durationpb.Duration)(nil),            // 79: google.protobuf.Duration
-	(*v1.Balance)(nil),                     // 80: common.v1.Balance
-	(*v1.Outcome)(nil),                     // 81: common.v1.Outcome
+	(*ActedLettersRequest)(nil),            // 69: db.v1.ActedLettersRequest
+	(*ActedLettersResponse)(nil),           // 70: db.v1.ActedLettersResponse
+	(*Offsets)(nil),                        // 71: db.v1.Offsets
+	(*ActivityRequest)(nil),                // 72: db.v1.ActivityRequest
+	(*ActivityResponse)(nil),               // 73: db.v1.ActivityResponse
+	(*ActivityBucket)(nil),                 // 74: db.v1.ActivityBucket
+	nil,                                    // 75: db.v1.ListRequest.MetadataEntry
+	nil,                                    // 76: db.v1.ActedLettersRequest.FromEntry
+	nil,                                    // 77: db.v1.ActedLettersResponse.ActedEntry
+	nil,                                    // 78: db.v1.ActivityResponse.ReasonsEntry
+	(*timestamppb.Timestamp)(nil),          // 79: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 80: common.v1.Payment
+	(v1.ReservationState)(0),               // 81: common.v1.ReservationState
+	(*v1.Record)(nil),                      // 82: common.v1.Record
+	(*v1.Amount)(nil),                      // 83: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 84: google.protobuf.Duration
+	(*v1.Balance)(nil),                     // 85: common.v1.Balance
+	(*v1.Outcome)(nil),                     // 86: common.v1.Outcome
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	74, // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	74, // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	74, // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
-	0,  // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
-	0,  // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	75, // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	76, // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	74, // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
-	74, // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
-	72, // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
-	77, // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	74, // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	78, // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	74, // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	74, // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	74, // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	74, // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
-	19, // 17: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	74, // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	74, // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
-	22, // 20: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
-	23, // 21: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	75, // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
-	74, // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
-	74, // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
-	75, // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
-	79, // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
-	24, // 27: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
-	79, // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
-	74, // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	74, // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	74, // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	74, // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	74, // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	29, // 34: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,  // 35: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	78, // 36: db.v1.Account.balances:type_name -> common.v1.Amount
-	34, // 37: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	37, // 38: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	74, // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	46, // 40: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	46, // 41: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	78, // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
-	74, // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
-	80, // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
-	59, // 45: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
-	60, // 46: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
-	19, // 47: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
-	74, // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
-	60, // 49: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
-	74, // 50: db.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
-	74, // 51: db.v1.StatusResponse.postgres_since:type_name -> google.protobuf.Timestamp
-	65, // 52: db.v1.StatusResponse.last_sweep:type_name -> db.v1.LastSweep
-	66, // 53: db.v1.StatusResponse.verdict:type_name -> db.v1.Verdict
-	74, // 54: db.v1.LastSweep.at:type_name -> google.protobuf.Timestamp
-	74, // 55: db.v1.LastSweep.oldest_pending_at:type_name -> google.protobuf.Timestamp
-	74, // 56: db.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	66, // 57: db.v1.RecordVerdictRequest.verdict:type_name -> db.v1.Verdict
-	74, // 58: db.v1.ActivityRequest.from:type_name -> google.protobuf.Timestamp
-	74, // 59: db.v1.ActivityRequest.to:type_name -> google.protobuf.Timestamp
-	79, // 60: db.v1.ActivityRequest.step:type_name -> google.protobuf.Duration
-	71, // 61: db.v1.ActivityResponse.buckets:type_name -> db.v1.ActivityBucket
-	73, // 62: db.v1.ActivityResponse.reasons:type_name -> db.v1.ActivityResponse.ReasonsEntry
-	74, // 63: db.v1.ActivityBucket.at:type_name -> google.protobuf.Timestamp
-	1,  // 64: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,  // 65: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,  // 66: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,  // 67: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,  // 68: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	75, // 69: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	75, // 70: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11, // 71: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11, // 72: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12, // 73: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13, // 74: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15, // 75: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17, // 76: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20, // 77: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	25, // 78: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	27, // 79: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	63, // 80: db.v1.Db.Status:input_type -> db.v1.StatusRequest
-	69, // 81: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
-	28, // 82: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	30, // 83: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	32, // 84: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	51, // 85: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
-	53, // 86: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
-	55, // 87: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
-	57, // 88: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
-	61, // 89: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
-	35, // 90: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	38, // 91: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	40, // 92: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	42, // 93: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	44, // 94: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	67, // 95: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
-	47, // 96: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	49, // 97: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,  // 98: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,  // 99: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,  // 100: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,  // 101: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10, // 102: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	81, // 103: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	81, // 104: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	81, // 105: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	81, // 106: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	77, // 107: db.v1.Db.Find:output_type -> common.v1.Record
-	14, // 108: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16, // 109: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18, // 110: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21, // 111: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	26, // 112: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	24, // 113: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	64, // 114: db.v1.Db.Status:output_type -> db.v1.StatusResponse
-	70, // 115: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
-	29, // 116: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	31, // 117: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	33, // 118: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	52, // 119: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
-	54, // 120: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
-	56, // 121: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
-	58, // 122: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
-	62, // 123: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
-	36, // 124: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	39, // 125: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	41, // 126: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	43, // 127: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	45, // 128: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	68, // 129: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
-	48, // 130: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	50, // 131: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	98, // [98:132] is the sub-list for method output_type
-	64, // [64:98] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	79,  // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	79,  // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	79,  // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	0,   // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
+	0,   // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
+	80,  // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	81,  // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	79,  // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
+	79,  // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
+	75,  // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
+	82,  // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	79,  // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	83,  // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	79,  // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	79,  // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	79,  // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	79,  // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	19,  // 17: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
+	79,  // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	79,  // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	22,  // 20: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
+	23,  // 21: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
+	80,  // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
+	79,  // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	79,  // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	80,  // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	84,  // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	24,  // 27: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
+	84,  // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	79,  // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	79,  // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	79,  // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	79,  // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	79,  // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	29,  // 34: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,   // 35: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	83,  // 36: db.v1.Account.balances:type_name -> common.v1.Amount
+	34,  // 37: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	37,  // 38: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	79,  // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	46,  // 40: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	46,  // 41: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	83,  // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
+	79,  // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
+	85,  // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
+	59,  // 45: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
+	60,  // 46: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
+	19,  // 47: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
+	79,  // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
+	60,  // 49: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
+	79,  // 50: db.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	79,  // 51: db.v1.StatusResponse.postgres_since:type_name -> google.protobuf.Timestamp
+	65,  // 52: db.v1.StatusResponse.last_sweep:type_name -> db.v1.LastSweep
+	66,  // 53: db.v1.StatusResponse.verdict:type_name -> db.v1.Verdict
+	79,  // 54: db.v1.LastSweep.at:type_name -> google.protobuf.Timestamp
+	79,  // 55: db.v1.LastSweep.oldest_pending_at:type_name -> google.protobuf.Timestamp
+	79,  // 56: db.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	66,  // 57: db.v1.RecordVerdictRequest.verdict:type_name -> db.v1.Verdict
+	76,  // 58: db.v1.ActedLettersRequest.from:type_name -> db.v1.ActedLettersRequest.FromEntry
+	77,  // 59: db.v1.ActedLettersResponse.acted:type_name -> db.v1.ActedLettersResponse.ActedEntry
+	79,  // 60: db.v1.ActivityRequest.from:type_name -> google.protobuf.Timestamp
+	79,  // 61: db.v1.ActivityRequest.to:type_name -> google.protobuf.Timestamp
+	84,  // 62: db.v1.ActivityRequest.step:type_name -> google.protobuf.Duration
+	74,  // 63: db.v1.ActivityResponse.buckets:type_name -> db.v1.ActivityBucket
+	78,  // 64: db.v1.ActivityResponse.reasons:type_name -> db.v1.ActivityResponse.ReasonsEntry
+	79,  // 65: db.v1.ActivityBucket.at:type_name -> google.protobuf.Timestamp
+	71,  // 66: db.v1.ActedLettersResponse.ActedEntry.value:type_name -> db.v1.Offsets
+	1,   // 67: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,   // 68: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,   // 69: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,   // 70: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,   // 71: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	80,  // 72: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	80,  // 73: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11,  // 74: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11,  // 75: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	12,  // 76: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	13,  // 77: db.v1.Db.List:input_type -> db.v1.ListRequest
+	15,  // 78: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	17,  // 79: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	20,  // 80: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	25,  // 81: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	27,  // 82: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	63,  // 83: db.v1.Db.Status:input_type -> db.v1.StatusRequest
+	69,  // 84: db.v1.Db.ActedLetters:input_type -> db.v1.ActedLettersRequest
+	72,  // 85: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
+	28,  // 86: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	30,  // 87: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	32,  // 88: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	51,  // 89: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	53,  // 90: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	55,  // 91: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	57,  // 92: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	61,  // 93: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	35,  // 94: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	38,  // 95: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	40,  // 96: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	42,  // 97: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	44,  // 98: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	67,  // 99: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
+	47,  // 100: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	49,  // 101: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,   // 102: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,   // 103: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,   // 104: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,   // 105: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10,  // 106: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	86,  // 107: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	86,  // 108: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	86,  // 109: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	86,  // 110: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	82,  // 111: db.v1.Db.Find:output_type -> common.v1.Record
+	14,  // 112: db.v1.Db.List:output_type -> db.v1.ListResponse
+	16,  // 113: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	18,  // 114: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	21,  // 115: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	26,  // 116: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	24,  // 117: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	64,  // 118: db.v1.Db.Status:output_type -> db.v1.StatusResponse
+	70,  // 119: db.v1.Db.ActedLetters:output_type -> db.v1.ActedLettersResponse
+	73,  // 120: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
+	29,  // 121: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	31,  // 122: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	33,  // 123: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	52,  // 124: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	54,  // 125: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	56,  // 126: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	58,  // 127: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	62,  // 128: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	36,  // 129: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	39,  // 130: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	41,  // 131: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	43,  // 132: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	45,  // 133: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	68,  // 134: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
+	48,  // 135: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	50,  // 136: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	102, // [102:137] is the sub-list for method output_type
+	67,  // [67:102] is the sub-list for method input_type
+	67,  // [67:67] is the sub-list for extension type_name
+	67,  // [67:67] is the sub-list for extension extendee
+	0,   // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -5507,14 +5674,14 @@ func file_db_v1_db_proto_init() {
 	file_db_v1_db_proto_msgTypes[22].OneofWrappers = []any{}
 	file_db_v1_db_proto_msgTypes[41].OneofWrappers = []any{}
 	file_db_v1_db_proto_msgTypes[63].OneofWrappers = []any{}
-	file_db_v1_db_proto_msgTypes[70].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[73].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   73,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

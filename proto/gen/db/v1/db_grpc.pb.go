@@ -37,6 +37,7 @@ const (
 	Db_PutQuote_FullMethodName            = "/db.v1.Db/PutQuote"
 	Db_FindQuote_FullMethodName           = "/db.v1.Db/FindQuote"
 	Db_Status_FullMethodName              = "/db.v1.Db/Status"
+	Db_ActedLetters_FullMethodName        = "/db.v1.Db/ActedLetters"
 	Db_Activity_FullMethodName            = "/db.v1.Db/Activity"
 	Db_GetPayment_FullMethodName          = "/db.v1.Db/GetPayment"
 	Db_ListPayments_FullMethodName        = "/db.v1.Db/ListPayments"
@@ -89,6 +90,8 @@ type DbClient interface {
 	FindQuote(ctx context.Context, in *FindQuoteRequest, opts ...grpc.CallOption) (*Quote, error)
 	// Status reports what operators want to know of the ledger. It answers while Postgres is away too.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// ActedLetters lists the dead letters of a topic that an operator has acted on.
+	ActedLetters(ctx context.Context, in *ActedLettersRequest, opts ...grpc.CallOption) (*ActedLettersResponse, error)
 	// Activity counts the payments that were reserved in a range of time. FAILED_PRECONDITION: the range
 	// has more payments than the ledger counts at once.
 	Activity(ctx context.Context, in *ActivityRequest, opts ...grpc.CallOption) (*ActivityResponse, error)
@@ -277,6 +280,16 @@ func (c *dbClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *dbClient) ActedLetters(ctx context.Context, in *ActedLettersRequest, opts ...grpc.CallOption) (*ActedLettersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActedLettersResponse)
+	err := c.cc.Invoke(ctx, Db_ActedLetters_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dbClient) Activity(ctx context.Context, in *ActivityRequest, opts ...grpc.CallOption) (*ActivityResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ActivityResponse)
@@ -363,6 +376,8 @@ type DbServer interface {
 	FindQuote(context.Context, *FindQuoteRequest) (*Quote, error)
 	// Status reports what operators want to know of the ledger. It answers while Postgres is away too.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// ActedLetters lists the dead letters of a topic that an operator has acted on.
+	ActedLetters(context.Context, *ActedLettersRequest) (*ActedLettersResponse, error)
 	// Activity counts the payments that were reserved in a range of time. FAILED_PRECONDITION: the range
 	// has more payments than the ledger counts at once.
 	Activity(context.Context, *ActivityRequest) (*ActivityResponse, error)
@@ -431,6 +446,9 @@ func (UnimplementedDbServer) FindQuote(context.Context, *FindQuoteRequest) (*Quo
 }
 func (UnimplementedDbServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedDbServer) ActedLetters(context.Context, *ActedLettersRequest) (*ActedLettersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ActedLetters not implemented")
 }
 func (UnimplementedDbServer) Activity(context.Context, *ActivityRequest) (*ActivityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Activity not implemented")
@@ -771,6 +789,24 @@ func _Db_Status_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_ActedLetters_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActedLettersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).ActedLetters(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_ActedLetters_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).ActedLetters(ctx, req.(*ActedLettersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_Activity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ActivityRequest)
 	if err := dec(in); err != nil {
@@ -917,6 +953,10 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Db_Status_Handler,
+		},
+		{
+			MethodName: "ActedLetters",
+			Handler:    _Db_ActedLetters_Handler,
 		},
 		{
 			MethodName: "Activity",
