@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
 	Port  string        `envconfig:"PORT" desc:"the port of the function; if empty, the port that callers use by default, such as 18080 for gateway, or else 8080"`
+	Admin string        `envconfig:"ADMIN_PORT" desc:"a port of its own for /metrics, /healthz and /readyz, without TLS and without any limit of the function's port; /metrics is then only there; empty: they are on the function's port"`
 	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"time limit of a drain after SIGTERM"`
 	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"the most open connections; above it, waiting ones are closed"`
 	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what HTTP/2 connections carry: mixed: gRPC and all other requests, as behind Knative's proxies; alone: only gRPC, which takes half the processor time per call, and other requests use HTTP/1.1"`
@@ -34,6 +35,14 @@ type Config struct {
 // Addr returns the address on which the function listens.
 func (c Config) Addr(f Function) string {
 	return net.JoinHostPort(c.Host, cmp.Or(c.Port, f.Port, "8080"))
+}
+
+// adminAddr returns the address of the operator's port, or an empty text if there is none.
+func (c Config) adminAddr() string {
+	if c.Admin == "" {
+		return ""
+	}
+	return net.JoinHostPort(c.Host, c.Admin)
 }
 
 // LogConfig configures the log of a process.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -40,6 +41,9 @@ type Port struct {
 	// Transport is what the port's HTTP/2 connections carry; empty means Mixed. It has no effect
 	// without gRPC.
 	Transport Transport
+	// Admin is the operator's own port: it serves /metrics, /healthz and /readyz. nil: the function's port
+	// serves all three. Serve closes it.
+	Admin net.Listener
 	// MaxConnections is the most connections of the port; 0 means 8,192.
 	MaxConnections int
 
@@ -126,9 +130,10 @@ func refuse(w http.ResponseWriter, err error) {
 // plain returns the handler of all requests that are not gRPC.
 func (p *Port) plain() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", p.serveReady)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{Registry: p.Registry, EnableOpenMetrics: true}))
+	p.health(mux)
+	if p.Admin == nil {
+		p.exposeMetrics(mux)
+	}
 	if p.Events != nil {
 		mux.Handle(p.eventsPattern(), p.EventHandler())
 	}
@@ -140,6 +145,17 @@ func (p *Port) plain() http.Handler {
 		return p.Guard(routes)
 	}
 	return routes
+}
+
+// health adds the probes. They stay on the function's port too, because a proxy asks the port that it
+// uses.
+func (p *Port) health(mux *http.ServeMux) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", p.serveReady)
+}
+
+func (p *Port) exposeMetrics(mux *http.ServeMux) {
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{Registry: p.Registry, EnableOpenMetrics: true}))
 }
 
 func (p *Port) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Server {

@@ -72,6 +72,12 @@ func (t Table) Run(ctx context.Context, f Function) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
 	}
+	if addr := base.adminAddr(); addr != "" {
+		if port.Admin, err = net.Listen("tcp", addr); err != nil {
+			return fmt.Errorf("%s: ADMIN_PORT: %w", f.Name, errors.Join(err, l.Close()))
+		}
+		log = log.With("admin_addr", port.Admin.Addr().String())
+	}
 	log.Info("serving", "addr", l.Addr().String())
 	// The memory of the start is not needed again, and an idle function should be small.
 	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()

@@ -55,7 +55,8 @@ func (p *Port) Serve(ctx context.Context, l net.Listener, drain time.Duration) e
 			SendPingTimeout: rpc.Unseen, PingTimeout: rpc.Unanswered,
 		},
 	}
-	failed := make(chan error, 3)
+	failed := make(chan error, 4)
+	defer p.serveAdmin(failed, wait)()
 	server.Protocols.SetHTTP1(true)
 	var calls *grpcListener
 	if p.Transport == GRPCOnly && p.GRPC != nil {
@@ -123,4 +124,21 @@ func (p *Port) Serve(ctx context.Context, l net.Listener, drain time.Duration) e
 		err = fmt.Errorf("drain %s: %w", p.Name, err)
 	}
 	return errors.Join(cause, err)
+}
+
+// serveAdmin serves the operator's port, if there is one, until stop is called. That is after the
+// drain, so that the drain can be watched.
+func (p *Port) serveAdmin(failed chan<- error, wait timeouts) (stop func()) {
+	if p.Admin == nil {
+		return func() {}
+	}
+	mux := http.NewServeMux()
+	p.health(mux)
+	p.exposeMetrics(mux)
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: wait.header, ReadTimeout: wait.request, WriteTimeout: wait.answer, IdleTimeout: wait.idle,
+		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug),
+	}
+	go func() { failed <- server.Serve(p.Admin) }()
+	return func() { server.Close() }
 }
