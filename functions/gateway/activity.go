@@ -77,30 +77,20 @@ type span struct {
 
 // readSpan reads the range that a client asks for. Its start is rounded down to a whole step, so that
 // the buckets of two reports are the same.
-func readSpan(q url.Values, now time.Time) (s span, err error) {
-	wrong := func(field, problem string) (span, error) { return span{}, &payment.FieldError{Field: field, Problem: problem} }
-	for field, into := range map[string]*time.Time{"from": &s.from, "to": &s.to} {
-		if text := q.Get(field); text != "" {
-			if *into, err = time.Parse(time.RFC3339, text); err != nil {
-				return wrong(field, "must be a time as in RFC 3339, such as 2026-01-31T09:30:00Z")
-			}
-		}
+func readSpan(q *query, now time.Time) (s span) {
+	wrong := func(field, problem string) { q.note(field, &payment.FieldError{Field: field, Problem: problem}) }
+	s.from, s.to = q.time("from").UTC(), q.time("to").UTC()
+	if !q.has("to") {
+		s.to = now.UTC()
 	}
-	if s.to.IsZero() {
-		s.to = now
-	}
-	if s.from.IsZero() {
+	if !q.has("from") {
 		s.from = s.to.Add(-usualRange)
 	}
-	s.from, s.to = s.from.UTC(), s.to.UTC()
 	length := s.to.Sub(s.from)
-	if length <= 0 {
-		return wrong("to", "must be later than from")
-	}
-	if text := q.Get("step"); text != "" {
-		n, err := strconv.ParseInt(text, 10, 32)
+	if q.has("step") {
+		n, err := strconv.ParseInt(q.text("step"), 10, 32)
 		if err != nil || n < 1 {
-			return wrong("step", "must be a whole number of seconds, at least 1")
+			wrong("step", "must be a whole number of seconds, at least 1")
 		}
 		s.step = time.Duration(n) * time.Second
 	} else {
@@ -110,11 +100,18 @@ func readSpan(q url.Values, now time.Time) (s span, err error) {
 			}
 		}
 	}
+	switch {
+	case q.wrong != nil:
+		return s
+	case length <= 0:
+		wrong("to", "must be later than from")
+		return s
+	}
 	s.from = s.from.Truncate(s.step)
 	if n := s.buckets(); n > mostBuckets {
-		return wrong("step", fmt.Sprintf("makes %d steps of the range; at most %d", n, mostBuckets))
+		wrong("step", fmt.Sprintf("makes %d steps of the range; at most %d", n, mostBuckets))
 	}
-	return s, nil
+	return s
 }
 
 // buckets is the number of steps. The last one may be shorter than the others.
@@ -126,9 +123,10 @@ func (g *Gateway) getActivity(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusForbidden, "Not your payments", "The report is of all payments. Only a client that may send from all accounts can read it.")
 		return
 	}
-	s, err := readSpan(r.URL.Query(), g.now())
-	if err != nil {
-		writeProblem(w, http.StatusBadRequest, "Bad request", err.Error())
+	q := queryOf(r)
+	s := readSpan(q, g.now())
+	if q.wrong != nil {
+		writeWrong(w, q.wrong)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), countWithin)

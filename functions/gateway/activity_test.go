@@ -23,29 +23,33 @@ import (
 
 func TestTheRangeOfAReport(t *testing.T) {
 	now := time.Date(2026, 11, 26, 12, 0, 30, 0, time.UTC)
-	for query, want := range map[string]string{
+	for text, want := range map[string]string{
 		"":                          "11:00:00 12:00:30 1m0s 61",
 		"from=2026-11-26T12:00:00Z": "12:00:00 12:00:30 1s 30",
 		"from=2026-11-25T12:00:00Z": "12:00:00 12:00:30 15m0s 97",
 		"to=2026-11-26T12:00:00%2B01:00&step=600": "10:00:00 11:00:00 10m0s 6",
 		"step=7":                    "11:00:30 12:00:30 7s 515",
-		"from=yesterday":            "from: must be a time as in RFC 3339, such as 2026-01-31T09:30:00Z",
+		"from=yesterday":            `from: "yesterday" is not a time of RFC 3339, such as 2026-01-31T09:30:00Z; + is written as %2B`,
 		"from=2026-11-27T00:00:00Z": "to: must be later than from",
 		"step=0":                    "step: must be a whole number of seconds, at least 1",
 		"step=1.5":                  "step: must be a whole number of seconds, at least 1",
 		"step=1":                    "step: makes 3600 steps of the range; at most 2000",
 	} {
-		q, err := url.ParseQuery(query)
+		values, err := url.ParseQuery(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := readSpan(q, now)
-		got := fmt.Sprint(err)
-		if err == nil {
+		q := &query{values: values}
+		s := readSpan(q, now)
+		got := ""
+		for _, p := range q.wrong {
+			got += p.Err.Error()
+		}
+		if q.wrong == nil {
 			got = fmt.Sprint(s.from.Format(time.TimeOnly), " ", s.to.Format(time.TimeOnly), " ", s.step, " ", s.buckets())
 		}
 		if got != want {
-			t.Errorf("%s: %s, want %s", query, got, want)
+			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
 }

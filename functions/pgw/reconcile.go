@@ -18,6 +18,7 @@ import (
 	"pgw/functions/pgw/table"
 	"pgw/shared/function"
 	"pgw/shared/payment"
+	"pgw/shared/trace"
 )
 
 // reconcileCommand checks the books. Its exit code is 0 if they agree, 1 if they do not, and 2 if
@@ -54,7 +55,7 @@ func (unknown) ExitCode() int   { return 2 }
 func (u unknown) Unwrap() error { return u.error }
 
 func (c reconcileCommand) Run(ctx context.Context) error {
-	system, _, err := c.config()
+	system, at, err := c.config()
 	if err == nil && system.DatabaseURL == "" {
 		err = errors.New("DATABASE_URL is not set")
 	}
@@ -69,12 +70,18 @@ func (c reconcileCommand) Run(ctx context.Context) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
+	tell := func(ctx context.Context, r reconcile.Report, failed error, now time.Time) error {
+		return recordVerdict(ctx, at, system.RPC, reconcile.Conclude(r, failed, now))
+	}
 	if c.Every > 0 {
-		return c.watch(ctx, cfg)
+		return c.watch(ctx, cfg, tell)
 	}
 	report, err := reconcile.Run(ctx, cfg)
 	if stopped(ctx, err) {
 		return interruptedReconcile(err)
+	}
+	if err := tell(ctx, report, err, time.Now()); err != nil {
+		fmt.Fprintln(os.Stderr, "pgw: "+notTold+":", err)
 	}
 	if err := c.printReport(report, err, time.Now()); err != nil {
 		return unknown{err}
@@ -144,7 +151,7 @@ func writeReport(to io.Writer, r reconcile.Report) error {
 }
 
 // watch reconciles until ctx ends.
-func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error {
+func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config, tell teller) error {
 	age := time.Duration(0)
 	if !c.Since.IsZero() {
 		age = time.Since(c.Since.Time)
@@ -156,6 +163,7 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 	watcher := function.Function{Name: "reconcile"}
 	return table.Functions.Run(ctx, function.Describe(watcher, func(_ struct{}, on function.Dependencies) (*function.Service, error) {
 		w := newWatch(on.Registry)
+		untold := trace.NewOutage(on.Log, on.Now, notTold)
 		return &function.Service{Background: func(ctx context.Context) error {
 			for {
 				if age > 0 {
@@ -165,6 +173,7 @@ func (c reconcileCommand) watch(ctx context.Context, cfg reconcile.Config) error
 				if ctx.Err() != nil {
 					return nil
 				}
+				untold.Note(ctx, tell(ctx, report, err, on.Now()))
 				if err := c.printReport(report, err, on.Now()); err != nil {
 					return err
 				}

@@ -36,6 +36,24 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for ActivitySource.
+const (
+	Ledger     ActivitySource = "ledger"
+	Prometheus ActivitySource = "prometheus"
+)
+
+// Valid indicates whether the value is a known member of the ActivitySource enum.
+func (e ActivitySource) Valid() bool {
+	switch e {
+	case Ledger:
+		return true
+	case Prometheus:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EntryKind.
 const (
 	EntryKindExchange   EntryKind = "exchange"
@@ -431,6 +449,37 @@ type AccountPair struct {
 
 	// SenderID Printable ASCII, without a space at either end.
 	SenderID AccountID `json:"sender_id"`
+}
+
+// Activity defines model for Activity.
+type Activity struct {
+	// Buckets One for each step, the oldest first.
+	Buckets []ActivityBucket `json:"buckets"`
+	From    time.Time        `json:"from"`
+
+	// Reasons The failed payments by reason.
+	Reasons     map[string]int64 `json:"reasons"`
+	Source      ActivitySource   `json:"source"`
+	StepSeconds int64            `json:"step_seconds"`
+	To          time.Time        `json:"to"`
+}
+
+// ActivitySource defines model for Activity.Source.
+type ActivitySource string
+
+// ActivityBucket A number that is not known is absent.
+type ActivityBucket struct {
+	// At The start of the step.
+	At     time.Time `json:"at"`
+	Failed *int64    `json:"failed,omitempty"`
+
+	// P50Ms Half of the payments were decided within this time, in milliseconds.
+	P50Ms *float32 `json:"p50_ms,omitempty"`
+	P99Ms *float32 `json:"p99_ms,omitempty"`
+
+	// Pending Only from the ledger.
+	Pending *int64 `json:"pending,omitempty"`
+	Success *int64 `json:"success,omitempty"`
 }
 
 // Amount In major units, greater than 0, with at most as many decimal places as the currency has (none for IDR and JPY, two for USD) and at most
@@ -1177,6 +1226,18 @@ type CreateQuoteParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// GetActivityParams defines parameters for GetActivity.
+type GetActivityParams struct {
+	// From The start of the range. The default is an hour before its end. It is rounded down to a whole step.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To The end of the range. The default is now.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Step The length of a bucket in seconds. By default, a range has at most about 120 buckets. A range may have at most 2,000.
+	Step *int `form:"step,omitempty" json:"step,omitempty"`
+}
+
 // CreatePaymentJSONRequestBody defines body for CreatePayment for application/json ContentType.
 type CreatePaymentJSONRequestBody = PaymentRequest
 
@@ -1368,6 +1429,18 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetActivity Count payments over time
+	//
+	// Only for keys and tokens of all accounts. For charts: how many payments succeeded and failed in each step of a range, and how long they took. The
+	// response counts as ten requests of the key's rate.
+	//
+	// `source` says where the numbers come from. `ledger`: each payment counts once, in the step in which the ledger reserved it. A refusal before the
+	// ledger does not count. A range with more than 200,000 payments is refused: ask for a shorter one. `prometheus`: the operator has set
+	// `PROMETHEUS_URL`, and the numbers are those of the gateway's answers. Answers without an outcome, such as `queue_timeout`, count as failed.
+	//
+	// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
+	GetActivity(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetTrialBalance Add up the balances of each currency
 	//
@@ -1590,6 +1663,28 @@ func (c *Client) CreateQuote(ctx context.Context, params *CreateQuoteParams, bod
 // Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 func (c *Client) GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetRandomAccountsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetActivity Count payments over time
+//
+// Only for keys and tokens of all accounts. For charts: how many payments succeeded and failed in each step of a range, and how long they took. The
+// response counts as ten requests of the key's rate.
+//
+// `source` says where the numbers come from. `ledger`: each payment counts once, in the step in which the ledger reserved it. A refusal before the
+// ledger does not count. A range with more than 200,000 payments is refused: ask for a shorter one. `prometheus`: the operator has set
+// `PROMETHEUS_URL`, and the numbers are those of the gateway's answers. Answers without an outcome, such as `queue_timeout`, count as failed.
+//
+// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
+func (c *Client) GetActivity(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetActivityRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2252,6 +2347,84 @@ func NewGetRandomAccountsRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetActivityRequest constructs an http.Request for the GetActivity method
+func NewGetActivityRequest(server string, params *GetActivityParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/reports/activity")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Step != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "step", *params.Step, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetTrialBalanceRequest constructs an http.Request for the GetTrialBalance method
 func NewGetTrialBalanceRequest(server string) (*http.Request, error) {
 	var err error
@@ -2448,6 +2621,20 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccountsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetRandomAccountsResponse, error)
+
+	// GetActivityWithResponse Count payments over time
+	//
+	// Only for keys and tokens of all accounts. For charts: how many payments succeeded and failed in each step of a range, and how long they took. The
+	// response counts as ten requests of the key's rate.
+	//
+	// `source` says where the numbers come from. `ledger`: each payment counts once, in the step in which the ledger reserved it. A refusal before the
+	// ledger does not count. A range with more than 200,000 payments is refused: ask for a shorter one. `prometheus`: the operator has set
+	// `PROMETHEUS_URL`, and the numbers are those of the gateway's answers. Answers without an outcome, such as `queue_timeout`, count as failed.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
+	GetActivityWithResponse(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*GetActivityResponse, error)
 
 	// GetTrialBalanceWithResponse Add up the balances of each currency
 	//
@@ -3754,6 +3941,126 @@ func (r GetRandomAccountsResponse) ContentType() string {
 	return ""
 }
 
+// GetActivityResponse401Headers the declared response headers of an HTTP 401 response for GetActivity
+type GetActivityResponse401Headers struct {
+	WWWAuthenticate string
+}
+
+// GetActivityResponse429Headers the declared response headers of an HTTP 429 response for GetActivity
+type GetActivityResponse429Headers struct {
+	RateLimit       *string
+	RateLimitPolicy *string
+	RetryAfter      int
+}
+
+// GetActivityResponse502Headers the declared response headers of an HTTP 502 response for GetActivity
+type GetActivityResponse502Headers struct {
+	RetryAfter int
+}
+
+// GetActivityResponse503Headers the declared response headers of an HTTP 503 response for GetActivity
+type GetActivityResponse503Headers struct {
+	RetryAfter int
+}
+
+type GetActivityResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Activity
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *NotKnown
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *NotAllowed
+	// ApplicationProblemJSON421 the response for an HTTP 421 `application/problem+json` response
+	ApplicationProblemJSON421 *Misdirected
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *TooMany
+	// ApplicationProblemJSON502 the response for an HTTP 502 `application/problem+json` response
+	ApplicationProblemJSON502 *Unreachable
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Busy
+	// Headers401 the parsed response headers for an HTTP 401 response
+	Headers401 *GetActivityResponse401Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *GetActivityResponse429Headers
+	// Headers502 the parsed response headers for an HTTP 502 response
+	Headers502 *GetActivityResponse502Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetActivityResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetActivityResponse) GetJSON200() *Activity {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON401() *NotKnown {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON403() *NotAllowed {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON421 returns the response for an HTTP 421 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON421() *Misdirected {
+	return r.ApplicationProblemJSON421
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON429() *TooMany {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSON502 returns the response for an HTTP 502 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON502() *Unreachable {
+	return r.ApplicationProblemJSON502
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetActivityResponse) GetApplicationProblemJSON503() *Busy {
+	return r.ApplicationProblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetActivityResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetActivityResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetActivityResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetActivityResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetTrialBalanceResponse401Headers the declared response headers of an HTTP 401 response for GetTrialBalance
 type GetTrialBalanceResponse401Headers struct {
 	WWWAuthenticate string
@@ -4064,6 +4371,26 @@ func (c *ClientWithResponses) GetRandomAccountsWithResponse(ctx context.Context,
 		return nil, err
 	}
 	return ParseGetRandomAccountsResponse(rsp)
+}
+
+// GetActivityWithResponse Count payments over time
+//
+// Only for keys and tokens of all accounts. For charts: how many payments succeeded and failed in each step of a range, and how long they took. The
+// response counts as ten requests of the key's rate.
+//
+// `source` says where the numbers come from. `ledger`: each payment counts once, in the step in which the ledger reserved it. A refusal before the
+// ledger does not count. A range with more than 200,000 payments is refused: ask for a shorter one. `prometheus`: the operator has set
+// `PROMETHEUS_URL`, and the numbers are those of the gateway's answers. Answers without an outcome, such as `queue_timeout`, count as failed.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
+func (c *ClientWithResponses) GetActivityWithResponse(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*GetActivityResponse, error) {
+	rsp, err := c.GetActivity(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetActivityResponse(rsp)
 }
 
 // GetTrialBalanceWithResponse Add up the balances of each currency
@@ -5669,6 +5996,138 @@ func ParseGetRandomAccountsResponse(rsp *http.Response) (*GetRandomAccountsRespo
 		response.Headers502 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetRandomAccountsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetActivityResponse parses an HTTP response from a GetActivityWithResponse call
+func ParseGetActivityResponse(rsp *http.Response) (*GetActivityResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetActivityResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Activity
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest NotKnown
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest NotAllowed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 421:
+		var dest Misdirected
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON421 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooMany
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 502:
+		var dest Unreachable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON502 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Busy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 401:
+		var headers GetActivityResponse401Headers
+		if values := rsp.Header.Values("WWW-Authenticate"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "WWW-Authenticate", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.WWWAuthenticate = value
+		}
+		response.Headers401 = &headers
+	case rsp.StatusCode == 429:
+		var headers GetActivityResponse429Headers
+		if values := rsp.Header.Values("RateLimit"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimit = &value
+		}
+		if values := rsp.Header.Values("RateLimit-Policy"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "RateLimit-Policy", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RateLimitPolicy = &value
+		}
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers429 = &headers
+	case rsp.StatusCode == 502:
+		var headers GetActivityResponse502Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = value
+		}
+		response.Headers502 = &headers
+	case rsp.StatusCode == 503:
+		var headers GetActivityResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "integer", Format: ""}); err != nil {
