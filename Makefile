@@ -33,6 +33,7 @@ help: ## Show this.
 
 # Static, as in the image, so that tests and measurements use the same binary as the image.
 build: ## Build bin/pgw.
+	@test -e bin/pgw || echo "Building bin/pgw. The first build takes about three minutes, later ones take seconds."
 	@CGO_ENABLED=0 go build -o bin/pgw ./functions/pgw
 
 run: build ## Run everything in one process, with embedded stores (Ctrl-C stops it).
@@ -41,9 +42,13 @@ run: build ## Run everything in one process, with embedded stores (Ctrl-C stops 
 fresh: build ## make run, with empty data.
 	@exec bin/pgw run --fresh
 
-dev: ## make run, rebuilt and restarted when a source file changes.
-	@$(REFLEX) -d none -s -t 30s -r '\.(go|sql|html|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- \
-		sh -c '$(MAKE) --no-print-directory build && exec bin/pgw run'
+# One reflex builds when a source file changes. The other restarts when there is a new binary, so the
+# old process runs on while the source does not compile.
+dev: build ## make run, rebuilt and restarted when a source file changes.
+	@mkdir -p bin/dev && cp bin/pgw bin/dev/pgw
+	@printf '%s\n' \
+		"-r '\.(go|sql|html|css|js|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- sh -c 'CGO_ENABLED=0 go build -o bin/dev/next ./functions/pgw && mv bin/dev/next bin/dev/pgw'" \
+		"-s -t 30s -g bin/dev/pgw -- bin/dev/pgw run" | $(REFLEX) -d none -c /dev/stdin
 
 compose-up: ## Run everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
 	VERSION=$$(git describe --tags --always --dirty) $(compose) up -d --build $(SCALE)

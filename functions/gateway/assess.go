@@ -154,6 +154,10 @@ func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string,
 	}
 	reason := payment.Reason("risk_" + got.Reason)
 	message := "refused by the risk rules"
+	if reason == payment.RiskRandomReject {
+		message = "refused at random: the risk rule random_reject_ppm refuses a few payments in a million, and 0 switches it off; " +
+			"pay again with a new key"
+	}
 	if !reason.Refusal() {
 		// A newer version of risk may have a rule that this gateway does not know. Its refusal
 		// still counts.

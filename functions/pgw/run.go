@@ -470,6 +470,8 @@ func (s *system) printBanner() {
 	fmt.Fprintf(&b, "\nTry:\n\n"+
 		`  curl -s http://%s/api/payments -d '{"sender_id":"ACC001","receiver_id":"ACC002","currency":"USD",`+
 		`"amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"test-001"}'`+"\n"+
-		"  curl -s http://%s/api/payments/test-001\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))
+		"  curl -s http://%s/api/payments/test-001\n\n"+
+		"The seeded risk rules refuse 2 %% of all payments at random (risk_random_reject), so that you see refusals.\n"+
+		"bin/pgw rules set --random-reject-ppm 0 switches that off.\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))
 	fmt.Print(b.String())
 }
