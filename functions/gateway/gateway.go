@@ -36,18 +36,19 @@ import (
 
 // Config of the function.
 type Config struct {
-	ReplicaURL string        `envconfig:"REPLICA_URL" desc:"URL at which this replica takes results; needed if there is more than one replica. $NAME is replaced by the environment's value, such as $HOSTNAME"`
-	WakeURLs   []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment arrives after a pause; this starts the functions that are scaled to zero at the same time"`
-	AnswerIn   time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
-	MinWaiting int64         `envconfig:"MIN_WAITING" default:"256" desc:"the smallest limit of payments under way, even if the flow is slow"`
-	MaxWaiting int64         `envconfig:"MAX_WAITING" default:"4096" desc:"the largest limit of payments under way, even if the flow is fast; payments above the limit get 503"`
-	GrafanaURL GrafanaURL    `envconfig:"GRAFANA_URL" desc:"URL at which browsers reach a Grafana with the dashboards; the page links to it and shows its panels; empty: no link and no panels"`
-	Prometheus string        `envconfig:"PROMETHEUS_URL" desc:"URL of a Prometheus with the gateway's metrics, for the report of activity; empty: the ledger counts"`
-	TraceURL   string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
-	Keys       event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
-	Origins    []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
-	QuoteTTL   time.Duration `envconfig:"QUOTE_TTL" default:"30s" desc:"how long a firm quote can be used; 1s to 5m"`
-	MaxQuotes  int           `envconfig:"MAX_QUOTES" default:"100" desc:"the most open firm quotes of one client; requests for more get 429"`
+	ReplicaURL  string        `envconfig:"REPLICA_URL" desc:"URL at which this replica takes results; needed if there is more than one replica. $NAME is replaced by the environment's value, such as $HOSTNAME"`
+	WakeURLs    []string      `envconfig:"WAKE_URLS" desc:"URLs to GET when a payment arrives after a pause; this starts the functions that are scaled to zero at the same time"`
+	AnswerIn    time.Duration `envconfig:"RESULT_TIMEOUT" default:"5s" desc:"how long a client waits for its result"`
+	MinWaiting  int64         `envconfig:"MIN_WAITING" default:"256" desc:"the smallest limit of payments under way, even if the flow is slow"`
+	MaxWaiting  int64         `envconfig:"MAX_WAITING" default:"4096" desc:"the largest limit of payments under way, even if the flow is fast; payments above the limit get 503"`
+	GrafanaURL  GrafanaURL    `envconfig:"GRAFANA_URL" desc:"URL at which browsers reach a Grafana with the dashboards; the page links to it and shows its panels; empty: no link and no panels"`
+	Prometheus  string        `envconfig:"PROMETHEUS_URL" desc:"URL of a Prometheus with the gateway's metrics, for the report of activity; empty: the ledger counts"`
+	TraceURL    string        `envconfig:"TRACE_URL" desc:"URL of a payment's trace, to which the page links; {trace} is replaced by the trace id; empty: no link"`
+	Keys        event.Keyring `envconfig:"EVENT_KEYS" required:"true" desc:"keys that sign events, as ID:BASE64:v2, separated by commas"`
+	Origins     []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
+	QuoteTTL    time.Duration `envconfig:"QUOTE_TTL" default:"30s" desc:"how long a firm quote can be used; 1s to 5m"`
+	MaxQuotes   int           `envconfig:"MAX_QUOTES" default:"100" desc:"the most open firm quotes of one client; requests for more get 429"`
+	LogPayments bool          `envconfig:"LOG_PAYMENTS" default:"false" desc:"true: log a line at level info for each payment that is answered"`
 	// GroupPrefix is that of kafkasource. The gateway only reads how far the groups are behind.
 	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"prefix of each consumer group's name, for several systems that share a Kafka; /status reads the groups' lag"`
 	Access      access.Config

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -48,7 +47,7 @@ func (g *Gateway) routes(all *function.Mux) {
 	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount, "at")
 	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement, "currency", "from", "to", "limit", "cursor", "format")
 	mux.HandleFunc("GET /api/reports/trial-balance", g.getTrialBalance)
-	mux.HandleFunc("GET /api/reports/activity", g.getActivity)
+	mux.HandleFunc("GET /api/reports/activity", g.getActivity, "from", "to", "step")
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
 	mux.HandleFunc("GET /api/quotes", g.getQuote, "currency", "amount")
 	mux.HandleFunc("POST /api/quotes", g.postQuote)
@@ -132,12 +131,7 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	g.metrics.payments.WithLabelValues(string(out.Status), string(out.Reason)).Inc()
 	out.stages.onStage = onStage
 	g.stageOf(r.Context(), &out.stages, "total", time.Since(begun))
-	// At thousands of payments per second, a log line for each is only for debugging. The counters
-	// above have the totals.
-	if g.log.Enabled(r.Context(), slog.LevelDebug) {
-		g.log.DebugContext(trace.WithKey(r.Context(), request.Key), "answered",
-			"status", string(out.Status), "reason", string(out.Reason), "ref", out.Ref, "took", time.Since(begun))
-	}
+	g.logAnswer(r.Context(), request, out, begun)
 
 	body := answer{out.Outcome, out.message, out.deadline, wrongFields(out.wrong)}
 	code := out.code

@@ -58,7 +58,9 @@ type runCommand struct {
 	DeadLetters string   `name:"deadletter-topic" env:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
 	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
 	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
-	LogLevel    string   `env:"LOG_LEVEL" default:"warn" help:"debug, info, warn or error."`
+	LogLevel    string   `env:"LOG_LEVEL" help:"debug, info, warn or error. The default is warn, and info with --log-payments."`
+	LogFormat   string   `env:"LOG_FORMAT" default:"text" enum:"text,json" help:"text or json."`
+	LogPayments bool     `env:"LOG_PAYMENTS" help:"Log a line for each payment that the gateway answers."`
 	TraceURL    string   `env:"TRACE_URL" help:"The URL of a payment's trace for the page's links, with {trace} for the trace id."`
 	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events. If empty, they are made and stored in the data directory."`
 	RiskSecret  string   `env:"RISK_SECRET" help:"The secret key of risk's random draw. If empty, it is made and stored in the data directory."`
@@ -86,10 +88,10 @@ func portFlags() (flags kong.Plugins) {
 // Run starts everything, waits until ctx ends, and drains.
 func (c runCommand) Run(ctx context.Context) error {
 	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+	if err := level.UnmarshalText([]byte(c.logLevel())); err != nil {
 		return fmt.Errorf("LOG_LEVEL: %w", err)
 	}
-	log := function.LogConfig{Level: level, Format: "text"}.Logger()
+	log := function.LogConfig{Level: level, Format: c.LogFormat}.Logger()
 	slog.SetDefault(log)
 	stop, err := trace.Setup(ctx, "pgw", log)
 	if err != nil {
@@ -115,7 +117,7 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sys := &system{log: log, keys: keys, riskSecret: riskSecret, listeners: listeners, dataDir: c.DataDir, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
+	sys := &system{log: log, keys: keys, riskSecret: riskSecret, listeners: listeners, dataDir: c.DataDir, logPayments: c.LogPayments, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
 	if err := function.ReadEnvironment(&sys.access); err != nil {
 		return err
 	}
@@ -149,6 +151,17 @@ func (s *system) abortOnSecondSignal() (stop func()) {
 		os.Exit(report(os.Stderr, interrupted{"again: stopped at once; the next start recovers what had been accepted"}))
 	}()
 	return func() { signal.Stop(signals); close(done) }
+}
+
+// logLevel is the level of the log. The lines of payments have the level info.
+func (c runCommand) logLevel() string {
+	switch {
+	case c.LogLevel != "":
+		return c.LogLevel
+	case c.LogPayments:
+		return "info"
+	}
+	return "warn"
 }
 
 func (c runCommand) lockDataDir() (unlock func(), err error) {
@@ -243,14 +256,15 @@ func (c runCommand) kept(name, given string, makeOne func() (string, error)) (st
 
 // system has everything that runs and must be closed.
 type system struct {
-	log        *slog.Logger
-	keys       event.Keyring
-	access     access.Config
-	riskSecret string
-	dataDir    string
-	links      allinone.Links
-	listeners  map[string]net.Listener
-	closers    []func() error
+	log         *slog.Logger
+	keys        event.Keyring
+	access      access.Config
+	riskSecret  string
+	dataDir     string
+	logPayments bool
+	links       allinone.Links
+	listeners   map[string]net.Listener
+	closers     []func() error
 
 	database string             // URL of its owner
 	ledger   string             // URL of db's login
@@ -349,7 +363,7 @@ func loginAs(databaseURL, user string) (string, error) {
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: s.riskSecret, Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log,
+		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: s.riskSecret, Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log, LogPayments: s.logPayments,
 		Seed: s.seed,
 	}); err != nil {
 		return err

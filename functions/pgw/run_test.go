@@ -37,3 +37,12 @@ func TestSecretsAreMadeOnceAndKept(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// The lines of payments are at level info. Who asks for them gets them, unless another level is set.
+func TestTheLevelOfTheLog(t *testing.T) {
+	for want, c := range map[string]runCommand{"warn": {}, "info": {LogPayments: true}, "error": {LogPayments: true, LogLevel: "error"}} {
+		if got := c.logLevel(); got != want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ type Config struct {
 	Callers     *rpc.Callers            // the checks of network calls; nil: everybody may call
 	Links       Links
 	Log         *slog.Logger
+	LogPayments bool // the gateway logs a line for each payment
 	// Seed seeds a new system before the first payment. It runs when all functions except the
 	// gateway are ready. The gateway's port is served after it. nil means that there is nothing to
 	// seed.
@@ -148,7 +150,7 @@ func (cfg Config) settings(name string) function.Settings {
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
 		// One lane of each kind is enough: all functions share the processors, and fewer, larger
 		// transactions cost less.
-		"BATCH_LANES": "1",
+		"BATCH_LANES": "1", "LOG_PAYMENTS": strconv.FormatBool(cfg.LogPayments),
 	}
 	if name == "db" {
 		values["DATABASE_URL"] = cfg.Database
