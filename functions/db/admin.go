@@ -113,10 +113,20 @@ func (d *DB) RecordDeadLetterAction(ctx context.Context, in *dbv1.RecordDeadLett
 	if a == nil {
 		return nil, invalid(&payment.FieldError{Field: "action", Problem: "is missing"})
 	}
+	id := uuid.Nil
+	if a.ActionId != "" {
+		var err error
+		if id, err = uuid.Parse(a.ActionId); err != nil {
+			return nil, invalid(&payment.FieldError{Field: "action_id", Problem: "is not a UUID"})
+		}
+	}
 	err := d.ledger.RecordAction(ctx, ledger.DeadLetterAction{
-		Topic: a.Topic, Partition: a.Partition, Offset: a.Offset, EventID: a.EventId, EventKey: a.EventKey,
+		ID: id, LetterID: a.LetterId, Ordinal: a.Ordinal, Topic: a.Topic, Partition: a.Partition, Offset: a.Offset, EventID: a.EventId, EventKey: a.EventKey,
 		Action: ledger.Action(a.Action), Operator: a.Operator, Note: a.Note,
 	})
+	if errors.Is(err, ledger.ErrActed) {
+		return nil, status.Error(codes.AlreadyExists, err.Error())
+	}
 	if err != nil {
 		return nil, translated(err)
 	}
@@ -141,6 +151,7 @@ func (d *DB) ListDeadLetterActions(ctx context.Context, in *dbv1.ListDeadLetterA
 		out.Actions = append(out.Actions, &dbv1.DeadLetterAction{
 			Topic: a.Topic, Partition: a.Partition, Offset: a.Offset, EventId: a.EventID, EventKey: a.EventKey,
 			Action: string(a.Action), Operator: a.Operator, Note: a.Note, ActedAt: timestamppb.New(a.ActedAt),
+			LetterId: a.LetterID, Ordinal: a.Ordinal, ActionId: a.ID.String(),
 		})
 	}
 	if next != uuid.Nil {

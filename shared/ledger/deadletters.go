@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,11 +20,19 @@ type Action string
 const (
 	Redriven  Action = "REDRIVEN"
 	Discarded Action = "DISCARDED"
+	// NotSent takes back a Redriven whose event was certainly not sent.
+	NotSent Action = "NOT_SENT"
 )
 
-// DeadLetterAction is the record of an action. Kafka can't mark a letter, so the record contains
-// the letter's place.
+// DeadLetterAction is the record of an action. Kafka can't mark a letter, so the record identifies
+// the letter.
 type DeadLetterAction struct {
+	ID uuid.UUID // uuid.Nil: RecordAction makes one
+	// LetterID identifies the letter, and Ordinal numbers its actions from 1. Actions of earlier
+	// releases have neither.
+	LetterID string
+	Ordinal  int32
+	// The place of the letter's newest record at the time of the action.
 	Topic     string
 	Partition int32
 	Offset    int64
@@ -40,17 +49,43 @@ const (
 	actionsPage = 1000
 )
 
-// RecordAction records an action. It ignores ActedAt. An InvalidError names the invalid field.
+// ErrActed means that another action on the letter was recorded first.
+var ErrActed = errors.New("the letter has another action by now")
+
+// RecordAction records an action. It ignores ActedAt. The error is ErrActed if the letter has an
+// action of this ordinal. The same action again, with the same ID, is recorded once. An
+// InvalidError names the invalid field.
 func (l *Ledger) RecordAction(ctx context.Context, a DeadLetterAction) error {
 	if err := a.check(); err != nil {
 		return &InvalidError{err}
 	}
-	_, err := l.pool.Exec(ctx, `
-INSERT INTO dead_letter_actions (action_id, topic, partition, record_offset, event_id, event_key, action, operator, note)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
-		newID(), a.Topic, a.Partition, a.Offset, a.EventID, a.EventKey, a.Action, a.Operator, a.Note)
+	if a.ID == uuid.Nil {
+		a.ID = newID()
+	}
+	done, err := l.pool.Exec(ctx, `
+INSERT INTO dead_letter_actions (action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, letter_id, ordinal)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING`,
+		a.ID, a.Topic, a.Partition, a.Offset, a.EventID, a.EventKey, a.Action, a.Operator, a.Note, a.LetterID, a.Ordinal)
 	if err != nil {
 		return fmt.Errorf("record an action on a dead letter: %w", err)
+	}
+	if done.RowsAffected() == 1 {
+		return nil
+	}
+	var mine bool
+	var operator string
+	var action Action
+	var at time.Time
+	err = l.pool.QueryRow(ctx, `
+SELECT action_id = $1, action, operator, acted_at FROM dead_letter_actions WHERE letter_id = $2 AND ordinal = $3`,
+		a.ID, a.LetterID, a.Ordinal).Scan(&mine, &action, &operator, &at)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return &InvalidError{&payment.FieldError{Field: "action_id", Problem: "belongs to another letter's action"}}
+	case err != nil:
+		return fmt.Errorf("record an action on a dead letter: %w", err)
+	case !mine:
+		return fmt.Errorf("%w: %s by %s at %s", ErrActed, action, operator, at.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -64,8 +99,12 @@ func (a DeadLetterAction) check() error {
 		return bad("partition", "must not be negative")
 	case a.Offset < 0:
 		return bad("offset", "must not be negative")
-	case a.Action != Redriven && a.Action != Discarded:
-		return bad("action", "must be REDRIVEN or DISCARDED")
+	case a.Action != Redriven && a.Action != Discarded && a.Action != NotSent:
+		return bad("action", "must be REDRIVEN, DISCARDED or NOT_SENT")
+	case len(a.LetterID) > maxNote:
+		return bad("letter_id", fmt.Sprintf("must have at most %d bytes", maxNote))
+	case (a.LetterID == "") != (a.Ordinal == 0), a.Ordinal < 0:
+		return bad("ordinal", "must be positive, with a letter_id")
 	case a.Operator == "" || len(a.Operator) > maxNote:
 		return bad("operator", fmt.Sprintf("must have 1 to %d bytes", maxNote))
 	case len(a.Note) > maxNote, len(a.EventID) > maxNote, len(a.EventKey) > maxNote:
@@ -79,21 +118,20 @@ func (a DeadLetterAction) check() error {
 // that there are no more.
 func (l *Ledger) Actions(ctx context.Context, topic string, after uuid.UUID) (actions []DeadLetterAction, next uuid.UUID, err error) {
 	rows, err := l.pool.Query(ctx, `
-SELECT action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, acted_at
+SELECT action_id, topic, partition, record_offset, event_id, event_key, action, operator, note, acted_at, letter_id, ordinal
 FROM dead_letter_actions WHERE topic = $1 AND action_id > $2 ORDER BY action_id LIMIT $3`, topic, after, actionsPage)
 	if err != nil {
 		return nil, uuid.Nil, fmt.Errorf("read actions: %w", err)
 	}
-	var last uuid.UUID
 	actions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a DeadLetterAction, err error) {
-		err = row.Scan(&last, &a.Topic, &a.Partition, &a.Offset, &a.EventID, &a.EventKey, &a.Action, &a.Operator, &a.Note, &a.ActedAt)
+		err = row.Scan(&a.ID, &a.Topic, &a.Partition, &a.Offset, &a.EventID, &a.EventKey, &a.Action, &a.Operator, &a.Note, &a.ActedAt, &a.LetterID, &a.Ordinal)
 		return a, err
 	})
 	if err != nil {
 		return nil, uuid.Nil, fmt.Errorf("read actions: %w", err)
 	}
 	if len(actions) == actionsPage {
-		next = last
+		next = actions[actionsPage-1].ID
 	}
 	return actions, next, nil
 }

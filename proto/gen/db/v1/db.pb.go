@@ -3133,18 +3133,24 @@ func (x *SweepResponse) GetTold() uint32 {
 
 type DeadLetterAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where the letter stands in Kafka.
+	// Where the letter's newest record stands in Kafka.
 	Topic     string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
 	Partition int32  `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
 	Offset    int64  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	EventId   string `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	EventKey  string `protobuf:"bytes,5,opt,name=event_key,json=eventKey,proto3" json:"event_key,omitempty"`
-	// REDRIVEN or DISCARDED.
+	// REDRIVEN, DISCARDED or NOT_SENT, which takes back a REDRIVEN whose event was certainly not sent.
 	Action   string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
 	Operator string `protobuf:"bytes,7,opt,name=operator,proto3" json:"operator,omitempty"`
 	Note     string `protobuf:"bytes,8,opt,name=note,proto3" json:"note,omitempty"`
 	// Set by the ledger.
-	ActedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=acted_at,json=actedAt,proto3" json:"acted_at,omitempty"`
+	ActedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=acted_at,json=actedAt,proto3" json:"acted_at,omitempty"`
+	// The letter, which may have several records in Kafka. Empty in actions of earlier releases.
+	LetterId string `protobuf:"bytes,10,opt,name=letter_id,json=letterId,proto3" json:"letter_id,omitempty"`
+	// Numbers the actions on a letter from 1. ALREADY_EXISTS: the letter has an action of this number.
+	Ordinal int32 `protobuf:"varint,11,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
+	// A UUID that the caller makes. The same action again is recorded once.
+	ActionId      string `protobuf:"bytes,12,opt,name=action_id,json=actionId,proto3" json:"action_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3240,6 +3246,27 @@ func (x *DeadLetterAction) GetActedAt() *timestamppb.Timestamp {
 		return x.ActedAt
 	}
 	return nil
+}
+
+func (x *DeadLetterAction) GetLetterId() string {
+	if x != nil {
+		return x.LetterId
+	}
+	return ""
+}
+
+func (x *DeadLetterAction) GetOrdinal() int32 {
+	if x != nil {
+		return x.Ordinal
+	}
+	return 0
+}
+
+func (x *DeadLetterAction) GetActionId() string {
+	if x != nil {
+		return x.ActionId
+	}
+	return ""
 }
 
 type RecordDeadLetterActionRequest struct {
@@ -5223,7 +5250,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\rSweepResponse\x12\x1f\n" +
 	"\vrolled_back\x18\x01 \x01(\rR\n" +
 	"rolledBack\x12\x12\n" +
-	"\x04told\x18\x02 \x01(\rR\x04told\"\x95\x02\n" +
+	"\x04told\x18\x02 \x01(\rR\x04told\"\xe9\x02\n" +
 	"\x10DeadLetterAction\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
@@ -5233,7 +5260,11 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x06action\x18\x06 \x01(\tR\x06action\x12\x1a\n" +
 	"\boperator\x18\a \x01(\tR\boperator\x12\x12\n" +
 	"\x04note\x18\b \x01(\tR\x04note\x125\n" +
-	"\bacted_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt\"P\n" +
+	"\bacted_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt\x12\x1b\n" +
+	"\tletter_id\x18\n" +
+	" \x01(\tR\bletterId\x12\x18\n" +
+	"\aordinal\x18\v \x01(\x05R\aordinal\x12\x1b\n" +
+	"\taction_id\x18\f \x01(\tR\bactionId\"P\n" +
 	"\x1dRecordDeadLetterActionRequest\x12/\n" +
 	"\x06action\x18\x01 \x01(\v2\x17.db.v1.DeadLetterActionR\x06action\" \n" +
 	"\x1eRecordDeadLetterActionResponse\"S\n" +
