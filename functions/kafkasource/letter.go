@@ -23,7 +23,7 @@ import (
 
 // The extensions which say that a dead letter has only a part of its record.
 const (
-	ExtCutFrom = "pgwcutfrom" // the length of the record's value, in bytes
+	ExtCutFrom = event.ExtCutFrom
 	ExtLeftOut = "pgwleftout" // the number of headers that are left out
 )
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -12,7 +13,7 @@ import (
 	"time"
 
 	"pgw/functions/pgw/allinone"
-	"pgw/functions/pgw/deadletter"
+	"pgw/shared/deadletter"
 	"pgw/shared/kafka"
 )
 
@@ -27,45 +28,85 @@ type deadLetterCommand struct {
 type letterFlags struct {
 	operatorFlags
 	GroupPrefix string    `env:"KAFKA_GROUP_PREFIX" help:"The prefix of the consumer groups' names."`
-	Letters     []string  `arg:"" optional:"" help:"TOPIC/PARTITION/OFFSET, as list prints them."`
+	Letters     []string  `arg:"" optional:"" help:"Letters by their ids, as list prints them, or by the ids of their events."`
 	Key         string    `help:"Only letters with this key; a payment's key is its idempotency key."`
-	Reason      string    `help:"Only letters with this code, or with this text in their message or outcome."`
-	State       string    `enum:",waiting,closed_out,open,redriven,discarded" default:"" help:"Only letters in this state: waiting, closed_out, open, redriven or discarded."`
-	Since       timeOrAge `help:"Only letters since this time (RFC 3339), or this long ago (such as 24h)."`
+	Reason      string    `help:"Only letters with this reason (signature, refused, too_large, unavailable, no_answer) or code, or with this text in their message or outcome."`
+	State       string    `enum:",waiting,closed_out,parked,open,redriven,discarded" default:"" help:"Only letters in this state: waiting, closed_out, parked (or open), redriven or discarded."`
+	Since       timeOrAge `help:"Only letters that failed since this time (RFC 3339), or this long ago (such as 24h)."`
+	Limit       int       `default:"0" help:"The most letters, the newest; 0: no limit."`
 }
 
-// open reads the selected letters.
-func (f letterFlags) open(ctx context.Context) (box *deadletter.Box, letters []deadletter.Letter, done func(), err error) {
-	filter := deadletter.Filter{Key: f.Key, Reason: f.Reason, State: deadletter.State(f.State), Since: f.Since.Time}
-	for _, text := range f.Letters {
-		place, err := kafka.ParsePlace(text)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		filter.Places = append(filter.Places, place)
+// errNoLetters means that no letter matches.
+var errNoLetters = errors.New("no letter matches")
+
+func (f letterFlags) Validate() error {
+	if f.Limit < 0 {
+		return errors.New("--limit must not be negative")
 	}
+	return nil
+}
+
+// filters reports whether the flags leave out some letters.
+func (f letterFlags) filters() bool {
+	return len(f.Letters) > 0 || f.Key != "" || f.Reason != "" || f.State != "" || !f.Since.IsZero()
+}
+
+// openBox is a box with the connections that it uses.
+type openBox struct {
+	*deadletter.Box
+	close func() error
+}
+
+// open connects to the system.
+func (f letterFlags) open() (box openBox, err error) {
 	cfg, at, err := f.config()
 	if err != nil {
-		return nil, nil, nil, err
+		return box, err
 	}
 	manifests, err := allinone.Manifests()
 	if err != nil {
-		return nil, nil, nil, err
+		return box, err
 	}
 	callers, err := cfg.RPC.Open(slog.Default())
 	if err != nil {
-		return nil, nil, nil, err
+		return box, err
 	}
 	conns, err := dial(at, callers, "db")
 	if err != nil {
-		return nil, nil, nil, err
+		return box, err
 	}
-	box = &deadletter.Box{Kafka: cfg.Kafka, Group: f.GroupPrefix, DB: conns["db"], Manifests: manifests}
-	if letters, err = box.Read(ctx, filter); err != nil {
-		conns["db"].Close()
-		return nil, nil, nil, err
+	var groups []string
+	for name, as := range cfg.Kafka.Renamed() {
+		if as == cfg.Kafka.DeadLetterTopic {
+			for _, group := range manifests.Groups(name) {
+				groups = append(groups, f.GroupPrefix+group)
+			}
+		}
 	}
-	return box, letters, func() { conns["db"].Close() }, nil
+	return openBox{
+		&deadletter.Box{Kafka: cfg.Kafka, Groups: groups, DB: conns["db"], Keys: &cfg.Keys, Attempts: manifests.Attempts}, conns["db"].Close,
+	}, nil
+}
+
+// read reads the selected letters. It says so if there are more than --limit.
+func (f letterFlags) read(ctx context.Context, box openBox) ([]deadletter.Letter, error) {
+	state := deadletter.State(f.State)
+	if state == "open" { // its name in earlier releases
+		state = deadletter.Parked
+	}
+	letters, more, err := box.Read(ctx, deadletter.Filter{
+		Names: f.Letters, Key: f.Key, Reason: f.Reason, State: state, Since: f.Since.Time, Limit: f.Limit,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(letters) == 0 && f.filters() {
+		return nil, errNoLetters
+	}
+	if more {
+		fmt.Fprintf(os.Stderr, "there are more: these are the newest %d (--limit)\n", f.Limit)
+	}
+	return letters, nil
 }
 
 type listLetters struct {
@@ -74,19 +115,27 @@ type listLetters struct {
 }
 
 func (c listLetters) Run(ctx context.Context) error {
-	_, letters, done, err := c.open(ctx)
+	box, err := c.open()
 	if err != nil {
 		return err
 	}
-	defer done()
-	if c.JSON {
-		return printLettersJSON(letters)
+	defer box.close()
+	letters, err := c.read(ctx, box)
+	if err != nil {
+		return err
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LETTER\tAT\tTYPE\tKEY\tFUNCTION\tCODE\tTRIES\tSTATE\tLEDGER\tMESSAGE")
+	if c.JSON {
+		return printLettersJSON(os.Stdout, letters)
+	}
+	return printLetters(os.Stdout, letters)
+}
+
+func printLetters(out io.Writer, letters []deadletter.Letter) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "LETTER\tAT\tTYPE\tKEY\tFUNCTION\tREASON\tCODE\tFAILED\tTRIES\tSTATE\tLEDGER\tMESSAGE")
 	for _, l := range letters {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%.80s\n", l.Place, l.At.Format(time.RFC3339), l.Event.Type(), l.Key,
-			l.Function, l.Code, l.Attempts, l.State, l.Outcome, strings.Join(strings.Fields(l.Message), " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%.80s\n", l.ID, l.At.Format(time.RFC3339), l.Event.Type(), l.Key,
+			l.Function, l.Reason, l.Code, l.Failures, l.Attempts, l.State, l.Outcome, strings.Join(strings.Fields(l.Message), " "))
 	}
 	return w.Flush()
 }
@@ -94,16 +143,20 @@ func (c listLetters) Run(ctx context.Context) error {
 type showLetters struct{ letterFlags }
 
 func (c showLetters) Run(ctx context.Context) error {
-	_, letters, done, err := c.open(ctx)
+	box, err := c.open()
 	if err != nil {
 		return err
 	}
-	defer done()
-	return printLettersJSON(letters)
+	defer box.close()
+	letters, err := c.read(ctx, box)
+	if err != nil {
+		return err
+	}
+	return printLettersJSON(os.Stdout, letters)
 }
 
-func printLettersJSON(letters []deadletter.Letter) error {
-	out := json.NewEncoder(os.Stdout)
+func printLettersJSON(w io.Writer, letters []deadletter.Letter) error {
+	out := json.NewEncoder(w)
 	out.SetIndent("", "  ")
 	for _, l := range letters {
 		if err := out.Encode(l); err != nil {
@@ -116,8 +169,8 @@ func printLettersJSON(letters []deadletter.Letter) error {
 // actFlags are the flags of actions on letters.
 type actFlags struct {
 	letterFlags
-	All      bool   `help:"Select all letters that are open."`
-	Again    bool   `help:"Also act on letters that are not open, and on letters that were redriven or discarded before."`
+	All      bool   `help:"Select all letters that are parked."`
+	Again    bool   `help:"Also act on letters that are not parked, and on letters that were redriven or discarded before."`
 	DryRun   bool   `help:"Print what would be done, and do nothing."`
 	Operator string `env:"USER" default:"unknown" help:"The person who acts; is recorded."`
 	Note     string `help:"The reason; is recorded."`
@@ -127,19 +180,54 @@ func (f actFlags) Validate() error {
 	if len(f.Letters) == 0 && f.Key == "" && f.Reason == "" && !f.All {
 		return errors.New("name letters, or select them with --key, --reason or --all")
 	}
+	for _, name := range f.Letters {
+		if _, err := kafka.ParsePlace(name); err == nil {
+			return fmt.Errorf("%s is a place in Kafka, which may have another record by now: name the letter by its id, as list prints it", name)
+		}
+	}
+	return f.letterFlags.Validate()
+}
+
+func (f actFlags) order() deadletter.Order { return deadletter.Order{Operator: f.Operator, Note: f.Note} }
+
+// wants reports whether an action is for a letter.
+func (f actFlags) wants(l deadletter.Letter) bool {
+	named := len(f.Letters) > 0 && l.State != deadletter.Redriven && l.State != deadletter.Discarded
+	return f.Again || named || l.State == deadletter.Parked
+}
+
+// check refuses a name that stands for several letters.
+func (f actFlags) check(letters []deadletter.Letter) error {
+	for _, name := range f.Letters {
+		var ids []string
+		for _, l := range letters {
+			if l.Named(name) {
+				ids = append(ids, l.ID)
+			}
+		}
+		if len(ids) > 1 {
+			return fmt.Errorf("%s is the event's id of several letters: name one of %s", name, strings.Join(ids, ", "))
+		}
+	}
 	return nil
 }
 
 // each acts on the selected letters that still need it. If it fails for one letter, it continues
-// with the others.
+// with the others. It is an error if there is nothing to act on.
 func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb string, act func(deadletter.Letter) error) error {
+	if len(letters) == 0 {
+		return errNoLetters
+	}
+	if err := f.check(letters); err != nil {
+		return err
+	}
 	var errs []error
-	acted := 0
+	wanted, acted := 0, 0
 	for _, l := range letters {
-		named := len(f.Letters) > 0 && l.State != deadletter.Redriven && l.State != deadletter.Discarded
-		if !f.Again && !named && l.State != deadletter.Open {
+		if !f.wants(l) {
 			continue
 		}
+		wanted++
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -150,7 +238,10 @@ func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb st
 			}
 		}
 		acted++
-		fmt.Printf("%s\t%s\t%s\t%s\n", verb, l.Place, l.Event.Type(), l.Key)
+		fmt.Printf("%s\t%s\t%s\t%s\n", verb, l.ID, l.Event.Type(), l.Key)
+	}
+	if wanted == 0 {
+		return fmt.Errorf("%w that is parked; of those that match, the first is %s: --again acts on them too", errNoLetters, letters[0].State)
 	}
 	if f.DryRun {
 		verb = "would be " + verb
@@ -159,21 +250,38 @@ func (f actFlags) each(ctx context.Context, letters []deadletter.Letter, verb st
 	return errors.Join(errs...)
 }
 
-type redriveLetters struct{ actFlags }
+type redriveLetters struct {
+	actFlags
+	Sign bool `help:"Sign an event anew whose signature is not valid, with the first of EVENT_KEYS. pgw then trusts it like its own, so find out first who made it."`
+}
 
 func (c redriveLetters) Run(ctx context.Context) error {
-	box, letters, done, err := c.open(ctx)
+	box, err := c.open()
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer box.close()
+	letters, err := c.read(ctx, box)
+	if err != nil {
+		return err
+	}
 	producer, err := kafka.NewProducer(box.Kafka, "deadletter")
 	if err != nil {
 		return err
 	}
 	defer producer.Close(context.WithoutCancel(ctx))
+	order := c.order()
+	order.Sign = c.Sign
 	return c.each(ctx, letters, "redriven", func(l deadletter.Letter) error {
-		return box.Redrive(ctx, producer, l, c.Operator, c.Note)
+		why := box.Unsigned(l)
+		err := box.Redrive(ctx, producer, l, order)
+		if errors.Is(err, deadletter.ErrUnsigned) {
+			err = fmt.Errorf("%w; see --sign", err)
+		}
+		if err == nil && why != nil {
+			fmt.Fprintf(os.Stderr, "%s was signed anew: %v\n", l.ID, why)
+		}
+		return err
 	})
 }
 
@@ -187,12 +295,16 @@ func (c discardLetters) Validate() error {
 }
 
 func (c discardLetters) Run(ctx context.Context) error {
-	box, letters, done, err := c.open(ctx)
+	box, err := c.open()
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer box.close()
+	letters, err := c.read(ctx, box)
+	if err != nil {
+		return err
+	}
 	return c.each(ctx, letters, "discarded", func(l deadletter.Letter) error {
-		return box.Discard(ctx, l, c.Operator, c.Note)
+		return box.Discard(ctx, l, c.order())
 	})
 }

@@ -12,3 +12,7 @@ const (
 	ExtErrorCode        = "knativeerrorcode"
 	ExtErrorData        = "knativeerrordata" // the body of the response, in base64
 )
+
+// ExtCutFrom is the extension with the length of a record's value in bytes, if its dead letter has
+// only its beginning.
+const ExtCutFrom = "pgwcutfrom"

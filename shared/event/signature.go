@@ -82,6 +82,9 @@ func (k *Keyring) Decode(text string) error {
 	return nil
 }
 
+// Empty reports whether there are no keys.
+func (k *Keyring) Empty() bool { return len(k.keys) == 0 }
+
 // Sign sets the signature that is made with the first key.
 func (k *Keyring) Sign(e *cloudevents.Event) error {
 	key, ok := k.keys[k.signing]

@@ -21,9 +21,8 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 
 	"pgw/functions/kafkasource"
-	"pgw/functions/pgw/allinone"
-	"pgw/functions/pgw/deadletter"
 	"pgw/functions/pgw/replay"
+	"pgw/shared/deadletter"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
@@ -334,12 +333,8 @@ func (s *system) whereabouts() string {
 // operatorsReadAll runs every command that reads topics, and checks that it reads everything.
 func (s *system) operatorsReadAll() {
 	s.t.Helper()
-	manifests, err := allinone.Manifests()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	box := &deadletter.Box{Kafka: s.kafka.Config, Group: s.kafka.Prefix, DB: s.Conn("db"), Manifests: manifests}
-	letters, err := box.Read(s.t.Context(), deadletter.Filter{})
+	box := s.letterBox()
+	letters, _, err := box.Read(s.t.Context(), deadletter.Filter{})
 	if err != nil || len(letters) == 0 {
 		s.t.Errorf("%d letters, %v", len(letters), err)
 	}
@@ -348,7 +343,7 @@ func (s *system) operatorsReadAll() {
 			s.t.Errorf("%s: %v", l.Place, err)
 		}
 		if l.CutFrom > 0 {
-			if err := box.Redrive(s.t.Context(), s.Producer(), l, "test", "test"); err == nil {
+			if err := box.Redrive(s.t.Context(), s.Producer(), l, deadletter.Order{Operator: "test", Note: "test"}); err == nil {
 				s.t.Errorf("%s was cut, but can be sent again", l.Place)
 			}
 		}

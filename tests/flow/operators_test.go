@@ -16,13 +16,13 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"pgw/functions/pgw/allinone"
-	"pgw/functions/pgw/deadletter"
 	"pgw/functions/pgw/reconcile"
 	"pgw/functions/pgw/replay"
 	paymentsv1 "pgw/proto/gen/payments/v1"
 	"pgw/seeds"
+	"pgw/shared/deadletter"
 	"pgw/shared/event"
-	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 )
@@ -556,15 +556,25 @@ func TestReconcileGoesOnFromACheckpoint(t *testing.T) {
 	}
 }
 
+// letterBox reads the dead letters as an operator does.
+func (s *system) letterBox() *deadletter.Box {
+	s.t.Helper()
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	box := &deadletter.Box{Kafka: s.kafka.Config, DB: s.Conn("db"), Keys: &s.keys, Attempts: manifests.Attempts}
+	for _, group := range manifests.Groups("payments.deadletter") {
+		box.Groups = append(box.Groups, s.kafka.Prefix+group)
+	}
+	return box
+}
+
 // A dead letter has its reason. An operator sends it again through the start of the flow, or
 // discards it, and the action is recorded.
 func TestDeadLettersInOperatorsHands(t *testing.T) {
 	s := start(t, options{})
-	manifests, err := allinone.Manifests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	box := &deadletter.Box{Kafka: s.kafka.Config, Group: s.kafka.Prefix, DB: s.Conn("db"), Manifests: manifests}
+	box := s.letterBox()
 	forged, err := event.Requested("/pgw/gateway", request("forged", "A", "B", 1000), "", time.Now())
 	if err == nil {
 		err = s.Producer().Publish(t.Context(), s.kafka.RequestTopic, "forged", forged)
@@ -587,8 +597,8 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 	only := func(f deadletter.Filter) deadletter.Letter {
 		t.Helper()
 		var letters []deadletter.Letter
-		s.eventually(fmt.Sprintf("one letter of %+v", f), func() error {
-			if letters, err = box.Read(t.Context(), f); err == nil && len(letters) != 1 {
+		s.eventually(fmt.Sprintf("one letter of %+v", f), func() (err error) {
+			if letters, _, err = box.Read(t.Context(), f); err == nil && len(letters) != 1 {
 				err = fmt.Errorf("%d letters: %+v", len(letters), letters)
 			}
 			return err
@@ -600,8 +610,10 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		closed.Outcome != "ROLLEDBACK undeliverable" || !strings.Contains(closed.Message, "never") {
 		t.Errorf("%+v", closed)
 	}
-	parked := only(deadletter.Filter{Key: "forged", Topics: []string{s.kafka.ParkedTopic}, State: deadletter.Open})
-	if parked.Function != "payments" || parked.Code != 403 || parked.Attempts != 1 || parked.Outcome != "" || !strings.Contains(parked.Message, "signature") {
+	// Its record among the dead letters and the copy that payments could not handle are one letter.
+	parked := only(deadletter.Filter{Key: "forged", State: deadletter.Parked})
+	if parked.Topic != s.kafka.ParkedTopic || len(parked.Copies) != 2 || parked.Function != "payments" || parked.Code != 403 || parked.Attempts != 1 ||
+		parked.Failures != 1 || parked.Reason != deadletter.BadSignature || parked.Outcome != "" || !strings.Contains(parked.Message, "signature") {
 		t.Errorf("%+v", parked)
 	}
 	if _, ok := parked.Event.Extensions()["knativeerrordest"]; ok || parked.Event.ID() != forged.ID() {
@@ -611,22 +623,31 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Errorf("a forged request counts as a breach: %+v", r.Breaches)
 	}
 
-	// An unsigned request that is sent again is refused again: an operator cannot get it accepted.
-	if err := box.Redrive(t.Context(), s.Producer(), parked, "ayu", "once more"); err != nil {
-		t.Fatal(err)
+	// An unsigned request is not sent again, unless the operator has it signed.
+	if err := box.Redrive(t.Context(), s.Producer(), parked, deadletter.Order{Operator: "ayu", Note: "once more"}); !errors.Is(err, deadletter.ErrUnsigned) {
+		t.Error(err)
 	}
-	s.eventually("the forged request is parked a second time", func() error {
-		letters, err := box.Read(t.Context(), deadletter.Filter{Key: "forged", Topics: []string{s.kafka.ParkedTopic}})
-		if err == nil && (len(letters) != 2 || letters[0].State != deadletter.Redriven || letters[1].State != deadletter.Open) {
-			err = fmt.Errorf("%+v", letters)
+	// An operator who has no keys and does not know the reason sends it again and again. It is refused
+	// each time, and stays one letter that failed once more.
+	blind := *box
+	blind.Keys = nil
+	for round := range 3 {
+		parked.Reason = deadletter.Refused
+		if err := blind.Redrive(t.Context(), s.Producer(), parked, deadletter.Order{Operator: "ayu", Note: "once more"}); err != nil {
+			t.Fatal(err)
 		}
-		return err
-	})
-	if err := box.Discard(t.Context(), parked, "ayu", "forged"); err != nil {
+		parked = only(deadletter.Filter{Key: "forged", State: deadletter.Parked})
+		s.drain()
+		if parked = only(deadletter.Filter{Key: "forged"}); parked.Failures != round+2 || len(parked.Copies) != 2*(round+2) || len(parked.Actions) != round+1 {
+			t.Fatalf("round %d: %+v", round, parked)
+		}
+	}
+	if err := box.Discard(t.Context(), parked, deadletter.Order{Operator: "ayu", Note: "forged"}); err != nil {
 		t.Fatal(err)
 	}
-	again := only(deadletter.Filter{Places: []kafka.Place{parked.Place}})
-	if again.State != deadletter.Discarded || len(again.Actions) != 2 || again.Actions[0].Action != "REDRIVEN" || again.Actions[1].Note != "forged" || again.Actions[1].Operator != "ayu" {
+	again := only(deadletter.Filter{Names: []string{parked.ID}})
+	if last := len(again.Actions) - 1; again.State != deadletter.Discarded || last != 3 || again.Actions[0].Action != ledger.Redriven ||
+		again.Actions[last].Note != "forged" || again.Actions[last].Operator != "ayu" {
 		t.Errorf("%+v", again)
 	}
 
@@ -645,14 +666,15 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		t.Fatal(err)
 	}
 	early := only(deadletter.Filter{Key: "late"})
-	if early.Function != "db" || early.Attempts != 11 || early.State != deadletter.Open {
+	if early.Function != "db" || early.Attempts != 11 || early.State != deadletter.Parked {
 		t.Errorf("%+v", early)
 	}
 	s.open(0, "late")
-	for range 2 {
-		if err := box.Redrive(t.Context(), s.Producer(), early, "ayu", "the account is open now"); err != nil {
-			t.Fatal(err)
-		}
+	if err := box.Redrive(t.Context(), s.Producer(), early, deadletter.Order{Operator: "ayu", Note: "the account is open now"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Redrive(t.Context(), s.Producer(), early, deadletter.Order{Operator: "bima"}); !errors.Is(err, deadletter.ErrActed) {
+		t.Errorf("another operator at the same time: %v", err)
 	}
 	s.drain()
 	if got := s.balance("late"); got != 700 {
@@ -661,7 +683,7 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 	if _, err := box.Front(deadletter.Letter{}); !errors.Is(err, deadletter.ErrNoFront) {
 		t.Errorf("an event of no known type: %v", err)
 	}
-	if _, err := box.Read(t.Context(), deadletter.Filter{Places: []kafka.Place{{Topic: s.kafka.ParkedTopic, Offset: 999}}}); err == nil {
+	if _, _, err := box.Read(t.Context(), deadletter.Filter{Names: []string{"payments.parked/0/999"}}); err == nil {
 		t.Error("a letter that does not exist is found")
 	}
 }
@@ -670,11 +692,7 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 // events. When the account is open, an operator sends them again and they count.
 func TestFundsForNobodyHoldUpNobody(t *testing.T) {
 	s := start(t, options{})
-	manifests, err := allinone.Manifests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	box := &deadletter.Box{Kafka: s.kafka.Config, Group: s.kafka.Prefix, DB: s.Conn("db"), Manifests: manifests}
+	box := s.letterBox()
 	before := s.balance("A")
 	for _, to := range []string{"late", "A"} {
 		e, err := event.New(event.TypeAccountFunded, "funds", "/bank/"+to, to, event.AccountFunded{AccountID: to, AmountIDR: 700}, time.Now())
@@ -692,13 +710,22 @@ func TestFundsForNobodyHoldUpNobody(t *testing.T) {
 	if got := s.balance("A"); got != before+700 {
 		t.Errorf("A has %d; had %d", got, before)
 	}
-	letters, err := box.Read(t.Context(), deadletter.Filter{Key: "late", State: deadletter.Open})
+	letters, _, err := box.Read(t.Context(), deadletter.Filter{Key: "late", State: deadletter.Parked})
 	if err != nil || len(letters) != 1 || letters[0].Code != 400 || letters[0].Attempts != 1 || !strings.Contains(letters[0].Message, "not open") {
 		t.Fatalf("%+v, %v", letters, err)
 	}
 	s.open(0, "late")
+	only := func(id string) deadletter.Letter {
+		t.Helper()
+		letters, _, err := box.Read(t.Context(), deadletter.Filter{Names: []string{id}})
+		if err != nil || len(letters) != 1 {
+			t.Fatalf("%+v, %v", letters, err)
+		}
+		return letters[0]
+	}
 	for range 2 {
-		if err := box.Redrive(t.Context(), s.Producer(), letters[0], "ayu", "the account is open now"); err != nil {
+		again := only(letters[0].ID)
+		if err := box.Redrive(t.Context(), s.Producer(), again, deadletter.Order{Operator: "ayu", Note: "the account is open now"}); err != nil {
 			t.Fatal(err)
 		}
 	}
