@@ -188,7 +188,9 @@ func (f actFlags) Validate() error {
 	return f.letterFlags.Validate()
 }
 
-func (f actFlags) order() deadletter.Order { return deadletter.Order{Operator: f.Operator, Note: f.Note} }
+func (f actFlags) order() deadletter.Order {
+	return deadletter.Order{Operator: f.Operator, Note: f.Note}
+}
 
 // wants reports whether an action is for a letter.
 func (f actFlags) wants(l deadletter.Letter) bool {

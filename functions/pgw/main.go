@@ -27,6 +27,7 @@ type commands struct {
 	Seed       seedCommand       `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
 	Load       loadCommand       `cmd:"" help:"Make payments on a running system, and compare every answer with the ledger."`
 	Replay     replayCommand     `cmd:"" help:"Send events again, from a topic or a file to a function, a topic or a file."`
+	Sign       signCommand       `cmd:"" help:"Print the signed event of a payment, or a line for curl, kcat, kn or func that sends it. fx prices it as for the gateway; wallet and risk are not asked."`
 	Reconcile  reconcileCommand  `cmd:"" help:"Check that the ledger adds up, and that events and ledger agree. Exit code 0: they agree; 1: they do not; 2: the check could not be completed."`
 	Trial      trialCommand      `cmd:"" name:"trial-balance" help:"Add up the balances of each currency, with the house's accounts. Exit code 0: each currency sums to zero; 1: one does not; 2: the balances could not be read."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose: as Markdown, or as JSON."`
