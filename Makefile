@@ -7,6 +7,7 @@ LINT        := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 CODEGEN     := go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
 CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 REDOCLY     := npx --yes @redocly/cli@2.30.0
+SPECTRAL    := npx --yes @stoplight/spectral-cli@6.16.3
 VULNCHECK   := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 REFLEX      := go run github.com/cespare/reflex@v0.3.2
 AXE         := axe-core@4.14.1
@@ -118,8 +119,10 @@ lint: ## Check the Go code: formatting, go vet, staticcheck, the direction of im
 	$(LINT) run ./...
 	cd tests/manifests && go vet ./... && $(STATICCHECK) ./...
 
-lint-docs: ## Check openapi.yaml and asyncapi.yaml against their specifications (npx).
-	REDOCLY_TELEMETRY=off $(REDOCLY) lint --extends=minimal --skip-rule=no-unused-components functions/gateway/docs/openapi.yaml functions/gateway/docs/asyncapi.yaml
+documents = functions/gateway/docs/openapi.yaml functions/gateway/docs/asyncapi.yaml
+lint-docs: ## Check openapi.yaml and asyncapi.yaml with Redocly's and Spectral's rules (npx).
+	REDOCLY_TELEMETRY=off $(REDOCLY) lint --extends=recommended $(documents)
+	$(SPECTRAL) lint --ruleset functions/gateway/docs/spectral.yaml --fail-severity=warn $(documents)
 
 # This scans the binary, not the source: commands are called by reflection, and a call graph of the source misses those.
 vulncheck: build ## Look for known vulnerabilities in the binary (skipped when the database cannot be reached).

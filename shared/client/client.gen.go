@@ -1318,12 +1318,16 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
-	// GetAccount Read an account and its balances, now or at a time
+	// GetAccount Read an account and its balances
+	//
+	// Without `at`, the account with its status, limits and balances as they are now. With `at`, only the balances of that time.
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccount(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetStatement Read the entries of an account in one currency, the oldest first
+	// GetStatement Read an account's statement
+	//
+	// The entries of an account in one currency, the oldest first.
 	//
 	// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
 	// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
@@ -1335,7 +1339,9 @@ type ClientInterface interface {
 	// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
 	GetStatement(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetCurrencies List the currencies that have a rate, with their bid and ask
+	// GetCurrencies List currencies and rates
+	//
+	// Each currency has the rate by which amounts in it are priced in rupiah, and the bid and ask at which it is exchanged.
 	//
 	// Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 	GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1351,7 +1357,7 @@ type ClientInterface interface {
 	// Corresponds with GET /api/payments (the `ListPayments` operationId).
 	ListPayments(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreatePaymentWithBody Pay
+	// CreatePaymentWithBody Create a payment
 	//
 	// The response comes when the payment is decided, after at most 5 s.
 	//
@@ -1367,7 +1373,7 @@ type ClientInterface interface {
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePaymentWithBody(ctx context.Context, params *CreatePaymentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreatePayment Pay
+	// CreatePayment Create a payment
 	//
 	// The response comes when the payment is decided, after at most 5 s.
 	//
@@ -1390,14 +1396,14 @@ type ClientInterface interface {
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetQuote Price an amount in rupiah
+	// GetQuote Get the price of an amount
 	//
 	// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 	//
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuote(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateQuoteWithBody Get a firm price
+	// CreateQuoteWithBody Create a firm quote
 	//
 	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -1411,7 +1417,7 @@ type ClientInterface interface {
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
 	CreateQuoteWithBody(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateQuote Get a firm price
+	// CreateQuote Create a firm quote
 	//
 	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -1425,7 +1431,9 @@ type ClientInterface interface {
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
 	CreateQuote(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetRandomAccounts Pick two different active accounts
+	// GetRandomAccounts Pick two accounts at random
+	//
+	// For trying payments. Only for keys and tokens of all accounts. It counts as five requests of the rate.
 	//
 	// Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 	GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1442,7 +1450,7 @@ type ClientInterface interface {
 	// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
 	GetActivity(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetTrialBalance Add up the balances of each currency
+	// GetTrialBalance Read the trial balance
 	//
 	// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
 	// every balance, and counts as ten requests of the key's rate.
@@ -1451,7 +1459,9 @@ type ClientInterface interface {
 	GetTrialBalance(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
-// GetAccount Read an account and its balances, now or at a time
+// GetAccount Read an account and its balances
+//
+// Without `at`, the account with its status, limits and balances as they are now. With `at`, only the balances of that time.
 //
 // Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 func (c *Client) GetAccount(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1466,7 +1476,9 @@ func (c *Client) GetAccount(ctx context.Context, id AccountID, params *GetAccoun
 	return c.Client.Do(req)
 }
 
-// GetStatement Read the entries of an account in one currency, the oldest first
+// GetStatement Read an account's statement
+//
+// The entries of an account in one currency, the oldest first.
 //
 // A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
 // with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
@@ -1488,7 +1500,9 @@ func (c *Client) GetStatement(ctx context.Context, id AccountID, params *GetStat
 	return c.Client.Do(req)
 }
 
-// GetCurrencies List the currencies that have a rate, with their bid and ask
+// GetCurrencies List currencies and rates
+//
+// Each currency has the rate by which amounts in it are priced in rupiah, and the bid and ask at which it is exchanged.
 //
 // Corresponds with GET /api/currencies (the `GetCurrencies` operationId).
 func (c *Client) GetCurrencies(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1524,7 +1538,7 @@ func (c *Client) ListPayments(ctx context.Context, params *ListPaymentsParams, r
 	return c.Client.Do(req)
 }
 
-// CreatePaymentWithBody Pay
+// CreatePaymentWithBody Create a payment
 //
 // The response comes when the payment is decided, after at most 5 s.
 //
@@ -1550,7 +1564,7 @@ func (c *Client) CreatePaymentWithBody(ctx context.Context, params *CreatePaymen
 	return c.Client.Do(req)
 }
 
-// CreatePayment Pay
+// CreatePayment Create a payment
 //
 // The response comes when the payment is decided, after at most 5 s.
 //
@@ -1593,7 +1607,7 @@ func (c *Client) GetPayment(ctx context.Context, idempotencyKey IdempotencyKey, 
 	return c.Client.Do(req)
 }
 
-// GetQuote Price an amount in rupiah
+// GetQuote Get the price of an amount
 //
 // The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 //
@@ -1610,7 +1624,7 @@ func (c *Client) GetQuote(ctx context.Context, params *GetQuoteParams, reqEditor
 	return c.Client.Do(req)
 }
 
-// CreateQuoteWithBody Get a firm price
+// CreateQuoteWithBody Create a firm quote
 //
 // One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 // payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -1634,7 +1648,7 @@ func (c *Client) CreateQuoteWithBody(ctx context.Context, params *CreateQuotePar
 	return c.Client.Do(req)
 }
 
-// CreateQuote Get a firm price
+// CreateQuote Create a firm quote
 //
 // One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 // payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -1658,7 +1672,9 @@ func (c *Client) CreateQuote(ctx context.Context, params *CreateQuoteParams, bod
 	return c.Client.Do(req)
 }
 
-// GetRandomAccounts Pick two different active accounts
+// GetRandomAccounts Pick two accounts at random
+//
+// For trying payments. Only for keys and tokens of all accounts. It counts as five requests of the rate.
 //
 // Corresponds with GET /api/random-accounts (the `GetRandomAccounts` operationId).
 func (c *Client) GetRandomAccounts(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1695,7 +1711,7 @@ func (c *Client) GetActivity(ctx context.Context, params *GetActivityParams, req
 	return c.Client.Do(req)
 }
 
-// GetTrialBalance Add up the balances of each currency
+// GetTrialBalance Read the trial balance
 //
 // Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
 // every balance, and counts as ten requests of the key's rate.
@@ -2496,14 +2512,18 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
-	// GetAccountWithResponse Read an account and its balances, now or at a time
+	// GetAccountWithResponse Read an account and its balances
+	//
+	// Without `at`, the account with its status, limits and balances as they are now. With `at`, only the balances of that time.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/accounts/{id} (the `GetAccount` operationId).
 	GetAccountWithResponse(ctx context.Context, id AccountID, params *GetAccountParams, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
 
-	// GetStatementWithResponse Read the entries of an account in one currency, the oldest first
+	// GetStatementWithResponse Read an account's statement
+	//
+	// The entries of an account in one currency, the oldest first.
 	//
 	// A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
 	// with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
@@ -2517,7 +2537,9 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/accounts/{id}/statement (the `GetStatement` operationId).
 	GetStatementWithResponse(ctx context.Context, id AccountID, params *GetStatementParams, reqEditors ...RequestEditorFn) (*GetStatementResponse, error)
 
-	// GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
+	// GetCurrenciesWithResponse List currencies and rates
+	//
+	// Each currency has the rate by which amounts in it are priced in rupiah, and the bid and ask at which it is exchanged.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2537,7 +2559,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/payments (the `ListPayments` operationId).
 	ListPaymentsWithResponse(ctx context.Context, params *ListPaymentsParams, reqEditors ...RequestEditorFn) (*ListPaymentsResponse, error)
 
-	// CreatePaymentWithBodyWithResponse Pay
+	// CreatePaymentWithBodyWithResponse Create a payment
 	//
 	// The response comes when the payment is decided, after at most 5 s.
 	//
@@ -2553,7 +2575,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/payments (the `CreatePayment` operationId).
 	CreatePaymentWithBodyWithResponse(ctx context.Context, params *CreatePaymentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreatePaymentResponse, error)
 
-	// CreatePaymentWithResponse Pay
+	// CreatePaymentWithResponse Create a payment
 	//
 	// The response comes when the payment is decided, after at most 5 s.
 	//
@@ -2578,7 +2600,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/payments/{idempotency_key} (the `GetPayment` operationId).
 	GetPaymentWithResponse(ctx context.Context, idempotencyKey IdempotencyKey, reqEditors ...RequestEditorFn) (*GetPaymentResponse, error)
 
-	// GetQuoteWithResponse Price an amount in rupiah
+	// GetQuoteWithResponse Get the price of an amount
 	//
 	// The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 	//
@@ -2587,7 +2609,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/quotes (the `GetQuote` operationId).
 	GetQuoteWithResponse(ctx context.Context, params *GetQuoteParams, reqEditors ...RequestEditorFn) (*GetQuoteResponse, error)
 
-	// CreateQuoteWithBodyWithResponse Get a firm price
+	// CreateQuoteWithBodyWithResponse Create a firm quote
 	//
 	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -2601,7 +2623,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
 	CreateQuoteWithBodyWithResponse(ctx context.Context, params *CreateQuoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
 
-	// CreateQuoteWithResponse Get a firm price
+	// CreateQuoteWithResponse Create a firm quote
 	//
 	// One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 	// payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -2615,7 +2637,9 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/quotes (the `CreateQuote` operationId).
 	CreateQuoteWithResponse(ctx context.Context, params *CreateQuoteParams, body CreateQuoteJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateQuoteResponse, error)
 
-	// GetRandomAccountsWithResponse Pick two different active accounts
+	// GetRandomAccountsWithResponse Pick two accounts at random
+	//
+	// For trying payments. Only for keys and tokens of all accounts. It counts as five requests of the rate.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2636,7 +2660,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/reports/activity (the `GetActivity` operationId).
 	GetActivityWithResponse(ctx context.Context, params *GetActivityParams, reqEditors ...RequestEditorFn) (*GetActivityResponse, error)
 
-	// GetTrialBalanceWithResponse Add up the balances of each currency
+	// GetTrialBalanceWithResponse Read the trial balance
 	//
 	// Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
 	// every balance, and counts as ten requests of the key's rate.
@@ -4181,7 +4205,9 @@ func (r GetTrialBalanceResponse) ContentType() string {
 	return ""
 }
 
-// GetAccountWithResponse Read an account and its balances, now or at a time
+// GetAccountWithResponse Read an account and its balances
+//
+// Without `at`, the account with its status, limits and balances as they are now. With `at`, only the balances of that time.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -4194,7 +4220,9 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, id Acc
 	return ParseGetAccountResponse(rsp)
 }
 
-// GetStatementWithResponse Read the entries of an account in one currency, the oldest first
+// GetStatementWithResponse Read an account's statement
+//
+// The entries of an account in one currency, the oldest first.
 //
 // A page has its own opening and closing balance: the opening balance plus the entries is the closing balance, and the next page begins
 // with it. The same goes for statements: one that begins at the `to` of another begins with its closing balance, also while
@@ -4214,7 +4242,9 @@ func (c *ClientWithResponses) GetStatementWithResponse(ctx context.Context, id A
 	return ParseGetStatementResponse(rsp)
 }
 
-// GetCurrenciesWithResponse List the currencies that have a rate, with their bid and ask
+// GetCurrenciesWithResponse List currencies and rates
+//
+// Each currency has the rate by which amounts in it are priced in rupiah, and the bid and ask at which it is exchanged.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -4246,7 +4276,7 @@ func (c *ClientWithResponses) ListPaymentsWithResponse(ctx context.Context, para
 	return ParseListPaymentsResponse(rsp)
 }
 
-// CreatePaymentWithBodyWithResponse Pay
+// CreatePaymentWithBodyWithResponse Create a payment
 //
 // The response comes when the payment is decided, after at most 5 s.
 //
@@ -4268,7 +4298,7 @@ func (c *ClientWithResponses) CreatePaymentWithBodyWithResponse(ctx context.Cont
 	return ParseCreatePaymentResponse(rsp)
 }
 
-// CreatePaymentWithResponse Pay
+// CreatePaymentWithResponse Create a payment
 //
 // The response comes when the payment is decided, after at most 5 s.
 //
@@ -4305,7 +4335,7 @@ func (c *ClientWithResponses) GetPaymentWithResponse(ctx context.Context, idempo
 	return ParseGetPaymentResponse(rsp)
 }
 
-// GetQuoteWithResponse Price an amount in rupiah
+// GetQuoteWithResponse Get the price of an amount
 //
 // The price is for information only. A payment is priced when it is made. `POST` gives a price that holds.
 //
@@ -4320,7 +4350,7 @@ func (c *ClientWithResponses) GetQuoteWithResponse(ctx context.Context, params *
 	return ParseGetQuoteResponse(rsp)
 }
 
-// CreateQuoteWithBodyWithResponse Get a firm price
+// CreateQuoteWithBodyWithResponse Create a firm quote
 //
 // One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 // payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -4340,7 +4370,7 @@ func (c *ClientWithResponses) CreateQuoteWithBodyWithResponse(ctx context.Contex
 	return ParseCreateQuoteResponse(rsp)
 }
 
-// CreateQuoteWithResponse Get a firm price
+// CreateQuoteWithResponse Create a firm quote
 //
 // One payment with `quote_id` can use the price until `expires_at`, which is 30 s later unless the operator has set another time. The
 // payment must come from the same client, and have the same parties, currencies and amount. Other payments with the quote are refused:
@@ -4360,7 +4390,9 @@ func (c *ClientWithResponses) CreateQuoteWithResponse(ctx context.Context, param
 	return ParseCreateQuoteResponse(rsp)
 }
 
-// GetRandomAccountsWithResponse Pick two different active accounts
+// GetRandomAccountsWithResponse Pick two accounts at random
+//
+// For trying payments. Only for keys and tokens of all accounts. It counts as five requests of the rate.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -4393,7 +4425,7 @@ func (c *ClientWithResponses) GetActivityWithResponse(ctx context.Context, param
 	return ParseGetActivityResponse(rsp)
 }
 
-// GetTrialBalanceWithResponse Add up the balances of each currency
+// GetTrialBalanceWithResponse Read the trial balance
 //
 // Only for keys and tokens of all accounts. All balances of a currency, with those of the house and of the world outside, sum to zero. The report reads
 // every balance, and counts as ten requests of the key's rate.

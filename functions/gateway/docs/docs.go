@@ -4,7 +4,11 @@ package docs
 
 import (
 	_ "embed"
+	"fmt"
 	"net/http"
+	"sync"
+
+	"sigs.k8s.io/yaml"
 
 	"pgw/shared/function"
 )
@@ -19,6 +23,15 @@ var (
 	Examples []byte
 )
 
+// openAPIJSON is OpenAPI as JSON. It is made at the first request.
+var openAPIJSON = sync.OnceValue(func() []byte {
+	text, err := yaml.YAMLToJSON(OpenAPI)
+	if err != nil {
+		panic(fmt.Sprintf("the API document in this binary: %v", err)) // not possible: tests read it
+	}
+	return append(text, '\n')
+})
+
 // The page that is made of the documents, and its Content-Security-Policy.
 var (
 	//go:embed page.html
@@ -30,6 +43,7 @@ var (
 // Routes adds the documents and their page.
 func Routes(mux *function.Mux) {
 	mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) { serve(w, "application/yaml", OpenAPI) })
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) { serve(w, "application/json", openAPIJSON()) })
 	mux.HandleFunc("GET /asyncapi.yaml", func(w http.ResponseWriter, _ *http.Request) { serve(w, "application/yaml", AsyncAPI) })
 	mux.HandleFunc("GET /docs", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Security-Policy", policy)
