@@ -272,7 +272,7 @@ func idempotencyKey(field string, headers []string) (string, error) {
 		return field, nil
 	}
 	if len(headers) > 1 {
-		return field, &payment.FieldError{Field: "Idempotency-Key", Problem: "is given more than once"}
+		return headers[0], &payment.FieldError{Field: "Idempotency-Key", Problem: "is given more than once"}
 	}
 	header := headers[0]
 	if len(header) >= 2 && header[0] == '"' && header[len(header)-1] == '"' {

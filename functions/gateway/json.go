@@ -175,7 +175,11 @@ const (
 
 // handling returns strict or lenient, the first that the client prefers; empty if it prefers none.
 func handling(h http.Header) string {
-	for _, preference := range strings.Split(strings.Join(h.Values("Prefer"), ","), ",") {
+	given := h.Values("Prefer")
+	if len(given) == 0 {
+		return ""
+	}
+	for _, preference := range strings.Split(strings.Join(given, ","), ",") {
 		preference, _, _ = strings.Cut(preference, ";")
 		name, value, _ := strings.Cut(preference, "=")
 		if !strings.EqualFold(strings.TrimSpace(name), "handling") {

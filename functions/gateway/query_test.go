@@ -62,6 +62,8 @@ func TestAllWrongFieldsAreReported(t *testing.T) {
 			`"debit_currency":"usd","quote_id":"q"}`, "", payment.InvalidInput, "receiver_id: LIQUIDITY is pgw's own account",
 			`receiver_id: LIQUIDITY is pgw's own account; currency: currency "XXQ": not an ISO 4217 currency code; ` +
 				`debit_currency: currency "usd": not an ISO 4217 currency code; quote_id: is not a UUID`},
+		"keys of headers": {"", `{"sender_id":"A","receiver_id":"B","currency":"USD","amount":1}`, "", payment.InvalidInput,
+			"Idempotency-Key: is given more than once", "Idempotency-Key: is given more than once; tx_date: is missing"},
 		"no JSON":      {"x=1", `{`, "", payment.BadJSON, "the body is not a JSON object: unexpected end of JSON input", "x: is not a parameter of this path, which has none"},
 		"a name twice": {"", `{"currency":"USD","CURRENCY":"SGD"}`, "", payment.BadJSON, "currency: is given more than once", "currency: is given more than once"},
 		"unknown fields": {"", `{"sender_id":"A","receiver_id":"B","currency":"USD","amout":1,"amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"k","x":{"y":1},"amout":2}`,
@@ -69,6 +71,9 @@ func TestAllWrongFieldsAreReported(t *testing.T) {
 	} {
 		r := httptest.NewRequest(http.MethodPost, "/api/payments?"+tc.query, strings.NewReader(tc.body))
 		r.Header.Set("Prefer", tc.prefer)
+		if strings.HasPrefix(name, "keys") {
+			r.Header["Idempotency-Key"] = []string{"one", "two"}
+		}
 		_, refusal := readPayment(httptest.NewRecorder(), r)
 		if refusal == nil {
 			t.Errorf("%s: is accepted", name)
