@@ -1,12 +1,15 @@
 package docs
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"regexp"
 	"strings"
 	"testing"
 )
 
-// The page has what the documents have, and nothing on it comes from elsewhere or runs.
+// The page has what the documents have. Nothing on it comes from elsewhere, and only its own script
+// runs.
 func TestPage(t *testing.T) {
 	html := string(page)
 	for _, part := range []*regexp.Regexp{
@@ -25,7 +28,7 @@ func TestPage(t *testing.T) {
 			}
 		}
 	}
-	for _, foreign := range []string{"<script", "<no value>", "ZgotmplZ", " style=", "src=", "@import"} {
+	for _, foreign := range []string{"<no value>", "ZgotmplZ", " style=", "src=", "@import"} {
 		if strings.Contains(html, foreign) {
 			t.Errorf("the page has %s", foreign)
 		}
@@ -35,8 +38,15 @@ func TestPage(t *testing.T) {
 			t.Errorf("a link to %q leads nowhere", link[1])
 		}
 	}
-	for _, left := range regexp.MustCompile("[^\n]*(?:\\*\\*|\\w\\]\\(\\w|`)[^\n]*").FindAllString(html, -1) {
+	for _, left := range regexp.MustCompile("[^\n]*(?:\\*\\*|\\w\\]\\(\\w|`)[^\n]*").FindAllString(html[:strings.Index(html, "<script>")], -1) {
 		t.Errorf("Markdown that is not made HTML: %s", left)
+	}
+	_, rest, _ := strings.Cut(html, "<script>")
+	script, _, _ := strings.Cut(rest, "</script>")
+	sum := sha256.Sum256([]byte(script))
+	hash := "script-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "';"
+	if n := strings.Count(html, "<script"); n != 1 || !strings.Contains(policy, hash) {
+		t.Errorf("%d scripts; the policy %s does not allow only %s", n, policy, hash)
 	}
 	if !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") {
 		t.Errorf("the policy is %s", policy)

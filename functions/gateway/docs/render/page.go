@@ -20,10 +20,12 @@ var (
 	pageHTML string
 	//go:embed page.css
 	pageCSS string
+	//go:embed page.js
+	pageJS string
 )
 
 // page is the documents as HTML, with a Content-Security-Policy that allows only the page's own
-// style.
+// style and script, and requests to the gateway that serves it.
 type page struct {
 	html   []byte
 	policy string
@@ -37,7 +39,7 @@ func newPage(d documents) (page, error) {
 	if err := yaml.Unmarshal(d.asyncAPI, &v.Events); err != nil {
 		return page{}, fmt.Errorf("asyncapi.yaml: %w", err)
 	}
-	v.Style, v.Examples = template.CSS(pageCSS), readExamples(string(d.examples))
+	v.Style, v.Script, v.Examples = template.CSS(pageCSS), template.JS(pageJS), readExamples(string(d.examples))
 	t, err := template.New("page").Funcs(template.FuncMap{"text": text, "kind": kind, "limits": limits, "refName": refName}).Parse(pageHTML)
 	if err != nil {
 		return page{}, err
@@ -46,9 +48,14 @@ func newPage(d documents) (page, error) {
 	if err := t.Execute(&out, v); err != nil {
 		return page{}, err
 	}
-	style := sha256.Sum256([]byte(pageCSS))
-	return page{out.Bytes(), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(style[:]) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
+	return page{out.Bytes(), "default-src 'none'; style-src " + hashOf(pageCSS) + "; script-src " + hashOf(pageJS) +
+		"; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
+}
+
+// hashOf returns the source expression of a Content-Security-Policy that allows exactly this text.
+func hashOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
 // view has the data of the template.
@@ -57,6 +64,7 @@ type view struct {
 	Events   asyncAPI
 	Examples []codeExample
 	Style    template.CSS
+	Script   template.JS
 }
 
 // route is an operation with its method and path.
