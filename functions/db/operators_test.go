@@ -178,7 +178,11 @@ func TestChangesAreRead(t *testing.T) {
 	if len(told) != 5 || strings.Join(told[:3], ", ") != strings.Join(want, ", ") {
 		t.Errorf("%q, want %q and two rates", told, want)
 	}
-	page, err := w.ListChanges(t.Context(), &dbv1.ListChangesRequest{Kind: "rate", Subject: "USD/IDR"})
+	page, err := w.ListChanges(t.Context(), &dbv1.ListChangesRequest{Subject: second})
+	if err != nil || len(page.Changes) != 1 || !strings.Contains(page.Changes[0].Detail, `"min_amount_idr": 5`) {
+		t.Errorf("%v, %v", page, err)
+	}
+	page, err = w.ListChanges(t.Context(), &dbv1.ListChangesRequest{Kind: "rate", Subject: "USD/IDR"})
 	if err != nil || len(page.Changes) != 1 || !strings.Contains(page.Changes[0].Detail, `"bid": "15900"`) || page.Changes[0].Note != "fixing" {
 		t.Errorf("%v, %v", page, err)
 	}

@@ -100,7 +100,7 @@ func TestAReconciliationIsInterrupted(t *testing.T) {
 }
 
 func TestASeedIsInterrupted(t *testing.T) {
-	c := pgw(t, "seed", "accounts", "--count", "100000", "--format", "cloudevents")
+	c := pgw(t, "seed", "accounts", "--count", "400000", "--format", "cloudevents")
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	out, err := c.StdoutPipe()
@@ -115,7 +115,7 @@ func TestASeedIsInterrupted(t *testing.T) {
 	c.Process.Signal(os.Interrupt)
 	io.Copy(io.Discard, r)
 	c.Wait()
-	if code := c.ProcessState.ExitCode(); code != 130 || !strings.HasPrefix(errs.String(), "pgw: interrupted after ") || !strings.HasSuffix(errs.String(), " of 100000 accounts\n") {
+	if code := c.ProcessState.ExitCode(); code != 130 || !strings.HasPrefix(errs.String(), "pgw: interrupted after ") || !strings.HasSuffix(errs.String(), " of 400000 accounts\n") {
 		t.Errorf("exit code %d, stderr %q", code, &errs)
 	}
 }

@@ -178,8 +178,11 @@ func (l *Ledger) PutRules(ctx context.Context, text []byte, expected string, by 
 			}
 			return nil
 		})
-		// The rules themselves are kept under the rule set's id.
-		if err := by.record(b, set, RulesChange, set.String(), map[string]any{}); err != nil {
+		// The lists may be long. They are kept under the rule set's id.
+		if err := by.record(b, set, RulesChange, set.String(), map[string]any{
+			"min_amount_idr": rules.MinAmountIDR, "max_amount_idr": rules.MaxAmountIDR, "velocity_per_min": rules.VelocityPerMin,
+			"random_reject_ppm": rules.RandomRejectPPM, "blocked_accounts": len(rules.BlockedAccounts),
+		}); err != nil {
 			return err
 		}
 		return tx.SendBatch(ctx, b).Close()
