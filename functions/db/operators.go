@@ -3,6 +3,7 @@ package db
 import (
 	"cmp"
 	"context"
+	"errors"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
@@ -66,7 +67,20 @@ func (d *DB) FundAccount(ctx context.Context, in *dbv1.FundAccountRequest) (*dbv
 	if err := cmp.Or(funding.Validate(), ledger.Order{By: in.By, Note: in.Note}.Validate()); err != nil {
 		return nil, invalid(err)
 	}
-	// The event of an account that is not open would be a dead letter.
+	// The event of a known funding with other content would be a dead letter, and so would that of an
+	// account that is not open.
+	if in.EventId != "" {
+		known, err := d.ledger.KnownFunding(ctx, funding, ledger.Origin{Source: operatorSource, ID: in.EventId})
+		if errors.Is(err, ledger.ErrOtherFunding) {
+			return nil, status.Error(codes.FailedPrecondition, err.Error())
+		}
+		if err != nil {
+			return nil, translated(err)
+		}
+		if known {
+			return &dbv1.FundAccountResponse{EventId: in.EventId}, nil
+		}
+	}
 	if _, err := d.ledger.Balance(ctx, in.AccountId); err != nil {
 		return nil, ofAccount(in.AccountId, err)
 	}

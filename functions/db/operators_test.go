@@ -124,8 +124,8 @@ func TestOperatorsErrorsNameTheField(t *testing.T) {
 	if err := fund(&dbv1.FundAccountRequest{AccountId: "A", Amount: idr(5), EventId: "bank-1"}); err != nil {
 		t.Error(err)
 	}
-	if err := fund(&dbv1.FundAccountRequest{AccountId: "A", Amount: idr(6), EventId: "bank-1"}); status.Code(err) != codes.FailedPrecondition || w.balance("A") != 105 {
-		t.Errorf("%v; the balance is %d", err, w.balance("A"))
+	if err := fund(&dbv1.FundAccountRequest{AccountId: "A", Amount: idr(6), EventId: "bank-1"}); status.Code(err) != codes.FailedPrecondition || w.balance("A") != 105 || len(w.published.events) != 1 {
+		t.Errorf("%v; the balance is %d, and there are %d events", err, w.balance("A"), len(w.published.events))
 	}
 }
 

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
 	commonv1 "pgw/proto/gen/common/v1"
@@ -41,7 +43,7 @@ func (f accountFlags) check() error {
 // eventFlags are common to the commands whose event an operator may repeat.
 type eventFlags struct {
 	Currency string `default:"IDR" help:"The currency: its ISO 4217 code."`
-	ID       string `name:"id" help:"The event's id, new by default. An id counts once: repeat a command whose result is unknown with the id that it printed."`
+	ID       string `name:"id" help:"The event's id, new by default. An id counts once: repeat a command whose result is unknown with the id that its error names."`
 }
 
 func (f eventFlags) check() error {
@@ -79,22 +81,24 @@ type openAccount struct {
 }
 
 func (c openAccount) Run(ctx context.Context) error {
-	in, err := c.request()
+	in, err := c.request(uuid.NewString())
 	if err != nil {
 		return err
 	}
 	done := accountChange{Account: c.Account, Change: "open", later: "the account's profile is set as soon as Kafka delivers it"}
-	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+	err = c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
 		got, err := dbv1.NewAdminClient(db).OpenAccount(ctx, in)
-		if err != nil {
-			return err
-		}
-		done.EventID, done.Applied = got.EventId, got.Applied
-		return c.print(done, done.text)
+		done.EventID, done.Applied = got.GetEventId(), got.GetApplied()
+		return err
 	})
+	if err != nil {
+		return orRepeat(err, in.EventId)
+	}
+	return c.print(done, done.text)
 }
 
-func (c openAccount) request() (*dbv1.OpenAccountRequest, error) {
+// request makes the call. newID is the event's id if the operator gave none.
+func (c openAccount) request(newID string) (*dbv1.OpenAccountRequest, error) {
 	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), payment.CheckText("owner", c.Owner, payment.MaxOwner), c.changeFlags.check()); err != nil {
 		return nil, err
 	}
@@ -111,7 +115,7 @@ func (c openAccount) request() (*dbv1.OpenAccountRequest, error) {
 	}
 	return &dbv1.OpenAccountRequest{
 		AccountId: c.Account, Owner: c.Owner, Currency: currency.String(), DailyLimitIdr: c.DailyLimit, Status: string(status),
-		EventId: c.ID, By: c.who(), Note: c.Note,
+		EventId: cmp.Or(c.ID, newID), By: c.who(), Note: c.Note,
 	}, nil
 }
 
@@ -123,22 +127,24 @@ type fundAccount struct {
 }
 
 func (c fundAccount) Run(ctx context.Context) error {
-	in, err := c.request()
+	in, err := c.request(uuid.NewString())
 	if err != nil {
 		return err
 	}
 	done := accountChange{Account: c.Account, Change: "funded", later: "this funding has been counted before, or is counted as soon as Kafka delivers it"}
-	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+	err = c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
 		got, err := dbv1.NewAdminClient(db).FundAccount(ctx, in)
-		if err != nil {
-			return err
-		}
-		done.EventID, done.Applied = got.EventId, got.Applied
-		return c.print(done, done.text)
+		done.EventID, done.Applied = got.GetEventId(), got.GetApplied()
+		return err
 	})
+	if err != nil {
+		return orRepeat(err, in.EventId)
+	}
+	return c.print(done, done.text)
 }
 
-func (c fundAccount) request() (*dbv1.FundAccountRequest, error) {
+// request makes the call. newID is the event's id if the operator gave none.
+func (c fundAccount) request(newID string) (*dbv1.FundAccountRequest, error) {
 	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), c.changeFlags.check()); err != nil {
 		return nil, err
 	}
@@ -154,7 +160,7 @@ func (c fundAccount) request() (*dbv1.FundAccountRequest, error) {
 		return nil, fmt.Errorf("amount: %s; must be more than zero", amount)
 	}
 	return &dbv1.FundAccountRequest{
-		AccountId: c.Account, Amount: &commonv1.Amount{Minor: amount.Minor, Currency: currency.String()}, EventId: c.ID, By: c.who(), Note: c.Note,
+		AccountId: c.Account, Amount: &commonv1.Amount{Minor: amount.Minor, Currency: currency.String()}, EventId: cmp.Or(c.ID, newID), By: c.who(), Note: c.Note,
 	}, nil
 }
 

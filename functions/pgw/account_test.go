@@ -44,8 +44,11 @@ func (s *town) OpenAccount(_ context.Context, in *dbv1.OpenAccountRequest) (*dbv
 
 func (s *town) FundAccount(_ context.Context, in *dbv1.FundAccountRequest) (*dbv1.FundAccountResponse, error) {
 	s.last = in
-	if in.AccountId == "B" {
+	switch in.AccountId {
+	case "B":
 		return nil, status.Error(codes.NotFound, "there is no account B")
+	case "C":
+		return nil, status.Error(codes.Unavailable, "the event may be in Kafka")
 	}
 	return &dbv1.FundAccountResponse{EventId: "e2"}, nil
 }
@@ -119,7 +122,7 @@ func TestOperatorsCommands(t *testing.T) {
 	}{
 		{"account open A --owner Ayu --currency USD --daily-limit-idr 500 --by ayu --note new --id bank-1",
 			`"account_id":"A","owner":"Ayu","currency":"USD","daily_limit_idr":500,"status":"ACTIVE","event_id":"bank-1","by":"ayu","note":"new"`, "account A is open (event e1)\n"},
-		{"account fund A 10.50 --currency USD --by budi", `"amount":{"minor":1050,"currency":"USD"},"by":"budi"`, "counted before"},
+		{"account fund A 10.50 --currency USD --by budi", `"amount":{"minor":1050,"currency":"USD"},"event_id":"`, "counted before"},
 		{"account block A --by citra --note fraud", `"account_id":"A","status":"BLOCKED","by":"citra","note":"fraud"`, "account A is blocked (event e3)\n"},
 		{"account unblock A --json", `"status":"ACTIVE"`, `"event_id": "e3"`},
 		{"account show A", `"limit":10`, "USD      10.50  0.25         0.00         none"},
@@ -149,27 +152,44 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	// What is wrong is named, with its limit, in one line.
 	for args, want := range map[string]string{
-		"account open A --owner " + strings.Repeat("x", 201):                       "owner: is 201 bytes long; at most 200",
-		"account open SPREAD --owner x":                                            "account: SPREAD is the house's own",
-		"account open A --owner x --daily-limit-idr=-1":                            "--daily-limit-idr must be between 0 and",
-		"account open A --owner x --by " + strings.Repeat("x", 201):                "by: is 201 bytes long; at most 200",
-		"account fund A 5 --currency XYZ":                                          "currency: ",
-		"account fund A five":                                                      "amount: ",
-		"account fund A 5.001 --currency USD":                                      "amount: ",
-		"account fund A 0":                                                         "amount: 0; must be more than zero",
-		"account fund A 5 --note " + strings.Repeat("x", 501):                      "note: is 501 bytes long; at most 500",
-		"account fund A 5 --id " + strings.Repeat("x", 300):                        "id: is 300 bytes long; at most",
-		"account fund B 5":                                                         "pgw: there is no account B\n",
-		"rate set USD XYZ 5":                                                       "quote: ",
-		"rate set USD IDR -5":                                                      "unknown flag -5",
-		"rate set USD IDR 16 --bid 17 --ask 18":                                    "bid: 17 is above the rate, 16",
-		"rules set":                                                                "name a rule to change",
+		"account open A --owner " + strings.Repeat("x", 201):        "owner: is 201 bytes long; at most 200",
+		"account open SPREAD --owner x":                             "account: SPREAD is the house's own",
+		"account open A --owner x --daily-limit-idr=-1":             "--daily-limit-idr must be between 0 and",
+		"account open A --owner x --by " + strings.Repeat("x", 201): "by: is 201 bytes long; at most 200",
+		"account fund A 5 --currency XYZ":                           "currency: ",
+		"account fund A five":                                       "amount: ",
+		"account fund A 5.001 --currency USD":                       "amount: ",
+		"account fund A 0":                                          "amount: 0; must be more than zero",
+		"account fund A 5 --note " + strings.Repeat("x", 501):       "note: is 501 bytes long; at most 500",
+		"account fund A 5 --id " + strings.Repeat("x", 300):         "id: is 300 bytes long; at most",
+		"account fund B 5":                                          "pgw: there is no account B\n",
+		"account fund C 5 --id bank-7":                              "pgw: the event may be in Kafka; it is not known whether this took effect: repeat the command with --id bank-7\n",
+		"account fund C 5":                                          "repeat the command with --id ",
+		"rate set USD XYZ 5":                                        "quote: ",
+		"rate set USD IDR -5":                                       "unknown flag -5",
+		"rate set USD IDR 16 --bid 17 --ask 18":                     "bid: 17 is above the rate, 16",
+		"rules set":                                                 "name a rule to change",
 		"liquidity USD 5 --position-limit none --note " + strings.Repeat("x", 501): "note: is 501 bytes long",
 	} {
 		c := pgw(t, strings.Fields(args)...)
 		c.Env = append(c.Env, "DB_ADDR="+l.Addr().String(), "FX_ADDR="+l.Addr().String(), "RISK_ADDR="+l.Addr().String())
 		stdout, stderr, code := outcome(t, c)
 		if code == 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, want) {
+			t.Errorf("pgw %s: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
+	}
+}
+
+// A function that can't be reached is named, with its address.
+func TestAFunctionThatIsNotThereIsNamed(t *testing.T) {
+	for args, want := range map[string]string{
+		"account show A": "pgw: db can't be reached: ", "rate list": "pgw: fx can't be reached: ", "rules show": "pgw: risk can't be reached: ",
+		"account fund A 5": "pgw: db can't be reached: dial tcp 127.0.0.1:1: connect: connection refused\n",
+	} {
+		c := pgw(t, strings.Fields(args)...)
+		c.Env = append(c.Env, "DB_ADDR=127.0.0.1:1", "FX_ADDR=127.0.0.1:1", "RISK_ADDR=127.0.0.1:1")
+		stdout, stderr, code := outcome(t, c)
+		if code != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, want) || !strings.Contains(stderr, "127.0.0.1:1") {
 			t.Errorf("pgw %s: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
 		}
 	}

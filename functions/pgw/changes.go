@@ -9,10 +9,12 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	dbv1 "pgw/proto/gen/db/v1"
@@ -50,25 +52,46 @@ func (f operatorFlags) call(ctx context.Context, name string, do func(context.Co
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
-	return said(do(ctx, conns[name]))
+	return said(name, do(ctx, conns[name]))
 }
 
-// said is an error of a call in the words of the function.
-func said(err error) error {
-	if s, ok := status.FromError(err); ok && err != nil {
-		return &callError{err, s.Message()}
+// said is the error of a call of a function, in the function's own words if it has answered.
+func said(function string, err error) error {
+	var answer interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &answer) {
+		return err
 	}
-	return err
+	e := &callError{err: err, message: answer.GRPCStatus().Message()}
+	// gRPC puts the address and the reason last.
+	if _, reason, failed := strings.Cut(e.message, "Error while dialing: "); failed && status.Code(e) == codes.Unavailable {
+		e.message, e.unsent = function+" can't be reached: "+strings.TrimSuffix(reason, `"`), true
+	}
+	return e
 }
 
-// callError is an error that a function has answered.
+// callError is an error that a function has answered, or gRPC in its place.
 type callError struct {
 	err     error
 	message string
+	unsent  bool // the call has certainly not reached the function
 }
 
 func (e *callError) Error() string { return e.message }
 func (e *callError) Unwrap() error { return e.err }
+
+// orRepeat adds to an error how to repeat an order, unless it is certain that the order had no effect. An
+// event id counts once.
+func orRepeat(err error, id string) error {
+	var call *callError
+	if !errors.As(err, &call) || call.unsent {
+		return err
+	}
+	switch status.Code(err) {
+	case codes.OK, codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented:
+		return err
+	}
+	return fmt.Errorf("%w; it is not known whether this took effect: repeat the command with --id %s", err, id)
+}
 
 // firstError returns the first error that is not nil.
 func firstError(errs ...error) error { return cmp.Or(errs...) }

@@ -47,11 +47,11 @@ func (c showRules) Run(ctx context.Context) error {
 	defer cancel()
 	got, err := riskv1.NewAdminClient(conns["risk"]).GetRules(ctx, &riskv1.GetRulesRequest{})
 	if err != nil {
-		return said(err)
+		return said("risk", err)
 	}
 	page, err := dbv1.NewAdminClient(conns["db"]).ListChanges(ctx, &dbv1.ListChangesRequest{Kind: "rules", Subject: got.RuleSet, Limit: 1})
 	if err != nil {
-		return said(err)
+		return said("db", err)
 	}
 	rules := rulesView{
 		RuleSet: got.RuleSet, MinAmountIDR: got.MinAmountIdr, MaxAmountIDR: got.MaxAmountIdr, VelocityPerMin: got.VelocityPerMin,

@@ -303,6 +303,12 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 	return false, ErrNoAccount
 }
 
+// KnownFunding reports whether a funding of this origin has been counted. It returns ErrOtherFunding if
+// that funding had other content.
+func (l *Ledger) KnownFunding(ctx context.Context, f Funding, by Origin) (bool, error) {
+	return l.knownFunding(ctx, by.key(), f, false)
+}
+
 // knownFunding reports whether the funding has been counted. It returns ErrOtherFunding if a
 // funding with this id has other content. sourceless limits the search to fundings whose source was
 // not kept.
