@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,30 +21,44 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 )
 
-// town answers operators' calls, and keeps the last request.
+// town answers operators' calls.
 type town struct {
 	dbv1.UnimplementedAdminServer
 	fxv1.UnimplementedFxServiceServer
-	last any
 }
 
 // judges are the town's risk, whose service has the same name as db's.
 type judges struct {
 	riskv1.UnimplementedAdminServer
-	town *town
+}
+
+// last keeps the last request.
+type last struct {
+	mu      sync.Mutex
+	request any
+}
+
+func (l *last) set(request any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.request = request
+}
+
+func (l *last) get() any {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.request
 }
 
 var noon = timestamppb.New(time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC))
 
 var ordered = &dbv1.Change{At: noon, Kind: "account", Subject: "A", Detail: `{"status": "BLOCKED"}`, By: "citra", Note: "fraud"}
 
-func (s *town) OpenAccount(_ context.Context, in *dbv1.OpenAccountRequest) (*dbv1.OpenAccountResponse, error) {
-	s.last = in
+func (town) OpenAccount(context.Context, *dbv1.OpenAccountRequest) (*dbv1.OpenAccountResponse, error) {
 	return &dbv1.OpenAccountResponse{EventId: "e1", Applied: true}, nil
 }
 
-func (s *town) FundAccount(_ context.Context, in *dbv1.FundAccountRequest) (*dbv1.FundAccountResponse, error) {
-	s.last = in
+func (town) FundAccount(_ context.Context, in *dbv1.FundAccountRequest) (*dbv1.FundAccountResponse, error) {
 	switch in.AccountId {
 	case "B":
 		return nil, status.Error(codes.NotFound, "there is no account B")
@@ -53,13 +68,11 @@ func (s *town) FundAccount(_ context.Context, in *dbv1.FundAccountRequest) (*dbv
 	return &dbv1.FundAccountResponse{EventId: "e2"}, nil
 }
 
-func (s *town) SetAccountStatus(_ context.Context, in *dbv1.SetAccountStatusRequest) (*dbv1.SetAccountStatusResponse, error) {
-	s.last = in
+func (town) SetAccountStatus(context.Context, *dbv1.SetAccountStatusRequest) (*dbv1.SetAccountStatusResponse, error) {
 	return &dbv1.SetAccountStatusResponse{EventId: "e3", Applied: true}, nil
 }
 
-func (s *town) DescribeAccount(_ context.Context, in *dbv1.DescribeAccountRequest) (*dbv1.DescribeAccountResponse, error) {
-	s.last = in
+func (town) DescribeAccount(_ context.Context, in *dbv1.DescribeAccountRequest) (*dbv1.DescribeAccountResponse, error) {
 	return &dbv1.DescribeAccountResponse{
 		AccountId: in.AccountId, Owner: "Ayu", Currency: "USD", Status: "BLOCKED", ProfileAt: noon,
 		Balances: []*commonv1.Balance{{Currency: "IDR", AvailableMinor: 7000, DailyLimitMinor: 500}, {Currency: "USD", AvailableMinor: 1050, HeldMinor: 25}},
@@ -68,26 +81,22 @@ func (s *town) DescribeAccount(_ context.Context, in *dbv1.DescribeAccountReques
 	}, nil
 }
 
-func (s *town) ListChanges(_ context.Context, in *dbv1.ListChangesRequest) (*dbv1.ListChangesResponse, error) {
-	s.last = in
+func (town) ListChanges(context.Context, *dbv1.ListChangesRequest) (*dbv1.ListChangesResponse, error) {
 	return &dbv1.ListChangesResponse{Changes: []*dbv1.Change{ordered}}, nil
 }
 
-func (s *town) SetLiquidity(_ context.Context, in *dbv1.SetLiquidityRequest) (*dbv1.SetLiquidityResponse, error) {
-	s.last = in
+func (town) SetLiquidity(context.Context, *dbv1.SetLiquidityRequest) (*dbv1.SetLiquidityResponse, error) {
 	return &dbv1.SetLiquidityResponse{Changed: true}, nil
 }
 
-func (s *town) UpdateRates(_ context.Context, in *fxv1.UpdateRatesRequest) (*fxv1.UpdateRatesResponse, error) {
-	s.last = in
+func (town) UpdateRates(_ context.Context, in *fxv1.UpdateRatesRequest) (*fxv1.UpdateRatesResponse, error) {
 	if in.Rates[0].Bid != "" {
 		return &fxv1.UpdateRatesResponse{Message: "rates[0]: bid: 17 is above the rate, 16"}, nil
 	}
 	return &fxv1.UpdateRatesResponse{Success: true}, nil
 }
 
-func (s *town) ListRates(_ context.Context, in *fxv1.ListRatesRequest) (*fxv1.ListRatesResponse, error) {
-	s.last = in
+func (town) ListRates(context.Context, *fxv1.ListRatesRequest) (*fxv1.ListRatesResponse, error) {
 	return &fxv1.ListRatesResponse{Rates: []*fxv1.RateInForce{{BaseCurrency: "USD", Rate: "16000", Bid: "15900", Ask: "16100", RateTime: noon, RateId: "r1"}}}, nil
 }
 
@@ -97,18 +106,20 @@ func (judges) GetRules(context.Context, *riskv1.GetRulesRequest) (*riskv1.GetRul
 	}, nil
 }
 
-func (s judges) SeedRules(_ context.Context, in *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
-	s.town.last = in
+func (judges) SeedRules(context.Context, *riskv1.SeedRulesRequest) (*riskv1.SeedRulesResponse, error) {
 	return &riskv1.SeedRulesResponse{Ok: true, RuleSet: "s2"}, nil
 }
 
 // Operators' commands call the functions, with who orders it and why, and show what these answer.
 func TestOperatorsCommands(t *testing.T) {
-	s := &town{}
-	server := grpc.NewServer()
-	dbv1.RegisterAdminServer(server, s)
-	fxv1.RegisterFxServiceServer(server, s)
-	riskv1.RegisterAdminServer(server, judges{town: s})
+	var asked last
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, in any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		asked.set(in)
+		return next(ctx, in)
+	}))
+	dbv1.RegisterAdminServer(server, town{})
+	fxv1.RegisterFxServiceServer(server, town{})
+	riskv1.RegisterAdminServer(server, judges{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -138,11 +149,11 @@ func TestOperatorsCommands(t *testing.T) {
 			"rule set s2 is in force\n"},
 		{"liquidity USD 5 --position-limit none --by ayu", `"currency":"USD","available_minor":500,"by":"ayu"`, ""},
 	} {
-		s.last = nil
+		asked.set(nil)
 		c := pgw(t, strings.Fields(tc.args)...)
 		c.Env = append(c.Env, "USER=me", "DB_ADDR="+l.Addr().String(), "FX_ADDR="+l.Addr().String(), "RISK_ADDR="+l.Addr().String())
 		stdout, stderr, code := outcome(t, c)
-		request, err := json.Marshal(s.last)
+		request, err := json.Marshal(asked.get())
 		if err != nil || code != 0 || stderr != "" || !strings.Contains(stdout, tc.stdout) || !strings.Contains(string(request), tc.request) {
 			t.Errorf("pgw %s: exit code %d, stdout %q, stderr %q, request %s, %v", tc.args, code, stdout, stderr, request, err)
 		}

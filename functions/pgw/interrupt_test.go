@@ -10,29 +10,52 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 )
 
-// interrupting is a gateway that answers some requests, interrupts the client, and answers no more.
-func interrupting(t *testing.T, answered int32, interrupt func()) *httptest.Server {
+// silentAfter is a gateway that answers some requests. It closes reached at the next one, and answers no
+// more.
+func silentAfter(t *testing.T, answered int32) (url string, reached chan struct{}) {
+	reached = make(chan struct{})
 	var requests atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		switch n := requests.Add(1); {
-		case n <= answered:
+		n := requests.Add(1)
+		if n <= answered {
 			fmt.Fprint(w, `{"status":"SUCCESS","reason":"committed","ref":"r"}`)
-		case n == answered+1:
-			interrupt()
-			fallthrough
-		default:
-			<-r.Context().Done()
+			return
 		}
+		if n == answered+1 {
+			close(reached)
+		}
+		<-r.Context().Done()
 	}))
 	t.Cleanup(s.Close)
-	return s
+	return s.URL, reached
+}
+
+// interruptedAt runs a process, and interrupts it when it has reached a point.
+func interruptedAt(t *testing.T, c *exec.Cmd, reached <-chan struct{}) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { c.Wait(); close(ended) }()
+	select {
+	case <-reached:
+		c.Process.Signal(os.Interrupt)
+		<-ended
+	case <-ended:
+		t.Error("it ended by itself")
+	}
+	return out.String(), errs.String(), c.ProcessState.ExitCode()
 }
 
 // A load that is interrupted says how many payments were made. What it has found is on standard output.
@@ -43,9 +66,9 @@ func TestALoadIsInterrupted(t *testing.T) {
 			args = append(args, "--json")
 		}
 		c := pgw(t, args...)
-		s := interrupting(t, 5, func() { c.Process.Signal(os.Interrupt) })
-		c.Env = append(c.Env, "GATEWAY_URL="+s.URL, "DATABASE_URL=postgres://nowhere.invalid/")
-		stdout, stderr, code := outcome(t, c)
+		url, reached := silentAfter(t, 5)
+		c.Env = append(c.Env, "GATEWAY_URL="+url, "DATABASE_URL=postgres://nowhere.invalid/")
+		stdout, stderr, code := interruptedAt(t, c, reached)
 		if code != 130 || stderr != "pgw: interrupted after 5 of 1000 requests; the answers were not compared with the ledger\n" {
 			t.Errorf("exit code %d, stderr %q", code, stderr)
 		}
@@ -62,8 +85,8 @@ func TestALoadIsInterrupted(t *testing.T) {
 
 func TestAReplayIsInterrupted(t *testing.T) {
 	c := pgw(t, "replay", "events.jsonl", "", "--in-flight", "1")
-	s := interrupting(t, 3, func() { c.Process.Signal(os.Interrupt) })
-	c.Args[3] = s.URL
+	url, reached := silentAfter(t, 3)
+	c.Args[3] = url
 	var events strings.Builder
 	for i := range 10 {
 		fmt.Fprintf(&events, `{"specversion":"1.0","id":"%d","source":"/test","type":"t","data":{}}`+"\n", i)
@@ -71,7 +94,7 @@ func TestAReplayIsInterrupted(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.Dir, "events.jsonl"), []byte(events.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	stdout, stderr, code := outcome(t, c)
+	stdout, stderr, code := interruptedAt(t, c, reached)
 	if code != 130 || stdout != "" || !strings.HasSuffix(stderr, "pgw: interrupted after 3 events were sent\n") {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
@@ -86,14 +109,15 @@ func TestAReconciliationIsInterrupted(t *testing.T) {
 	defer silent.Close()
 	c := pgw(t, "reconcile")
 	c.Env = append(c.Env, "DATABASE_URL=postgres://u@"+silent.Addr().String()+"/d?sslmode=disable", "KAFKA_BROKERS=nowhere.invalid:9092")
+	reached := make(chan struct{})
 	go func() {
 		if conn, err := silent.Accept(); err == nil {
 			defer conn.Close()
-			c.Process.Signal(os.Interrupt)
+			close(reached)
 			io.Copy(io.Discard, conn)
 		}
 	}()
-	stdout, stderr, code := outcome(t, c)
+	stdout, stderr, code := interruptedAt(t, c, reached)
 	if code != 130 || stdout != "" || stderr != "pgw: interrupted before the first check; nothing is known about the books\n" {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
