@@ -102,9 +102,8 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	profile := ledger.Profile{
 		AccountID: in.AccountID, Owner: in.Owner, Currency: in.Currency, DailyLimitIDR: in.DailyLimitIDR, Status: in.Status,
 	}
-	by := ledger.Order{By: in.By, Note: in.Note}
 	if dated {
-		changed, err = d.ledger.OpenAccount(ctx, profile, e.Time(), origin(e, by))
+		changed, err = d.ledger.OpenAccount(ctx, profile, e.Time(), origin(e, ledger.Order{By: in.By, Note: in.Note}))
 	} else {
 		changed, err = d.ledger.OpenUndated(ctx, profile)
 	}
@@ -112,7 +111,6 @@ func (d *DB) openAccount(ctx context.Context, e cloudevents.Event, dated bool) (
 	case err != nil:
 		return false, eventError(err, "open", in.AccountID)
 	case changed:
-		d.tell(ctx, by, "an operator has set an account's profile", "account", payment.Masked(in.AccountID), "status", string(in.Status))
 	case dated:
 		d.log.WarnContext(ctx, "ignored an account event: a newer event has set the profile",
 			"account", payment.Masked(in.AccountID), "time", e.Time().UTC(), "status", string(in.Status))
@@ -128,14 +126,11 @@ func (d *DB) fundAccount(ctx context.Context, e cloudevents.Event) (changed bool
 		return false, err
 	}
 	funding := ledger.Funding{AccountID: in.AccountID, Amount: money.Amount{Minor: in.Minor, Currency: in.Currency}, Note: in.Note}
-	by := ledger.Order{By: in.By, Note: in.Note}
-	changed, err = d.ledger.FundAccount(ctx, funding, origin(e, by))
+	changed, err = d.ledger.FundAccount(ctx, funding, origin(e, ledger.Order{By: in.By, Note: in.Note}))
 	if err != nil {
 		return false, eventError(err, "fund", in.AccountID)
 	}
-	if changed {
-		d.tell(ctx, by, "an operator has funded an account", "account", payment.Masked(in.AccountID))
-	} else {
+	if !changed {
 		d.log.InfoContext(ctx, "ignored an account event: this funding has been counted", "account", payment.Masked(in.AccountID))
 	}
 	return changed, nil

@@ -54,7 +54,7 @@ func (d *DB) setProfile(ctx context.Context, id string, opened event.AccountOpen
 	if err := cmp.Or(profile.Validate(), ledger.Order{By: opened.By, Note: opened.Note}.Validate()); err != nil {
 		return "", false, invalid(err)
 	}
-	return d.order(ctx, event.TypeAccountOpened, id, opened.AccountID, opened)
+	return d.order(ctx, order{event.TypeAccountOpened, id, opened.AccountID, opened, ledger.Order{By: opened.By, Note: opened.Note}})
 }
 
 // FundAccount implements db.v1.Admin.
@@ -91,33 +91,41 @@ func (d *DB) FundAccount(ctx context.Context, in *dbv1.FundAccountRequest) (*dbv
 	if currency == money.IDR {
 		eventType, data = event.TypeAccountFunded, event.AccountFunded{AccountID: in.AccountId, AmountIDR: in.Amount.Minor, Note: in.Note, By: in.By}
 	}
-	id, applied, err := d.order(ctx, eventType, in.EventId, in.AccountId, data)
+	id, applied, err := d.order(ctx, order{eventType, in.EventId, in.AccountId, data, ledger.Order{By: in.By, Note: in.Note}})
 	return &dbv1.FundAccountResponse{EventId: id, Applied: applied}, err
+}
+
+// order is an operator's change of an account.
+type order struct {
+	eventType, id, account string // id: of the event; empty: a new one
+	data                   any
+	by                     ledger.Order
 }
 
 // order publishes an operator's event and applies it at once. The event in Kafka is what the books are
 // compared with. If it can't be applied now, it is applied when it comes back from there.
-func (d *DB) order(ctx context.Context, eventType, id, account string, data any) (eventID string, applied bool, err error) {
-	if id == "" {
-		id = uuid.NewString()
-	} else if err := payment.CheckID("event_id", id, payment.MaxKey); err != nil {
+func (d *DB) order(ctx context.Context, o order) (eventID string, applied bool, err error) {
+	id := cmp.Or(o.id, uuid.NewString())
+	if err := payment.CheckID("event_id", id, payment.MaxKey); err != nil {
 		return "", false, invalid(err)
 	}
-	e, err := event.New(eventType, id, operatorSource, account, data, d.now())
+	e, err := event.New(o.eventType, id, operatorSource, o.account, o.data, d.now())
 	if err == nil {
 		err = d.cfg.Keys.Sign(&e)
 	}
 	if err != nil {
 		return "", false, status.Error(codes.Internal, err.Error())
 	}
-	if err := d.publish.Publish(ctx, d.cfg.Kafka.AccountsTopic, account, e); err != nil {
+	if err := d.publish.Publish(ctx, d.cfg.Kafka.AccountsTopic, o.account, e); err != nil {
 		return "", false, status.Errorf(codes.Unavailable, "it is not known whether event %s was published: repeat the call with this event id: %v", id, err)
 	}
+	d.tell(ctx, o.by, "an operator has changed an account", "account", payment.Masked(o.account), "type", o.eventType, "event_id", id)
 	return d.applyOrder(ctx, e)
 }
 
 func (d *DB) applyOrder(ctx context.Context, e cloudevents.Event) (eventID string, done bool, err error) {
 	outcome, err := d.applyAccountEvent(ctx, e)
+	d.metrics.accountEvents.WithLabelValues(outcome).Inc()
 	switch {
 	case event.Refused(err):
 		return e.ID(), false, status.Error(codes.FailedPrecondition, err.Error())
