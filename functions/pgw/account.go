@@ -19,7 +19,7 @@ import (
 )
 
 type accountCommand struct {
-	Open    openAccount    `cmd:"" help:"Open an account, or replace its profile."`
+	Open    openAccount    `cmd:"" help:"Open an account, or replace its whole profile: owner, currency, limit and status."`
 	Fund    fundAccount    `cmd:"" help:"Add money that came in from outside to an account."`
 	Block   blockAccount   `cmd:"" help:"Block an account: it can neither send nor receive."`
 	Unblock unblockAccount `cmd:"" help:"Let a blocked account send and receive again."`
@@ -77,7 +77,7 @@ type openAccount struct {
 	changeFlags
 	Owner      string `required:"" help:"The owner's name."`
 	DailyLimit int64  `name:"daily-limit-idr" help:"The most rupiah that the account may send in one UTC day; 0: no limit."`
-	Blocked    bool   `help:"The account can neither send nor receive."`
+	Blocked    bool   `help:"The account can neither send nor receive. Without this flag an account that was blocked is unblocked."`
 }
 
 func (c openAccount) Run(ctx context.Context) error {
