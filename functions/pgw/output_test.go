@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"pgw/shared/embedded/embeddedtest"
 )
 
 // asCommand makes this test binary behave as pgw.
@@ -19,7 +21,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	embeddedtest.Main(m)
 }
 
 // command prepares a process of pgw with no settings from this process's environment.

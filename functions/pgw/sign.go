@@ -162,6 +162,9 @@ func priced(ctx context.Context, fx grpc.ClientConnInterface, p payment.Payment)
 	return p, nil
 }
 
+// signSource is the source of the events that operators sign by hand.
+const signSource = "/pgw/operators"
+
 // event makes the signed event that requests a priced payment.
 func (c signCommand) event(p payment.Payment, keys *event.Keyring, now time.Time, attempt string) (cloudevents.Event, error) {
 	p.AcceptedAt, p.AttemptID = now.UTC(), attempt
@@ -171,7 +174,7 @@ func (c signCommand) event(p payment.Payment, keys *event.Keyring, now time.Time
 	if err := p.Validate(); err != nil {
 		return cloudevents.Event{}, err
 	}
-	e, err := event.Requested(operatorSource, p, "", now)
+	e, err := event.Requested(signSource, p, "", now)
 	if err == nil {
 		err = keys.Sign(&e)
 	}

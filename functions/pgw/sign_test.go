@@ -28,8 +28,6 @@ import (
 	"pgw/shared/payment"
 )
 
-func TestMain(m *testing.M) { embeddedtest.Main(m) }
-
 // fixedFX prices every payment at 15,000 rupiah for a dollar.
 type fixedFX struct{}
 
