@@ -39,7 +39,13 @@ const clientLeft = 499
 
 func (g *Gateway) routes(all *function.Mux) {
 	mux := apiRoutes{all}
-	mux.None(noRoute)
+	mux.None(func(w http.ResponseWriter, r *http.Request, methods []string) {
+		if len(methods) == 0 && wantsPage(r) {
+			g.page().lost(w, r)
+			return
+		}
+		noRoute(w, r, methods)
+	})
 	all.HandleFunc("POST /api/payments", g.postPayment) // checks its query: its errors have a body of their own
 	mux.HandleFunc("GET /api/payments", g.listPayments, "limit", "before", "account", "status", "currency", "from", "to",
 		"min_amount", "max_amount", "ref", inMetadata)
@@ -53,7 +59,9 @@ func (g *Gateway) routes(all *function.Mux) {
 	mux.HandleFunc("POST /api/quotes", g.postQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
 	mux.HandleFunc("GET /status", g.getStatus)
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
+	for _, view := range views {
+		mux.HandleFunc("GET "+view, func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
+	}
 	mux.HandleFunc("GET /page/{file...}", func(w http.ResponseWriter, r *http.Request) { g.page().file(w, r) })
 	docs.Routes(all)
 }

@@ -93,11 +93,42 @@ func newPage(grafana GrafanaURL, traceURL string) *page {
 	return p
 }
 
-// index serves the page in the language of ?lang=, or in the language that the browser prefers.
+// index serves the page.
 func (p *page) index(w http.ResponseWriter, r *http.Request) {
+	p.speaking(w, r).serve(w, r, p.policy)
+}
+
+// speaking returns the page in the language of ?lang=, or in the language that the browser prefers.
+func (p *page) speaking(w http.ResponseWriter, r *http.Request) file {
 	_, best := language.MatchStrings(p.matcher, r.URL.Query().Get("lang"), r.Header.Get("Accept-Language"))
 	w.Header().Set("Vary", "Accept-Language")
-	p.indexes[best].serve(w, r, p.policy)
+	return p.indexes[best]
+}
+
+// views are the addresses of the page's views. All of them have the same index. The script shows the
+// view of the address.
+var views = []string{"/{$}", "/payments", "/payments/{key...}", "/accounts", "/accounts/{id}", "/operations"}
+
+// lost serves the page at an address that no route serves. The script shows that the address is not
+// known.
+func (p *page) lost(w http.ResponseWriter, r *http.Request) {
+	f := p.speaking(w, r)
+	f.writeHeaders(w, p.policy)
+	w.WriteHeader(http.StatusNotFound)
+	if r.Method != http.MethodHead {
+		w.Write(f.body)
+	}
+}
+
+// wantsPage reports whether a person follows an address of the gateway in a browser. Programs get
+// JSON.
+func wantsPage(r *http.Request) bool {
+	for _, part := range []string{"/api", "/page", "/docs"} {
+		if r.URL.Path == part || strings.HasPrefix(r.URL.Path, part+"/") {
+			return false
+		}
+	}
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
 func (p *page) file(w http.ResponseWriter, r *http.Request) {
@@ -111,6 +142,11 @@ func (p *page) file(w http.ResponseWriter, r *http.Request) {
 
 // serve makes browsers ask each time whether their copy is current. It answers 304 if it is.
 func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) {
+	f.writeHeaders(w, policy)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.body))
+}
+
+func (f file) writeHeaders(w http.ResponseWriter, policy string) {
 	h := w.Header()
 	h.Set("Content-Type", f.kind)
 	h.Set("ETag", f.etag)
@@ -118,5 +154,4 @@ func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) {
 	h.Set("Content-Security-Policy", policy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.body))
 }

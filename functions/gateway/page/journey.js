@@ -13,9 +13,13 @@ const stages = [
 let took = {};
 let rows = {};
 
+// The stages of this tab's payments, by key.
+const taken = new Map();
+
 // begin resets the stages for another payment.
-export function begin() {
+export function begin(key) {
   took = {};
+  taken.set(key, took);
   $('way-total').textContent = '';
   show();
   $('stages').classList.add('under-way');
@@ -68,8 +72,8 @@ function mark(waiting) {
 
 // begins returns the start of each stage. wallet runs at the same time as fx, and queue starts
 // before publish.
-function begins() {
-  const of = (name) => took[name] ?? 0;
+function begins(known) {
+  const of = (name) => known[name] ?? 0;
   const asked = Math.max(of('wallet'), of('fx') + of('risk'));
   const sent = asked + of('lookup') + of('refuse');
   const received = sent + of('queue');
@@ -79,8 +83,28 @@ function begins() {
   };
 }
 
+// barsOf returns the stages of one of this tab's payments, as waterfall takes them.
+export function barsOf(key) {
+  const known = taken.get(key) ?? {};
+  const from = begins(known);
+  return stages.filter(([name]) => known[name] !== undefined).map(([name, who, how]) => (
+    {label: t(`stage.${name}`), text: t(`stage.${name}_text`), who, part: how === 'part', from: from[name], ms: known[name]}));
+}
+
+// waterfall returns the list of bars, each with when it began and how long it took.
+export function waterfall(bars) {
+  const end = Math.max(...bars.map((bar) => bar.from + bar.ms)) || 1;
+  return make('ol', {class: 'stages'}, ...bars.map(({label, text, who, part, from, ms}) => {
+    const bar = make('i');
+    bar.style.left = `${100 * from / end}%`;
+    bar.style.width = `${100 * ms / end}%`;
+    return make('li', {class: part ? `${who} part` : who}, make('span', {class: 'name'}, label, ' ', make('small', {}, text)),
+      make('span', {class: 'track', 'aria-hidden': 'true'}, bar), make('span', {class: 'ms'}, duration(ms)));
+  }));
+}
+
 function draw() {
-  const from = begins();
+  const from = begins(took);
   const known = Object.keys(took).filter((name) => rows[name]);
   const end = Math.max(took.total ?? 0, ...known.map((name) => from[name] + took[name])) || 1;
   for (const name of known) {

@@ -17,9 +17,9 @@ export function words(answer) {
   return {title: t(`outcome.${reason}`), text: t(`outcome.${reason}_text`, values)};
 }
 
-export function traceLink(key, label) {
+export function traceLink(key, label, known) {
   const template = document.documentElement.dataset.trace;
-  const trace = traceOf(key);
+  const trace = known ?? traceOf(key);
   if (!template || !trace) return null;
   return make('a', {href: template.replace('{trace}', trace)}, label);
 }

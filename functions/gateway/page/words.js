@@ -56,9 +56,6 @@ export function duration(ms) {
 
 const clock = new Intl.DateTimeFormat(language, {hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23'});
 const day = new Intl.DateTimeFormat(language, {day: 'numeric', month: 'short'});
-const exact = new Intl.DateTimeFormat(language, {
-  year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3, hourCycle: 'h23',
-});
 
 // time formats a time: the time of day, and the date if it was not today.
 export function time(at) {
@@ -67,6 +64,13 @@ export function time(at) {
   return today ? clock.format(then) : `${day.format(then)}, ${clock.format(then)}`;
 }
 
+const zoned = new Intl.DateTimeFormat(language, {
+  year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23', timeZoneName: 'longOffset',
+});
+
+// zonedTime formats a time in the reader's zone, with the zone's offset.
+export const zonedTime = (at) => zoned.format(new Date(at));
+
 // between returns the milliseconds from one time to another. The API's times are exact to the
 // microsecond; Date is not.
 export const between = (from, to) => millis(to) - millis(from);
@@ -74,8 +78,6 @@ export const between = (from, to) => millis(to) - millis(from);
 function millis(at) {
   return Date.parse(at) + Number(`0.${/\.\d{3}(\d+)/.exec(at)?.[1] ?? 0}`);
 }
-
-export const exactTime = (at) => exact.format(new Date(at));
 
 const names = new Intl.DisplayNames(language, {type: 'currency'});
 

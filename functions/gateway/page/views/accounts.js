@@ -1,39 +1,27 @@
-// An account: its balances in all currencies, and statements.
+// An account: its balances in all currencies, now or at a time, and statements.
 
-import {api, get, problem} from './api.js';
-import {$, make} from './dom.js';
-import {decimal, exactTime, has, language, t} from './words.js';
+import {api, get, problem} from '../api.js';
+import {saveBlob} from '../csv.js';
+import {$, make} from '../dom.js';
+import {accountAt, go, paymentAt, title} from '../router.js';
+import {fill, why} from '../section.js';
+import {decimal, has, language, t, zonedTime} from '../words.js';
 
 const page = 20; // entries that one request reads
 const days = 30; // of a statement, unless the user chooses other ones
-const saving = 60_000; // ms that the browser has to save a file
 
 let shown; // the id of the account that is shown
+let at; // the time of its balances; empty: now
+let begun = false;
 let asked; // the query of the statement that is shown
 let entries = 0;
 
 const path = (id) => `/api/accounts/${encodeURIComponent(id)}`;
 
-// say shows a text, or the message of an error.
+// say shows a text, or why there is none.
 function say(place, text) {
   $(place).classList.toggle('problem', text instanceof Error);
-  $(place).textContent = text instanceof Error ? (text.status === 404 ? t('pay.no_account') : text.status ? text.message : t('problem.connection')) : text;
-}
-
-async function show(id) {
-  shown = undefined;
-  hideStatement();
-  $('account-body').hidden = true;
-  if (!id) return;
-  try {
-    const got = await get(path(id));
-    shown = id;
-    draw(got);
-    $('account-body').hidden = false;
-    say('account-said', t('account.shown', {account: id}) + (got.status === 'BLOCKED' ? ` · ${t('pay.blocked')}` : ''));
-  } catch (error) {
-    say('account-said', error);
-  }
+  $(place).replaceChildren(...(text instanceof Error ? why(text, t('pay.no_account')) : [text]));
 }
 
 // balancesOf returns the balances. An earlier gateway knows only rupiah.
@@ -41,8 +29,12 @@ const balancesOf = (account) => account.balances ?? [{currency: 'IDR', available
 
 function draw(account) {
   const balances = balancesOf(account);
+  const limit = (text) => (text === undefined ? '–' : Number(text) ? decimal(text) : t('account.no_limit'));
+  $('account-balances').hidden = false;
+  $('account-past').hidden = true;
   $('account-balances').tBodies[0].replaceChildren(...balances.map((b) => make('tr', {},
-    make('th', {scope: 'row'}, b.currency), make('td', {}, decimal(b.available)), make('td', {}, b.held ? decimal(b.held) : '–'))));
+    make('th', {scope: 'row'}, b.currency), make('td', {}, decimal(b.available)), make('td', {}, b.held ? decimal(b.held) : '–'),
+    make('td', {}, limit(b.daily_limit)), make('td', {}, b.spent_today ? decimal(b.spent_today) : '–'))));
   const codes = balances.map((b) => b.currency);
   const select = $('statement-currency');
   if ([...select.options].map((o) => o.value).join() === codes.join()) return;
@@ -51,12 +43,27 @@ function draw(account) {
   select.value = codes.includes(chosen) ? chosen : codes.includes('IDR') ? 'IDR' : codes[0];
 }
 
+// drawPast shows what was booked before a time. Holds and limits of the past are not known.
+function drawPast(account) {
+  $('account-balances').hidden = true;
+  $('account-past').hidden = false;
+  $('account-past').tBodies[0].replaceChildren(...account.balances.map((b) => make('tr', {}, make('th', {scope: 'row'}, b.currency), make('td', {}, decimal(b.balance)))));
+}
+
 // refresh reads the balances of the account that is shown again.
-export async function refresh() {
-  const id = shown;
-  if (!id) return;
-  const got = await get(path(id));
-  if (id === shown) draw(got);
+export function refresh() {
+  if (!shown) return undefined;
+  const [id, when] = [shown, at];
+  return fill($('account'), async () => {
+    const now = await get(path(id));
+    return {now, past: when && await get(`${path(id)}?${new URLSearchParams({at: when})}`)};
+  }, ({now, past}) => {
+    draw(now);
+    if (past) drawPast(past);
+    $('account-state').className = `state ${now.status === 'BLOCKED' ? 'bad' : 'good'}`;
+    $('account-state').textContent = t(now.status === 'BLOCKED' ? 'account.blocked' : 'account.active');
+    return past ? t('account.shown_at', {account: id, time: zonedTime(past.at)}) : t('account.shown', {account: id});
+  }, t('pay.no_account'));
 }
 
 function hideStatement() {
@@ -81,8 +88,16 @@ function query() {
 
 const balanceRow = (label, balance) => make('tr', {class: 'total'}, make('th', {scope: 'row'}, label), make('td'), make('td', {}, decimal(balance)));
 
-const entryRow = (e) => make('tr', {}, make('th', {scope: 'row'}, make('time', {datetime: e.booked_at}, exactTime(e.booked_at)),
-  make('small', {}, has(`kind.${e.kind}`) ? t(`kind.${e.kind}`) : e.kind)),
+const ofPayments = new Set(['payment', 'exchange', 'spread', 'residue']);
+
+// entryKind names what an entry is for. An entry of a payment links to it.
+function entryKind(e) {
+  const text = has(`kind.${e.kind}`) ? t(`kind.${e.kind}`) : e.kind;
+  return make('small', {}, ofPayments.has(e.kind) && e.transaction_id ? make('a', {href: paymentAt(e.transaction_id)}, text) : text);
+}
+
+const entryRow = (e) => make('tr', {}, make('th', {scope: 'row'}, make('time', {datetime: e.booked_at}, zonedTime(e.booked_at)),
+  entryKind(e)),
 make('td', {class: e.amount.startsWith('-') ? 'less' : 'more'}, decimal(e.amount)), make('td', {}, decimal(e.balance)));
 
 // read reads a page of the statement and adds it to the table.
@@ -115,25 +130,22 @@ async function exportCSV() {
   try {
     const response = await api(`${path(shown)}/statement?${wanted}`, {headers: {Accept: 'text/csv'}});
     if (!response.ok) throw await problem(response);
-    const url = URL.createObjectURL(await response.blob());
-    make('a', {href: url, download: `statement-${shown.replace(/[^\w.-]+/g, '_')}-${wanted.get('currency')}.csv`}).click();
-    setTimeout(() => URL.revokeObjectURL(url), saving);
+    saveBlob(`statement-${shown.replace(/[^\w.-]+/g, '_')}-${wanted.get('currency')}.csv`, await response.blob());
     say('statement-said', t('statement.exported'));
   } catch (error) {
     say('statement-said', error);
   }
 }
 
-// begin connects the forms. account returns the account to propose.
-export function begin(account) {
+function begin() {
   const from = new Date();
   from.setDate(from.getDate() - days);
   $('statement-from').value = from.toLocaleDateString('sv'); // the form of a date field
-  for (const id of ['statement-from', 'statement-to']) $(id).lang = language;
-  $('account-id').value = account();
+  for (const id of ['statement-from', 'statement-to', 'account-at']) $(id).lang = language;
   $('account-form').addEventListener('submit', (event) => {
     event.preventDefault();
-    show($('account-id').value.trim());
+    const [id, when] = [$('account-id').value.trim(), $('account-at').value];
+    if (id) go(accountAt(id) + (when ? `?${new URLSearchParams({at: new Date(when).toISOString()})}` : ''));
   });
   $('statement-form').addEventListener('submit', (event) => {
     event.preventDefault();
@@ -142,4 +154,20 @@ export function begin(account) {
   });
   $('statement-more').addEventListener('click', () => read(asked, $('statement-more').dataset.cursor));
   $('statement-csv').addEventListener('click', exportCSV);
+}
+
+export function show(id, wanted) {
+  if (!begun) begin();
+  begun = true;
+  if (id !== shown) hideStatement();
+  shown = id;
+  at = wanted.get('at') ?? '';
+  $('account-id').value = id;
+  $('account-at').value = Number.isNaN(Date.parse(at)) ? '' : new Date(at).toLocaleString('sv').replace(' ', 'T').slice(0, 16);
+  $('account').hidden = !id;
+  $('account').querySelector('.body').hidden = true;
+  $('account-payments').href = `/payments?${new URLSearchParams({account: id})}`;
+  $('account-heading').textContent = id || t('account.heading');
+  if (id) title(id);
+  return refresh();
 }

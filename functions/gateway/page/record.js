@@ -1,0 +1,19 @@
+// What a payment of the ledger looks like in words.
+
+import {words} from './outcome.js';
+import {money, rupiah, t} from './words.js';
+
+export const stateOf = (p) => p.status ?? 'PENDING';
+export const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open'};
+export const begunAt = (p) => p.accepted_at ?? p.reserved_at;
+export const sent = (p) => money(p.debit_amount, p.debit_currency);
+export const got = (p) => money(p.credit_amount, p.credit_currency);
+
+// amountOf returns what was sent, or what the client asked for.
+export const amountOf = (p) => (p.exchange ? sent(p) : p.amount ? money(p.amount, p.currency) : rupiah(p.amount_idr));
+
+// alsoAmount returns the other side of a conversion, if there is one.
+export const alsoAmount = (p) => (p.exchange ? t('recent.received', {amount: got(p)}) : p.amount_idr && p.currency !== 'IDR' ? rupiah(p.amount_idr) : '');
+
+// refusal returns why a payment was refused, if it was.
+export const refusal = (p) => (p.status === 'FAILED' ? words(p).title : '');
