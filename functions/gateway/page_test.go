@@ -279,3 +279,22 @@ func TestPageHasItsWords(t *testing.T) {
 		t.Errorf("scripts: %v", scripts)
 	}
 }
+
+// A person who follows an unknown address gets the page with 404. Programs get JSON.
+func TestPageAtAnUnknownAddress(t *testing.T) {
+	for path, want := range map[string]bool{"/nothing": true, "/apis": true, "/api/nothing": false, "/api": false, "/page/nothing.js": false, "/docs/nothing": false} {
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		if wantsPage(r) {
+			t.Errorf("%s: a program gets the page", path)
+		}
+		r.Header.Set("Accept", "text/html,application/xhtml+xml")
+		if wantsPage(r) != want {
+			t.Errorf("%s: in a browser it is the page: %t", path, !want)
+		}
+	}
+	w := httptest.NewRecorder()
+	newPage(GrafanaURL{}, "").lost(w, httptest.NewRequest(http.MethodGet, "/nothing", nil))
+	if got := w.Result(); got.StatusCode != http.StatusNotFound || got.Header.Get("Content-Security-Policy") != policy || bodyOf(t, got, `id="view-lost"`) == "" {
+		t.Errorf("%s, %v", got.Status, got.Header)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -224,25 +222,10 @@ func (s *suite) testStatement(t *testing.T) {
 	p.accessible("a statement")
 	p.shot("statement")
 
-	saved := t.TempDir()
-	if _, err := chromedp.CallBrowser(p.ctx, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{
-		Behavior: browser.SetDownloadBehaviorBehaviorAllow, BrowserContextID: chromedp.FromContext(p.ctx).BrowserContextID, DownloadPath: saved,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	folder := p.downloads()
 	p.click("#statement-csv")
-	// The browser gives the file its name when it is complete.
-	var text []byte
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		var err error
-		if text, err = os.ReadFile(filepath.Join(saved, "statement-"+sender+"-IDR.csv")); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the statement was not saved: %v", err)
-		}
-	}
-	if rows := string(text); strings.Count(rows, ",payment,") != 100 || !strings.HasPrefix(rows, "booked_at,") || !strings.Contains(rows, ",closing_balance,") {
+	rows := p.saved(filepath.Join(folder, "statement-"+sender+"-IDR.csv"))
+	if strings.Count(rows, ",payment,") != 100 || !strings.HasPrefix(rows, "booked_at,") || !strings.Contains(rows, ",closing_balance,") {
 		t.Errorf("%d payments are in the file: %.200s", strings.Count(rows, ",payment,"), rows)
 	}
 	p.says("#statement-said", "saved as a file")

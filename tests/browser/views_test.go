@@ -29,16 +29,16 @@ func (p *tab) downloads() string {
 	return folder
 }
 
-// saved waits for a file. The browser gives the file its name when it is complete.
+// saved waits for a file. The browser may reserve its name with an empty file.
 func (p *tab) saved(path string) string {
 	p.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		text, err := os.ReadFile(path)
-		if err == nil {
+		if err == nil && len(text) > 0 {
 			return string(text)
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("the file was not saved: %v", err)
+			p.t.Fatalf("the file was not saved, or is empty: %v", err)
 		}
 	}
 }
