@@ -59,8 +59,7 @@ func TestListsDoNotHoldUpPayments(t *testing.T) {
 		}()
 	}
 	stuck := func() (n int) {
-		if err := watch.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%ORDER BY r.reservation_id DESC%'
-			AND pid <> pg_backend_pid()`).Scan(&n); err != nil {
+		if err := watch.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'PgSleep'`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n
