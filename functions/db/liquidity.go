@@ -10,6 +10,7 @@ import (
 
 	"pgw/shared/ledger"
 	"pgw/shared/money"
+	"pgw/shared/trace"
 )
 
 // The first reading of liquidity does not compete with the start of the function.
@@ -56,7 +57,7 @@ func (m liquidityMetrics) set(all []ledger.Liquidity) {
 func (d *DB) watchLiquidity(ctx context.Context) {
 	next := time.NewTimer(firstLiquidity)
 	defer next.Stop()
-	failing := false
+	stale := trace.NewOutage(d.log, d.now, "the metrics of liquidity stay as they were")
 	for {
 		select {
 		case <-ctx.Done():
@@ -64,10 +65,9 @@ func (d *DB) watchLiquidity(ctx context.Context) {
 		case <-next.C:
 		}
 		err := d.measureLiquidity(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			d.log.WarnContext(ctx, "the metrics of liquidity stay as they were", "error", err)
+		if ctx.Err() == nil {
+			stale.Note(ctx, err)
 		}
-		failing = err != nil
 		next.Reset(liquidityEvery)
 	}
 }

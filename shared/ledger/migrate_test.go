@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"regexp"
 	"strings"
@@ -52,8 +53,16 @@ func TestAReleaseIsReadyWhereTheSchemaFits(t *testing.T) {
 	exec(`UPDATE schema_support SET oldest_release = $1`, known+1)
 	check(known, "deploy a newer release")
 	check(known+1, "")
-	if err := Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "migrate with the newer release") {
-		t.Errorf("migrating a newer schema: %v", err)
+	// One line names both versions, and nothing is changed.
+	want := fmt.Sprintf("migrate: the schema has version %d, and this release knows %d: migrate with the newer release", known+1, known)
+	for name, change := range map[string]func(context.Context, string) error{"migrate": Migrate, "contract": Contract} {
+		if err := change(t.Context(), url); err == nil || err.Error() != want {
+			t.Errorf("%s of a newer schema: %v; want %s", name, err, want)
+		}
+	}
+	var oldest int
+	if err := conn.QueryRow(t.Context(), `SELECT oldest_release FROM schema_support`).Scan(&oldest); err != nil || oldest != known+1 {
+		t.Errorf("the oldest release is %d, %v", oldest, err)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"pgw/shared/trace"
 )
 
 // Bounds of how old a cached value may be.
@@ -86,14 +88,13 @@ func (c *Cached[T]) join(ctx context.Context) (T, error) {
 func (c *Cached[T]) Run(ctx context.Context) error {
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
-	failing := false
+	stale := trace.NewOutage(c.log, time.Now, "serving what was read last")
 	for {
 		_, err := c.join(ctx)
 		// The pool's Outage says that the server is away.
-		if err != nil && !failing && ctx.Err() == nil && !away(err) {
-			c.log.WarnContext(ctx, "serving what was read last", "error", err)
+		if err == nil || ctx.Err() == nil && !away(err) {
+			stale.Note(ctx, err)
 		}
-		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return nil

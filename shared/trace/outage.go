@@ -87,7 +87,7 @@ func (o *Outage) worked(ctx context.Context) {
 	o.since, o.failed, o.unlogged, o.err, o.works = time.Time{}, 0, 0, nil, o.now()
 	o.failing.Store(false)
 	o.mu.Unlock()
-	o.log.InfoContext(ctx, "over: "+o.message, append(o.args[:len(o.args):len(o.args)], "failures", failed, "lasted", lasted)...)
+	o.log.InfoContext(ctx, "over: "+o.message, append(o.args[:len(o.args):len(o.args)], "failures", failed, "lasted", lasted.Round(time.Millisecond).String())...)
 }
 
 func (o *Outage) fail(ctx context.Context, err error, args []any) {
