@@ -159,7 +159,7 @@ func grammar() []kong.Option {
 		kong.Name("pgw"),
 		kong.Description("A real-time multi-currency payment gateway.\n\n" + exitCodes),
 		kong.Help(printHelp),
-		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String()},
+		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String(), "worker_url": workerURL},
 	}
 	for _, f := range table.Functions {
 		var command any = &functionCommand{}

@@ -33,6 +33,9 @@ import (
 // priceWithin is the time limit of asking fx.
 const priceWithin = 10 * time.Second
 
+// workerURL is where worker listens by default.
+const workerURL = "http://localhost:19091/"
+
 // signCommand prints the event that requests a payment.
 type signCommand struct {
 	operatorFlags
@@ -48,7 +51,7 @@ type signCommand struct {
 	CreditCurrency string            `help:"The currency of the receiver's balance; IDR by default."`
 
 	As       string        `enum:"json,yaml,curl,kcat,kn,func" default:"json" help:"json or yaml: the event; curl, kcat, kn or func: a shell line that sends it. kn and func can't send a signature, so their event is a plain record, which is accepted only with ALLOW_UNSIGNED_REQUESTS."`
-	To       string        `default:"http://localhost:19091/" help:"For curl, kn and func: worker's URL."`
+	To       string        `help:"For curl, kn and func: worker's URL. By default that of pgw run, or ${worker_url}."`
 	ValidFor time.Duration `default:"1m" help:"How long the payment may be settled; 0: a minute from when the ledger gets it."`
 }
 
@@ -97,7 +100,11 @@ func (c signCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text, err := shape{to: c.To, topic: cfg.Kafka.RequestTopic, brokers: cfg.Kafka.Brokers}.write(ctx, c.As, e)
+	to := c.To
+	if running, ok := at.Lookup("WORKER_URL"); ok && to == "" {
+		to = running + "/" // in the run.json of pgw run
+	}
+	text, err := shape{to: cmp.Or(to, workerURL), topic: cfg.Kafka.RequestTopic, brokers: cfg.Kafka.Brokers}.write(ctx, c.As, e)
 	if err != nil {
 		return err
 	}

@@ -186,6 +186,9 @@ func read(ctx context.Context, m *sarama.ConsumerMessage) cloudevents.Event {
 	if err != nil || e.Validate() != nil {
 		e = wrap(m)
 	}
+	for _, name := range []string{"kafkatopic", "kafkapartition", "kafkaoffset"} {
+		e.SetExtension(name, nil) // reading a record adds these
+	}
 	if _, err := json.Marshal(e); err != nil {
 		e.SetDataContentType("application/octet-stream")
 	}

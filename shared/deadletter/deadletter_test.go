@@ -193,6 +193,10 @@ func TestRedrivesDoNotMultiply(t *testing.T) {
 			if err := b.Keys.Verify(e); err != nil {
 				t.Error(err)
 			}
+			// Reading the record here adds its topic, partition and offset.
+			if x := e.Extensions(); len(x) != 3+3 || x[ExtRedrive] != fmt.Sprint(round+1) {
+				t.Errorf("the sent event has the extensions %v", x)
+			}
 			// The source delivers it to the function, which refuses it again.
 			fail(t, b, producer, e, 400, b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic)
 		}
