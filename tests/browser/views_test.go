@@ -92,17 +92,11 @@ func (s *suite) testPayments(t *testing.T) {
 	sender, receiver := s.accounts(t)
 	var mu sync.Mutex
 	var asked []string
-	// The gateway before this one's filters refuses them, so only the account and the page go on.
 	url := s.front(t, func(_ http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == "/api/payments" && r.Method == http.MethodGet {
 			mu.Lock()
 			asked = append(asked, r.URL.RawQuery)
 			mu.Unlock()
-			q := r.URL.Query()
-			for _, name := range []string{"currency", "from", "to", "min_amount", "max_amount"} {
-				q.Del(name)
-			}
-			r.URL.RawQuery = q.Encode()
 		}
 		return false
 	})
