@@ -372,7 +372,7 @@ func TestOperatorsCommands(t *testing.T) {
 	if got := do(0, "seed-1-0000020", "replay", sample, "--dry-run"); strings.Count(got, "pgw.payment.requested.v1") != 20 {
 		t.Errorf("a dry run of 20 events: %s", got)
 	}
-	do(80, "name the target of the events", "replay", sample)
+	do(2, "name the target of the events", "replay", sample)
 	do(0, "ready", "ready", "127.0.0.1:"+p.ports["WORKER"])
 	// Delivered events are committed once a second.
 	taken := regexp.MustCompile(`ledger\.accounts +[1-9]\d{3} +pgw-db +0\n`)
