@@ -209,7 +209,7 @@ func countByPrometheus(ctx context.Context, by ranger, s span) (activityJSON, er
 		}
 		series, ok := got.(model.Matrix)
 		if !ok {
-			return fmt.Errorf("Prometheus answers with a %s", got.Type())
+			return fmt.Errorf("the answer of Prometheus is a %s", got.Type())
 		}
 		for _, one := range series {
 			for _, v := range one.Values {

@@ -55,7 +55,7 @@ func checkQuery(raw string, declared []string) (wrong payment.Problems) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		problem := ""
+		var problem string
 		switch values := given[name]; {
 		case !isDeclared(name, declared) && len(declared) == 0:
 			problem = "is not a parameter of this path, which has none"

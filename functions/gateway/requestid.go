@@ -19,7 +19,7 @@ const maxRequestID = 128
 // withRequestID gives the request an id: the client's, or a new one if it has none that can be used.
 // The response and the request's log lines and spans have the id.
 func withRequestID(w http.ResponseWriter, r *http.Request) *http.Request {
-	id := ""
+	var id string
 	if given := r.Header.Values(requestIDHeader); len(given) == 1 && usableID(given[0]) {
 		id = given[0]
 	} else {

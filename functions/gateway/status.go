@@ -239,7 +239,7 @@ func (s *operations) refresh(ctx context.Context) statusJSON {
 	asking.Go(func() { broker, hops, dead = s.askKafka(ctx) })
 	asking.Wait()
 	r := statusJSON{
-		At: s.now().UTC(), Dependencies: append(probed, db, broker, postgres), Flow: hops, Ledger: ledger, DeadLetters: dead, Reconcile: verdict,
+		At: s.now().UTC(), Dependencies: slices.Concat(probed, []dependencyJSON{db, broker, postgres}), Flow: hops, Ledger: ledger, DeadLetters: dead, Reconcile: verdict,
 	}
 	r.State = r.judge()
 	return r

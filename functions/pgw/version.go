@@ -69,11 +69,11 @@ func (c versionCommand) Run() error {
 // versionFlag prints the version and ends the process, like the flag --help.
 type versionFlag bool
 
-// BeforeReset runs before required arguments are missed.
+// BeforeReset runs before required arguments are missed. The parser wants the error.
 func (versionFlag) BeforeReset(k *kong.Kong) error {
-	fmt.Fprintln(k.Stdout, readBuild())
+	_, err := fmt.Fprintln(k.Stdout, readBuild())
 	k.Exit(0)
-	return nil
+	return err
 }
 
 // helpCommand prints the help of a command.

@@ -238,7 +238,7 @@ const statusJSON = `{"at":"2026-11-26T10:00:00Z","state":"degraded",
 // operator answers as a gateway whose operator asks.
 func operator(redriven *sync.Map) func(w http.ResponseWriter, r *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		body := ""
+		var body string
 		switch {
 		case r.URL.Path == "/status":
 			body = statusJSON

@@ -636,7 +636,7 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 		if err := blind.Redrive(t.Context(), s.Producer(), parked, deadletter.Order{Operator: "ayu", Note: "once more"}); err != nil {
 			t.Fatal(err)
 		}
-		parked = only(deadletter.Filter{Key: "forged", State: deadletter.Parked})
+		only(deadletter.Filter{Key: "forged", State: deadletter.Parked})
 		s.drain()
 		if parked = only(deadletter.Filter{Key: "forged"}); parked.Failures != round+2 || len(parked.Copies) != 2*(round+2) || len(parked.Actions) != round+1 {
 			t.Fatalf("round %d: %+v", round, parked)
