@@ -26,8 +26,8 @@ import (
 // is sent once.
 var notRepeatable = map[protoreflect.FullName]bool{
 	"db.v1.Admin.SeedAccounts": true, "db.v1.Admin.PutRates": true, "db.v1.Admin.PutRules": true, "db.v1.Admin.SetLiquidity": true,
-	"db.v1.Admin.RecordDeadLetterAction": true,
-	"db.v1.Admin.OpenAccount":            true, "db.v1.Admin.FundAccount": true, "db.v1.Admin.SetAccountStatus": true,
+	"db.v1.Admin.RecordDeadLetterAction": true, "db.v1.Admin.RecordVerdict": true,
+	"db.v1.Admin.OpenAccount": true, "db.v1.Admin.FundAccount": true, "db.v1.Admin.SetAccountStatus": true,
 	"fx.v1.FxService.UpdateRates": true, "fx.v1.FxAdminService.RefreshRandomRates": true,
 	"wallet.v1.Admin.SeedAccounts": true, "risk.v1.Admin.SeedRules": true,
 }
