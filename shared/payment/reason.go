@@ -1,7 +1,7 @@
 package payment
 
 // Reason says why a payment ended as it did. The set is closed: it is a label of metrics, clients
-// switch on it, and the README lists it.
+// switch on it, and functions/gateway/README.md lists it.
 type Reason string
 
 // Outcomes that the ledger records. A key keeps its outcome forever.
