@@ -23,8 +23,8 @@ import (
 type commands struct {
 	Run        runCommand        `cmd:"" help:"Run everything in one process, with an embedded Postgres and Kafka by default."`
 	Migrate    migrateCommand    `cmd:"" help:"Update the ledger's schema (DATABASE_URL)."`
-	Topics     topicsCommand     `cmd:"" help:"Make the missing topics, or show how many records wait in them."`
-	Seed       seedCommand       `cmd:"" help:"Make accounts and transactions: the same for the same seed number."`
+	Topics     topicsCommand     `cmd:"" help:"Make the missing topics, or show each topic's records and the lag of its consumer groups."`
+	Seed       seedCommand       `cmd:"" help:"Add the seeds to a system (apply), or print generated accounts and transactions: the same seed number gives the same."`
 	Load       loadCommand       `cmd:"" help:"Make payments on a running system, and compare every answer with the ledger."`
 	Replay     replayCommand     `cmd:"" help:"Send events again, from a topic or a file to a function, a topic or a file."`
 	Sign       signCommand       `cmd:"" help:"Print the signed event of a payment, or a line for curl, kcat, kn or func that sends it. fx prices it as for the gateway; wallet and risk are not asked."`

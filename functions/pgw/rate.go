@@ -16,7 +16,7 @@ import (
 )
 
 type rateCommand struct {
-	List listRates `cmd:"" help:"List at what each currency is converted now."`
+	List listRates `cmd:"" help:"List the rates at which each currency is converted now."`
 	Set  setRate   `cmd:"" help:"Set the rate of a pair. It is in force at once, in both directions."`
 }
 

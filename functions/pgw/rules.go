@@ -103,8 +103,8 @@ type setRules struct {
 	MaxAmount *int64   `name:"max-amount-idr" help:"The greatest amount of a payment, in whole rupiah; 0: no maximum."`
 	Velocity  *uint32  `name:"velocity-per-min" help:"Payments that one sender may start in a clock minute; 0: no limit."`
 	Reject    *uint32  `name:"random-reject-ppm" help:"Payments in a million that are refused at random; 0: none."`
-	Block     []string `help:"Accounts to block as well."`
-	Unblock   []string `help:"Accounts to block no longer."`
+	Block     []string `help:"Accounts to add to the blocked ones."`
+	Unblock   []string `help:"Accounts to remove from the blocked ones."`
 }
 
 func (c setRules) Validate() error {

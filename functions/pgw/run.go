@@ -50,7 +50,7 @@ const (
 // production, with a Kafka broker and a private Postgres unless others are named.
 type runCommand struct {
 	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Directory of data, keys and run.json."`
-	Fresh       bool     `help:"Delete the data directory's content first."`
+	Fresh       bool     `help:"Delete the data of Postgres and Kafka in the data directory first; the keys stay."`
 	Database    string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
 	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
 	Requests    string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"The topic's name, if another is wanted."`
@@ -485,7 +485,7 @@ func (s *system) printBanner() {
 		`  curl -s http://%s/api/payments -d '{"sender_id":"ACC001","receiver_id":"ACC002","currency":"USD",`+
 		`"amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"test-001"}'`+"\n"+
 		"  curl -s http://%s/api/payments/test-001\n\n"+
-		"The seeded risk rules refuse 2 %% of all payments at random (risk_random_reject), so that you see refusals.\n"+
+		"The seeded risk rules refuse 2 %% of payments at random (risk_random_reject), so that you see refusals.\n"+
 		"bin/pgw rules set --random-reject-ppm 0 switches that off.\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))
 	fmt.Print(b.String())
 }
