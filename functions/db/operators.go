@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
@@ -24,7 +25,17 @@ const operatorSource = "/pgw/operators"
 
 // OpenAccount implements db.v1.Admin.
 func (d *DB) OpenAccount(ctx context.Context, in *dbv1.OpenAccountRequest) (*dbv1.OpenAccountResponse, error) {
-	id, applied, err := d.setProfile(ctx, in.EventId, event.AccountOpened{
+	if in.EventId != "" {
+		// The same event again would set the profile once more, over what was changed since.
+		known, err := d.ledger.KnownChange(ctx, ledger.Origin{Source: operatorSource, ID: in.EventId}, ledger.AccountChange, in.AccountId)
+		if err != nil {
+			return nil, translated(err)
+		}
+		if known {
+			return &dbv1.OpenAccountResponse{EventId: in.EventId}, nil
+		}
+	}
+	id, applied, err := d.setProfile(ctx, in.EventId, d.now(), event.AccountOpened{
 		AccountID: in.AccountId, Owner: in.Owner, Currency: cmp.Or(in.Currency, money.IDR.String()), DailyLimitIDR: in.DailyLimitIdr,
 		Status: payment.AccountStatus(cmp.Or(in.Status, string(payment.Active))), By: in.By, Note: in.Note,
 	})
@@ -40,21 +51,26 @@ func (d *DB) SetAccountStatus(ctx context.Context, in *dbv1.SetAccountStatusRequ
 	if err != nil {
 		return nil, ofAccount(in.AccountId, err)
 	}
-	id, applied, err := d.setProfile(ctx, "", event.AccountOpened{
+	// The latest profile counts. The one that is there may be from a clock that is ahead of this one.
+	at := d.now()
+	if next := a.ProfileAt.Add(time.Microsecond); next.After(at) {
+		at = next
+	}
+	id, applied, err := d.setProfile(ctx, "", at, event.AccountOpened{
 		AccountID: a.AccountID, Owner: a.Owner, Currency: a.Currency, DailyLimitIDR: a.DailyLimitIDR,
 		Status: payment.AccountStatus(in.Status), By: in.By, Note: in.Note,
 	})
 	return &dbv1.SetAccountStatusResponse{EventId: id, Applied: applied}, err
 }
 
-func (d *DB) setProfile(ctx context.Context, id string, opened event.AccountOpened) (eventID string, applied bool, err error) {
+func (d *DB) setProfile(ctx context.Context, id string, at time.Time, opened event.AccountOpened) (eventID string, applied bool, err error) {
 	profile := ledger.Profile{
 		AccountID: opened.AccountID, Owner: opened.Owner, Currency: opened.Currency, DailyLimitIDR: opened.DailyLimitIDR, Status: opened.Status,
 	}
 	if err := cmp.Or(profile.Validate(), ledger.Order{By: opened.By, Note: opened.Note}.Validate()); err != nil {
 		return "", false, invalid(err)
 	}
-	return d.order(ctx, order{event.TypeAccountOpened, id, opened.AccountID, opened, ledger.Order{By: opened.By, Note: opened.Note}})
+	return d.order(ctx, order{event.TypeAccountOpened, id, opened.AccountID, at, opened, ledger.Order{By: opened.By, Note: opened.Note}})
 }
 
 // FundAccount implements db.v1.Admin.
@@ -91,13 +107,14 @@ func (d *DB) FundAccount(ctx context.Context, in *dbv1.FundAccountRequest) (*dbv
 	if currency == money.IDR {
 		eventType, data = event.TypeAccountFunded, event.AccountFunded{AccountID: in.AccountId, AmountIDR: in.Amount.Minor, Note: in.Note, By: in.By}
 	}
-	id, applied, err := d.order(ctx, order{eventType, in.EventId, in.AccountId, data, ledger.Order{By: in.By, Note: in.Note}})
+	id, applied, err := d.order(ctx, order{eventType, in.EventId, in.AccountId, d.now(), data, ledger.Order{By: in.By, Note: in.Note}})
 	return &dbv1.FundAccountResponse{EventId: id, Applied: applied}, err
 }
 
 // order is an operator's change of an account.
 type order struct {
-	eventType, id, account string // id: of the event; empty: a new one
+	eventType, id, account string    // id: of the event; empty: a new one
+	at                     time.Time // of the event
 	data                   any
 	by                     ledger.Order
 }
@@ -109,7 +126,7 @@ func (d *DB) order(ctx context.Context, o order) (eventID string, applied bool, 
 	if err := payment.CheckID("event_id", id, payment.MaxKey); err != nil {
 		return "", false, invalid(err)
 	}
-	e, err := event.New(o.eventType, id, operatorSource, o.account, o.data, d.now())
+	e, err := event.New(o.eventType, id, operatorSource, o.account, o.data, o.at)
 	if err == nil {
 		err = d.cfg.Keys.Sign(&e)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -72,6 +73,46 @@ func TestOperatorsChangeAccounts(t *testing.T) {
 	}
 	if a, err := w.DescribeAccount(t.Context(), &dbv1.DescribeAccountRequest{AccountId: "A", Limit: 1}); err != nil || a.Balances[0].DailyLimitMinor != 500 || len(a.Entries) != 1 || len(a.Changes) != 1 {
 		t.Errorf("%v, %v", a, err)
+	}
+}
+
+// An order that is repeated under its id does not undo what was ordered since. The same id for another
+// account is another change, and is recorded too.
+func TestARepeatedOrderUndoesNothing(t *testing.T) {
+	w := newWorldWith(t, func(cfg *Config) { cfg.Kafka.AccountsTopic = "ledger.accounts" })
+	open := func(account string) *dbv1.OpenAccountResponse {
+		t.Helper()
+		got, err := w.OpenAccount(t.Context(), &dbv1.OpenAccountRequest{AccountId: account, Owner: "Ayu", EventId: "order-1", By: "ayu", Note: "new"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if !open("A").Applied {
+		t.Error("the order was not applied")
+	}
+	if _, err := w.SetAccountStatus(t.Context(), &dbv1.SetAccountStatusRequest{AccountId: "A", Status: "BLOCKED", By: "budi"}); err != nil {
+		t.Fatal(err)
+	}
+	if open("A").Applied || w.status("A") != "BLOCKED" {
+		t.Errorf("the repeated order made the account %s", w.status("A"))
+	}
+	if !open("B").Applied {
+		t.Error("the order for another account was not applied")
+	}
+	got, err := w.ListChanges(t.Context(), &dbv1.ListChangesRequest{})
+	if err != nil || len(got.Changes) != 3 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// A block takes effect although the profile that is there has a time that is ahead of db's clock.
+func TestABlockFollowsAProfileFromAClockAhead(t *testing.T) {
+	w := newWorldWith(t, func(cfg *Config) { cfg.Kafka.AccountsTopic = "ledger.accounts" })
+	w.takes(w.accountEvent("/bank", "o1", active("A"), time.Now().Add(20*time.Second)), "applied")
+	got, err := w.SetAccountStatus(t.Context(), &dbv1.SetAccountStatusRequest{AccountId: "A", Status: "BLOCKED", By: "budi"})
+	if err != nil || !got.Applied || w.status("A") != "BLOCKED" {
+		t.Errorf("%v, %v: the account is %s", got, err, w.status("A"))
 	}
 }
 

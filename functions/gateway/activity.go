@@ -115,7 +115,7 @@ func readSpan(q *query, now time.Time) (s span) {
 }
 
 // buckets is the number of steps. The last one may be shorter than the others.
-func (s span) buckets() int { return int((s.to.Sub(s.from) + s.step - 1) / s.step) }
+func (s span) buckets() int { return int((s.to.Sub(s.from)-1)/s.step) + 1 }
 
 // getActivity serves a report, for operators.
 func (g *Gateway) getActivity(w http.ResponseWriter, r *http.Request) {

@@ -28,12 +28,13 @@ func TestTheRangeOfAReport(t *testing.T) {
 		"from=2026-11-26T12:00:00Z": "12:00:00 12:00:30 1s 30",
 		"from=2026-11-25T12:00:00Z": "12:00:00 12:00:30 15m0s 97",
 		"to=2026-11-26T12:00:00%2B01:00&step=600": "10:00:00 11:00:00 10m0s 6",
-		"step=7":                    "11:00:30 12:00:30 7s 515",
-		"from=yesterday":            `from: "yesterday" is not a time of RFC 3339, such as 2026-01-31T09:30:00Z; + is written as %2B`,
-		"from=2026-11-27T00:00:00Z": "to: must be later than from",
-		"step=0":                    "step: must be a whole number of seconds, at least 1",
-		"step=1.5":                  "step: must be a whole number of seconds, at least 1",
-		"step=1":                    "step: makes 3600 steps of the range; at most 2000",
+		"step=7":         "11:00:30 12:00:30 7s 515",
+		"from=yesterday": `from: "yesterday" is not a time of RFC 3339, such as 2026-01-31T09:30:00Z; + is written as %2B`,
+		"from=1970-01-01T00:00:00Z&to=2400-01-01T00:00:00Z&step=3600": "step: makes 2562048 steps of the range; at most 2000",
+		"from=2026-11-27T00:00:00Z":                                   "to: must be later than from",
+		"step=0":                                                      "step: must be a whole number of seconds, at least 1",
+		"step=1.5":                                                    "step: must be a whole number of seconds, at least 1",
+		"step=1":                                                      "step: makes 3600 steps of the range; at most 2000",
 	} {
 		values, err := url.ParseQuery(text)
 		if err != nil {

@@ -256,7 +256,7 @@ func (r statusJSON) judge() systemState {
 	switch {
 	case has(stateDown):
 		return systemDown
-	case has(stateUnknown), r.Reconcile != nil && r.Reconcile.Verdict == "differs",
+	case has(stateUnknown), r.Reconcile != nil && r.Reconcile.Verdict != "agrees",
 		r.Ledger != nil && !r.Ledger.LastSweepAt.IsZero() && r.At.Sub(r.Ledger.LastSweepAt) > sweepLate:
 		return systemDegraded
 	}

@@ -432,16 +432,22 @@ func (b *Box) record(ctx context.Context, l Letter, action ledger.Action, ordina
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	newest := l.newest()
-	_, err := dbv1.NewAdminClient(b.DB).RecordDeadLetterAction(ctx, &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
+	in := &dbv1.RecordDeadLetterActionRequest{Action: &dbv1.DeadLetterAction{
 		ActionId: uuid.Must(uuid.NewV7()).String(), LetterId: l.ID, Ordinal: ordinal,
 		Topic: newest.Topic, Partition: newest.Partition, Offset: newest.Offset, EventId: l.Event.ID(), EventKey: l.Key,
 		Action: string(action), Operator: o.Operator, Note: o.Note,
-	}})
+	}}
+	db := dbv1.NewAdminClient(b.DB)
+	_, err := db.RecordDeadLetterAction(ctx, in)
+	if status.Code(err) == codes.Unavailable {
+		// The action may have been recorded. The same action again is recorded once.
+		_, err = db.RecordDeadLetterAction(ctx, in)
+	}
 	switch {
 	case status.Code(err) == codes.AlreadyExists:
 		return fmt.Errorf("letter %s: %w: %s", l.ID, ErrActed, status.Convert(err).Message())
 	case err != nil:
-		return fmt.Errorf("record the action on letter %s: %w", l.ID, err)
+		return fmt.Errorf("letter %s may have the action %s on record although nothing was sent; if list shows it, --again acts once more: %w", l.ID, action, err)
 	}
 	return nil
 }

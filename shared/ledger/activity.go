@@ -67,7 +67,7 @@ func (of ActivityOf) check() error {
 
 // buckets is the number of steps of the range. The last one may be shorter than the others.
 func (of ActivityOf) buckets() int64 {
-	return int64((of.To.Sub(of.From) + of.Step - 1) / of.Step)
+	return int64((of.To.Sub(of.From)-1)/of.Step) + 1
 }
 
 const (

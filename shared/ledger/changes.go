@@ -72,14 +72,28 @@ func (o Order) record(b *pgx.Batch, id uuid.UUID, kind ChangeKind, subject strin
 // recordOn records the change that an event has made, in the event's transaction.
 func recordOn(ctx context.Context, tx pgx.Tx, by Origin, kind ChangeKind, subject string, detail map[string]any) error {
 	b := &pgx.Batch{}
-	if err := by.Order.record(b, by.changeID(), kind, subject, detail); err != nil || b.Len() == 0 {
+	if err := by.Order.record(b, by.changeID(kind, subject), kind, subject, detail); err != nil || b.Len() == 0 {
 		return err
 	}
 	return tx.SendBatch(ctx, b).Close()
 }
 
-// changeID is the id of the change that an event makes.
-func (o Origin) changeID() uuid.UUID { return uuid.NewMD5(uuid.NameSpaceURL, []byte(o.key())) }
+// changeID is the id of the change that an event makes. An event's id that is used for another change has
+// another one.
+func (o Origin) changeID(kind ChangeKind, subject string) uuid.UUID {
+	return uuid.NewMD5(uuid.NameSpaceURL, []byte(string(kind)+"\x00"+subject+"\x00"+o.key()))
+}
+
+// KnownChange reports whether an operator's event has changed something already.
+func (l *Ledger) KnownChange(ctx context.Context, by Origin, kind ChangeKind, subject string) (known bool, err error) {
+	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
+		return l.reads.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM operator_changes WHERE change_id = $1)`, by.changeID(kind, subject)).Scan(&known)
+	})
+	if err != nil {
+		return false, fmt.Errorf("read a change: %w", err)
+	}
+	return known, nil
+}
 
 // MaxChanges is the most changes on a page.
 const MaxChanges = 100

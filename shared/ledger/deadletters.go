@@ -140,11 +140,15 @@ FROM dead_letter_actions WHERE topic = $1 AND action_id > $2 ORDER BY action_id 
 const maxActed = 10_000
 
 const actedSQL = `
-SELECT DISTINCT a.partition, a.record_offset FROM dead_letter_actions a
-JOIN unnest($2::int[], $3::bigint[]) AS wanted (partition, first) ON a.partition = wanted.partition AND a.record_offset >= wanted.first
-WHERE a.topic = $1 ORDER BY 1, 2 LIMIT $4`
+SELECT partition, record_offset FROM (
+	SELECT DISTINCT ON (a.partition, a.record_offset) a.partition, a.record_offset, a.action FROM dead_letter_actions a
+	JOIN unnest($2::int[], $3::bigint[]) AS wanted (partition, first) ON a.partition = wanted.partition AND a.record_offset >= wanted.first
+	WHERE a.topic = $1 ORDER BY a.partition, a.record_offset, a.ordinal DESC, a.acted_at DESC
+) latest
+WHERE action <> 'NOT_SENT' ORDER BY 1, 2 LIMIT $4`
 
-// Acted returns the offsets of a topic's letters that have an action, by partition. from has the first
+// Acted returns the offsets of a topic's letters that have an action, by partition. A letter whose last
+// action is that nothing was sent waits again, and is not among them. from has the first
 // offset of each partition that the caller wants to know of.
 func (l *Ledger) Acted(ctx context.Context, topic string, from map[int32]int64) (acted map[int32][]int64, err error) {
 	partitions, first := make([]int32, 0, len(from)), make([]int64, 0, len(from))

@@ -119,10 +119,12 @@ func TestARangeOfActivityIsChecked(t *testing.T) {
 		"from": {To: now, Step: time.Minute},
 		"to":   {From: now, To: now, Step: time.Minute},
 		"step": {From: now.Add(-time.Hour), To: now, Step: time.Second},
+		// A range that is longer than a time.Duration.
+		"step ": {From: time.Unix(0, 0), To: time.Date(2400, 1, 1, 0, 0, 0, 0, time.UTC), Step: time.Hour},
 	} {
 		var bad *InvalidError
 		var wrong *payment.FieldError
-		if _, err := w.Activity(context.Background(), of); !errors.As(err, &bad) || !errors.As(err, &wrong) || wrong.Field != field {
+		if _, err := w.Activity(context.Background(), of); !errors.As(err, &bad) || !errors.As(err, &wrong) || wrong.Field != strings.TrimSpace(field) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
