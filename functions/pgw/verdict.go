@@ -29,6 +29,7 @@ const (
 // the right to read.
 func recordVerdict(ctx context.Context, at function.Settings, security rpc.Security, v reconcile.Conclusion) error {
 	if _, set := at.Lookup("DB_ADDR"); !set {
+		slog.DebugContext(ctx, notTold, "reason", "DB_ADDR is not set")
 		return nil
 	}
 	callers, err := security.Open(slog.Default())

@@ -16,6 +16,10 @@ ALTER TABLE dead_letter_actions VALIDATE CONSTRAINT dead_letter_actions_known;
 DROP INDEX CONCURRENTLY IF EXISTS dead_letter_actions_once;
 CREATE UNIQUE INDEX CONCURRENTLY dead_letter_actions_once ON dead_letter_actions (letter_id, ordinal) WHERE letter_id <> '';
 
+-- /status asks again and again which places of a topic have an action.
+DROP INDEX CONCURRENTLY IF EXISTS dead_letter_actions_place;
+CREATE INDEX CONCURRENTLY dead_letter_actions_place ON dead_letter_actions (topic, partition, record_offset);
+
 -- +goose Down
 -- What operators did is not thrown away. The earlier release leaves the columns empty.
 SELECT 1;
