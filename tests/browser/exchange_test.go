@@ -236,7 +236,7 @@ func (s *suite) testStatement(t *testing.T) {
 	phone.says("#account-balances", "123,45")
 	phone.choose("statement-currency", "IDR")
 	phone.click("#statement-form button")
-	phone.says("#statement-said", "20 catatan")
+	phone.says("#statement-said", "20 entri")
 	phone.fits()
 	phone.accessible("a statement on a phone")
 	phone.shot("statement-phone")
