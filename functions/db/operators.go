@@ -47,13 +47,13 @@ func (d *DB) SetAccountStatus(ctx context.Context, in *dbv1.SetAccountStatusRequ
 	if err := payment.CheckID("account_id", in.AccountId, payment.MaxAccountID); err != nil {
 		return nil, invalid(err)
 	}
-	a, err := d.ledger.DescribeAccount(ctx, in.AccountId, 1)
+	a, setAt, err := d.ledger.Profile(ctx, in.AccountId)
 	if err != nil {
 		return nil, ofAccount(in.AccountId, err)
 	}
 	// The latest profile counts. The one that is there may be from a clock that is ahead of this one.
 	at := d.now()
-	if next := a.ProfileAt.Add(time.Microsecond); next.After(at) {
+	if next := setAt.Add(time.Microsecond); next.After(at) {
 		at = next
 	}
 	id, applied, err := d.setProfile(ctx, "", at, event.AccountOpened{

@@ -99,7 +99,7 @@ func (c openAccount) Run(ctx context.Context) error {
 
 // request makes the call. newID is the event's id if the operator gave none.
 func (c openAccount) request(newID string) (*dbv1.OpenAccountRequest, error) {
-	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), payment.CheckText("owner", c.Owner, payment.MaxOwner), c.changeFlags.check()); err != nil {
+	if err := cmp.Or(c.accountFlags.check(), c.eventFlags.check(), payment.CheckText("owner", c.Owner, payment.MaxOwner), c.changeFlags.check()); err != nil {
 		return nil, err
 	}
 	currency, err := money.ParseCurrency(c.Currency)
@@ -145,7 +145,7 @@ func (c fundAccount) Run(ctx context.Context) error {
 
 // request makes the call. newID is the event's id if the operator gave none.
 func (c fundAccount) request(newID string) (*dbv1.FundAccountRequest, error) {
-	if err := firstError(c.accountFlags.check(), c.eventFlags.check(), c.changeFlags.check()); err != nil {
+	if err := cmp.Or(c.accountFlags.check(), c.eventFlags.check(), c.changeFlags.check()); err != nil {
 		return nil, err
 	}
 	currency, err := money.ParseCurrency(c.Currency)
@@ -179,7 +179,7 @@ type unblockAccount struct{ statusFlags }
 func (c unblockAccount) Run(ctx context.Context) error { return c.set(ctx, payment.Active, "active") }
 
 func (f statusFlags) set(ctx context.Context, to payment.AccountStatus, change string) error {
-	if err := firstError(f.accountFlags.check(), f.changeFlags.check()); err != nil {
+	if err := cmp.Or(f.accountFlags.check(), f.changeFlags.check()); err != nil {
 		return err
 	}
 	done := accountChange{Account: f.Account, Change: change, later: "the status is set as soon as Kafka delivers it, unless a newer event has set the profile"}

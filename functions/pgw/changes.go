@@ -93,9 +93,6 @@ func orRepeat(err error, id string) error {
 	return fmt.Errorf("%w; it is not known whether this took effect: repeat the command with --id %s", err, id)
 }
 
-// firstError returns the first error that is not nil.
-func firstError(errs ...error) error { return cmp.Or(errs...) }
-
 type changesCommand struct {
 	operatorFlags
 	dataFlags

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -67,11 +66,7 @@ func (f letterFlags) open() (box openBox, err error) {
 	if err != nil {
 		return box, err
 	}
-	callers, err := cfg.RPC.Open(slog.Default())
-	if err != nil {
-		return box, err
-	}
-	conns, err := dial(at, callers, "db")
+	conns, err := dial(at, cfg.RPC, "db")
 	if err != nil {
 		return box, err
 	}

@@ -127,11 +127,7 @@ func (f operatorFlags) connect(names ...string) (conns map[string]*grpc.ClientCo
 	if err != nil {
 		return nil, nil, err
 	}
-	callers, err := cfg.RPC.Open(slog.Default())
-	if err != nil {
-		return nil, nil, err
-	}
-	if conns, err = dial(at, callers, names...); err != nil {
+	if conns, err = dial(at, cfg.RPC, names...); err != nil {
 		return nil, nil, err
 	}
 	return conns, func() {
@@ -142,7 +138,11 @@ func (f operatorFlags) connect(names ...string) (conns map[string]*grpc.ClientCo
 }
 
 // dial connects to functions of the system, each by its name.
-func dial(at function.Settings, callers *rpc.Callers, names ...string) (conns map[string]*grpc.ClientConn, err error) {
+func dial(at function.Settings, security rpc.Security, names ...string) (conns map[string]*grpc.ClientConn, err error) {
+	callers, err := security.Open(slog.Default())
+	if err != nil {
+		return nil, err
+	}
 	conns = map[string]*grpc.ClientConn{}
 	for _, name := range names {
 		address := table.Functions.Address(name)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"time"
@@ -431,13 +430,9 @@ func (c applySeeds) Run(ctx context.Context) error {
 	if c.Missing && cfg.Database == "" {
 		return errors.New("--missing needs DATABASE_URL")
 	}
-	callers, err := cfg.RPC.Open(slog.Default())
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
-	conns, err := dial(at, callers, "db", "fx", "risk", "wallet")
+	conns, err := dial(at, cfg.RPC, "db", "fx", "risk", "wallet")
 	if err != nil {
 		return err
 	}

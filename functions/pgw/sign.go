@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -82,11 +81,7 @@ func (c signCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	callers, err := cfg.RPC.Open(slog.Default())
-	if err != nil {
-		return err
-	}
-	conns, err := dial(at, callers, "fx")
+	conns, err := dial(at, cfg.RPC, "fx")
 	if err != nil {
 		return err
 	}

@@ -32,11 +32,7 @@ func recordVerdict(ctx context.Context, at function.Settings, security rpc.Secur
 		slog.DebugContext(ctx, notTold, "reason", "DB_ADDR is not set")
 		return nil
 	}
-	callers, err := security.Open(slog.Default())
-	if err != nil {
-		return err
-	}
-	conns, err := dial(at, callers, "db")
+	conns, err := dial(at, security, "db")
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // Order is who ordered a change, and why. The zero value means that it is not known. Such a change is
@@ -191,10 +192,21 @@ func (l *Ledger) DescribeAccount(ctx context.Context, id string, limit int) (a A
 	return a, nil
 }
 
-func describeAccount(ctx context.Context, tx pgx.Tx, id string, limit int) (a AccountDetails, err error) {
+// Profile reads an account's profile, and the time of the event that has set it; zero: it is not known.
+// It returns ErrNotFound if the account does not exist.
+func (l *Ledger) Profile(ctx context.Context, id string) (Profile, time.Time, error) {
+	a, err := readProfile(ctx, l.pool, id)
+	if err != nil {
+		return Profile{}, time.Time{}, fmt.Errorf("read account: %w", err)
+	}
+	return a.Profile, a.ProfileAt, nil
+}
+
+// readProfile reads an account with its balances, and without entries and changes.
+func readProfile(ctx context.Context, q postgres.Querier, id string) (a AccountDetails, err error) {
 	a.AccountID = id
 	var profileAt *time.Time
-	err = tx.QueryRow(ctx, detailsSQL, id).Scan(&a.Owner, &a.Currency, &a.Status, &profileAt)
+	err = q.QueryRow(ctx, detailsSQL, id).Scan(&a.Owner, &a.Currency, &a.Status, &profileAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return a, ErrNotFound
 	}
@@ -204,7 +216,7 @@ func describeAccount(ctx context.Context, tx pgx.Tx, id string, limit int) (a Ac
 	if profileAt != nil {
 		a.ProfileAt = profileAt.UTC()
 	}
-	accounts, err := readAccounts(ctx, tx, []string{id})
+	accounts, err := readAccounts(ctx, q, []string{id})
 	if err != nil {
 		return a, err
 	}
@@ -213,6 +225,14 @@ func describeAccount(ctx context.Context, tx pgx.Tx, id string, limit int) (a Ac
 		if b.Currency == money.IDR {
 			a.DailyLimitIDR = b.DailyLimit
 		}
+	}
+	return a, nil
+}
+
+func describeAccount(ctx context.Context, tx pgx.Tx, id string, limit int) (AccountDetails, error) {
+	a, err := readProfile(ctx, tx, id)
+	if err != nil {
+		return a, err
 	}
 	rows, err := tx.Query(ctx, lastEntriesSQL, id, limit)
 	if err != nil {
