@@ -36,6 +36,8 @@ func FromPayment(p payment.Payment) *commonv1.Payment {
 		CreditMinor:    p.CreditMinor,
 		Exchange:       FromExchange(p.Exchange),
 		QuoteId:        p.QuoteID,
+		Client:         p.Client,
+		HoldSeconds:    p.HoldSeconds,
 	}
 }
 
@@ -100,6 +102,7 @@ func ToPayment(in *commonv1.Payment) (payment.Payment, error) {
 		AttemptID:  in.GetAttemptId(),
 		Metadata:   in.GetMetadata(),
 		DebitMinor: in.GetDebitMinor(), CreditMinor: in.GetCreditMinor(), QuoteID: in.GetQuoteId(),
+		Client: in.GetClient(), HoldSeconds: in.GetHoldSeconds(),
 	}
 	var err error
 	for _, c := range [...]struct {
@@ -225,12 +228,19 @@ func FromRecord(r payment.Record) *commonv1.Record {
 	return &commonv1.Record{
 		Payment: FromPayment(r.Payment), Outcome: FromOutcome(r.Outcome), Fingerprint: r.Claimed[:],
 		ReservedAt: Timestamp(r.ReservedAt), DecidedAt: Timestamp(r.DecidedAt),
+		RefundedMinor: r.RefundedMinor, RefundingMinor: r.RefundingMinor, AuthorizedMinor: r.AuthorizedMinor,
+		PaymentKey: r.PaymentKey, PaymentClient: r.PaymentClient, Note: r.Note, TraceId: r.TraceID,
 	}
 }
 
 // ToRecord is the inverse of FromRecord.
 func ToRecord(in *commonv1.Record) (r payment.Record, err error) {
 	r.ReservedAt, r.DecidedAt = Time(in.GetReservedAt()), Time(in.GetDecidedAt())
+	r.RefundedMinor, r.RefundingMinor, r.AuthorizedMinor = in.GetRefundedMinor(), in.GetRefundingMinor(), in.GetAuthorizedMinor()
+	r.PaymentKey, r.Note, r.TraceID = in.GetPaymentKey(), in.GetNote(), in.GetTraceId()
+	if in != nil {
+		r.PaymentClient = in.PaymentClient
+	}
 	if copy(r.Claimed[:], in.GetFingerprint()) != len(r.Claimed) {
 		return r, fmt.Errorf("a fingerprint of %d bytes", len(in.GetFingerprint()))
 	}
@@ -239,4 +249,44 @@ func ToRecord(in *commonv1.Record) (r payment.Record, err error) {
 	}
 	r.Outcome, err = ToOutcome(in.GetOutcome())
 	return r, err
+}
+
+// kinds maps the kinds of operations to those of the messages.
+var kinds = map[payment.OperationKind]commonv1.OperationKind{
+	payment.Refund:  commonv1.OperationKind_OPERATION_KIND_REFUND,
+	payment.Capture: commonv1.OperationKind_OPERATION_KIND_CAPTURE,
+	payment.Void:    commonv1.OperationKind_OPERATION_KIND_VOID,
+	payment.Cancel:  commonv1.OperationKind_OPERATION_KIND_CANCEL,
+}
+
+// FromOperation returns the message of an operation.
+func FromOperation(o payment.Operation) *commonv1.Operation {
+	return &commonv1.Operation{
+		Kind: kinds[o.Kind], IdempotencyKey: o.Key, Client: o.Client, PaymentKey: o.Payment,
+		AmountMinor: o.Minor, Currency: o.Currency.String(), Note: o.Note, Exchange: FromExchange(o.Exchange),
+		AcceptedAt: Timestamp(o.AcceptedAt), Deadline: Timestamp(o.Deadline), AttemptId: o.AttemptID, PaymentClient: o.PaymentClient,
+	}
+}
+
+// ToOperation is the inverse of FromOperation. It returns a payment.FieldError for a value that cannot
+// be parsed. It does not validate the operation; payment.Operation.Validate does.
+func ToOperation(in *commonv1.Operation) (payment.Operation, error) {
+	o := payment.Operation{
+		Key: in.GetIdempotencyKey(), Client: in.GetClient(), Payment: in.GetPaymentKey(), Minor: in.GetAmountMinor(),
+		Note: in.GetNote(), AcceptedAt: Time(in.GetAcceptedAt()), Deadline: Time(in.GetDeadline()), AttemptID: in.GetAttemptId(),
+	}
+	if in != nil {
+		o.PaymentClient = in.PaymentClient
+	}
+	for kind, message := range kinds {
+		if message == in.GetKind() {
+			o.Kind = kind
+		}
+	}
+	if err := o.Currency.UnmarshalText([]byte(in.GetCurrency())); err != nil {
+		return o, &payment.FieldError{Field: "currency", Problem: err.Error()}
+	}
+	var err error
+	o.Exchange, err = ToExchange(in.GetExchange())
+	return o, err
 }

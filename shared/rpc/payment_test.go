@@ -36,6 +36,9 @@ func fill(t *testing.T, v reflect.Value) {
 			field.Set(reflect.ValueOf(usd))
 		case money.Rate:
 			field.Set(reflect.ValueOf(rate))
+		case *string:
+			text := name + " of another"
+			field.Set(reflect.ValueOf(&text))
 		case map[string]string:
 			field.Set(reflect.ValueOf(map[string]string{"order": "7", "note": "two"}))
 		case payment.Fingerprint:

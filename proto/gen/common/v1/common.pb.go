@@ -121,6 +121,65 @@ func (Currency) EnumDescriptor() ([]byte, []int) {
 	return file_common_v1_common_proto_rawDescGZIP(), []int{0}
 }
 
+type OperationKind int32
+
+const (
+	OperationKind_OPERATION_KIND_UNSPECIFIED OperationKind = 0
+	// Gives a part of a settled payment, or all of it, back to its sender.
+	OperationKind_OPERATION_KIND_REFUND OperationKind = 1
+	// Pays the receiver from the money that an authorized payment holds.
+	OperationKind_OPERATION_KIND_CAPTURE OperationKind = 2
+	// Gives the money that an authorized payment holds back to its sender.
+	OperationKind_OPERATION_KIND_VOID OperationKind = 3
+	// Rolls a payment back that is not settled, or refunds what is left of a settled one.
+	OperationKind_OPERATION_KIND_CANCEL OperationKind = 4
+)
+
+// Enum value maps for OperationKind.
+var (
+	OperationKind_name = map[int32]string{
+		0: "OPERATION_KIND_UNSPECIFIED",
+		1: "OPERATION_KIND_REFUND",
+		2: "OPERATION_KIND_CAPTURE",
+		3: "OPERATION_KIND_VOID",
+		4: "OPERATION_KIND_CANCEL",
+	}
+	OperationKind_value = map[string]int32{
+		"OPERATION_KIND_UNSPECIFIED": 0,
+		"OPERATION_KIND_REFUND":      1,
+		"OPERATION_KIND_CAPTURE":     2,
+		"OPERATION_KIND_VOID":        3,
+		"OPERATION_KIND_CANCEL":      4,
+	}
+)
+
+func (x OperationKind) Enum() *OperationKind {
+	p := new(OperationKind)
+	*p = x
+	return p
+}
+
+func (x OperationKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_common_v1_common_proto_enumTypes[1].Descriptor()
+}
+
+func (OperationKind) Type() protoreflect.EnumType {
+	return &file_common_v1_common_proto_enumTypes[1]
+}
+
+func (x OperationKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationKind.Descriptor instead.
+func (OperationKind) EnumDescriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+}
+
 // Status is what a client is told.
 type Status int32
 
@@ -158,11 +217,11 @@ func (x Status) String() string {
 }
 
 func (Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_common_v1_common_proto_enumTypes[1].Descriptor()
+	return file_common_v1_common_proto_enumTypes[2].Descriptor()
 }
 
 func (Status) Type() protoreflect.EnumType {
-	return &file_common_v1_common_proto_enumTypes[1]
+	return &file_common_v1_common_proto_enumTypes[2]
 }
 
 func (x Status) Number() protoreflect.EnumNumber {
@@ -171,7 +230,7 @@ func (x Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{1}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
 }
 
 // ReservationState is how the ledger has a payment. PENDING is the only state that holds money.
@@ -211,11 +270,11 @@ func (x ReservationState) String() string {
 }
 
 func (ReservationState) Descriptor() protoreflect.EnumDescriptor {
-	return file_common_v1_common_proto_enumTypes[2].Descriptor()
+	return file_common_v1_common_proto_enumTypes[3].Descriptor()
 }
 
 func (ReservationState) Type() protoreflect.EnumType {
-	return &file_common_v1_common_proto_enumTypes[2]
+	return &file_common_v1_common_proto_enumTypes[3]
 }
 
 func (x ReservationState) Number() protoreflect.EnumNumber {
@@ -224,7 +283,7 @@ func (x ReservationState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReservationState.Descriptor instead.
 func (ReservationState) EnumDescriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
 // Money is an exact amount. IDR is kept in whole rupiah, so its minor unit is the rupiah itself.
@@ -452,7 +511,12 @@ type Payment struct {
 	// Unset where the two currencies are the same.
 	Exchange *Exchange `protobuf:"bytes,20,opt,name=exchange,proto3" json:"exchange,omitempty"`
 	// The firm quote that the client pays by; empty: none.
-	QuoteId       string `protobuf:"bytes,21,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
+	QuoteId string `protobuf:"bytes,21,opt,name=quote_id,json=quoteId,proto3" json:"quote_id,omitempty"`
+	// Whose payment it is, and whose idempotency key: the owner of an API key or the subject of a token.
+	// Empty: all callers without a client share one scope.
+	Client string `protobuf:"bytes,22,opt,name=client,proto3" json:"client,omitempty"`
+	// For how long the money is held until it is captured, in seconds; 0: it is captured at once.
+	HoldSeconds   int64 `protobuf:"varint,23,opt,name=hold_seconds,json=holdSeconds,proto3" json:"hold_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,6 +698,163 @@ func (x *Payment) GetQuoteId() string {
 	return ""
 }
 
+func (x *Payment) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *Payment) GetHoldSeconds() int64 {
+	if x != nil {
+		return x.HoldSeconds
+	}
+	return 0
+}
+
+// Operation is what a client asks for after its payment. shared/payment has its Go type and what each
+// field means.
+type Operation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  OperationKind          `protobuf:"varint,1,opt,name=kind,proto3,enum=common.v1.OperationKind" json:"kind,omitempty"`
+	// The operation's own key, in the scope of its client.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Client         string `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	// The key of the payment, in the scope of payment_client.
+	PaymentKey string `protobuf:"bytes,4,opt,name=payment_key,json=paymentKey,proto3" json:"payment_key,omitempty"`
+	// Minor units of the currency in which the sender has paid; 0: all that is left.
+	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// The alphabetic code of that currency; empty where amount_minor is 0.
+	Currency string `protobuf:"bytes,6,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Why, in the client's words.
+	Note string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
+	// Of a refund between two currencies: the price of now. Unset: the price of the payment.
+	Exchange   *Exchange              `protobuf:"bytes,8,opt,name=exchange,proto3" json:"exchange,omitempty"`
+	AcceptedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=accepted_at,json=acceptedAt,proto3" json:"accepted_at,omitempty"`
+	// Past it nobody acts. Unset, or further away: 60 s from now.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Tells a redelivery of one attempt from a second attempt, as in Payment.
+	AttemptId string `protobuf:"bytes,11,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// Whose payment it is. Absent: the operation's client.
+	PaymentClient *string `protobuf:"bytes,12,opt,name=payment_client,json=paymentClient,proto3,oneof" json:"payment_client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_common_v1_common_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_common_v1_common_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_common_v1_common_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Operation) GetKind() OperationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OperationKind_OPERATION_KIND_UNSPECIFIED
+}
+
+func (x *Operation) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *Operation) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *Operation) GetPaymentKey() string {
+	if x != nil {
+		return x.PaymentKey
+	}
+	return ""
+}
+
+func (x *Operation) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *Operation) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *Operation) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *Operation) GetExchange() *Exchange {
+	if x != nil {
+		return x.Exchange
+	}
+	return nil
+}
+
+func (x *Operation) GetAcceptedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptedAt
+	}
+	return nil
+}
+
+func (x *Operation) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Operation) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+func (x *Operation) GetPaymentClient() string {
+	if x != nil && x.PaymentClient != nil {
+		return *x.PaymentClient
+	}
+	return ""
+}
+
 // Exchange is the price of a payment between balances of two currencies.
 type Exchange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -655,7 +876,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_common_v1_common_proto_msgTypes[4]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +888,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[4]
+	mi := &file_common_v1_common_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +901,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{4}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Exchange) GetRate() string {
@@ -735,7 +956,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_common_v1_common_proto_msgTypes[5]
+	mi := &file_common_v1_common_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +968,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[5]
+	mi := &file_common_v1_common_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +981,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{5}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Step) GetFromCurrency() string {
@@ -823,7 +1044,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_common_v1_common_proto_msgTypes[6]
+	mi := &file_common_v1_common_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1056,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[6]
+	mi := &file_common_v1_common_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1069,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{6}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Outcome) GetStatus() Status {
@@ -895,14 +1116,27 @@ type Record struct {
 	Fingerprint []byte                 `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	ReservedAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reserved_at,json=reservedAt,proto3" json:"reserved_at,omitempty"`
 	// Unset while PENDING.
-	DecidedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
+	DecidedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=decided_at,json=decidedAt,proto3" json:"decided_at,omitempty"`
+	// What was given back, and what refunds on their way hold: minor units of the currency in which the
+	// sender has paid.
+	RefundedMinor  int64 `protobuf:"varint,6,opt,name=refunded_minor,json=refundedMinor,proto3" json:"refunded_minor,omitempty"`
+	RefundingMinor int64 `protobuf:"varint,7,opt,name=refunding_minor,json=refundingMinor,proto3" json:"refunding_minor,omitempty"`
+	// Of an authorized payment: what was held, in the same currency. Less may have been captured.
+	AuthorizedMinor int64 `protobuf:"varint,8,opt,name=authorized_minor,json=authorizedMinor,proto3" json:"authorized_minor,omitempty"`
+	// Of a refund: the key of its payment, and the client's reason.
+	PaymentKey string `protobuf:"bytes,9,opt,name=payment_key,json=paymentKey,proto3" json:"payment_key,omitempty"`
+	Note       string `protobuf:"bytes,10,opt,name=note,proto3" json:"note,omitempty"`
+	// Of a refund: whose payment it is. Absent: the refund's client.
+	PaymentClient *string `protobuf:"bytes,11,opt,name=payment_client,json=paymentClient,proto3,oneof" json:"payment_client,omitempty"`
+	// The trace of the attempt that claimed the key: 32 hexadecimal digits. Empty: it was not traced.
+	TraceId       string `protobuf:"bytes,12,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_common_v1_common_proto_msgTypes[7]
+	mi := &file_common_v1_common_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1148,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_common_v1_common_proto_msgTypes[7]
+	mi := &file_common_v1_common_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1161,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_common_v1_common_proto_rawDescGZIP(), []int{7}
+	return file_common_v1_common_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Record) GetPayment() *Payment {
@@ -965,6 +1199,55 @@ func (x *Record) GetDecidedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Record) GetRefundedMinor() int64 {
+	if x != nil {
+		return x.RefundedMinor
+	}
+	return 0
+}
+
+func (x *Record) GetRefundingMinor() int64 {
+	if x != nil {
+		return x.RefundingMinor
+	}
+	return 0
+}
+
+func (x *Record) GetAuthorizedMinor() int64 {
+	if x != nil {
+		return x.AuthorizedMinor
+	}
+	return 0
+}
+
+func (x *Record) GetPaymentKey() string {
+	if x != nil {
+		return x.PaymentKey
+	}
+	return ""
+}
+
+func (x *Record) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *Record) GetPaymentClient() string {
+	if x != nil && x.PaymentClient != nil {
+		return *x.PaymentClient
+	}
+	return ""
+}
+
+func (x *Record) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
 var File_common_v1_common_proto protoreflect.FileDescriptor
 
 const file_common_v1_common_proto_rawDesc = "" +
@@ -982,7 +1265,7 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\n" +
 	"held_minor\x18\x03 \x01(\x03R\theldMinor\x12*\n" +
 	"\x11daily_limit_minor\x18\x04 \x01(\x03R\x0fdailyLimitMinor\x12*\n" +
-	"\x11spent_today_minor\x18\x05 \x01(\x03R\x0fspentTodayMinor\"\xe2\x06\n" +
+	"\x11spent_today_minor\x18\x05 \x01(\x03R\x0fspentTodayMinor\"\x9d\a\n" +
 	"\aPayment\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n" +
 	"\tsender_id\x18\x02 \x01(\tR\bsenderId\x12\x1f\n" +
@@ -1010,10 +1293,30 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"debitMinor\x12!\n" +
 	"\fcredit_minor\x18\x13 \x01(\x03R\vcreditMinor\x12/\n" +
 	"\bexchange\x18\x14 \x01(\v2\x13.common.v1.ExchangeR\bexchange\x12\x19\n" +
-	"\bquote_id\x18\x15 \x01(\tR\aquoteId\x1a;\n" +
+	"\bquote_id\x18\x15 \x01(\tR\aquoteId\x12\x16\n" +
+	"\x06client\x18\x16 \x01(\tR\x06client\x12!\n" +
+	"\fhold_seconds\x18\x17 \x01(\x03R\vholdSeconds\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf2\x03\n" +
+	"\tOperation\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.common.v1.OperationKindR\x04kind\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x16\n" +
+	"\x06client\x18\x03 \x01(\tR\x06client\x12\x1f\n" +
+	"\vpayment_key\x18\x04 \x01(\tR\n" +
+	"paymentKey\x12!\n" +
+	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12\x1a\n" +
+	"\bcurrency\x18\x06 \x01(\tR\bcurrency\x12\x12\n" +
+	"\x04note\x18\a \x01(\tR\x04note\x12/\n" +
+	"\bexchange\x18\b \x01(\v2\x13.common.v1.ExchangeR\bexchange\x12;\n" +
+	"\vaccepted_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptedAt\x126\n" +
+	"\bdeadline\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\v \x01(\tR\tattemptId\x12*\n" +
+	"\x0epayment_client\x18\f \x01(\tH\x00R\rpaymentClient\x88\x01\x01B\x11\n" +
+	"\x0f_payment_client\"\x9b\x01\n" +
 	"\bExchange\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\tR\x04rate\x12\x19\n" +
 	"\bmid_rate\x18\x02 \x01(\tR\amidRate\x12\x1b\n" +
@@ -1033,7 +1336,7 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12%\n" +
 	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x121\n" +
 	"\x05state\x18\x04 \x01(\x0e2\x1b.common.v1.ReservationStateR\x05state\x12\x16\n" +
-	"\x06replay\x18\x05 \x01(\bR\x06replay\"\xfe\x01\n" +
+	"\x06replay\x18\x05 \x01(\bR\x06replay\"\x88\x04\n" +
 	"\x06Record\x12,\n" +
 	"\apayment\x18\x01 \x01(\v2\x12.common.v1.PaymentR\apayment\x12,\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12 \n" +
@@ -1041,7 +1344,17 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\vreserved_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"reservedAt\x129\n" +
 	"\n" +
-	"decided_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt*\xc6\x01\n" +
+	"decided_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12%\n" +
+	"\x0erefunded_minor\x18\x06 \x01(\x03R\rrefundedMinor\x12'\n" +
+	"\x0frefunding_minor\x18\a \x01(\x03R\x0erefundingMinor\x12)\n" +
+	"\x10authorized_minor\x18\b \x01(\x03R\x0fauthorizedMinor\x12\x1f\n" +
+	"\vpayment_key\x18\t \x01(\tR\n" +
+	"paymentKey\x12\x12\n" +
+	"\x04note\x18\n" +
+	" \x01(\tR\x04note\x12*\n" +
+	"\x0epayment_client\x18\v \x01(\tH\x00R\rpaymentClient\x88\x01\x01\x12\x19\n" +
+	"\btrace_id\x18\f \x01(\tR\atraceIdB\x11\n" +
+	"\x0f_payment_client*\xc6\x01\n" +
 	"\bCurrency\x12\x18\n" +
 	"\x14CURRENCY_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03USD\x10\x01\x12\a\n" +
@@ -1062,7 +1375,13 @@ const file_common_v1_common_proto_rawDesc = "" +
 	"\x03HKD\x10\x0f\x12\a\n" +
 	"\x03KWD\x10\x10\x12\a\n" +
 	"\x03BHD\x10\x11\x12\a\n" +
-	"\x03CHF\x10\x12*b\n" +
+	"\x03CHF\x10\x12*\x9a\x01\n" +
+	"\rOperationKind\x12\x1e\n" +
+	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15OPERATION_KIND_REFUND\x10\x01\x12\x1a\n" +
+	"\x16OPERATION_KIND_CAPTURE\x10\x02\x12\x17\n" +
+	"\x13OPERATION_KIND_VOID\x10\x03\x12\x19\n" +
+	"\x15OPERATION_KIND_CANCEL\x10\x04*b\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_SUCCESS\x10\x01\x12\x19\n" +
@@ -1088,42 +1407,48 @@ func file_common_v1_common_proto_rawDescGZIP() []byte {
 	return file_common_v1_common_proto_rawDescData
 }
 
-var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_common_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_common_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_common_v1_common_proto_goTypes = []any{
 	(Currency)(0),                 // 0: common.v1.Currency
-	(Status)(0),                   // 1: common.v1.Status
-	(ReservationState)(0),         // 2: common.v1.ReservationState
-	(*Money)(nil),                 // 3: common.v1.Money
-	(*Amount)(nil),                // 4: common.v1.Amount
-	(*Balance)(nil),               // 5: common.v1.Balance
-	(*Payment)(nil),               // 6: common.v1.Payment
-	(*Exchange)(nil),              // 7: common.v1.Exchange
-	(*Step)(nil),                  // 8: common.v1.Step
-	(*Outcome)(nil),               // 9: common.v1.Outcome
-	(*Record)(nil),                // 10: common.v1.Record
-	nil,                           // 11: common.v1.Payment.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(OperationKind)(0),            // 1: common.v1.OperationKind
+	(Status)(0),                   // 2: common.v1.Status
+	(ReservationState)(0),         // 3: common.v1.ReservationState
+	(*Money)(nil),                 // 4: common.v1.Money
+	(*Amount)(nil),                // 5: common.v1.Amount
+	(*Balance)(nil),               // 6: common.v1.Balance
+	(*Payment)(nil),               // 7: common.v1.Payment
+	(*Operation)(nil),             // 8: common.v1.Operation
+	(*Exchange)(nil),              // 9: common.v1.Exchange
+	(*Step)(nil),                  // 10: common.v1.Step
+	(*Outcome)(nil),               // 11: common.v1.Outcome
+	(*Record)(nil),                // 12: common.v1.Record
+	nil,                           // 13: common.v1.Payment.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_common_v1_common_proto_depIdxs = []int32{
 	0,  // 0: common.v1.Money.currency:type_name -> common.v1.Currency
-	12, // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
-	12, // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
-	12, // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
-	11, // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
-	7,  // 5: common.v1.Payment.exchange:type_name -> common.v1.Exchange
-	8,  // 6: common.v1.Exchange.steps:type_name -> common.v1.Step
-	1,  // 7: common.v1.Outcome.status:type_name -> common.v1.Status
-	2,  // 8: common.v1.Outcome.state:type_name -> common.v1.ReservationState
-	6,  // 9: common.v1.Record.payment:type_name -> common.v1.Payment
-	9,  // 10: common.v1.Record.outcome:type_name -> common.v1.Outcome
-	12, // 11: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
-	12, // 12: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 1: common.v1.Payment.rate_time:type_name -> google.protobuf.Timestamp
+	14, // 2: common.v1.Payment.accepted_at:type_name -> google.protobuf.Timestamp
+	14, // 3: common.v1.Payment.deadline:type_name -> google.protobuf.Timestamp
+	13, // 4: common.v1.Payment.metadata:type_name -> common.v1.Payment.MetadataEntry
+	9,  // 5: common.v1.Payment.exchange:type_name -> common.v1.Exchange
+	1,  // 6: common.v1.Operation.kind:type_name -> common.v1.OperationKind
+	9,  // 7: common.v1.Operation.exchange:type_name -> common.v1.Exchange
+	14, // 8: common.v1.Operation.accepted_at:type_name -> google.protobuf.Timestamp
+	14, // 9: common.v1.Operation.deadline:type_name -> google.protobuf.Timestamp
+	10, // 10: common.v1.Exchange.steps:type_name -> common.v1.Step
+	2,  // 11: common.v1.Outcome.status:type_name -> common.v1.Status
+	3,  // 12: common.v1.Outcome.state:type_name -> common.v1.ReservationState
+	7,  // 13: common.v1.Record.payment:type_name -> common.v1.Payment
+	11, // 14: common.v1.Record.outcome:type_name -> common.v1.Outcome
+	14, // 15: common.v1.Record.reserved_at:type_name -> google.protobuf.Timestamp
+	14, // 16: common.v1.Record.decided_at:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_common_v1_common_proto_init() }
@@ -1131,13 +1456,15 @@ func file_common_v1_common_proto_init() {
 	if File_common_v1_common_proto != nil {
 		return
 	}
+	file_common_v1_common_proto_msgTypes[4].OneofWrappers = []any{}
+	file_common_v1_common_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_v1_common_proto_rawDesc), len(file_common_v1_common_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   9,
+			NumEnums:      4,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -803,18 +803,195 @@ func (x *CloseRequest) GetReason() string {
 	return ""
 }
 
+type OperationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the operation.
+	Outcome *v1.Outcome `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The payment as it is after the operation.
+	Payment *v1.Record `protobuf:"bytes,2,opt,name=payment,proto3" json:"payment,omitempty"`
+	// Of a refund: the refund as the ledger keeps it.
+	Refund        *v1.Record `protobuf:"bytes,3,opt,name=refund,proto3" json:"refund,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationResponse) Reset() {
+	*x = OperationResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationResponse) ProtoMessage() {}
+
+func (x *OperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationResponse.ProtoReflect.Descriptor instead.
+func (*OperationResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OperationResponse) GetOutcome() *v1.Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *OperationResponse) GetPayment() *v1.Record {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *OperationResponse) GetRefund() *v1.Record {
+	if x != nil {
+		return x.Refund
+	}
+	return nil
+}
+
+type ListRefundsRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	PaymentKey string                 `protobuf:"bytes,1,opt,name=payment_key,json=paymentKey,proto3" json:"payment_key,omitempty"`
+	Client     string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	// At most 1,000; 0 means 1,000.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRefundsRequest) Reset() {
+	*x = ListRefundsRequest{}
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRefundsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRefundsRequest) ProtoMessage() {}
+
+func (x *ListRefundsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRefundsRequest.ProtoReflect.Descriptor instead.
+func (*ListRefundsRequest) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListRefundsRequest) GetPaymentKey() string {
+	if x != nil {
+		return x.PaymentKey
+	}
+	return ""
+}
+
+func (x *ListRefundsRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *ListRefundsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListRefundsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refunds       []*v1.Record           `protobuf:"bytes,1,rep,name=refunds,proto3" json:"refunds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRefundsResponse) Reset() {
+	*x = ListRefundsResponse{}
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRefundsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRefundsResponse) ProtoMessage() {}
+
+func (x *ListRefundsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRefundsResponse.ProtoReflect.Descriptor instead.
+func (*ListRefundsResponse) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListRefundsResponse) GetRefunds() []*v1.Record {
+	if x != nil {
+		return x.Refunds
+	}
+	return nil
+}
+
 type FindRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// If no payment has the key and the key is a UUID: the payment with this reservation id.
-	OrRef         bool `protobuf:"varint,2,opt,name=or_ref,json=orRef,proto3" json:"or_ref,omitempty"`
+	OrRef bool `protobuf:"varint,2,opt,name=or_ref,json=orRef,proto3" json:"or_ref,omitempty"`
+	// The client whose payment it is. If it has none, a payment without a client is found: a release that
+	// knew no clients may have taken it. Empty: as any_client, for callers that name no client.
+	Client string `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	// The payment of any client, for operators: of several with this key, that of client, or else the one
+	// that was reserved last.
+	AnyClient bool `protobuf:"varint,4,opt,name=any_client,json=anyClient,proto3" json:"any_client,omitempty"`
+	// idempotency_key is the reservation id of a payment, and no payment's key is looked at. A client can
+	// use a ref as its key, and so hide the payment of the ref from those who look for either.
+	ByRef         bool `protobuf:"varint,5,opt,name=by_ref,json=byRef,proto3" json:"by_ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FindRequest) Reset() {
 	*x = FindRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[11]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +1003,7 @@ func (x *FindRequest) String() string {
 func (*FindRequest) ProtoMessage() {}
 
 func (x *FindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[11]
+	mi := &file_db_v1_db_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +1016,7 @@ func (x *FindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindRequest.ProtoReflect.Descriptor instead.
 func (*FindRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{11}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FindRequest) GetIdempotencyKey() string {
@@ -852,6 +1029,27 @@ func (x *FindRequest) GetIdempotencyKey() string {
 func (x *FindRequest) GetOrRef() bool {
 	if x != nil {
 		return x.OrRef
+	}
+	return false
+}
+
+func (x *FindRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *FindRequest) GetAnyClient() bool {
+	if x != nil {
+		return x.AnyClient
+	}
+	return false
+}
+
+func (x *FindRequest) GetByRef() bool {
+	if x != nil {
+		return x.ByRef
 	}
 	return false
 }
@@ -880,14 +1078,18 @@ type ListRequest struct {
 	// Only the payment with this reservation id; empty: any.
 	Ref string `protobuf:"bytes,11,opt,name=ref,proto3" json:"ref,omitempty"`
 	// Only payments whose metadata has all of these.
-	Metadata      map[string]string `protobuf:"bytes,12,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,12,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only payments of this client, and those without a client; empty: only those without a client.
+	Client string `protobuf:"bytes,13,opt,name=client,proto3" json:"client,omitempty"`
+	// The payments of all clients, for operators.
+	AnyClient     bool `protobuf:"varint,14,opt,name=any_client,json=anyClient,proto3" json:"any_client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1101,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[12]
+	mi := &file_db_v1_db_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1114,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{12}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListRequest) GetLimit() uint32 {
@@ -999,6 +1201,20 @@ func (x *ListRequest) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *ListRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *ListRequest) GetAnyClient() bool {
+	if x != nil {
+		return x.AnyClient
+	}
+	return false
+}
+
 type ListResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Payments []*v1.Record           `protobuf:"bytes,1,rep,name=payments,proto3" json:"payments,omitempty"`
@@ -1013,7 +1229,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1241,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[13]
+	mi := &file_db_v1_db_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1254,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{13}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListResponse) GetPayments() []*v1.Record {
@@ -1073,7 +1289,7 @@ type BalancesAtRequest struct {
 
 func (x *BalancesAtRequest) Reset() {
 	*x = BalancesAtRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1301,7 @@ func (x *BalancesAtRequest) String() string {
 func (*BalancesAtRequest) ProtoMessage() {}
 
 func (x *BalancesAtRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[14]
+	mi := &file_db_v1_db_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1314,7 @@ func (x *BalancesAtRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancesAtRequest.ProtoReflect.Descriptor instead.
 func (*BalancesAtRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{14}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BalancesAtRequest) GetAccountId() string {
@@ -1126,7 +1342,7 @@ type BalancesAtResponse struct {
 
 func (x *BalancesAtResponse) Reset() {
 	*x = BalancesAtResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1354,7 @@ func (x *BalancesAtResponse) String() string {
 func (*BalancesAtResponse) ProtoMessage() {}
 
 func (x *BalancesAtResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[15]
+	mi := &file_db_v1_db_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1367,7 @@ func (x *BalancesAtResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancesAtResponse.ProtoReflect.Descriptor instead.
 func (*BalancesAtResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{15}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BalancesAtResponse) GetBalances() []*v1.Amount {
@@ -1179,7 +1395,7 @@ type StatementRequest struct {
 
 func (x *StatementRequest) Reset() {
 	*x = StatementRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1407,7 @@ func (x *StatementRequest) String() string {
 func (*StatementRequest) ProtoMessage() {}
 
 func (x *StatementRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[16]
+	mi := &file_db_v1_db_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1420,7 @@ func (x *StatementRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatementRequest.ProtoReflect.Descriptor instead.
 func (*StatementRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{16}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatementRequest) GetAccountId() string {
@@ -1268,7 +1484,7 @@ type StatementResponse struct {
 
 func (x *StatementResponse) Reset() {
 	*x = StatementResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1496,7 @@ func (x *StatementResponse) String() string {
 func (*StatementResponse) ProtoMessage() {}
 
 func (x *StatementResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[17]
+	mi := &file_db_v1_db_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1509,7 @@ func (x *StatementResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatementResponse.ProtoReflect.Descriptor instead.
 func (*StatementResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{17}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatementResponse) GetFrom() *timestamppb.Timestamp {
@@ -1351,14 +1567,16 @@ type Entry struct {
 	// Negative: the account pays.
 	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
 	// After this entry.
-	BalanceMinor  int64 `protobuf:"varint,6,opt,name=balance_minor,json=balanceMinor,proto3" json:"balance_minor,omitempty"`
+	BalanceMinor int64 `protobuf:"varint,6,opt,name=balance_minor,json=balanceMinor,proto3" json:"balance_minor,omitempty"`
+	// Of a payment on a statement: the client that made it.
+	Client        string `protobuf:"bytes,7,opt,name=client,proto3" json:"client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1588,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[18]
+	mi := &file_db_v1_db_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1601,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{18}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Entry) GetBookedAt() *timestamppb.Timestamp {
@@ -1428,6 +1646,13 @@ func (x *Entry) GetBalanceMinor() int64 {
 	return 0
 }
 
+func (x *Entry) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
 type TrialBalanceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1436,7 +1661,7 @@ type TrialBalanceRequest struct {
 
 func (x *TrialBalanceRequest) Reset() {
 	*x = TrialBalanceRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1673,7 @@ func (x *TrialBalanceRequest) String() string {
 func (*TrialBalanceRequest) ProtoMessage() {}
 
 func (x *TrialBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[19]
+	mi := &file_db_v1_db_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1686,7 @@ func (x *TrialBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrialBalanceRequest.ProtoReflect.Descriptor instead.
 func (*TrialBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{19}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
 }
 
 type TrialBalanceResponse struct {
@@ -1474,7 +1699,7 @@ type TrialBalanceResponse struct {
 
 func (x *TrialBalanceResponse) Reset() {
 	*x = TrialBalanceResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1711,7 @@ func (x *TrialBalanceResponse) String() string {
 func (*TrialBalanceResponse) ProtoMessage() {}
 
 func (x *TrialBalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[20]
+	mi := &file_db_v1_db_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1724,7 @@ func (x *TrialBalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrialBalanceResponse.ProtoReflect.Descriptor instead.
 func (*TrialBalanceResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{20}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TrialBalanceResponse) GetAt() *timestamppb.Timestamp {
@@ -1533,7 +1758,7 @@ type CurrencyTrial struct {
 
 func (x *CurrencyTrial) Reset() {
 	*x = CurrencyTrial{}
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1770,7 @@ func (x *CurrencyTrial) String() string {
 func (*CurrencyTrial) ProtoMessage() {}
 
 func (x *CurrencyTrial) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[21]
+	mi := &file_db_v1_db_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1783,7 @@ func (x *CurrencyTrial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CurrencyTrial.ProtoReflect.Descriptor instead.
 func (*CurrencyTrial) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{21}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CurrencyTrial) GetCurrency() string {
@@ -1619,7 +1844,7 @@ type HouseBalance struct {
 
 func (x *HouseBalance) Reset() {
 	*x = HouseBalance{}
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1856,7 @@ func (x *HouseBalance) String() string {
 func (*HouseBalance) ProtoMessage() {}
 
 func (x *HouseBalance) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[22]
+	mi := &file_db_v1_db_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1869,7 @@ func (x *HouseBalance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HouseBalance.ProtoReflect.Descriptor instead.
 func (*HouseBalance) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{22}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HouseBalance) GetAccountId() string {
@@ -1699,7 +1924,7 @@ type Quote struct {
 
 func (x *Quote) Reset() {
 	*x = Quote{}
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1936,7 @@ func (x *Quote) String() string {
 func (*Quote) ProtoMessage() {}
 
 func (x *Quote) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[23]
+	mi := &file_db_v1_db_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1949,7 @@ func (x *Quote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quote.ProtoReflect.Descriptor instead.
 func (*Quote) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{23}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Quote) GetQuoteId() string {
@@ -1778,7 +2003,7 @@ type PutQuoteRequest struct {
 
 func (x *PutQuoteRequest) Reset() {
 	*x = PutQuoteRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +2015,7 @@ func (x *PutQuoteRequest) String() string {
 func (*PutQuoteRequest) ProtoMessage() {}
 
 func (x *PutQuoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[24]
+	mi := &file_db_v1_db_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +2028,7 @@ func (x *PutQuoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutQuoteRequest.ProtoReflect.Descriptor instead.
 func (*PutQuoteRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{24}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutQuoteRequest) GetQuoteId() string {
@@ -1853,7 +2078,7 @@ type PutQuoteResponse struct {
 
 func (x *PutQuoteResponse) Reset() {
 	*x = PutQuoteResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +2090,7 @@ func (x *PutQuoteResponse) String() string {
 func (*PutQuoteResponse) ProtoMessage() {}
 
 func (x *PutQuoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[25]
+	mi := &file_db_v1_db_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +2103,7 @@ func (x *PutQuoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutQuoteResponse.ProtoReflect.Descriptor instead.
 func (*PutQuoteResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{25}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PutQuoteResponse) GetQuote() *Quote {
@@ -1904,7 +2129,7 @@ type FindQuoteRequest struct {
 
 func (x *FindQuoteRequest) Reset() {
 	*x = FindQuoteRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2141,7 @@ func (x *FindQuoteRequest) String() string {
 func (*FindQuoteRequest) ProtoMessage() {}
 
 func (x *FindQuoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[26]
+	mi := &file_db_v1_db_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2154,7 @@ func (x *FindQuoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindQuoteRequest.ProtoReflect.Descriptor instead.
 func (*FindQuoteRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{26}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FindQuoteRequest) GetQuoteId() string {
@@ -1948,7 +2173,7 @@ type GetPaymentRequest struct {
 
 func (x *GetPaymentRequest) Reset() {
 	*x = GetPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2185,7 @@ func (x *GetPaymentRequest) String() string {
 func (*GetPaymentRequest) ProtoMessage() {}
 
 func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[27]
+	mi := &file_db_v1_db_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2198,7 @@ func (x *GetPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentRequest.ProtoReflect.Descriptor instead.
 func (*GetPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{27}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetPaymentRequest) GetIdempotencyKey() string {
@@ -2015,7 +2240,7 @@ type GetPaymentResponse struct {
 
 func (x *GetPaymentResponse) Reset() {
 	*x = GetPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2252,7 @@ func (x *GetPaymentResponse) String() string {
 func (*GetPaymentResponse) ProtoMessage() {}
 
 func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[28]
+	mi := &file_db_v1_db_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2265,7 @@ func (x *GetPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPaymentResponse.ProtoReflect.Descriptor instead.
 func (*GetPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{28}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetPaymentResponse) GetIdempotencyKey() string {
@@ -2196,7 +2421,7 @@ type ListPaymentsRequest struct {
 
 func (x *ListPaymentsRequest) Reset() {
 	*x = ListPaymentsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2433,7 @@ func (x *ListPaymentsRequest) String() string {
 func (*ListPaymentsRequest) ProtoMessage() {}
 
 func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[29]
+	mi := &file_db_v1_db_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2446,7 @@ func (x *ListPaymentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPaymentsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{29}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListPaymentsRequest) GetLimit() uint32 {
@@ -2263,7 +2488,7 @@ type ListPaymentsResponse struct {
 
 func (x *ListPaymentsResponse) Reset() {
 	*x = ListPaymentsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2500,7 @@ func (x *ListPaymentsResponse) String() string {
 func (*ListPaymentsResponse) ProtoMessage() {}
 
 func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[30]
+	mi := &file_db_v1_db_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2513,7 @@ func (x *ListPaymentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPaymentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPaymentsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{30}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListPaymentsResponse) GetPayments() []*GetPaymentResponse {
@@ -2322,7 +2547,7 @@ type FailPaymentRequest struct {
 
 func (x *FailPaymentRequest) Reset() {
 	*x = FailPaymentRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2559,7 @@ func (x *FailPaymentRequest) String() string {
 func (*FailPaymentRequest) ProtoMessage() {}
 
 func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[31]
+	mi := &file_db_v1_db_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2572,7 @@ func (x *FailPaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentRequest.ProtoReflect.Descriptor instead.
 func (*FailPaymentRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{31}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FailPaymentRequest) GetPayment() *ReserveFundsRequest {
@@ -2377,7 +2602,7 @@ type FailPaymentResponse struct {
 
 func (x *FailPaymentResponse) Reset() {
 	*x = FailPaymentResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +2614,7 @@ func (x *FailPaymentResponse) String() string {
 func (*FailPaymentResponse) ProtoMessage() {}
 
 func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[32]
+	mi := &file_db_v1_db_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +2627,7 @@ func (x *FailPaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailPaymentResponse.ProtoReflect.Descriptor instead.
 func (*FailPaymentResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{32}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FailPaymentResponse) GetReservationId() string {
@@ -2449,7 +2674,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2686,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[33]
+	mi := &file_db_v1_db_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2699,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{33}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Account) GetAccountId() string {
@@ -2535,7 +2760,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2772,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[34]
+	mi := &file_db_v1_db_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2785,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{34}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*Account {
@@ -2579,7 +2804,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2816,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[35]
+	mi := &file_db_v1_db_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2829,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{35}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -2630,7 +2855,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2867,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[36]
+	mi := &file_db_v1_db_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2880,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{36}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Rate) GetBase() string {
@@ -2704,7 +2929,7 @@ type PutRatesRequest struct {
 
 func (x *PutRatesRequest) Reset() {
 	*x = PutRatesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[37]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2941,7 @@ func (x *PutRatesRequest) String() string {
 func (*PutRatesRequest) ProtoMessage() {}
 
 func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[37]
+	mi := &file_db_v1_db_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2954,7 @@ func (x *PutRatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesRequest.ProtoReflect.Descriptor instead.
 func (*PutRatesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{37}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutRatesRequest) GetRates() []*Rate {
@@ -2762,7 +2987,7 @@ type PutRatesResponse struct {
 
 func (x *PutRatesResponse) Reset() {
 	*x = PutRatesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[38]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2999,7 @@ func (x *PutRatesResponse) String() string {
 func (*PutRatesResponse) ProtoMessage() {}
 
 func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[38]
+	mi := &file_db_v1_db_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3012,7 @@ func (x *PutRatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRatesResponse.ProtoReflect.Descriptor instead.
 func (*PutRatesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{38}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PutRatesResponse) GetRateIds() []string {
@@ -2811,7 +3036,7 @@ type PutRulesRequest struct {
 
 func (x *PutRulesRequest) Reset() {
 	*x = PutRulesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[39]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +3048,7 @@ func (x *PutRulesRequest) String() string {
 func (*PutRulesRequest) ProtoMessage() {}
 
 func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[39]
+	mi := &file_db_v1_db_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +3061,7 @@ func (x *PutRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesRequest.ProtoReflect.Descriptor instead.
 func (*PutRulesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{39}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutRulesRequest) GetRules() []byte {
@@ -2876,7 +3101,7 @@ type PutRulesResponse struct {
 
 func (x *PutRulesResponse) Reset() {
 	*x = PutRulesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[40]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3113,7 @@ func (x *PutRulesResponse) String() string {
 func (*PutRulesResponse) ProtoMessage() {}
 
 func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[40]
+	mi := &file_db_v1_db_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3126,7 @@ func (x *PutRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRulesResponse.ProtoReflect.Descriptor instead.
 func (*PutRulesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{40}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PutRulesResponse) GetRuleSet() string {
@@ -2929,7 +3154,7 @@ type SetLiquidityRequest struct {
 
 func (x *SetLiquidityRequest) Reset() {
 	*x = SetLiquidityRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[41]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3166,7 @@ func (x *SetLiquidityRequest) String() string {
 func (*SetLiquidityRequest) ProtoMessage() {}
 
 func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[41]
+	mi := &file_db_v1_db_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3179,7 @@ func (x *SetLiquidityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityRequest.ProtoReflect.Descriptor instead.
 func (*SetLiquidityRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{41}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetLiquidityRequest) GetCurrency() string {
@@ -3008,7 +3233,7 @@ type SetLiquidityResponse struct {
 
 func (x *SetLiquidityResponse) Reset() {
 	*x = SetLiquidityResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[42]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3245,7 @@ func (x *SetLiquidityResponse) String() string {
 func (*SetLiquidityResponse) ProtoMessage() {}
 
 func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[42]
+	mi := &file_db_v1_db_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3258,7 @@ func (x *SetLiquidityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLiquidityResponse.ProtoReflect.Descriptor instead.
 func (*SetLiquidityResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{42}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetLiquidityResponse) GetChanged() bool {
@@ -3051,7 +3276,7 @@ type SweepRequest struct {
 
 func (x *SweepRequest) Reset() {
 	*x = SweepRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[43]
+	mi := &file_db_v1_db_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3063,7 +3288,7 @@ func (x *SweepRequest) String() string {
 func (*SweepRequest) ProtoMessage() {}
 
 func (x *SweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[43]
+	mi := &file_db_v1_db_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3076,7 +3301,7 @@ func (x *SweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepRequest.ProtoReflect.Descriptor instead.
 func (*SweepRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{43}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{46}
 }
 
 type SweepResponse struct {
@@ -3089,7 +3314,7 @@ type SweepResponse struct {
 
 func (x *SweepResponse) Reset() {
 	*x = SweepResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[44]
+	mi := &file_db_v1_db_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3326,7 @@ func (x *SweepResponse) String() string {
 func (*SweepResponse) ProtoMessage() {}
 
 func (x *SweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[44]
+	mi := &file_db_v1_db_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3339,7 @@ func (x *SweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepResponse.ProtoReflect.Descriptor instead.
 func (*SweepResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{44}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SweepResponse) GetRolledBack() uint32 {
@@ -3157,7 +3382,7 @@ type DeadLetterAction struct {
 
 func (x *DeadLetterAction) Reset() {
 	*x = DeadLetterAction{}
-	mi := &file_db_v1_db_proto_msgTypes[45]
+	mi := &file_db_v1_db_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3394,7 @@ func (x *DeadLetterAction) String() string {
 func (*DeadLetterAction) ProtoMessage() {}
 
 func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[45]
+	mi := &file_db_v1_db_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3407,7 @@ func (x *DeadLetterAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterAction.ProtoReflect.Descriptor instead.
 func (*DeadLetterAction) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{45}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeadLetterAction) GetTopic() string {
@@ -3278,7 +3503,7 @@ type RecordDeadLetterActionRequest struct {
 
 func (x *RecordDeadLetterActionRequest) Reset() {
 	*x = RecordDeadLetterActionRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[46]
+	mi := &file_db_v1_db_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3515,7 @@ func (x *RecordDeadLetterActionRequest) String() string {
 func (*RecordDeadLetterActionRequest) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[46]
+	mi := &file_db_v1_db_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3528,7 @@ func (x *RecordDeadLetterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionRequest.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{46}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RecordDeadLetterActionRequest) GetAction() *DeadLetterAction {
@@ -3321,7 +3546,7 @@ type RecordDeadLetterActionResponse struct {
 
 func (x *RecordDeadLetterActionResponse) Reset() {
 	*x = RecordDeadLetterActionResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[47]
+	mi := &file_db_v1_db_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3558,7 @@ func (x *RecordDeadLetterActionResponse) String() string {
 func (*RecordDeadLetterActionResponse) ProtoMessage() {}
 
 func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[47]
+	mi := &file_db_v1_db_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3571,7 @@ func (x *RecordDeadLetterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordDeadLetterActionResponse.ProtoReflect.Descriptor instead.
 func (*RecordDeadLetterActionResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{47}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{50}
 }
 
 type ListDeadLetterActionsRequest struct {
@@ -3360,7 +3585,7 @@ type ListDeadLetterActionsRequest struct {
 
 func (x *ListDeadLetterActionsRequest) Reset() {
 	*x = ListDeadLetterActionsRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[48]
+	mi := &file_db_v1_db_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3372,7 +3597,7 @@ func (x *ListDeadLetterActionsRequest) String() string {
 func (*ListDeadLetterActionsRequest) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[48]
+	mi := &file_db_v1_db_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3385,7 +3610,7 @@ func (x *ListDeadLetterActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{48}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListDeadLetterActionsRequest) GetTopic() string {
@@ -3413,7 +3638,7 @@ type ListDeadLetterActionsResponse struct {
 
 func (x *ListDeadLetterActionsResponse) Reset() {
 	*x = ListDeadLetterActionsResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[49]
+	mi := &file_db_v1_db_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3650,7 @@ func (x *ListDeadLetterActionsResponse) String() string {
 func (*ListDeadLetterActionsResponse) ProtoMessage() {}
 
 func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[49]
+	mi := &file_db_v1_db_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3663,7 @@ func (x *ListDeadLetterActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLetterActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLetterActionsResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{49}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListDeadLetterActionsResponse) GetActions() []*DeadLetterAction {
@@ -3475,7 +3700,7 @@ type OpenAccountRequest struct {
 
 func (x *OpenAccountRequest) Reset() {
 	*x = OpenAccountRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[50]
+	mi := &file_db_v1_db_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3712,7 @@ func (x *OpenAccountRequest) String() string {
 func (*OpenAccountRequest) ProtoMessage() {}
 
 func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[50]
+	mi := &file_db_v1_db_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3725,7 @@ func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenAccountRequest.ProtoReflect.Descriptor instead.
 func (*OpenAccountRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{50}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *OpenAccountRequest) GetAccountId() string {
@@ -3570,7 +3795,7 @@ type OpenAccountResponse struct {
 
 func (x *OpenAccountResponse) Reset() {
 	*x = OpenAccountResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[51]
+	mi := &file_db_v1_db_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +3807,7 @@ func (x *OpenAccountResponse) String() string {
 func (*OpenAccountResponse) ProtoMessage() {}
 
 func (x *OpenAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[51]
+	mi := &file_db_v1_db_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3820,7 @@ func (x *OpenAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenAccountResponse.ProtoReflect.Descriptor instead.
 func (*OpenAccountResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{51}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OpenAccountResponse) GetEventId() string {
@@ -3627,7 +3852,7 @@ type FundAccountRequest struct {
 
 func (x *FundAccountRequest) Reset() {
 	*x = FundAccountRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[52]
+	mi := &file_db_v1_db_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3639,7 +3864,7 @@ func (x *FundAccountRequest) String() string {
 func (*FundAccountRequest) ProtoMessage() {}
 
 func (x *FundAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[52]
+	mi := &file_db_v1_db_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3652,7 +3877,7 @@ func (x *FundAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FundAccountRequest.ProtoReflect.Descriptor instead.
 func (*FundAccountRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{52}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *FundAccountRequest) GetAccountId() string {
@@ -3701,7 +3926,7 @@ type FundAccountResponse struct {
 
 func (x *FundAccountResponse) Reset() {
 	*x = FundAccountResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[53]
+	mi := &file_db_v1_db_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +3938,7 @@ func (x *FundAccountResponse) String() string {
 func (*FundAccountResponse) ProtoMessage() {}
 
 func (x *FundAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[53]
+	mi := &file_db_v1_db_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +3951,7 @@ func (x *FundAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FundAccountResponse.ProtoReflect.Descriptor instead.
 func (*FundAccountResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{53}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *FundAccountResponse) GetEventId() string {
@@ -3756,7 +3981,7 @@ type SetAccountStatusRequest struct {
 
 func (x *SetAccountStatusRequest) Reset() {
 	*x = SetAccountStatusRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[54]
+	mi := &file_db_v1_db_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3993,7 @@ func (x *SetAccountStatusRequest) String() string {
 func (*SetAccountStatusRequest) ProtoMessage() {}
 
 func (x *SetAccountStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[54]
+	mi := &file_db_v1_db_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +4006,7 @@ func (x *SetAccountStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAccountStatusRequest.ProtoReflect.Descriptor instead.
 func (*SetAccountStatusRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{54}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetAccountStatusRequest) GetAccountId() string {
@@ -3822,7 +4047,7 @@ type SetAccountStatusResponse struct {
 
 func (x *SetAccountStatusResponse) Reset() {
 	*x = SetAccountStatusResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[55]
+	mi := &file_db_v1_db_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3834,7 +4059,7 @@ func (x *SetAccountStatusResponse) String() string {
 func (*SetAccountStatusResponse) ProtoMessage() {}
 
 func (x *SetAccountStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[55]
+	mi := &file_db_v1_db_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3847,7 +4072,7 @@ func (x *SetAccountStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAccountStatusResponse.ProtoReflect.Descriptor instead.
 func (*SetAccountStatusResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{55}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetAccountStatusResponse) GetEventId() string {
@@ -3875,7 +4100,7 @@ type DescribeAccountRequest struct {
 
 func (x *DescribeAccountRequest) Reset() {
 	*x = DescribeAccountRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[56]
+	mi := &file_db_v1_db_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3887,7 +4112,7 @@ func (x *DescribeAccountRequest) String() string {
 func (*DescribeAccountRequest) ProtoMessage() {}
 
 func (x *DescribeAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[56]
+	mi := &file_db_v1_db_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3900,7 +4125,7 @@ func (x *DescribeAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeAccountRequest.ProtoReflect.Descriptor instead.
 func (*DescribeAccountRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{56}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DescribeAccountRequest) GetAccountId() string {
@@ -3936,7 +4161,7 @@ type DescribeAccountResponse struct {
 
 func (x *DescribeAccountResponse) Reset() {
 	*x = DescribeAccountResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[57]
+	mi := &file_db_v1_db_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4173,7 @@ func (x *DescribeAccountResponse) String() string {
 func (*DescribeAccountResponse) ProtoMessage() {}
 
 func (x *DescribeAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[57]
+	mi := &file_db_v1_db_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4186,7 @@ func (x *DescribeAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeAccountResponse.ProtoReflect.Descriptor instead.
 func (*DescribeAccountResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{57}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DescribeAccountResponse) GetAccountId() string {
@@ -4030,7 +4255,7 @@ type AccountEntry struct {
 
 func (x *AccountEntry) Reset() {
 	*x = AccountEntry{}
-	mi := &file_db_v1_db_proto_msgTypes[58]
+	mi := &file_db_v1_db_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4267,7 @@ func (x *AccountEntry) String() string {
 func (*AccountEntry) ProtoMessage() {}
 
 func (x *AccountEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[58]
+	mi := &file_db_v1_db_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4280,7 @@ func (x *AccountEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountEntry.ProtoReflect.Descriptor instead.
 func (*AccountEntry) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{58}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AccountEntry) GetCurrency() string {
@@ -4091,7 +4316,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_db_v1_db_proto_msgTypes[59]
+	mi := &file_db_v1_db_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4103,7 +4328,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[59]
+	mi := &file_db_v1_db_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4116,7 +4341,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{59}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Change) GetChangeId() string {
@@ -4184,7 +4409,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[60]
+	mi := &file_db_v1_db_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4421,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[60]
+	mi := &file_db_v1_db_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4434,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{60}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListChangesRequest) GetKind() string {
@@ -4251,7 +4476,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[61]
+	mi := &file_db_v1_db_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4263,7 +4488,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[61]
+	mi := &file_db_v1_db_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4276,7 +4501,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{61}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListChangesResponse) GetChanges() []*Change {
@@ -4301,7 +4526,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[62]
+	mi := &file_db_v1_db_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4313,7 +4538,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[62]
+	mi := &file_db_v1_db_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4326,7 +4551,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{62}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{65}
 }
 
 type StatusResponse struct {
@@ -4338,16 +4563,18 @@ type StatusResponse struct {
 	PostgresSince   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=postgres_since,json=postgresSince,proto3" json:"postgres_since,omitempty"`
 	PostgresProblem string                 `protobuf:"bytes,4,opt,name=postgres_problem,json=postgresProblem,proto3" json:"postgres_problem,omitempty"`
 	// The other fields are unset if they are not known: Postgres is away, or nothing has happened yet.
-	Schema        *int32     `protobuf:"varint,5,opt,name=schema,proto3,oneof" json:"schema,omitempty"`
-	LastSweep     *LastSweep `protobuf:"bytes,6,opt,name=last_sweep,json=lastSweep,proto3" json:"last_sweep,omitempty"`
-	Verdict       *Verdict   `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Schema    *int32     `protobuf:"varint,5,opt,name=schema,proto3,oneof" json:"schema,omitempty"`
+	LastSweep *LastSweep `protobuf:"bytes,6,opt,name=last_sweep,json=lastSweep,proto3" json:"last_sweep,omitempty"`
+	Verdict   *Verdict   `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The standby that lists and reports are read from; unset if there is none.
+	Standby       *Standby `protobuf:"bytes,8,opt,name=standby,proto3" json:"standby,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[63]
+	mi := &file_db_v1_db_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4359,7 +4586,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[63]
+	mi := &file_db_v1_db_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4372,7 +4599,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{63}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StatusResponse) GetAt() *timestamppb.Timestamp {
@@ -4424,6 +4651,77 @@ func (x *StatusResponse) GetVerdict() *Verdict {
 	return nil
 }
 
+func (x *StatusResponse) GetStandby() *Standby {
+	if x != nil {
+		return x.Standby
+	}
+	return nil
+}
+
+// Standby is a server that follows the primary.
+type Standby struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether reads go to it; else they go to the primary.
+	Used bool `protobuf:"varint,1,opt,name=used,proto3" json:"used,omitempty"`
+	// What it shows is at most this old; unset if that is not known.
+	StalenessMs *int64 `protobuf:"varint,2,opt,name=staleness_ms,json=stalenessMs,proto3,oneof" json:"staleness_ms,omitempty"`
+	// Why it is not used.
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standby) Reset() {
+	*x = Standby{}
+	mi := &file_db_v1_db_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standby) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standby) ProtoMessage() {}
+
+func (x *Standby) ProtoReflect() protoreflect.Message {
+	mi := &file_db_v1_db_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standby.ProtoReflect.Descriptor instead.
+func (*Standby) Descriptor() ([]byte, []int) {
+	return file_db_v1_db_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *Standby) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+func (x *Standby) GetStalenessMs() int64 {
+	if x != nil && x.StalenessMs != nil {
+		return *x.StalenessMs
+	}
+	return 0
+}
+
+func (x *Standby) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // LastSweep is what the latest completed sweep found.
 type LastSweep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4439,7 +4737,7 @@ type LastSweep struct {
 
 func (x *LastSweep) Reset() {
 	*x = LastSweep{}
-	mi := &file_db_v1_db_proto_msgTypes[64]
+	mi := &file_db_v1_db_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +4749,7 @@ func (x *LastSweep) String() string {
 func (*LastSweep) ProtoMessage() {}
 
 func (x *LastSweep) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[64]
+	mi := &file_db_v1_db_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +4762,7 @@ func (x *LastSweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSweep.ProtoReflect.Descriptor instead.
 func (*LastSweep) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{64}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LastSweep) GetAt() *timestamppb.Timestamp {
@@ -4503,14 +4801,17 @@ type Verdict struct {
 	Verdict  string `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	Breaches int64  `protobuf:"varint,3,opt,name=breaches,proto3" json:"breaches,omitempty"`
 	// In words, for a person.
-	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// Payments accepted since then were to be compared with their events; unset: as far back as the topics
+	// go. If the books differ, only a reconciliation that compares as much can find that they agree again.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_db_v1_db_proto_msgTypes[65]
+	mi := &file_db_v1_db_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4522,7 +4823,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[65]
+	mi := &file_db_v1_db_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4535,7 +4836,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{65}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Verdict) GetAt() *timestamppb.Timestamp {
@@ -4566,6 +4867,13 @@ func (x *Verdict) GetText() string {
 	return ""
 }
 
+func (x *Verdict) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type RecordVerdictRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       *Verdict               `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
@@ -4575,7 +4883,7 @@ type RecordVerdictRequest struct {
 
 func (x *RecordVerdictRequest) Reset() {
 	*x = RecordVerdictRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[66]
+	mi := &file_db_v1_db_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +4895,7 @@ func (x *RecordVerdictRequest) String() string {
 func (*RecordVerdictRequest) ProtoMessage() {}
 
 func (x *RecordVerdictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[66]
+	mi := &file_db_v1_db_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +4908,7 @@ func (x *RecordVerdictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordVerdictRequest.ProtoReflect.Descriptor instead.
 func (*RecordVerdictRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{66}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RecordVerdictRequest) GetVerdict() *Verdict {
@@ -4618,7 +4926,7 @@ type RecordVerdictResponse struct {
 
 func (x *RecordVerdictResponse) Reset() {
 	*x = RecordVerdictResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[67]
+	mi := &file_db_v1_db_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4938,7 @@ func (x *RecordVerdictResponse) String() string {
 func (*RecordVerdictResponse) ProtoMessage() {}
 
 func (x *RecordVerdictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[67]
+	mi := &file_db_v1_db_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4951,7 @@ func (x *RecordVerdictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordVerdictResponse.ProtoReflect.Descriptor instead.
 func (*RecordVerdictResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{67}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{71}
 }
 
 type ActedLettersRequest struct {
@@ -4657,7 +4965,7 @@ type ActedLettersRequest struct {
 
 func (x *ActedLettersRequest) Reset() {
 	*x = ActedLettersRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[68]
+	mi := &file_db_v1_db_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4669,7 +4977,7 @@ func (x *ActedLettersRequest) String() string {
 func (*ActedLettersRequest) ProtoMessage() {}
 
 func (x *ActedLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[68]
+	mi := &file_db_v1_db_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4682,7 +4990,7 @@ func (x *ActedLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActedLettersRequest.ProtoReflect.Descriptor instead.
 func (*ActedLettersRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{68}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ActedLettersRequest) GetTopic() string {
@@ -4709,7 +5017,7 @@ type ActedLettersResponse struct {
 
 func (x *ActedLettersResponse) Reset() {
 	*x = ActedLettersResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[69]
+	mi := &file_db_v1_db_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +5029,7 @@ func (x *ActedLettersResponse) String() string {
 func (*ActedLettersResponse) ProtoMessage() {}
 
 func (x *ActedLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[69]
+	mi := &file_db_v1_db_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +5042,7 @@ func (x *ActedLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActedLettersResponse.ProtoReflect.Descriptor instead.
 func (*ActedLettersResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{69}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ActedLettersResponse) GetActed() map[int32]*Offsets {
@@ -4753,7 +5061,7 @@ type Offsets struct {
 
 func (x *Offsets) Reset() {
 	*x = Offsets{}
-	mi := &file_db_v1_db_proto_msgTypes[70]
+	mi := &file_db_v1_db_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4765,7 +5073,7 @@ func (x *Offsets) String() string {
 func (*Offsets) ProtoMessage() {}
 
 func (x *Offsets) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[70]
+	mi := &file_db_v1_db_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4778,7 +5086,7 @@ func (x *Offsets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offsets.ProtoReflect.Descriptor instead.
 func (*Offsets) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{70}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Offsets) GetOffsets() []int64 {
@@ -4801,7 +5109,7 @@ type ActivityRequest struct {
 
 func (x *ActivityRequest) Reset() {
 	*x = ActivityRequest{}
-	mi := &file_db_v1_db_proto_msgTypes[71]
+	mi := &file_db_v1_db_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4813,7 +5121,7 @@ func (x *ActivityRequest) String() string {
 func (*ActivityRequest) ProtoMessage() {}
 
 func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[71]
+	mi := &file_db_v1_db_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4826,7 +5134,7 @@ func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityRequest.ProtoReflect.Descriptor instead.
 func (*ActivityRequest) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{71}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ActivityRequest) GetFrom() *timestamppb.Timestamp {
@@ -4862,7 +5170,7 @@ type ActivityResponse struct {
 
 func (x *ActivityResponse) Reset() {
 	*x = ActivityResponse{}
-	mi := &file_db_v1_db_proto_msgTypes[72]
+	mi := &file_db_v1_db_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4874,7 +5182,7 @@ func (x *ActivityResponse) String() string {
 func (*ActivityResponse) ProtoMessage() {}
 
 func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[72]
+	mi := &file_db_v1_db_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4887,7 +5195,7 @@ func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityResponse.ProtoReflect.Descriptor instead.
 func (*ActivityResponse) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{72}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ActivityResponse) GetBuckets() []*ActivityBucket {
@@ -4919,7 +5227,7 @@ type ActivityBucket struct {
 
 func (x *ActivityBucket) Reset() {
 	*x = ActivityBucket{}
-	mi := &file_db_v1_db_proto_msgTypes[73]
+	mi := &file_db_v1_db_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5239,7 @@ func (x *ActivityBucket) String() string {
 func (*ActivityBucket) ProtoMessage() {}
 
 func (x *ActivityBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_db_v1_db_proto_msgTypes[73]
+	mi := &file_db_v1_db_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5252,7 @@ func (x *ActivityBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityBucket.ProtoReflect.Descriptor instead.
 func (*ActivityBucket) Descriptor() ([]byte, []int) {
-	return file_db_v1_db_proto_rawDescGZIP(), []int{73}
+	return file_db_v1_db_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ActivityBucket) GetAt() *timestamppb.Timestamp {
@@ -5054,10 +5362,25 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"receiverId\"T\n" +
 	"\fCloseRequest\x12,\n" +
 	"\apayment\x18\x01 \x01(\v2\x12.common.v1.PaymentR\apayment\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"M\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x99\x01\n" +
+	"\x11OperationResponse\x12,\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12+\n" +
+	"\apayment\x18\x02 \x01(\v2\x11.common.v1.RecordR\apayment\x12)\n" +
+	"\x06refund\x18\x03 \x01(\v2\x11.common.v1.RecordR\x06refund\"c\n" +
+	"\x12ListRefundsRequest\x12\x1f\n" +
+	"\vpayment_key\x18\x01 \x01(\tR\n" +
+	"paymentKey\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\"B\n" +
+	"\x13ListRefundsResponse\x12+\n" +
+	"\arefunds\x18\x01 \x03(\v2\x11.common.v1.RecordR\arefunds\"\x9b\x01\n" +
 	"\vFindRequest\x12'\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x15\n" +
-	"\x06or_ref\x18\x02 \x01(\bR\x05orRef\"\xe8\x03\n" +
+	"\x06or_ref\x18\x02 \x01(\bR\x05orRef\x12\x16\n" +
+	"\x06client\x18\x03 \x01(\tR\x06client\x12\x1d\n" +
+	"\n" +
+	"any_client\x18\x04 \x01(\bR\tanyClient\x12\x15\n" +
+	"\x06by_ref\x18\x05 \x01(\bR\x05byRef\"\x9f\x04\n" +
 	"\vListRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x1d\n" +
@@ -5072,7 +5395,10 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\tmax_minor\x18\n" +
 	" \x01(\x03R\bmaxMinor\x12\x10\n" +
 	"\x03ref\x18\v \x01(\tR\x03ref\x12<\n" +
-	"\bmetadata\x18\f \x03(\v2 .db.v1.ListRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\f \x03(\v2 .db.v1.ListRequest.MetadataEntryR\bmetadata\x12\x16\n" +
+	"\x06client\x18\r \x01(\tR\x06client\x12\x1d\n" +
+	"\n" +
+	"any_client\x18\x0e \x01(\bR\tanyClient\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
@@ -5102,7 +5428,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\rclosing_minor\x18\x04 \x01(\x03R\fclosingMinor\x12&\n" +
 	"\aentries\x18\x05 \x03(\v2\f.db.v1.EntryR\aentries\x12\x1f\n" +
 	"\vnext_cursor\x18\x06 \x01(\tR\n" +
-	"nextCursor\"\xe2\x01\n" +
+	"nextCursor\"\xfa\x01\n" +
 	"\x05Entry\x127\n" +
 	"\tbooked_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bbookedAt\x12\x1d\n" +
 	"\n" +
@@ -5110,7 +5436,8 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x0etransaction_id\x18\x03 \x01(\tR\rtransactionId\x12\x12\n" +
 	"\x04kind\x18\x04 \x01(\tR\x04kind\x12!\n" +
 	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12#\n" +
-	"\rbalance_minor\x18\x06 \x01(\x03R\fbalanceMinor\"\x15\n" +
+	"\rbalance_minor\x18\x06 \x01(\x03R\fbalanceMinor\x12\x16\n" +
+	"\x06client\x18\a \x01(\tR\x06client\"\x15\n" +
 	"\x13TrialBalanceRequest\"x\n" +
 	"\x14TrialBalanceResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x124\n" +
@@ -5342,7 +5669,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x13ListChangesResponse\x12'\n" +
 	"\achanges\x18\x01 \x03(\v2\r.db.v1.ChangeR\achanges\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n" +
-	"\rStatusRequest\"\xce\x02\n" +
+	"\rStatusRequest\"\xf8\x02\n" +
 	"\x0eStatusResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
 	"\vpostgres_up\x18\x02 \x01(\bR\n" +
@@ -5352,18 +5679,25 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x06schema\x18\x05 \x01(\x05H\x00R\x06schema\x88\x01\x01\x12/\n" +
 	"\n" +
 	"last_sweep\x18\x06 \x01(\v2\x10.db.v1.LastSweepR\tlastSweep\x12(\n" +
-	"\averdict\x18\a \x01(\v2\x0e.db.v1.VerdictR\averdictB\t\n" +
-	"\a_schema\"\xb4\x01\n" +
+	"\averdict\x18\a \x01(\v2\x0e.db.v1.VerdictR\averdict\x12(\n" +
+	"\astandby\x18\b \x01(\v2\x0e.db.v1.StandbyR\astandbyB\t\n" +
+	"\a_schema\"p\n" +
+	"\aStandby\x12\x12\n" +
+	"\x04used\x18\x01 \x01(\bR\x04used\x12&\n" +
+	"\fstaleness_ms\x18\x02 \x01(\x03H\x00R\vstalenessMs\x88\x01\x01\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblemB\x0f\n" +
+	"\r_staleness_ms\"\xb4\x01\n" +
 	"\tLastSweep\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
 	"\apending\x18\x02 \x01(\x03R\apending\x12\x19\n" +
 	"\bheld_idr\x18\x03 \x01(\x03R\aheldIdr\x12F\n" +
-	"\x11oldest_pending_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0foldestPendingAt\"\x7f\n" +
+	"\x11oldest_pending_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0foldestPendingAt\"\xb1\x01\n" +
 	"\aVerdict\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
 	"\averdict\x18\x02 \x01(\tR\averdict\x12\x1a\n" +
 	"\bbreaches\x18\x03 \x01(\x03R\bbreaches\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"@\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"@\n" +
 	"\x14RecordVerdictRequest\x12(\n" +
 	"\averdict\x18\x01 \x01(\v2\x0e.db.v1.VerdictR\averdict\"\x17\n" +
 	"\x15RecordVerdictResponse\"\x9e\x01\n" +
@@ -5407,7 +5741,7 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\x85\f\n" +
+	"BAD_STATUS\x10\x052\x93\x0e\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
@@ -5419,7 +5753,11 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\x06Refuse\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x124\n" +
 	"\x04Fail\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x122\n" +
 	"\x04Find\x12\x12.db.v1.FindRequest\x1a\x11.common.v1.Record\"\x03\x90\x02\x01\x124\n" +
-	"\x04List\x12\x12.db.v1.ListRequest\x1a\x13.db.v1.ListResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\x04List\x12\x12.db.v1.ListRequest\x1a\x13.db.v1.ListResponse\"\x03\x90\x02\x01\x12D\n" +
+	"\rReserveRefund\x12\x14.common.v1.Operation\x1a\x18.db.v1.OperationResponse\"\x03\x90\x02\x02\x12>\n" +
+	"\aCapture\x12\x14.common.v1.Operation\x1a\x18.db.v1.OperationResponse\"\x03\x90\x02\x02\x12;\n" +
+	"\x04Void\x12\x14.common.v1.Operation\x1a\x18.db.v1.OperationResponse\"\x03\x90\x02\x02\x12I\n" +
+	"\vListRefunds\x12\x19.db.v1.ListRefundsRequest\x1a\x1a.db.v1.ListRefundsResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\n" +
 	"BalancesAt\x12\x18.db.v1.BalancesAtRequest\x1a\x19.db.v1.BalancesAtResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\tStatement\x12\x17.db.v1.StatementRequest\x1a\x18.db.v1.StatementResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -5462,7 +5800,7 @@ func file_db_v1_db_proto_rawDescGZIP() []byte {
 }
 
 var file_db_v1_db_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_db_v1_db_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_db_v1_db_proto_goTypes = []any{
 	(TxStatus)(0),                          // 0: db.v1.TxStatus
 	(*CheckBalanceRequest)(nil),            // 1: db.v1.CheckBalanceRequest
@@ -5476,225 +5814,244 @@ var file_db_v1_db_proto_goTypes = []any{
 	(*GetRandomAccountsRequest)(nil),       // 9: db.v1.GetRandomAccountsRequest
 	(*GetRandomAccountsResponse)(nil),      // 10: db.v1.GetRandomAccountsResponse
 	(*CloseRequest)(nil),                   // 11: db.v1.CloseRequest
-	(*FindRequest)(nil),                    // 12: db.v1.FindRequest
-	(*ListRequest)(nil),                    // 13: db.v1.ListRequest
-	(*ListResponse)(nil),                   // 14: db.v1.ListResponse
-	(*BalancesAtRequest)(nil),              // 15: db.v1.BalancesAtRequest
-	(*BalancesAtResponse)(nil),             // 16: db.v1.BalancesAtResponse
-	(*StatementRequest)(nil),               // 17: db.v1.StatementRequest
-	(*StatementResponse)(nil),              // 18: db.v1.StatementResponse
-	(*Entry)(nil),                          // 19: db.v1.Entry
-	(*TrialBalanceRequest)(nil),            // 20: db.v1.TrialBalanceRequest
-	(*TrialBalanceResponse)(nil),           // 21: db.v1.TrialBalanceResponse
-	(*CurrencyTrial)(nil),                  // 22: db.v1.CurrencyTrial
-	(*HouseBalance)(nil),                   // 23: db.v1.HouseBalance
-	(*Quote)(nil),                          // 24: db.v1.Quote
-	(*PutQuoteRequest)(nil),                // 25: db.v1.PutQuoteRequest
-	(*PutQuoteResponse)(nil),               // 26: db.v1.PutQuoteResponse
-	(*FindQuoteRequest)(nil),               // 27: db.v1.FindQuoteRequest
-	(*GetPaymentRequest)(nil),              // 28: db.v1.GetPaymentRequest
-	(*GetPaymentResponse)(nil),             // 29: db.v1.GetPaymentResponse
-	(*ListPaymentsRequest)(nil),            // 30: db.v1.ListPaymentsRequest
-	(*ListPaymentsResponse)(nil),           // 31: db.v1.ListPaymentsResponse
-	(*FailPaymentRequest)(nil),             // 32: db.v1.FailPaymentRequest
-	(*FailPaymentResponse)(nil),            // 33: db.v1.FailPaymentResponse
-	(*Account)(nil),                        // 34: db.v1.Account
-	(*SeedAccountsRequest)(nil),            // 35: db.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),           // 36: db.v1.SeedAccountsResponse
-	(*Rate)(nil),                           // 37: db.v1.Rate
-	(*PutRatesRequest)(nil),                // 38: db.v1.PutRatesRequest
-	(*PutRatesResponse)(nil),               // 39: db.v1.PutRatesResponse
-	(*PutRulesRequest)(nil),                // 40: db.v1.PutRulesRequest
-	(*PutRulesResponse)(nil),               // 41: db.v1.PutRulesResponse
-	(*SetLiquidityRequest)(nil),            // 42: db.v1.SetLiquidityRequest
-	(*SetLiquidityResponse)(nil),           // 43: db.v1.SetLiquidityResponse
-	(*SweepRequest)(nil),                   // 44: db.v1.SweepRequest
-	(*SweepResponse)(nil),                  // 45: db.v1.SweepResponse
-	(*DeadLetterAction)(nil),               // 46: db.v1.DeadLetterAction
-	(*RecordDeadLetterActionRequest)(nil),  // 47: db.v1.RecordDeadLetterActionRequest
-	(*RecordDeadLetterActionResponse)(nil), // 48: db.v1.RecordDeadLetterActionResponse
-	(*ListDeadLetterActionsRequest)(nil),   // 49: db.v1.ListDeadLetterActionsRequest
-	(*ListDeadLetterActionsResponse)(nil),  // 50: db.v1.ListDeadLetterActionsResponse
-	(*OpenAccountRequest)(nil),             // 51: db.v1.OpenAccountRequest
-	(*OpenAccountResponse)(nil),            // 52: db.v1.OpenAccountResponse
-	(*FundAccountRequest)(nil),             // 53: db.v1.FundAccountRequest
-	(*FundAccountResponse)(nil),            // 54: db.v1.FundAccountResponse
-	(*SetAccountStatusRequest)(nil),        // 55: db.v1.SetAccountStatusRequest
-	(*SetAccountStatusResponse)(nil),       // 56: db.v1.SetAccountStatusResponse
-	(*DescribeAccountRequest)(nil),         // 57: db.v1.DescribeAccountRequest
-	(*DescribeAccountResponse)(nil),        // 58: db.v1.DescribeAccountResponse
-	(*AccountEntry)(nil),                   // 59: db.v1.AccountEntry
-	(*Change)(nil),                         // 60: db.v1.Change
-	(*ListChangesRequest)(nil),             // 61: db.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),            // 62: db.v1.ListChangesResponse
-	(*StatusRequest)(nil),                  // 63: db.v1.StatusRequest
-	(*StatusResponse)(nil),                 // 64: db.v1.StatusResponse
-	(*LastSweep)(nil),                      // 65: db.v1.LastSweep
-	(*Verdict)(nil),                        // 66: db.v1.Verdict
-	(*RecordVerdictRequest)(nil),           // 67: db.v1.RecordVerdictRequest
-	(*RecordVerdictResponse)(nil),          // 68: db.v1.RecordVerdictResponse
-	(*ActedLettersRequest)(nil),            // 69: db.v1.ActedLettersRequest
-	(*ActedLettersResponse)(nil),           // 70: db.v1.ActedLettersResponse
-	(*Offsets)(nil),                        // 71: db.v1.Offsets
-	(*ActivityRequest)(nil),                // 72: db.v1.ActivityRequest
-	(*ActivityResponse)(nil),               // 73: db.v1.ActivityResponse
-	(*ActivityBucket)(nil),                 // 74: db.v1.ActivityBucket
-	nil,                                    // 75: db.v1.ListRequest.MetadataEntry
-	nil,                                    // 76: db.v1.ActedLettersRequest.FromEntry
-	nil,                                    // 77: db.v1.ActedLettersResponse.ActedEntry
-	nil,                                    // 78: db.v1.ActivityResponse.ReasonsEntry
-	(*timestamppb.Timestamp)(nil),          // 79: google.protobuf.Timestamp
-	(*v1.Payment)(nil),                     // 80: common.v1.Payment
-	(v1.ReservationState)(0),               // 81: common.v1.ReservationState
-	(*v1.Record)(nil),                      // 82: common.v1.Record
-	(*v1.Amount)(nil),                      // 83: common.v1.Amount
-	(*durationpb.Duration)(nil),            // 84: google.protobuf.Duration
-	(*v1.Balance)(nil),                     // 85: common.v1.Balance
-	(*v1.Outcome)(nil),                     // 86: common.v1.Outcome
+	(*OperationResponse)(nil),              // 12: db.v1.OperationResponse
+	(*ListRefundsRequest)(nil),             // 13: db.v1.ListRefundsRequest
+	(*ListRefundsResponse)(nil),            // 14: db.v1.ListRefundsResponse
+	(*FindRequest)(nil),                    // 15: db.v1.FindRequest
+	(*ListRequest)(nil),                    // 16: db.v1.ListRequest
+	(*ListResponse)(nil),                   // 17: db.v1.ListResponse
+	(*BalancesAtRequest)(nil),              // 18: db.v1.BalancesAtRequest
+	(*BalancesAtResponse)(nil),             // 19: db.v1.BalancesAtResponse
+	(*StatementRequest)(nil),               // 20: db.v1.StatementRequest
+	(*StatementResponse)(nil),              // 21: db.v1.StatementResponse
+	(*Entry)(nil),                          // 22: db.v1.Entry
+	(*TrialBalanceRequest)(nil),            // 23: db.v1.TrialBalanceRequest
+	(*TrialBalanceResponse)(nil),           // 24: db.v1.TrialBalanceResponse
+	(*CurrencyTrial)(nil),                  // 25: db.v1.CurrencyTrial
+	(*HouseBalance)(nil),                   // 26: db.v1.HouseBalance
+	(*Quote)(nil),                          // 27: db.v1.Quote
+	(*PutQuoteRequest)(nil),                // 28: db.v1.PutQuoteRequest
+	(*PutQuoteResponse)(nil),               // 29: db.v1.PutQuoteResponse
+	(*FindQuoteRequest)(nil),               // 30: db.v1.FindQuoteRequest
+	(*GetPaymentRequest)(nil),              // 31: db.v1.GetPaymentRequest
+	(*GetPaymentResponse)(nil),             // 32: db.v1.GetPaymentResponse
+	(*ListPaymentsRequest)(nil),            // 33: db.v1.ListPaymentsRequest
+	(*ListPaymentsResponse)(nil),           // 34: db.v1.ListPaymentsResponse
+	(*FailPaymentRequest)(nil),             // 35: db.v1.FailPaymentRequest
+	(*FailPaymentResponse)(nil),            // 36: db.v1.FailPaymentResponse
+	(*Account)(nil),                        // 37: db.v1.Account
+	(*SeedAccountsRequest)(nil),            // 38: db.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),           // 39: db.v1.SeedAccountsResponse
+	(*Rate)(nil),                           // 40: db.v1.Rate
+	(*PutRatesRequest)(nil),                // 41: db.v1.PutRatesRequest
+	(*PutRatesResponse)(nil),               // 42: db.v1.PutRatesResponse
+	(*PutRulesRequest)(nil),                // 43: db.v1.PutRulesRequest
+	(*PutRulesResponse)(nil),               // 44: db.v1.PutRulesResponse
+	(*SetLiquidityRequest)(nil),            // 45: db.v1.SetLiquidityRequest
+	(*SetLiquidityResponse)(nil),           // 46: db.v1.SetLiquidityResponse
+	(*SweepRequest)(nil),                   // 47: db.v1.SweepRequest
+	(*SweepResponse)(nil),                  // 48: db.v1.SweepResponse
+	(*DeadLetterAction)(nil),               // 49: db.v1.DeadLetterAction
+	(*RecordDeadLetterActionRequest)(nil),  // 50: db.v1.RecordDeadLetterActionRequest
+	(*RecordDeadLetterActionResponse)(nil), // 51: db.v1.RecordDeadLetterActionResponse
+	(*ListDeadLetterActionsRequest)(nil),   // 52: db.v1.ListDeadLetterActionsRequest
+	(*ListDeadLetterActionsResponse)(nil),  // 53: db.v1.ListDeadLetterActionsResponse
+	(*OpenAccountRequest)(nil),             // 54: db.v1.OpenAccountRequest
+	(*OpenAccountResponse)(nil),            // 55: db.v1.OpenAccountResponse
+	(*FundAccountRequest)(nil),             // 56: db.v1.FundAccountRequest
+	(*FundAccountResponse)(nil),            // 57: db.v1.FundAccountResponse
+	(*SetAccountStatusRequest)(nil),        // 58: db.v1.SetAccountStatusRequest
+	(*SetAccountStatusResponse)(nil),       // 59: db.v1.SetAccountStatusResponse
+	(*DescribeAccountRequest)(nil),         // 60: db.v1.DescribeAccountRequest
+	(*DescribeAccountResponse)(nil),        // 61: db.v1.DescribeAccountResponse
+	(*AccountEntry)(nil),                   // 62: db.v1.AccountEntry
+	(*Change)(nil),                         // 63: db.v1.Change
+	(*ListChangesRequest)(nil),             // 64: db.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),            // 65: db.v1.ListChangesResponse
+	(*StatusRequest)(nil),                  // 66: db.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 67: db.v1.StatusResponse
+	(*Standby)(nil),                        // 68: db.v1.Standby
+	(*LastSweep)(nil),                      // 69: db.v1.LastSweep
+	(*Verdict)(nil),                        // 70: db.v1.Verdict
+	(*RecordVerdictRequest)(nil),           // 71: db.v1.RecordVerdictRequest
+	(*RecordVerdictResponse)(nil),          // 72: db.v1.RecordVerdictResponse
+	(*ActedLettersRequest)(nil),            // 73: db.v1.ActedLettersRequest
+	(*ActedLettersResponse)(nil),           // 74: db.v1.ActedLettersResponse
+	(*Offsets)(nil),                        // 75: db.v1.Offsets
+	(*ActivityRequest)(nil),                // 76: db.v1.ActivityRequest
+	(*ActivityResponse)(nil),               // 77: db.v1.ActivityResponse
+	(*ActivityBucket)(nil),                 // 78: db.v1.ActivityBucket
+	nil,                                    // 79: db.v1.ListRequest.MetadataEntry
+	nil,                                    // 80: db.v1.ActedLettersRequest.FromEntry
+	nil,                                    // 81: db.v1.ActedLettersResponse.ActedEntry
+	nil,                                    // 82: db.v1.ActivityResponse.ReasonsEntry
+	(*timestamppb.Timestamp)(nil),          // 83: google.protobuf.Timestamp
+	(*v1.Payment)(nil),                     // 84: common.v1.Payment
+	(*v1.Outcome)(nil),                     // 85: common.v1.Outcome
+	(*v1.Record)(nil),                      // 86: common.v1.Record
+	(v1.ReservationState)(0),               // 87: common.v1.ReservationState
+	(*v1.Amount)(nil),                      // 88: common.v1.Amount
+	(*durationpb.Duration)(nil),            // 89: google.protobuf.Duration
+	(*v1.Balance)(nil),                     // 90: common.v1.Balance
+	(*v1.Operation)(nil),                   // 91: common.v1.Operation
 }
 var file_db_v1_db_proto_depIdxs = []int32{
-	79,  // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
-	79,  // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	79,  // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
+	83,  // 0: db.v1.ReserveFundsRequest.rate_time:type_name -> google.protobuf.Timestamp
+	83,  // 1: db.v1.ReserveFundsRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	83,  // 2: db.v1.ReserveFundsRequest.deadline:type_name -> google.protobuf.Timestamp
 	0,   // 3: db.v1.CommitReservationResponse.status:type_name -> db.v1.TxStatus
 	0,   // 4: db.v1.RollbackReservationResponse.status:type_name -> db.v1.TxStatus
-	80,  // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
-	81,  // 6: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
-	79,  // 7: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
-	79,  // 8: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
-	75,  // 9: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
-	82,  // 10: db.v1.ListResponse.payments:type_name -> common.v1.Record
-	79,  // 11: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
-	83,  // 12: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
-	79,  // 13: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
-	79,  // 14: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
-	79,  // 15: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
-	79,  // 16: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
-	19,  // 17: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
-	79,  // 18: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
-	79,  // 19: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
-	22,  // 20: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
-	23,  // 21: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
-	80,  // 22: db.v1.Quote.payment:type_name -> common.v1.Payment
-	79,  // 23: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
-	79,  // 24: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
-	80,  // 25: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
-	84,  // 26: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
-	24,  // 27: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
-	84,  // 28: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
-	79,  // 29: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
-	79,  // 30: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
-	79,  // 31: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
-	79,  // 32: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
-	79,  // 33: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
-	29,  // 34: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
-	3,   // 35: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
-	83,  // 36: db.v1.Account.balances:type_name -> common.v1.Amount
-	34,  // 37: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
-	37,  // 38: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
-	79,  // 39: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
-	46,  // 40: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
-	46,  // 41: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
-	83,  // 42: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
-	79,  // 43: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
-	85,  // 44: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
-	59,  // 45: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
-	60,  // 46: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
-	19,  // 47: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
-	79,  // 48: db.v1.Change.at:type_name -> google.protobuf.Timestamp
-	60,  // 49: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
-	79,  // 50: db.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
-	79,  // 51: db.v1.StatusResponse.postgres_since:type_name -> google.protobuf.Timestamp
-	65,  // 52: db.v1.StatusResponse.last_sweep:type_name -> db.v1.LastSweep
-	66,  // 53: db.v1.StatusResponse.verdict:type_name -> db.v1.Verdict
-	79,  // 54: db.v1.LastSweep.at:type_name -> google.protobuf.Timestamp
-	79,  // 55: db.v1.LastSweep.oldest_pending_at:type_name -> google.protobuf.Timestamp
-	79,  // 56: db.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	66,  // 57: db.v1.RecordVerdictRequest.verdict:type_name -> db.v1.Verdict
-	76,  // 58: db.v1.ActedLettersRequest.from:type_name -> db.v1.ActedLettersRequest.FromEntry
-	77,  // 59: db.v1.ActedLettersResponse.acted:type_name -> db.v1.ActedLettersResponse.ActedEntry
-	79,  // 60: db.v1.ActivityRequest.from:type_name -> google.protobuf.Timestamp
-	79,  // 61: db.v1.ActivityRequest.to:type_name -> google.protobuf.Timestamp
-	84,  // 62: db.v1.ActivityRequest.step:type_name -> google.protobuf.Duration
-	74,  // 63: db.v1.ActivityResponse.buckets:type_name -> db.v1.ActivityBucket
-	78,  // 64: db.v1.ActivityResponse.reasons:type_name -> db.v1.ActivityResponse.ReasonsEntry
-	79,  // 65: db.v1.ActivityBucket.at:type_name -> google.protobuf.Timestamp
-	71,  // 66: db.v1.ActedLettersResponse.ActedEntry.value:type_name -> db.v1.Offsets
-	1,   // 67: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
-	3,   // 68: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
-	5,   // 69: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
-	7,   // 70: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
-	9,   // 71: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
-	80,  // 72: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	80,  // 73: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11,  // 74: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11,  // 75: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	12,  // 76: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	13,  // 77: db.v1.Db.List:input_type -> db.v1.ListRequest
-	15,  // 78: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	17,  // 79: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	20,  // 80: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	25,  // 81: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	27,  // 82: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	63,  // 83: db.v1.Db.Status:input_type -> db.v1.StatusRequest
-	69,  // 84: db.v1.Db.ActedLetters:input_type -> db.v1.ActedLettersRequest
-	72,  // 85: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
-	28,  // 86: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	30,  // 87: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	32,  // 88: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	51,  // 89: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
-	53,  // 90: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
-	55,  // 91: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
-	57,  // 92: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
-	61,  // 93: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
-	35,  // 94: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	38,  // 95: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	40,  // 96: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	42,  // 97: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	44,  // 98: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	67,  // 99: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
-	47,  // 100: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	49,  // 101: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,   // 102: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,   // 103: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,   // 104: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,   // 105: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10,  // 106: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	86,  // 107: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	86,  // 108: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	86,  // 109: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	86,  // 110: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	82,  // 111: db.v1.Db.Find:output_type -> common.v1.Record
-	14,  // 112: db.v1.Db.List:output_type -> db.v1.ListResponse
-	16,  // 113: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	18,  // 114: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	21,  // 115: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	26,  // 116: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	24,  // 117: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	64,  // 118: db.v1.Db.Status:output_type -> db.v1.StatusResponse
-	70,  // 119: db.v1.Db.ActedLetters:output_type -> db.v1.ActedLettersResponse
-	73,  // 120: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
-	29,  // 121: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	31,  // 122: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	33,  // 123: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	52,  // 124: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
-	54,  // 125: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
-	56,  // 126: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
-	58,  // 127: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
-	62,  // 128: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
-	36,  // 129: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	39,  // 130: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	41,  // 131: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	43,  // 132: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	45,  // 133: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	68,  // 134: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
-	48,  // 135: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	50,  // 136: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	102, // [102:137] is the sub-list for method output_type
-	67,  // [67:102] is the sub-list for method input_type
-	67,  // [67:67] is the sub-list for extension type_name
-	67,  // [67:67] is the sub-list for extension extendee
-	0,   // [0:67] is the sub-list for field type_name
+	84,  // 5: db.v1.CloseRequest.payment:type_name -> common.v1.Payment
+	85,  // 6: db.v1.OperationResponse.outcome:type_name -> common.v1.Outcome
+	86,  // 7: db.v1.OperationResponse.payment:type_name -> common.v1.Record
+	86,  // 8: db.v1.OperationResponse.refund:type_name -> common.v1.Record
+	86,  // 9: db.v1.ListRefundsResponse.refunds:type_name -> common.v1.Record
+	87,  // 10: db.v1.ListRequest.state:type_name -> common.v1.ReservationState
+	83,  // 11: db.v1.ListRequest.from:type_name -> google.protobuf.Timestamp
+	83,  // 12: db.v1.ListRequest.to:type_name -> google.protobuf.Timestamp
+	79,  // 13: db.v1.ListRequest.metadata:type_name -> db.v1.ListRequest.MetadataEntry
+	86,  // 14: db.v1.ListResponse.payments:type_name -> common.v1.Record
+	83,  // 15: db.v1.BalancesAtRequest.at:type_name -> google.protobuf.Timestamp
+	88,  // 16: db.v1.BalancesAtResponse.balances:type_name -> common.v1.Amount
+	83,  // 17: db.v1.StatementRequest.from:type_name -> google.protobuf.Timestamp
+	83,  // 18: db.v1.StatementRequest.to:type_name -> google.protobuf.Timestamp
+	83,  // 19: db.v1.StatementResponse.from:type_name -> google.protobuf.Timestamp
+	83,  // 20: db.v1.StatementResponse.to:type_name -> google.protobuf.Timestamp
+	22,  // 21: db.v1.StatementResponse.entries:type_name -> db.v1.Entry
+	83,  // 22: db.v1.Entry.booked_at:type_name -> google.protobuf.Timestamp
+	83,  // 23: db.v1.TrialBalanceResponse.at:type_name -> google.protobuf.Timestamp
+	25,  // 24: db.v1.TrialBalanceResponse.currencies:type_name -> db.v1.CurrencyTrial
+	26,  // 25: db.v1.CurrencyTrial.house:type_name -> db.v1.HouseBalance
+	84,  // 26: db.v1.Quote.payment:type_name -> common.v1.Payment
+	83,  // 27: db.v1.Quote.created_at:type_name -> google.protobuf.Timestamp
+	83,  // 28: db.v1.Quote.expires_at:type_name -> google.protobuf.Timestamp
+	84,  // 29: db.v1.PutQuoteRequest.payment:type_name -> common.v1.Payment
+	89,  // 30: db.v1.PutQuoteRequest.lifetime:type_name -> google.protobuf.Duration
+	27,  // 31: db.v1.PutQuoteResponse.quote:type_name -> db.v1.Quote
+	89,  // 32: db.v1.PutQuoteResponse.retry_after:type_name -> google.protobuf.Duration
+	83,  // 33: db.v1.GetPaymentResponse.rate_time:type_name -> google.protobuf.Timestamp
+	83,  // 34: db.v1.GetPaymentResponse.accepted_at:type_name -> google.protobuf.Timestamp
+	83,  // 35: db.v1.GetPaymentResponse.reserved_at:type_name -> google.protobuf.Timestamp
+	83,  // 36: db.v1.GetPaymentResponse.deadline:type_name -> google.protobuf.Timestamp
+	83,  // 37: db.v1.GetPaymentResponse.decided_at:type_name -> google.protobuf.Timestamp
+	32,  // 38: db.v1.ListPaymentsResponse.payments:type_name -> db.v1.GetPaymentResponse
+	3,   // 39: db.v1.FailPaymentRequest.payment:type_name -> db.v1.ReserveFundsRequest
+	88,  // 40: db.v1.Account.balances:type_name -> common.v1.Amount
+	37,  // 41: db.v1.SeedAccountsRequest.accounts:type_name -> db.v1.Account
+	40,  // 42: db.v1.PutRatesRequest.rates:type_name -> db.v1.Rate
+	83,  // 43: db.v1.DeadLetterAction.acted_at:type_name -> google.protobuf.Timestamp
+	49,  // 44: db.v1.RecordDeadLetterActionRequest.action:type_name -> db.v1.DeadLetterAction
+	49,  // 45: db.v1.ListDeadLetterActionsResponse.actions:type_name -> db.v1.DeadLetterAction
+	88,  // 46: db.v1.FundAccountRequest.amount:type_name -> common.v1.Amount
+	83,  // 47: db.v1.DescribeAccountResponse.profile_at:type_name -> google.protobuf.Timestamp
+	90,  // 48: db.v1.DescribeAccountResponse.balances:type_name -> common.v1.Balance
+	62,  // 49: db.v1.DescribeAccountResponse.entries:type_name -> db.v1.AccountEntry
+	63,  // 50: db.v1.DescribeAccountResponse.changes:type_name -> db.v1.Change
+	22,  // 51: db.v1.AccountEntry.entry:type_name -> db.v1.Entry
+	83,  // 52: db.v1.Change.at:type_name -> google.protobuf.Timestamp
+	63,  // 53: db.v1.ListChangesResponse.changes:type_name -> db.v1.Change
+	83,  // 54: db.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	83,  // 55: db.v1.StatusResponse.postgres_since:type_name -> google.protobuf.Timestamp
+	69,  // 56: db.v1.StatusResponse.last_sweep:type_name -> db.v1.LastSweep
+	70,  // 57: db.v1.StatusResponse.verdict:type_name -> db.v1.Verdict
+	68,  // 58: db.v1.StatusResponse.standby:type_name -> db.v1.Standby
+	83,  // 59: db.v1.LastSweep.at:type_name -> google.protobuf.Timestamp
+	83,  // 60: db.v1.LastSweep.oldest_pending_at:type_name -> google.protobuf.Timestamp
+	83,  // 61: db.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	83,  // 62: db.v1.Verdict.since:type_name -> google.protobuf.Timestamp
+	70,  // 63: db.v1.RecordVerdictRequest.verdict:type_name -> db.v1.Verdict
+	80,  // 64: db.v1.ActedLettersRequest.from:type_name -> db.v1.ActedLettersRequest.FromEntry
+	81,  // 65: db.v1.ActedLettersResponse.acted:type_name -> db.v1.ActedLettersResponse.ActedEntry
+	83,  // 66: db.v1.ActivityRequest.from:type_name -> google.protobuf.Timestamp
+	83,  // 67: db.v1.ActivityRequest.to:type_name -> google.protobuf.Timestamp
+	89,  // 68: db.v1.ActivityRequest.step:type_name -> google.protobuf.Duration
+	78,  // 69: db.v1.ActivityResponse.buckets:type_name -> db.v1.ActivityBucket
+	82,  // 70: db.v1.ActivityResponse.reasons:type_name -> db.v1.ActivityResponse.ReasonsEntry
+	83,  // 71: db.v1.ActivityBucket.at:type_name -> google.protobuf.Timestamp
+	75,  // 72: db.v1.ActedLettersResponse.ActedEntry.value:type_name -> db.v1.Offsets
+	1,   // 73: db.v1.Db.CheckBalance:input_type -> db.v1.CheckBalanceRequest
+	3,   // 74: db.v1.Db.ReserveFunds:input_type -> db.v1.ReserveFundsRequest
+	5,   // 75: db.v1.Db.CommitReservation:input_type -> db.v1.CommitReservationRequest
+	7,   // 76: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
+	9,   // 77: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
+	84,  // 78: db.v1.Db.Reserve:input_type -> common.v1.Payment
+	84,  // 79: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11,  // 80: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11,  // 81: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	15,  // 82: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	16,  // 83: db.v1.Db.List:input_type -> db.v1.ListRequest
+	91,  // 84: db.v1.Db.ReserveRefund:input_type -> common.v1.Operation
+	91,  // 85: db.v1.Db.Capture:input_type -> common.v1.Operation
+	91,  // 86: db.v1.Db.Void:input_type -> common.v1.Operation
+	13,  // 87: db.v1.Db.ListRefunds:input_type -> db.v1.ListRefundsRequest
+	18,  // 88: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	20,  // 89: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	23,  // 90: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	28,  // 91: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	30,  // 92: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	66,  // 93: db.v1.Db.Status:input_type -> db.v1.StatusRequest
+	73,  // 94: db.v1.Db.ActedLetters:input_type -> db.v1.ActedLettersRequest
+	76,  // 95: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
+	31,  // 96: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	33,  // 97: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	35,  // 98: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	54,  // 99: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	56,  // 100: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	58,  // 101: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	60,  // 102: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	64,  // 103: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	38,  // 104: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	41,  // 105: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	43,  // 106: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	45,  // 107: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	47,  // 108: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	71,  // 109: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
+	50,  // 110: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	52,  // 111: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,   // 112: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,   // 113: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,   // 114: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,   // 115: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10,  // 116: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	85,  // 117: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	85,  // 118: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	85,  // 119: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	85,  // 120: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	86,  // 121: db.v1.Db.Find:output_type -> common.v1.Record
+	17,  // 122: db.v1.Db.List:output_type -> db.v1.ListResponse
+	12,  // 123: db.v1.Db.ReserveRefund:output_type -> db.v1.OperationResponse
+	12,  // 124: db.v1.Db.Capture:output_type -> db.v1.OperationResponse
+	12,  // 125: db.v1.Db.Void:output_type -> db.v1.OperationResponse
+	14,  // 126: db.v1.Db.ListRefunds:output_type -> db.v1.ListRefundsResponse
+	19,  // 127: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	21,  // 128: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	24,  // 129: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	29,  // 130: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	27,  // 131: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	67,  // 132: db.v1.Db.Status:output_type -> db.v1.StatusResponse
+	74,  // 133: db.v1.Db.ActedLetters:output_type -> db.v1.ActedLettersResponse
+	77,  // 134: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
+	32,  // 135: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	34,  // 136: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	36,  // 137: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	55,  // 138: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	57,  // 139: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	59,  // 140: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	61,  // 141: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	65,  // 142: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	39,  // 143: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	42,  // 144: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	44,  // 145: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	46,  // 146: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	48,  // 147: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	72,  // 148: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
+	51,  // 149: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	53,  // 150: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	112, // [112:151] is the sub-list for method output_type
+	73,  // [73:112] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_db_v1_db_proto_init() }
@@ -5702,17 +6059,18 @@ func file_db_v1_db_proto_init() {
 	if File_db_v1_db_proto != nil {
 		return
 	}
-	file_db_v1_db_proto_msgTypes[22].OneofWrappers = []any{}
-	file_db_v1_db_proto_msgTypes[41].OneofWrappers = []any{}
-	file_db_v1_db_proto_msgTypes[63].OneofWrappers = []any{}
-	file_db_v1_db_proto_msgTypes[73].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[25].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[44].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[66].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[67].OneofWrappers = []any{}
+	file_db_v1_db_proto_msgTypes[77].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_db_v1_db_proto_rawDesc), len(file_db_v1_db_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   78,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

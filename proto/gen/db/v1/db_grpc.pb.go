@@ -31,6 +31,10 @@ const (
 	Db_Fail_FullMethodName                = "/db.v1.Db/Fail"
 	Db_Find_FullMethodName                = "/db.v1.Db/Find"
 	Db_List_FullMethodName                = "/db.v1.Db/List"
+	Db_ReserveRefund_FullMethodName       = "/db.v1.Db/ReserveRefund"
+	Db_Capture_FullMethodName             = "/db.v1.Db/Capture"
+	Db_Void_FullMethodName                = "/db.v1.Db/Void"
+	Db_ListRefunds_FullMethodName         = "/db.v1.Db/ListRefunds"
 	Db_BalancesAt_FullMethodName          = "/db.v1.Db/BalancesAt"
 	Db_Statement_FullMethodName           = "/db.v1.Db/Statement"
 	Db_TrialBalance_FullMethodName        = "/db.v1.Db/TrialBalance"
@@ -76,6 +80,19 @@ type DbClient interface {
 	Find(ctx context.Context, in *FindRequest, opts ...grpc.CallOption) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// ReserveRefund claims the refund's key, counts its amount in the row of the payment and holds the
+	// money of the payment's receiver, in one transaction. CommitReservation and RollbackReservation end
+	// it, as they end a payment. NOT_FOUND: the client has no such payment, and nothing is recorded.
+	ReserveRefund(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error)
+	// Capture pays the receiver of an authorized payment and gives the rest of the hold back, in one
+	// transaction with the claim of the operation's key. NOT_FOUND as for ReserveRefund.
+	Capture(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error)
+	// Void gives the hold of an authorized payment back, or, for a cancellation, that of any payment that
+	// is not settled, in one transaction with the claim of the operation's key. NOT_FOUND as for
+	// ReserveRefund. A settled payment is a refusal with the reason payment_settled.
+	Void(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error)
+	// ListRefunds reads the refunds of a payment, the oldest first. NOT_FOUND: the client has no such payment.
+	ListRefunds(ctx context.Context, in *ListRefundsRequest, opts ...grpc.CallOption) (*ListRefundsResponse, error)
 	// BalancesAt reads what an account had at a time. NOT_FOUND: there is no such account.
 	BalancesAt(ctx context.Context, in *BalancesAtRequest, opts ...grpc.CallOption) (*BalancesAtResponse, error)
 	// Statement reads a page of an account's entries in one currency, the oldest first. NOT_FOUND: there
@@ -214,6 +231,46 @@ func (c *dbClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallO
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
 	err := c.cc.Invoke(ctx, Db_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) ReserveRefund(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OperationResponse)
+	err := c.cc.Invoke(ctx, Db_ReserveRefund_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Capture(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OperationResponse)
+	err := c.cc.Invoke(ctx, Db_Capture_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) Void(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OperationResponse)
+	err := c.cc.Invoke(ctx, Db_Void_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) ListRefunds(ctx context.Context, in *ListRefundsRequest, opts ...grpc.CallOption) (*ListRefundsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRefundsResponse)
+	err := c.cc.Invoke(ctx, Db_ListRefunds_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -362,6 +419,19 @@ type DbServer interface {
 	Find(context.Context, *FindRequest) (*v1.Record, error)
 	// List reads the newest payments of the ledger, the newest first.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// ReserveRefund claims the refund's key, counts its amount in the row of the payment and holds the
+	// money of the payment's receiver, in one transaction. CommitReservation and RollbackReservation end
+	// it, as they end a payment. NOT_FOUND: the client has no such payment, and nothing is recorded.
+	ReserveRefund(context.Context, *v1.Operation) (*OperationResponse, error)
+	// Capture pays the receiver of an authorized payment and gives the rest of the hold back, in one
+	// transaction with the claim of the operation's key. NOT_FOUND as for ReserveRefund.
+	Capture(context.Context, *v1.Operation) (*OperationResponse, error)
+	// Void gives the hold of an authorized payment back, or, for a cancellation, that of any payment that
+	// is not settled, in one transaction with the claim of the operation's key. NOT_FOUND as for
+	// ReserveRefund. A settled payment is a refusal with the reason payment_settled.
+	Void(context.Context, *v1.Operation) (*OperationResponse, error)
+	// ListRefunds reads the refunds of a payment, the oldest first. NOT_FOUND: the client has no such payment.
+	ListRefunds(context.Context, *ListRefundsRequest) (*ListRefundsResponse, error)
 	// BalancesAt reads what an account had at a time. NOT_FOUND: there is no such account.
 	BalancesAt(context.Context, *BalancesAtRequest) (*BalancesAtResponse, error)
 	// Statement reads a page of an account's entries in one currency, the oldest first. NOT_FOUND: there
@@ -428,6 +498,18 @@ func (UnimplementedDbServer) Find(context.Context, *FindRequest) (*v1.Record, er
 }
 func (UnimplementedDbServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedDbServer) ReserveRefund(context.Context, *v1.Operation) (*OperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReserveRefund not implemented")
+}
+func (UnimplementedDbServer) Capture(context.Context, *v1.Operation) (*OperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Capture not implemented")
+}
+func (UnimplementedDbServer) Void(context.Context, *v1.Operation) (*OperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Void not implemented")
+}
+func (UnimplementedDbServer) ListRefunds(context.Context, *ListRefundsRequest) (*ListRefundsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRefunds not implemented")
 }
 func (UnimplementedDbServer) BalancesAt(context.Context, *BalancesAtRequest) (*BalancesAtResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BalancesAt not implemented")
@@ -681,6 +763,78 @@ func _Db_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Db_ReserveRefund_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Operation)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).ReserveRefund(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_ReserveRefund_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).ReserveRefund(ctx, req.(*v1.Operation))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Capture_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Operation)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Capture(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Capture_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Capture(ctx, req.(*v1.Operation))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_Void_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Operation)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).Void(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_Void_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).Void(ctx, req.(*v1.Operation))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_ListRefunds_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRefundsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).ListRefunds(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_ListRefunds_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).ListRefunds(ctx, req.(*ListRefundsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Db_BalancesAt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(BalancesAtRequest)
 	if err := dec(in); err != nil {
@@ -929,6 +1083,22 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Db_List_Handler,
+		},
+		{
+			MethodName: "ReserveRefund",
+			Handler:    _Db_ReserveRefund_Handler,
+		},
+		{
+			MethodName: "Capture",
+			Handler:    _Db_Capture_Handler,
+		},
+		{
+			MethodName: "Void",
+			Handler:    _Db_Void_Handler,
+		},
+		{
+			MethodName: "ListRefunds",
+			Handler:    _Db_ListRefunds_Handler,
 		},
 		{
 			MethodName: "BalancesAt",

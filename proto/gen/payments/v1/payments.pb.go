@@ -94,6 +94,69 @@ func (x *SettleResponse) GetPayment() *v1.Payment {
 	return nil
 }
 
+type OperateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the operation.
+	Outcome *v1.Outcome `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The payment as it is afterwards.
+	Payment *v1.Record `protobuf:"bytes,2,opt,name=payment,proto3" json:"payment,omitempty"`
+	// The refund as the ledger keeps it, of a refund and of the cancellation of a settled payment.
+	Refund        *v1.Record `protobuf:"bytes,3,opt,name=refund,proto3" json:"refund,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperateResponse) Reset() {
+	*x = OperateResponse{}
+	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperateResponse) ProtoMessage() {}
+
+func (x *OperateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperateResponse.ProtoReflect.Descriptor instead.
+func (*OperateResponse) Descriptor() ([]byte, []int) {
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *OperateResponse) GetOutcome() *v1.Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *OperateResponse) GetPayment() *v1.Record {
+	if x != nil {
+		return x.Payment
+	}
+	return nil
+}
+
+func (x *OperateResponse) GetRefund() *v1.Record {
+	if x != nil {
+		return x.Refund
+	}
+	return nil
+}
+
 type CreatePaymentRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	AmountMinor        int64                  `protobuf:"varint,1,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
@@ -108,7 +171,7 @@ type CreatePaymentRequest struct {
 
 func (x *CreatePaymentRequest) Reset() {
 	*x = CreatePaymentRequest{}
-	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	mi := &file_payments_v1_payments_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -120,7 +183,7 @@ func (x *CreatePaymentRequest) String() string {
 func (*CreatePaymentRequest) ProtoMessage() {}
 
 func (x *CreatePaymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[1]
+	mi := &file_payments_v1_payments_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -133,7 +196,7 @@ func (x *CreatePaymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePaymentRequest.ProtoReflect.Descriptor instead.
 func (*CreatePaymentRequest) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{1}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreatePaymentRequest) GetAmountMinor() int64 {
@@ -184,7 +247,7 @@ type CreatePaymentResponse struct {
 
 func (x *CreatePaymentResponse) Reset() {
 	*x = CreatePaymentResponse{}
-	mi := &file_payments_v1_payments_proto_msgTypes[2]
+	mi := &file_payments_v1_payments_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +259,7 @@ func (x *CreatePaymentResponse) String() string {
 func (*CreatePaymentResponse) ProtoMessage() {}
 
 func (x *CreatePaymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[2]
+	mi := &file_payments_v1_payments_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +272,7 @@ func (x *CreatePaymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePaymentResponse.ProtoReflect.Descriptor instead.
 func (*CreatePaymentResponse) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{2}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreatePaymentResponse) GetPaymentId() string {
@@ -261,7 +324,7 @@ type LogAndSettleRequest struct {
 
 func (x *LogAndSettleRequest) Reset() {
 	*x = LogAndSettleRequest{}
-	mi := &file_payments_v1_payments_proto_msgTypes[3]
+	mi := &file_payments_v1_payments_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +336,7 @@ func (x *LogAndSettleRequest) String() string {
 func (*LogAndSettleRequest) ProtoMessage() {}
 
 func (x *LogAndSettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[3]
+	mi := &file_payments_v1_payments_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +349,7 @@ func (x *LogAndSettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogAndSettleRequest.ProtoReflect.Descriptor instead.
 func (*LogAndSettleRequest) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{3}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LogAndSettleRequest) GetIdempotencyKey() string {
@@ -403,7 +466,7 @@ type LogAndSettleResponse struct {
 
 func (x *LogAndSettleResponse) Reset() {
 	*x = LogAndSettleResponse{}
-	mi := &file_payments_v1_payments_proto_msgTypes[4]
+	mi := &file_payments_v1_payments_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +478,7 @@ func (x *LogAndSettleResponse) String() string {
 func (*LogAndSettleResponse) ProtoMessage() {}
 
 func (x *LogAndSettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_payments_v1_payments_proto_msgTypes[4]
+	mi := &file_payments_v1_payments_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +491,7 @@ func (x *LogAndSettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogAndSettleResponse.ProtoReflect.Descriptor instead.
 func (*LogAndSettleResponse) Descriptor() ([]byte, []int) {
-	return file_payments_v1_payments_proto_rawDescGZIP(), []int{4}
+	return file_payments_v1_payments_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LogAndSettleResponse) GetStatus() string {
@@ -475,7 +538,11 @@ const file_payments_v1_payments_proto_rawDesc = "" +
 	"\aoutcome\x18\x01 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12%\n" +
 	"\x0ereserve_micros\x18\x02 \x01(\x03R\rreserveMicros\x12#\n" +
 	"\rcommit_micros\x18\x03 \x01(\x03R\fcommitMicros\x12,\n" +
-	"\apayment\x18\x04 \x01(\v2\x12.common.v1.PaymentR\apayment\"\xe4\x01\n" +
+	"\apayment\x18\x04 \x01(\v2\x12.common.v1.PaymentR\apayment\"\x97\x01\n" +
+	"\x0fOperateResponse\x12,\n" +
+	"\aoutcome\x18\x01 \x01(\v2\x12.common.v1.OutcomeR\aoutcome\x12+\n" +
+	"\apayment\x18\x02 \x01(\v2\x11.common.v1.RecordR\apayment\x12)\n" +
+	"\x06refund\x18\x03 \x01(\v2\x11.common.v1.RecordR\x06refund\"\xe4\x01\n" +
 	"\x14CreatePaymentRequest\x12!\n" +
 	"\famount_minor\x18\x01 \x01(\x03R\vamountMinor\x12/\n" +
 	"\bcurrency\x18\x02 \x01(\x0e2\x13.common.v1.CurrencyR\bcurrency\x12%\n" +
@@ -513,10 +580,11 @@ const file_payments_v1_payments_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12%\n" +
 	"\x0ereservation_id\x18\x03 \x01(\tR\rreservationId\x12%\n" +
 	"\x0ereserve_micros\x18\x04 \x01(\x03R\rreserveMicros\x12#\n" +
-	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\x88\x02\n" +
+	"\rcommit_micros\x18\x05 \x01(\x03R\fcommitMicros2\xcc\x02\n" +
 	"\x0fPaymentsService\x12[\n" +
 	"\rCreatePayment\x12!.payments.v1.CreatePaymentRequest\x1a\".payments.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12>\n" +
-	"\x06Settle\x12\x12.common.v1.Payment\x1a\x1b.payments.v1.SettleResponse\"\x03\x90\x02\x02\x12X\n" +
+	"\x06Settle\x12\x12.common.v1.Payment\x1a\x1b.payments.v1.SettleResponse\"\x03\x90\x02\x02\x12B\n" +
+	"\aOperate\x12\x14.common.v1.Operation\x1a\x1c.payments.v1.OperateResponse\"\x03\x90\x02\x02\x12X\n" +
 	"\fLogAndSettle\x12 .payments.v1.LogAndSettleRequest\x1a!.payments.v1.LogAndSettleResponse\"\x03\x90\x02\x02B\x93\x01\n" +
 	"\x0fcom.payments.v1B\rPaymentsProtoP\x01Z$pgw/proto/gen/payments/v1;paymentsv1\xa2\x02\x03PXX\xaa\x02\vPayments.V1\xca\x02\vPayments\\V1\xe2\x02\x17Payments\\V1\\GPBMetadata\xea\x02\fPayments::V1b\x06proto3"
 
@@ -532,36 +600,44 @@ func file_payments_v1_payments_proto_rawDescGZIP() []byte {
 	return file_payments_v1_payments_proto_rawDescData
 }
 
-var file_payments_v1_payments_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_payments_v1_payments_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_payments_v1_payments_proto_goTypes = []any{
 	(*SettleResponse)(nil),        // 0: payments.v1.SettleResponse
-	(*CreatePaymentRequest)(nil),  // 1: payments.v1.CreatePaymentRequest
-	(*CreatePaymentResponse)(nil), // 2: payments.v1.CreatePaymentResponse
-	(*LogAndSettleRequest)(nil),   // 3: payments.v1.LogAndSettleRequest
-	(*LogAndSettleResponse)(nil),  // 4: payments.v1.LogAndSettleResponse
-	(*v1.Outcome)(nil),            // 5: common.v1.Outcome
-	(*v1.Payment)(nil),            // 6: common.v1.Payment
-	(v1.Currency)(0),              // 7: common.v1.Currency
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*OperateResponse)(nil),       // 1: payments.v1.OperateResponse
+	(*CreatePaymentRequest)(nil),  // 2: payments.v1.CreatePaymentRequest
+	(*CreatePaymentResponse)(nil), // 3: payments.v1.CreatePaymentResponse
+	(*LogAndSettleRequest)(nil),   // 4: payments.v1.LogAndSettleRequest
+	(*LogAndSettleResponse)(nil),  // 5: payments.v1.LogAndSettleResponse
+	(*v1.Outcome)(nil),            // 6: common.v1.Outcome
+	(*v1.Payment)(nil),            // 7: common.v1.Payment
+	(*v1.Record)(nil),             // 8: common.v1.Record
+	(v1.Currency)(0),              // 9: common.v1.Currency
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*v1.Operation)(nil),          // 11: common.v1.Operation
 }
 var file_payments_v1_payments_proto_depIdxs = []int32{
-	5, // 0: payments.v1.SettleResponse.outcome:type_name -> common.v1.Outcome
-	6, // 1: payments.v1.SettleResponse.payment:type_name -> common.v1.Payment
-	7, // 2: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
-	8, // 3: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
-	8, // 4: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
-	8, // 5: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
-	1, // 6: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
-	6, // 7: payments.v1.PaymentsService.Settle:input_type -> common.v1.Payment
-	3, // 8: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
-	2, // 9: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
-	0, // 10: payments.v1.PaymentsService.Settle:output_type -> payments.v1.SettleResponse
-	4, // 11: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	6,  // 0: payments.v1.SettleResponse.outcome:type_name -> common.v1.Outcome
+	7,  // 1: payments.v1.SettleResponse.payment:type_name -> common.v1.Payment
+	6,  // 2: payments.v1.OperateResponse.outcome:type_name -> common.v1.Outcome
+	8,  // 3: payments.v1.OperateResponse.payment:type_name -> common.v1.Record
+	8,  // 4: payments.v1.OperateResponse.refund:type_name -> common.v1.Record
+	9,  // 5: payments.v1.CreatePaymentRequest.currency:type_name -> common.v1.Currency
+	10, // 6: payments.v1.LogAndSettleRequest.rate_time:type_name -> google.protobuf.Timestamp
+	10, // 7: payments.v1.LogAndSettleRequest.accepted_at:type_name -> google.protobuf.Timestamp
+	10, // 8: payments.v1.LogAndSettleRequest.deadline:type_name -> google.protobuf.Timestamp
+	2,  // 9: payments.v1.PaymentsService.CreatePayment:input_type -> payments.v1.CreatePaymentRequest
+	7,  // 10: payments.v1.PaymentsService.Settle:input_type -> common.v1.Payment
+	11, // 11: payments.v1.PaymentsService.Operate:input_type -> common.v1.Operation
+	4,  // 12: payments.v1.PaymentsService.LogAndSettle:input_type -> payments.v1.LogAndSettleRequest
+	3,  // 13: payments.v1.PaymentsService.CreatePayment:output_type -> payments.v1.CreatePaymentResponse
+	0,  // 14: payments.v1.PaymentsService.Settle:output_type -> payments.v1.SettleResponse
+	1,  // 15: payments.v1.PaymentsService.Operate:output_type -> payments.v1.OperateResponse
+	5,  // 16: payments.v1.PaymentsService.LogAndSettle:output_type -> payments.v1.LogAndSettleResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_payments_v1_payments_proto_init() }
@@ -575,7 +651,7 @@ func file_payments_v1_payments_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_payments_v1_payments_proto_rawDesc), len(file_payments_v1_payments_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

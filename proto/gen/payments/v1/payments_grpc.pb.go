@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	PaymentsService_CreatePayment_FullMethodName = "/payments.v1.PaymentsService/CreatePayment"
 	PaymentsService_Settle_FullMethodName        = "/payments.v1.PaymentsService/Settle"
+	PaymentsService_Operate_FullMethodName       = "/payments.v1.PaymentsService/Operate"
 	PaymentsService_LogAndSettle_FullMethodName  = "/payments.v1.PaymentsService/LogAndSettle"
 )
 
@@ -36,6 +37,10 @@ type PaymentsServiceClient interface {
 	// Settle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
 	// is not known yet and the same call may be made again.
 	Settle(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*SettleResponse, error)
+	// Operate carries out what a client asks for after its payment: a refund, a capture, a void or a
+	// cancellation. A refusal is an answer. NOT_FOUND: the client has no such payment. UNAVAILABLE: the
+	// outcome is not known yet, and the same call may be made again.
+	Operate(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperateResponse, error)
 	// LogAndSettle is Settle as the contract has it.
 	LogAndSettle(ctx context.Context, in *LogAndSettleRequest, opts ...grpc.CallOption) (*LogAndSettleResponse, error)
 }
@@ -68,6 +73,16 @@ func (c *paymentsServiceClient) Settle(ctx context.Context, in *v1.Payment, opts
 	return out, nil
 }
 
+func (c *paymentsServiceClient) Operate(ctx context.Context, in *v1.Operation, opts ...grpc.CallOption) (*OperateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OperateResponse)
+	err := c.cc.Invoke(ctx, PaymentsService_Operate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *paymentsServiceClient) LogAndSettle(ctx context.Context, in *LogAndSettleRequest, opts ...grpc.CallOption) (*LogAndSettleResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LogAndSettleResponse)
@@ -89,6 +104,10 @@ type PaymentsServiceServer interface {
 	// Settle settles a priced payment. A decline is an answer; UNAVAILABLE means that the outcome
 	// is not known yet and the same call may be made again.
 	Settle(context.Context, *v1.Payment) (*SettleResponse, error)
+	// Operate carries out what a client asks for after its payment: a refund, a capture, a void or a
+	// cancellation. A refusal is an answer. NOT_FOUND: the client has no such payment. UNAVAILABLE: the
+	// outcome is not known yet, and the same call may be made again.
+	Operate(context.Context, *v1.Operation) (*OperateResponse, error)
 	// LogAndSettle is Settle as the contract has it.
 	LogAndSettle(context.Context, *LogAndSettleRequest) (*LogAndSettleResponse, error)
 	mustEmbedUnimplementedPaymentsServiceServer()
@@ -106,6 +125,9 @@ func (UnimplementedPaymentsServiceServer) CreatePayment(context.Context, *Create
 }
 func (UnimplementedPaymentsServiceServer) Settle(context.Context, *v1.Payment) (*SettleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Settle not implemented")
+}
+func (UnimplementedPaymentsServiceServer) Operate(context.Context, *v1.Operation) (*OperateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Operate not implemented")
 }
 func (UnimplementedPaymentsServiceServer) LogAndSettle(context.Context, *LogAndSettleRequest) (*LogAndSettleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LogAndSettle not implemented")
@@ -167,6 +189,24 @@ func _PaymentsService_Settle_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PaymentsService_Operate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Operation)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PaymentsServiceServer).Operate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PaymentsService_Operate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PaymentsServiceServer).Operate(ctx, req.(*v1.Operation))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PaymentsService_LogAndSettle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LogAndSettleRequest)
 	if err := dec(in); err != nil {
@@ -199,6 +239,10 @@ var PaymentsService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Settle",
 			Handler:    _PaymentsService_Settle_Handler,
+		},
+		{
+			MethodName: "Operate",
+			Handler:    _PaymentsService_Operate_Handler,
 		},
 		{
 			MethodName: "LogAndSettle",

@@ -112,8 +112,10 @@ func (x *GetRandomAccountsResponse) GetAccountIds() []string {
 }
 
 type GetAccountRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AccountId     string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// The answer must not come from a standby.
+	Current       bool `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,6 +157,13 @@ func (x *GetAccountRequest) GetAccountId() string {
 	return ""
 }
 
+func (x *GetAccountRequest) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
 type GetAccountResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	AccountId string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
@@ -171,7 +180,10 @@ type GetAccountResponse struct {
 	// The same currency by its alphabetic code, for those that the enum lacks.
 	CurrencyCode string `protobuf:"bytes,7,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
 	// All balances, by currency. The one in rupiah is always there.
-	Balances      []*v1.Balance `protobuf:"bytes,8,rep,name=balances,proto3" json:"balances,omitempty"`
+	Balances []*v1.Balance `protobuf:"bytes,8,rep,name=balances,proto3" json:"balances,omitempty"`
+	// A standby has answered: the ledger may have changed a moment ago. Ask again with current before
+	// something is refused.
+	Behind        bool `protobuf:"varint,9,opt,name=behind,proto3" json:"behind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +274,112 @@ func (x *GetAccountResponse) GetBalances() []*v1.Balance {
 	return nil
 }
 
+func (x *GetAccountResponse) GetBehind() bool {
+	if x != nil {
+		return x.Behind
+	}
+	return false
+}
+
+type GetAccountsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 100.
+	AccountIds []string `protobuf:"bytes,1,rep,name=account_ids,json=accountIds,proto3" json:"account_ids,omitempty"`
+	// The answer must not come from a standby.
+	Current       bool `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAccountsRequest) Reset() {
+	*x = GetAccountsRequest{}
+	mi := &file_wallet_v1_wallet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAccountsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAccountsRequest) ProtoMessage() {}
+
+func (x *GetAccountsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wallet_v1_wallet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAccountsRequest.ProtoReflect.Descriptor instead.
+func (*GetAccountsRequest) Descriptor() ([]byte, []int) {
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetAccountsRequest) GetAccountIds() []string {
+	if x != nil {
+		return x.AccountIds
+	}
+	return nil
+}
+
+func (x *GetAccountsRequest) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+type GetAccountsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each id, in the same order. An account that does not exist has an empty account_id.
+	Accounts      []*GetAccountResponse `protobuf:"bytes,1,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAccountsResponse) Reset() {
+	*x = GetAccountsResponse{}
+	mi := &file_wallet_v1_wallet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAccountsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAccountsResponse) ProtoMessage() {}
+
+func (x *GetAccountsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wallet_v1_wallet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAccountsResponse.ProtoReflect.Descriptor instead.
+func (*GetAccountsResponse) Descriptor() ([]byte, []int) {
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetAccountsResponse) GetAccounts() []*GetAccountResponse {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
 type GetBalanceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AccountId     string                 `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
@@ -271,7 +389,7 @@ type GetBalanceRequest struct {
 
 func (x *GetBalanceRequest) Reset() {
 	*x = GetBalanceRequest{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[4]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +401,7 @@ func (x *GetBalanceRequest) String() string {
 func (*GetBalanceRequest) ProtoMessage() {}
 
 func (x *GetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[4]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +414,7 @@ func (x *GetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*GetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{4}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetBalanceRequest) GetAccountId() string {
@@ -316,7 +434,7 @@ type GetBalanceResponse struct {
 
 func (x *GetBalanceResponse) Reset() {
 	*x = GetBalanceResponse{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[5]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +446,7 @@ func (x *GetBalanceResponse) String() string {
 func (*GetBalanceResponse) ProtoMessage() {}
 
 func (x *GetBalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[5]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +459,7 @@ func (x *GetBalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBalanceResponse.ProtoReflect.Descriptor instead.
 func (*GetBalanceResponse) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{5}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetBalanceResponse) GetBalanceMinor() int64 {
@@ -371,7 +489,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[6]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +501,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[6]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +514,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{6}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReserveRequest) GetPaymentId() string {
@@ -438,7 +556,7 @@ type ReserveResponse struct {
 
 func (x *ReserveResponse) Reset() {
 	*x = ReserveResponse{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[7]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +568,7 @@ func (x *ReserveResponse) String() string {
 func (*ReserveResponse) ProtoMessage() {}
 
 func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[7]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +581,7 @@ func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
 func (*ReserveResponse) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{7}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReserveResponse) GetOk() bool {
@@ -496,7 +614,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[8]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +626,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[8]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +639,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{8}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CaptureRequest) GetReservationId() string {
@@ -541,7 +659,7 @@ type CaptureResponse struct {
 
 func (x *CaptureResponse) Reset() {
 	*x = CaptureResponse{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[9]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +671,7 @@ func (x *CaptureResponse) String() string {
 func (*CaptureResponse) ProtoMessage() {}
 
 func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[9]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +684,7 @@ func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
 func (*CaptureResponse) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{9}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CaptureResponse) GetOk() bool {
@@ -601,7 +719,7 @@ type AccountSeed struct {
 
 func (x *AccountSeed) Reset() {
 	*x = AccountSeed{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[10]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +731,7 @@ func (x *AccountSeed) String() string {
 func (*AccountSeed) ProtoMessage() {}
 
 func (x *AccountSeed) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[10]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +744,7 @@ func (x *AccountSeed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountSeed.ProtoReflect.Descriptor instead.
 func (*AccountSeed) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{10}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AccountSeed) GetAccountId() string {
@@ -681,7 +799,7 @@ type SeedAccountsRequest struct {
 
 func (x *SeedAccountsRequest) Reset() {
 	*x = SeedAccountsRequest{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[11]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +811,7 @@ func (x *SeedAccountsRequest) String() string {
 func (*SeedAccountsRequest) ProtoMessage() {}
 
 func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[11]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +824,7 @@ func (x *SeedAccountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsRequest.ProtoReflect.Descriptor instead.
 func (*SeedAccountsRequest) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{11}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SeedAccountsRequest) GetAccounts() []*AccountSeed {
@@ -725,7 +843,7 @@ type SeedAccountsResponse struct {
 
 func (x *SeedAccountsResponse) Reset() {
 	*x = SeedAccountsResponse{}
-	mi := &file_wallet_v1_wallet_proto_msgTypes[12]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +855,7 @@ func (x *SeedAccountsResponse) String() string {
 func (*SeedAccountsResponse) ProtoMessage() {}
 
 func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wallet_v1_wallet_proto_msgTypes[12]
+	mi := &file_wallet_v1_wallet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +868,7 @@ func (x *SeedAccountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeedAccountsResponse.ProtoReflect.Descriptor instead.
 func (*SeedAccountsResponse) Descriptor() ([]byte, []int) {
-	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{12}
+	return file_wallet_v1_wallet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SeedAccountsResponse) GetUpserted() uint32 {
@@ -769,10 +887,11 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"\x05count\x18\x01 \x01(\rR\x05count\"<\n" +
 	"\x19GetRandomAccountsResponse\x12\x1f\n" +
 	"\vaccount_ids\x18\x01 \x03(\tR\n" +
-	"accountIds\"2\n" +
+	"accountIds\"L\n" +
 	"\x11GetAccountRequest\x12\x1d\n" +
 	"\n" +
-	"account_id\x18\x01 \x01(\tR\taccountId\"\xc2\x02\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\bR\acurrent\"\xda\x02\n" +
 	"\x12GetAccountResponse\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12\x1f\n" +
@@ -783,7 +902,14 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"\x0fdaily_limit_idr\x18\x05 \x01(\x03R\rdailyLimitIdr\x12&\n" +
 	"\x0fspent_today_idr\x18\x06 \x01(\x03R\rspentTodayIdr\x12#\n" +
 	"\rcurrency_code\x18\a \x01(\tR\fcurrencyCode\x12.\n" +
-	"\bbalances\x18\b \x03(\v2\x12.common.v1.BalanceR\bbalances\"2\n" +
+	"\bbalances\x18\b \x03(\v2\x12.common.v1.BalanceR\bbalances\x12\x16\n" +
+	"\x06behind\x18\t \x01(\bR\x06behind\"O\n" +
+	"\x12GetAccountsRequest\x12\x1f\n" +
+	"\vaccount_ids\x18\x01 \x03(\tR\n" +
+	"accountIds\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\bR\acurrent\"P\n" +
+	"\x13GetAccountsResponse\x129\n" +
+	"\baccounts\x18\x01 \x03(\v2\x1d.wallet.v1.GetAccountResponseR\baccounts\"2\n" +
 	"\x11GetBalanceRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\"j\n" +
@@ -818,11 +944,12 @@ const file_wallet_v1_wallet_proto_rawDesc = "" +
 	"\x13SeedAccountsRequest\x122\n" +
 	"\baccounts\x18\x01 \x03(\v2\x16.wallet.v1.AccountSeedR\baccounts\"2\n" +
 	"\x14SeedAccountsResponse\x12\x1a\n" +
-	"\bupserted\x18\x01 \x01(\rR\bupserted2\xa2\x03\n" +
+	"\bupserted\x18\x01 \x01(\rR\bupserted2\xf5\x03\n" +
 	"\rWalletService\x12c\n" +
 	"\x11GetRandomAccounts\x12#.wallet.v1.GetRandomAccountsRequest\x1a$.wallet.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\n" +
-	"GetAccount\x12\x1c.wallet.v1.GetAccountRequest\x1a\x1d.wallet.v1.GetAccountResponse\"\x03\x90\x02\x01\x12N\n" +
+	"GetAccount\x12\x1c.wallet.v1.GetAccountRequest\x1a\x1d.wallet.v1.GetAccountResponse\"\x03\x90\x02\x01\x12Q\n" +
+	"\vGetAccounts\x12\x1d.wallet.v1.GetAccountsRequest\x1a\x1e.wallet.v1.GetAccountsResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\n" +
 	"GetBalance\x12\x1c.wallet.v1.GetBalanceRequest\x1a\x1d.wallet.v1.GetBalanceResponse\"\x03\x90\x02\x01\x12E\n" +
 	"\aReserve\x12\x19.wallet.v1.ReserveRequest\x1a\x1a.wallet.v1.ReserveResponse\"\x03\x90\x02\x02\x12E\n" +
@@ -844,47 +971,52 @@ func file_wallet_v1_wallet_proto_rawDescGZIP() []byte {
 	return file_wallet_v1_wallet_proto_rawDescData
 }
 
-var file_wallet_v1_wallet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_wallet_v1_wallet_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_wallet_v1_wallet_proto_goTypes = []any{
 	(*GetRandomAccountsRequest)(nil),  // 0: wallet.v1.GetRandomAccountsRequest
 	(*GetRandomAccountsResponse)(nil), // 1: wallet.v1.GetRandomAccountsResponse
 	(*GetAccountRequest)(nil),         // 2: wallet.v1.GetAccountRequest
 	(*GetAccountResponse)(nil),        // 3: wallet.v1.GetAccountResponse
-	(*GetBalanceRequest)(nil),         // 4: wallet.v1.GetBalanceRequest
-	(*GetBalanceResponse)(nil),        // 5: wallet.v1.GetBalanceResponse
-	(*ReserveRequest)(nil),            // 6: wallet.v1.ReserveRequest
-	(*ReserveResponse)(nil),           // 7: wallet.v1.ReserveResponse
-	(*CaptureRequest)(nil),            // 8: wallet.v1.CaptureRequest
-	(*CaptureResponse)(nil),           // 9: wallet.v1.CaptureResponse
-	(*AccountSeed)(nil),               // 10: wallet.v1.AccountSeed
-	(*SeedAccountsRequest)(nil),       // 11: wallet.v1.SeedAccountsRequest
-	(*SeedAccountsResponse)(nil),      // 12: wallet.v1.SeedAccountsResponse
-	(v1.Currency)(0),                  // 13: common.v1.Currency
-	(*v1.Balance)(nil),                // 14: common.v1.Balance
+	(*GetAccountsRequest)(nil),        // 4: wallet.v1.GetAccountsRequest
+	(*GetAccountsResponse)(nil),       // 5: wallet.v1.GetAccountsResponse
+	(*GetBalanceRequest)(nil),         // 6: wallet.v1.GetBalanceRequest
+	(*GetBalanceResponse)(nil),        // 7: wallet.v1.GetBalanceResponse
+	(*ReserveRequest)(nil),            // 8: wallet.v1.ReserveRequest
+	(*ReserveResponse)(nil),           // 9: wallet.v1.ReserveResponse
+	(*CaptureRequest)(nil),            // 10: wallet.v1.CaptureRequest
+	(*CaptureResponse)(nil),           // 11: wallet.v1.CaptureResponse
+	(*AccountSeed)(nil),               // 12: wallet.v1.AccountSeed
+	(*SeedAccountsRequest)(nil),       // 13: wallet.v1.SeedAccountsRequest
+	(*SeedAccountsResponse)(nil),      // 14: wallet.v1.SeedAccountsResponse
+	(v1.Currency)(0),                  // 15: common.v1.Currency
+	(*v1.Balance)(nil),                // 16: common.v1.Balance
 }
 var file_wallet_v1_wallet_proto_depIdxs = []int32{
-	13, // 0: wallet.v1.GetAccountResponse.currency:type_name -> common.v1.Currency
-	14, // 1: wallet.v1.GetAccountResponse.balances:type_name -> common.v1.Balance
-	13, // 2: wallet.v1.GetBalanceResponse.currency:type_name -> common.v1.Currency
-	13, // 3: wallet.v1.ReserveRequest.currency:type_name -> common.v1.Currency
-	10, // 4: wallet.v1.SeedAccountsRequest.accounts:type_name -> wallet.v1.AccountSeed
-	0,  // 5: wallet.v1.WalletService.GetRandomAccounts:input_type -> wallet.v1.GetRandomAccountsRequest
-	2,  // 6: wallet.v1.WalletService.GetAccount:input_type -> wallet.v1.GetAccountRequest
-	4,  // 7: wallet.v1.WalletService.GetBalance:input_type -> wallet.v1.GetBalanceRequest
-	6,  // 8: wallet.v1.WalletService.Reserve:input_type -> wallet.v1.ReserveRequest
-	8,  // 9: wallet.v1.WalletService.Capture:input_type -> wallet.v1.CaptureRequest
-	11, // 10: wallet.v1.Admin.SeedAccounts:input_type -> wallet.v1.SeedAccountsRequest
-	1,  // 11: wallet.v1.WalletService.GetRandomAccounts:output_type -> wallet.v1.GetRandomAccountsResponse
-	3,  // 12: wallet.v1.WalletService.GetAccount:output_type -> wallet.v1.GetAccountResponse
-	5,  // 13: wallet.v1.WalletService.GetBalance:output_type -> wallet.v1.GetBalanceResponse
-	7,  // 14: wallet.v1.WalletService.Reserve:output_type -> wallet.v1.ReserveResponse
-	9,  // 15: wallet.v1.WalletService.Capture:output_type -> wallet.v1.CaptureResponse
-	12, // 16: wallet.v1.Admin.SeedAccounts:output_type -> wallet.v1.SeedAccountsResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	15, // 0: wallet.v1.GetAccountResponse.currency:type_name -> common.v1.Currency
+	16, // 1: wallet.v1.GetAccountResponse.balances:type_name -> common.v1.Balance
+	3,  // 2: wallet.v1.GetAccountsResponse.accounts:type_name -> wallet.v1.GetAccountResponse
+	15, // 3: wallet.v1.GetBalanceResponse.currency:type_name -> common.v1.Currency
+	15, // 4: wallet.v1.ReserveRequest.currency:type_name -> common.v1.Currency
+	12, // 5: wallet.v1.SeedAccountsRequest.accounts:type_name -> wallet.v1.AccountSeed
+	0,  // 6: wallet.v1.WalletService.GetRandomAccounts:input_type -> wallet.v1.GetRandomAccountsRequest
+	2,  // 7: wallet.v1.WalletService.GetAccount:input_type -> wallet.v1.GetAccountRequest
+	4,  // 8: wallet.v1.WalletService.GetAccounts:input_type -> wallet.v1.GetAccountsRequest
+	6,  // 9: wallet.v1.WalletService.GetBalance:input_type -> wallet.v1.GetBalanceRequest
+	8,  // 10: wallet.v1.WalletService.Reserve:input_type -> wallet.v1.ReserveRequest
+	10, // 11: wallet.v1.WalletService.Capture:input_type -> wallet.v1.CaptureRequest
+	13, // 12: wallet.v1.Admin.SeedAccounts:input_type -> wallet.v1.SeedAccountsRequest
+	1,  // 13: wallet.v1.WalletService.GetRandomAccounts:output_type -> wallet.v1.GetRandomAccountsResponse
+	3,  // 14: wallet.v1.WalletService.GetAccount:output_type -> wallet.v1.GetAccountResponse
+	5,  // 15: wallet.v1.WalletService.GetAccounts:output_type -> wallet.v1.GetAccountsResponse
+	7,  // 16: wallet.v1.WalletService.GetBalance:output_type -> wallet.v1.GetBalanceResponse
+	9,  // 17: wallet.v1.WalletService.Reserve:output_type -> wallet.v1.ReserveResponse
+	11, // 18: wallet.v1.WalletService.Capture:output_type -> wallet.v1.CaptureResponse
+	14, // 19: wallet.v1.Admin.SeedAccounts:output_type -> wallet.v1.SeedAccountsResponse
+	13, // [13:20] is the sub-list for method output_type
+	6,  // [6:13] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_wallet_v1_wallet_proto_init() }
@@ -898,7 +1030,7 @@ func file_wallet_v1_wallet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wallet_v1_wallet_proto_rawDesc), len(file_wallet_v1_wallet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	WalletService_GetRandomAccounts_FullMethodName = "/wallet.v1.WalletService/GetRandomAccounts"
 	WalletService_GetAccount_FullMethodName        = "/wallet.v1.WalletService/GetAccount"
+	WalletService_GetAccounts_FullMethodName       = "/wallet.v1.WalletService/GetAccounts"
 	WalletService_GetBalance_FullMethodName        = "/wallet.v1.WalletService/GetBalance"
 	WalletService_Reserve_FullMethodName           = "/wallet.v1.WalletService/Reserve"
 	WalletService_Capture_FullMethodName           = "/wallet.v1.WalletService/Capture"
@@ -36,6 +37,8 @@ type WalletServiceClient interface {
 	GetRandomAccounts(ctx context.Context, in *GetRandomAccountsRequest, opts ...grpc.CallOption) (*GetRandomAccountsResponse, error)
 	// GetAccount answers NOT_FOUND for an account that does not exist.
 	GetAccount(ctx context.Context, in *GetAccountRequest, opts ...grpc.CallOption) (*GetAccountResponse, error)
+	// GetAccounts is GetAccount for several accounts at once: those of one payment.
+	GetAccounts(ctx context.Context, in *GetAccountsRequest, opts ...grpc.CallOption) (*GetAccountsResponse, error)
 	// GetBalance answers NOT_FOUND for an account that does not exist.
 	GetBalance(ctx context.Context, in *GetBalanceRequest, opts ...grpc.CallOption) (*GetBalanceResponse, error)
 	// Reserve holds funds of one account for a payment whose receiver is the house's settlement account.
@@ -66,6 +69,16 @@ func (c *walletServiceClient) GetAccount(ctx context.Context, in *GetAccountRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetAccountResponse)
 	err := c.cc.Invoke(ctx, WalletService_GetAccount_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *walletServiceClient) GetAccounts(ctx context.Context, in *GetAccountsRequest, opts ...grpc.CallOption) (*GetAccountsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAccountsResponse)
+	err := c.cc.Invoke(ctx, WalletService_GetAccounts_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +125,8 @@ type WalletServiceServer interface {
 	GetRandomAccounts(context.Context, *GetRandomAccountsRequest) (*GetRandomAccountsResponse, error)
 	// GetAccount answers NOT_FOUND for an account that does not exist.
 	GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error)
+	// GetAccounts is GetAccount for several accounts at once: those of one payment.
+	GetAccounts(context.Context, *GetAccountsRequest) (*GetAccountsResponse, error)
 	// GetBalance answers NOT_FOUND for an account that does not exist.
 	GetBalance(context.Context, *GetBalanceRequest) (*GetBalanceResponse, error)
 	// Reserve holds funds of one account for a payment whose receiver is the house's settlement account.
@@ -133,6 +148,9 @@ func (UnimplementedWalletServiceServer) GetRandomAccounts(context.Context, *GetR
 }
 func (UnimplementedWalletServiceServer) GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetAccount not implemented")
+}
+func (UnimplementedWalletServiceServer) GetAccounts(context.Context, *GetAccountsRequest) (*GetAccountsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAccounts not implemented")
 }
 func (UnimplementedWalletServiceServer) GetBalance(context.Context, *GetBalanceRequest) (*GetBalanceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetBalance not implemented")
@@ -196,6 +214,24 @@ func _WalletService_GetAccount_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(WalletServiceServer).GetAccount(ctx, req.(*GetAccountRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WalletService_GetAccounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAccountsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WalletServiceServer).GetAccounts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WalletService_GetAccounts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WalletServiceServer).GetAccounts(ctx, req.(*GetAccountsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -268,6 +304,10 @@ var WalletService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetAccount",
 			Handler:    _WalletService_GetAccount_Handler,
+		},
+		{
+			MethodName: "GetAccounts",
+			Handler:    _WalletService_GetAccounts_Handler,
 		},
 		{
 			MethodName: "GetBalance",
