@@ -49,7 +49,7 @@ func BenchmarkReceive(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	h := HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
+	h := NewReceiver(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
 	b.ReportAllocs()
 	for b.Loop() {
 		req, err := cehttp.NewHTTPRequestFromEvent(b.Context(), "http://f/", e)

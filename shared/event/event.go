@@ -31,6 +31,9 @@ const (
 	// TypePaymentRequestedV2 is a payment between balances that are not both in rupiah, or by a firm
 	// quote. Releases that know neither refuse it.
 	TypePaymentRequestedV2 = "pgw.payment.requested.v2"
+	// TypePaymentRequestedV3 is a payment that is only authorized, and captured by an operation of its own.
+	// Releases that don't know it refuse it. They would pay the receiver at once.
+	TypePaymentRequestedV3 = "pgw.payment.requested.v3"
 	// TypeAccountFundedV2 is a funding in any currency.
 	TypeAccountFundedV2 = "pgw.account.funded.v2"
 
@@ -47,7 +50,16 @@ const ExtPartitionKey = "partitionkey"
 // ErrMalformed is wrapped by the errors of decoding. Such an event can never succeed.
 var ErrMalformed = errors.New("malformed event")
 
-// PaymentRequested is the data of TypePaymentRequested and of TypePaymentRequestedV2.
+// IsPaymentRequest reports whether an event of this type requests a payment.
+func IsPaymentRequest(eventType string) bool {
+	switch eventType {
+	case TypePaymentRequested, TypePaymentRequestedV2, TypePaymentRequestedV3:
+		return true
+	}
+	return false
+}
+
+// PaymentRequested is the data of the events that request payments.
 type PaymentRequested struct {
 	payment.Payment
 	// ReplyTo is the URL of the gateway replica whose client waits. It may be empty.
@@ -56,7 +68,8 @@ type PaymentRequested struct {
 
 // PaymentResult is the data of TypePaymentResult.
 type PaymentResult struct {
-	Key string `json:"idempotency_key"`
+	Key    string `json:"idempotency_key"`
+	Client string `json:"client,omitempty"` // whose payment it is
 	payment.Outcome
 	// Fingerprint distinguishes the results of two different requests with the same key.
 	Fingerprint payment.Fingerprint `json:"fingerprint"`
@@ -71,6 +84,11 @@ type PaymentResult struct {
 	CommitMicros  int64 `json:"commit_us,omitempty"`
 
 	Moved
+}
+
+// Scoped returns the payment's key in its client's scope.
+func (d PaymentResult) Scoped() payment.ScopedKey {
+	return payment.ScopedKey{Client: d.Client, Key: d.Key}
 }
 
 // Moved is the part of a result that tells what a payment moves. It is empty for a payment in rupiah,
@@ -148,27 +166,52 @@ type AccountFundedV2 struct {
 // Requested makes the request event of a payment. Its id depends only on the payment, so publishing
 // it again gives the same event. replyTo may be empty.
 func Requested(source string, p payment.Payment, replyTo string, now time.Time) (cloudevents.Event, error) {
-	return New(RequestedType(p), RequestedID(p.Key, p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
+	return New(RequestedType(p), RequestedID(p.Scoped(), p.Fingerprint()), source, p.Key, PaymentRequested{p, replyTo}, now)
 }
 
 // RequestedType returns the type of a payment's request event.
 func RequestedType(p payment.Payment) string {
+	if p.Manual() {
+		return TypePaymentRequestedV3
+	}
 	if p.InRupiah() && p.QuoteID == "" {
 		return TypePaymentRequested
 	}
 	return TypePaymentRequestedV2
 }
 
-// Result makes the event with a payment's outcome.
+// Result makes the event with a payment's outcome. An authorized payment has two outcomes, one after the
+// other, and so two events: the first says that its money is held, and the second how the hold ended.
 func Result(source string, d PaymentResult, now time.Time) (cloudevents.Event, error) {
-	return New(TypePaymentResult, ResultID(d.Key, d.Fingerprint), source, d.Key, d, now)
+	id := ResultID(d.Scoped(), d.Fingerprint)
+	if d.State == payment.Pending || d.Reason == payment.Authorized {
+		id = AuthorizedID(d.Scoped(), d.Fingerprint)
+	}
+	return New(TypePaymentResult, id, source, d.Key, d, now)
 }
 
 // RequestedID returns the id of a payment's request event. The event can be found in Kafka by it.
-func RequestedID(key string, fp payment.Fingerprint) string { return paymentID("request", key, fp) }
+func RequestedID(key payment.ScopedKey, fp payment.Fingerprint) string {
+	return scopedID("request", key, fp)
+}
 
 // ResultID returns the id of a payment's result event.
-func ResultID(key string, fp payment.Fingerprint) string { return paymentID("result", key, fp) }
+func ResultID(key payment.ScopedKey, fp payment.Fingerprint) string {
+	return scopedID("result", key, fp)
+}
+
+// scopedID returns an id that is the same as in releases before clients where there is no client.
+func scopedID(kind string, key payment.ScopedKey, fp payment.Fingerprint) string {
+	if key.Client != "" {
+		kind = fmt.Sprintf("%s of %d %s ", kind, len(key.Client), key.Client)
+	}
+	return paymentID(kind, key.Key, fp)
+}
+
+// AuthorizedID returns the id of the event that says that a payment is authorized.
+func AuthorizedID(key payment.ScopedKey, fp payment.Fingerprint) string {
+	return scopedID("authorized", key, fp)
+}
 
 func paymentID(kind, key string, fp payment.Fingerprint) string {
 	sum := sha256.Sum256([]byte(kind + strconv.Itoa(len(key)) + key + string(fp[:])))
@@ -211,12 +254,12 @@ func Decode[T any](e cloudevents.Event) (T, error) {
 	return data, nil
 }
 
-// ReadRequest checks an event of the request topic and returns its data. The event must be of type
-// TypePaymentRequested or TypePaymentRequestedV2 with a valid signature, or, if allowUnsigned is set,
-// the plain record of an earlier producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
+// ReadRequest checks an event of the request topic and returns its data. The event must request a
+// payment and have a valid signature, or, if allowUnsigned is set, be the plain record of an earlier
+// producer. Errors wrap ErrSignature, ErrRefused or ErrMalformed.
 func ReadRequest(e cloudevents.Event, keys *Keyring, allowUnsigned bool) (PaymentRequested, error) {
 	switch {
-	case e.Type() == TypePaymentRequested, e.Type() == TypePaymentRequestedV2:
+	case IsPaymentRequest(e.Type()):
 		if err := keys.Verify(e); err != nil {
 			return PaymentRequested{}, err
 		}

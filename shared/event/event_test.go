@@ -48,6 +48,13 @@ func request() payment.Payment {
 	}
 }
 
+// authorized is a payment that is captured by an operation of its own.
+func authorized() payment.Payment {
+	p := request()
+	p.HoldSeconds = 604_800
+	return p
+}
+
 // exchanged is a payment of USD 10.00 that the receiver gets in SGD, by a quote.
 func exchanged() payment.Payment {
 	p := request()
@@ -90,6 +97,17 @@ func TestGoldenFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m := authorized()
+	requestedV3, err := Requested("/pgw/gateway", m, "", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := Result("/pgw/worker", PaymentResult{
+		Key: m.Key, Outcome: payment.Standing(payment.Pending, payment.Authorized, "0199-ref", false), Fingerprint: m.Fingerprint(), AttemptID: m.AttemptID,
+	}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
 	opened, err := New(TypeAccountOpened, "open-ACC001", "/bank", "ACC001", AccountOpened{AccountID: "ACC001", Owner: "Ayu Lestari", Currency: "USD", DailyLimitIDR: 5, Status: "ACTIVE"}, noon)
 	if err != nil {
 		t.Fatal(err)
@@ -106,6 +124,7 @@ func TestGoldenFiles(t *testing.T) {
 	for file, e := range map[string]cloudevents.Event{
 		requested.Type(): requested, result.Type(): result, opened.Type(): opened, funded.Type(): funded,
 		requestedV2.Type(): requestedV2, fundedV2.Type(): fundedV2, result.Type() + "-exchange": resultV2,
+		requestedV3.Type(): requestedV3, held.Type() + "-authorized": held,
 	} {
 		if err := ring(t, keys).Sign(&e); err != nil {
 			t.Fatal(err)
@@ -219,7 +238,7 @@ func TestSignatures(t *testing.T) {
 func signV1(t testing.TB, keys string, e *cloudevents.Event) {
 	t.Helper()
 	k := ring(t, keys)
-	e.SetExtension(ExtSignature, k.signing+"."+base64.RawURLEncoding.EncodeToString(macV1(k.keys[k.signing].secret, e)))
+	e.SetExtension(ExtSignature, k.signing+"."+base64.RawURLEncoding.EncodeToString(k.keys[k.signing].macV1(e)))
 }
 
 // All attributes that a function uses are signed. A changed time, subject or partition key makes
@@ -340,7 +359,7 @@ func TestStatuses(t *testing.T) {
 		err  error
 		want int
 	}{{nil, 202}, {ErrMalformed, 400}, {ErrRefused, 400}, {ErrSignature, 403}, {errors.New("the database is away"), 503}} {
-		h := HTTP(func(context.Context, cloudevents.Event) error { return tc.err }, slog.New(slog.DiscardHandler))
+		h := NewReceiver(func(context.Context, cloudevents.Event) error { return tc.err }, slog.New(slog.DiscardHandler))
 		req, err := cehttp.NewHTTPRequestFromEvent(t.Context(), "http://f/", e)
 		if err != nil {
 			t.Fatal(err)
@@ -351,7 +370,7 @@ func TestStatuses(t *testing.T) {
 			t.Errorf("%v: %d, want %d", tc.err, w.Code, tc.want)
 		}
 	}
-	never := HTTP(func(context.Context, cloudevents.Event) error { t.Error("handled"); return nil }, slog.New(slog.DiscardHandler))
+	never := NewReceiver(func(context.Context, cloudevents.Event) error { t.Error("handled"); return nil }, slog.New(slog.DiscardHandler))
 	for name, tc := range map[string]struct {
 		change func(*http.Request)
 		want   int
@@ -394,8 +413,103 @@ func TestReadRequest(t *testing.T) {
 	if _, err := ReadRequest(unsigned, ring(t, keys), true); !errors.Is(err, ErrSignature) {
 		t.Errorf("a CloudEvent without a signature: %v", err)
 	}
+	for name, p := range map[string]payment.Payment{"v1": request(), "v2": exchanged(), "v3": authorized()} {
+		e, _ := Requested("/pgw/gateway", p, "", noon)
+		if err := ring(t, keys).Sign(&e); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadRequest(e, ring(t, keys), false); err != nil || !strings.HasSuffix(e.Type(), name) || got.HoldSeconds != p.HoldSeconds {
+			t.Errorf("%s %s: %+v, %v", name, e.Type(), got, err)
+		}
+		// A release that captures at once must never get a payment that is only to be authorized.
+		for _, other := range []string{TypePaymentRequested, TypePaymentRequestedV2, TypePaymentRequestedV3} {
+			if other == e.Type() {
+				continue
+			}
+			as := e.Clone()
+			as.SetType(other)
+			if err := ring(t, keys).Sign(&as); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ReadRequest(as, ring(t, keys), false); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s as %s: %v", name, other, err)
+			}
+		}
+	}
 	plain.SetType("other")
 	if _, err := ReadRequest(plain, ring(t, keys), true); !errors.Is(err, ErrRefused) {
 		t.Errorf("another type: %v", err)
+	}
+}
+
+// An event that comes from the same process is checked and answered as one over HTTP.
+func TestBothWaysInAnswerAlike(t *testing.T) {
+	k := ring(t, keys)
+	signed, err := Requested("/pgw/gateway", request(), "", noon)
+	if err == nil {
+		err = k.Sign(&signed)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	structured, err := json.Marshal(signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := func(change func(http.Header)) http.Header {
+		req, err := cehttp.NewHTTPRequestFromEvent(t.Context(), "http://f/", signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(req.Header)
+		return req.Header
+	}
+	as := func(contentType string) http.Header { return http.Header{"Content-Type": {contentType}} }
+	same := func(http.Header) {}
+	for name, tc := range map[string]struct {
+		header http.Header
+		body   []byte
+		err    error
+		want   int
+	}{
+		"handled":               {binary(same), signed.Data(), nil, 202},
+		"no data":               {binary(same), nil, nil, 202},
+		"put off":               {binary(same), signed.Data(), errors.New("later"), 503},
+		"refused":               {binary(same), signed.Data(), ErrRefused, 400},
+		"a wrong signature":     {binary(same), signed.Data(), ErrSignature, 403},
+		"too large":             {binary(same), make([]byte, MaxBytes+1), nil, 413},
+		"as large as possible":  {binary(same), make([]byte, MaxBytes), nil, 202},
+		"no event":              {http.Header{}, []byte("{}"), nil, 400},
+		"no id":                 {binary(func(h http.Header) { h.Del("Ce-Id") }), signed.Data(), nil, 400},
+		"a wrong time":          {binary(func(h http.Header) { h.Set("Ce-Time", "noon") }), signed.Data(), nil, 400},
+		"an attribute's name":   {binary(func(h http.Header) { h["Ce-"] = []string{"x"} }), signed.Data(), nil, 400},
+		"structured and signed": {as("application/cloudevents+json"), structured, nil, 403},
+		"no JSON":               {as("application/cloudevents+json"), []byte("{"), nil, 400},
+		"a batch":               {as("application/cloudevents-batch+json"), []byte("[]"), nil, 400},
+		"unsigned": {as("application/cloudevents+json"),
+			[]byte(`{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"a":1}}`), nil, 202},
+	} {
+		var got []cloudevents.Event
+		in := NewReceiver(func(ctx context.Context, e cloudevents.Event) error {
+			if Header(ctx).Get("Content-Type") != tc.header.Get("Content-Type") {
+				t.Errorf("%s: the headers are %v", name, Header(ctx))
+			}
+			got = append(got, e)
+			return tc.err
+		}, slog.New(slog.DiscardHandler))
+		w := httptest.NewRecorder()
+		req := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(tc.body))
+		req.Header = tc.header.Clone()
+		in.ServeHTTP(w, req)
+		direct := in.Receive(t.Context(), tc.header, tc.body)
+		if direct.Code != tc.want || w.Code != tc.want || strings.TrimSuffix(w.Body.String(), "\n") != direct.Text {
+			t.Errorf("%s: over HTTP %d %q, from the process %d %q; want %d", name, w.Code, w.Body, direct.Code, direct.Text, tc.want)
+		}
+		if retry := w.Header().Get("Retry-After"); (retry != "") != (tc.want == 503) {
+			t.Errorf("%s: Retry-After %q", name, retry)
+		}
+		if len(got) == 2 && (got[0].String() != got[1].String() || !bytes.Equal(got[0].Data(), got[1].Data())) {
+			t.Errorf("%s: over HTTP %s, from the process %s", name, got[0], got[1])
+		}
 	}
 }

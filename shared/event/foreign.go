@@ -46,8 +46,7 @@ func checkHeader(h http.Header) error {
 // checkMode refuses a signed event in structured mode. A forwarder of such an event, for example
 // KafkaSource, may encode its data again, and the signature covers the bytes of the data.
 func checkMode(e *cloudevents.Event, h http.Header) error {
-	signature := e.Extensions()[ExtSignature]
-	if signature == nil || !strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "application/cloudevents") {
+	if !strings.HasPrefix(strings.ToLower(h.Get("Content-Type")), "application/cloudevents") || e.Extensions()[ExtSignature] == nil {
 		return nil
 	}
 	return SignedStructured(e.Type(), e.ID())

@@ -14,7 +14,7 @@ import (
 
 // The SDK panics at a header "ce-" without a name.
 func TestAnEventWhoseDecoderPanicsIsRefused(t *testing.T) {
-	h := HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
+	h := NewReceiver(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler))
 	for _, name := range []string{"Ce-", "Ce-My-Ext", "Ce-My_ext", "Ce-Ext\xff"} {
 		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
 		r.Header = http.Header{"Ce-Specversion": {"1.0"}, "Ce-Id": {"1"}, "Ce-Type": {"t"}, "Ce-Source": {"/s"}, name: {"x"}}
@@ -46,7 +46,7 @@ func TestASignedEventInStructuredModeIsRefusedWithAReason(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(string(text)))
 		r.Header.Set("Content-Type", "application/cloudevents+json")
 		w := httptest.NewRecorder()
-		HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+		NewReceiver(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
 		return w
 	}
 	if w := post(e); w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "binary mode") {

@@ -28,7 +28,7 @@ func FuzzHTTP(f *testing.F) {
 		}
 		handled := false
 		w := httptest.NewRecorder()
-		HTTP(func(_ context.Context, e cloudevents.Event) error {
+		NewReceiver(func(_ context.Context, e cloudevents.Event) error {
 			handled = true
 			return e.Validate()
 		}, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)

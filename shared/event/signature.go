@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"strings"
+	"sync"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -50,6 +51,22 @@ type Keyring struct {
 type signingKey struct {
 	secret []byte
 	onlyV2 bool
+	macs   *sync.Pool // of hash.Hash: a new one costs more than its use for an event
+}
+
+func newSigningKey(secret []byte, onlyV2 bool) signingKey {
+	return signingKey{secret, onlyV2, &sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+}
+
+// mac returns the code of the parts one after the other.
+func (k signingKey) mac(parts ...[]byte) []byte {
+	h, _ := k.macs.Get().(hash.Hash)
+	defer k.macs.Put(h)
+	h.Reset()
+	for _, part := range parts {
+		h.Write(part)
+	}
+	return h.Sum(nil)
 }
 
 // Decode parses "ID:BASE64:v2,ID:BASE64", the format of the variable EVENT_KEYS.
@@ -77,7 +94,7 @@ func (k *Keyring) Decode(text string) error {
 		if k.signing == "" {
 			k.signing = id
 		}
-		k.keys[id] = signingKey{secret: secret, onlyV2: marked}
+		k.keys[id] = newSigningKey(secret, marked)
 	}
 	return nil
 }
@@ -91,7 +108,7 @@ func (k *Keyring) Sign(e *cloudevents.Event) error {
 	if !ok {
 		return fmt.Errorf("%w: there is no key to sign with", ErrSignature)
 	}
-	e.SetExtension(ExtSignature, "v2."+k.signing+"."+base64.RawURLEncoding.EncodeToString(macV2(key.secret, e)))
+	e.SetExtension(ExtSignature, "v2."+k.signing+"."+base64.RawURLEncoding.EncodeToString(key.macV2(e)))
 	return nil
 }
 
@@ -105,18 +122,18 @@ func (k *Keyring) Verify(e cloudevents.Event) error {
 // Verified is like Verify and returns the version, for callers that use more attributes than type,
 // id, source and data.
 func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
-	text, _ := e.Extensions()[ExtSignature].(string)
+	text := extension(&e, ExtSignature)
 	if text == "" {
 		return 0, fmt.Errorf("%w: %s %s has none", ErrSignature, e.Type(), e.ID())
 	}
-	version, mac := V1, macV1
+	version, mac := V1, signingKey.macV1
 	id, encoded, _ := strings.Cut(text, ".")
 	// No key's id contains a dot, so a signature with two dots is not of version 1.
 	if keyID, rest, ok := strings.Cut(encoded, "."); ok {
 		if id != "v2" {
 			return 0, fmt.Errorf("%w: that of %s %s is of an unknown version", ErrSignature, e.Type(), e.ID())
 		}
-		version, mac = V2, macV2
+		version, mac = V2, signingKey.macV2
 		id, encoded = keyID, rest
 	}
 	key, ok := k.keys[id]
@@ -124,7 +141,7 @@ func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
 		return 0, fmt.Errorf("%w: %s %s is signed by an unknown key", ErrSignature, e.Type(), e.ID())
 	}
 	given, err := base64.RawURLEncoding.DecodeString(encoded)
-	if err != nil || !hmac.Equal(given, mac(key.secret, &e)) {
+	if err != nil || !hmac.Equal(given, mac(key, &e)) {
 		return 0, fmt.Errorf("%w: that of %s %s is wrong", ErrSignature, e.Type(), e.ID())
 	}
 	if version == V1 && key.onlyV2 {
@@ -138,35 +155,41 @@ func (k *Keyring) Verified(e cloudevents.Event) (Version, error) {
 // key, and sinks choose the partition by the latter. The time is signed as an instant, because
 // KafkaSource formats it again. Not covered are the media type of the data, which no function uses
 // and which proxies change; the trace; and the attributes that delivery adds.
-func macV2(secret []byte, e *cloudevents.Event) []byte {
+func (k signingKey) macV2(e *cloudevents.Event) []byte {
 	at := ""
 	if !e.Time().IsZero() {
 		at = e.Time().UTC().Format(time.RFC3339Nano)
 	}
-	partitionKey, _ := e.Extensions()[ExtPartitionKey].(string)
-	h := hmac.New(sha256.New, secret)
 	// The input of version 1 never starts with this text: it starts with the length of the type.
-	h.Write([]byte("pgw v2\n"))
-	writeFields(h, e.SpecVersion(), e.Type(), e.ID(), e.Source(), e.Subject(), at, partitionKey)
-	h.Write(e.Data())
-	return h.Sum(nil)
+	text := append(make([]byte, 0, usualFields), "pgw v2\n"...)
+	text = appendFields(text, e.SpecVersion(), e.Type(), e.ID(), e.Source(), e.Subject(), at, extension(e, ExtPartitionKey))
+	return k.mac(text, e.Data())
 }
 
 // macV1 computes the signature of version 1.
-func macV1(secret []byte, e *cloudevents.Event) []byte {
-	h := hmac.New(sha256.New, secret)
-	writeFields(h, e.Type(), e.ID(), e.Source())
-	h.Write(e.Data())
-	return h.Sum(nil)
+func (k signingKey) macV1(e *cloudevents.Event) []byte {
+	return k.mac(appendFields(nil, e.Type(), e.ID(), e.Source()), e.Data())
 }
 
-// writeFields writes the length before each field, so two different lists never produce the same
-// bytes.
-func writeFields(h hash.Hash, fields ...string) {
-	var size [4]byte
-	for _, field := range fields {
-		binary.BigEndian.PutUint32(size[:], uint32(len(field)))
-		h.Write(size[:])
-		h.Write([]byte(field))
+// extension returns the text of an extension; empty if there is none. Event.Extensions would copy all of
+// them.
+func extension(e *cloudevents.Event, name string) string {
+	if c, ok := e.Context.(*cloudevents.EventContextV1); ok {
+		text, _ := c.Extensions[name].(string)
+		return text
 	}
+	text, _ := e.Extensions()[name].(string)
+	return text
+}
+
+// usualFields is more than the fields of most events have, in bytes.
+const usualFields = 512
+
+// appendFields appends each field after its length, so two different lists never produce the same
+// bytes.
+func appendFields(to []byte, fields ...string) []byte {
+	for _, field := range fields {
+		to = append(binary.BigEndian.AppendUint32(to, uint32(len(field))), field...)
+	}
+	return to
 }

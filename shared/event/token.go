@@ -2,7 +2,6 @@ package event
 
 import (
 	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"strings"
@@ -17,7 +16,7 @@ func (k *Keyring) Token(data []byte, purpose string, fields ...string) (string, 
 		return "", fmt.Errorf("%w: there is no key to sign with", ErrSignature)
 	}
 	encode := base64.RawURLEncoding.EncodeToString
-	return k.signing + "." + encode(data) + "." + encode(macToken(key.secret, data, purpose, fields)), nil
+	return k.signing + "." + encode(data) + "." + encode(key.macToken(data, purpose, fields)), nil
 }
 
 // OpenToken returns the data of a token that any key of the ring has signed for this purpose and
@@ -28,16 +27,13 @@ func (k *Keyring) OpenToken(token, purpose string, fields ...string) ([]byte, er
 	key, ok := k.keys[id]
 	data, dataErr := base64.RawURLEncoding.DecodeString(encoded)
 	given, macErr := base64.RawURLEncoding.DecodeString(signature)
-	if !ok || dataErr != nil || macErr != nil || !hmac.Equal(given, macToken(key.secret, data, purpose, fields)) {
+	if !ok || dataErr != nil || macErr != nil || !hmac.Equal(given, key.macToken(data, purpose, fields)) {
 		return nil, fmt.Errorf("%w: the token is not of this system, or not for this", ErrSignature)
 	}
 	return data, nil
 }
 
-func macToken(secret, data []byte, purpose string, fields []string) []byte {
-	h := hmac.New(sha256.New, secret)
+func (k signingKey) macToken(data []byte, purpose string, fields []string) []byte {
 	// The input of an event's signature never starts with this text.
-	h.Write([]byte("pgw token\n"))
-	writeFields(h, append([]string{purpose, string(data)}, fields...)...)
-	return h.Sum(nil)
+	return k.mac(appendFields([]byte("pgw token\n"), append([]string{purpose, string(data)}, fields...)...))
 }

@@ -15,9 +15,13 @@ import (
 // WithKey adds the payment's key to ctx if events of this type belong to a payment. The subject of
 // other events may be an account, which must not be logged.
 func WithKey(ctx context.Context, eventType, subject string) context.Context {
-	switch eventType {
-	case TypePaymentRequested, TypePaymentRequestedV2, TypePaymentResult:
+	if IsPaymentRequest(eventType) || eventType == TypePaymentResult {
 		return trace.WithKey(ctx, subject)
+	}
+	for _, types := range operationTypes {
+		if eventType == types.request || eventType == types.result {
+			return trace.WithKey(ctx, subject)
+		}
 	}
 	return ctx
 }

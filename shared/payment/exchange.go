@@ -42,7 +42,8 @@ type Exchange struct {
 	// rounded down. LIQUIDITY pays it: CreditMinor to the receiver, and the rest to SPREAD.
 	MidMinor int64 `json:"mid_minor"`
 	// Remainder is what rounding left to the house: a decimal fraction of one minor unit, of the
-	// credit currency if the debit is fixed, else of the debit currency.
+	// credit currency if the debit is fixed, else of the debit currency. It may be more than one unit
+	// if only a part of the payment was captured.
 	Remainder string `json:"remainder"`
 	Steps     []Step `json:"steps"` // one or two
 }
@@ -98,6 +99,7 @@ type Kind string
 // The kinds of entries.
 const (
 	KindPayment    Kind = "payment"    // from the sender, to the receiver
+	KindRefund     Kind = "refund"     // from the payment's receiver, back to its sender
 	KindExchange   Kind = "exchange"   // to and from LIQUIDITY
 	KindSpread     Kind = "spread"     // to SPREAD
 	KindFunding    Kind = "funding"    // from OUTSIDE

@@ -82,14 +82,17 @@ type Outcome struct {
 func Decline(r Reason) Outcome { return Outcome{Status: Failed, Reason: r} }
 
 // Standing returns the outcome of a reservation in the given state. reason is the reason of its
-// rollback. replay means that an earlier attempt made the reservation.
+// rollback, or Authorized of a PENDING one that waits for its capture. replay means that an earlier
+// attempt made the reservation.
 func Standing(state ReservationStatus, reason Reason, ref string, replay bool) Outcome {
 	o := Outcome{Ref: ref, State: state, Replay: replay}
 	switch {
 	case state == RolledBack:
 		o.Status, o.Reason = Failed, reason
-	case state == Committed && replay:
+	case replay && (state == Committed || state == Pending && reason == Authorized):
 		o.Status, o.Reason = SuccessReplay, DuplicateIdempo
+	case state == Pending && reason == Authorized:
+		o.Status, o.Reason = Success, Authorized
 	case state == Committed:
 		o.Status, o.Reason = Success, ReasonCommitted
 	}
@@ -112,6 +115,19 @@ type Record struct {
 	Claimed    Fingerprint // the fingerprint with which the key was claimed
 	ReservedAt time.Time
 	DecidedAt  time.Time // zero while PENDING
+
+	// What was given back, and what refunds on their way hold, in minor units of the debit currency.
+	RefundedMinor, RefundingMinor int64
+	// AuthorizedMinor is what an authorized payment held, in the debit currency; 0 for other payments.
+	// Less may have been captured.
+	AuthorizedMinor int64
+	// Of a refund: the key of its payment, and the client's reason.
+	PaymentKey, Note string
+	// PaymentClient is the client of a refund's payment; nil: the refund's.
+	PaymentClient *string
+	// TraceID is the trace of the attempt that claimed the key, in W3C's form: 32 hexadecimal digits. It
+	// is empty if that attempt was not traced.
+	TraceID string
 }
 
 // Payment is one payment with its price. Its JSON is the data of the request event. The first six
@@ -155,7 +171,16 @@ type Payment struct {
 	// Exchange is the price, if the two currencies differ.
 	Exchange Exchange `json:"exchange,omitzero"`
 	QuoteID  string   `json:"quote_id,omitempty"` // the firm quote that the client pays by
+
+	// Client is whose payment it is, and in whose scope the key is unique: the owner of an API key or
+	// the subject of a token. All callers without a client share the scope of the empty name.
+	Client string `json:"client,omitempty"`
+	// HoldSeconds is for how long the money is held for a capture; 0: it is captured at once.
+	HoldSeconds int64 `json:"hold_seconds,omitempty"`
 }
+
+// Manual reports whether the payment is only authorized, and captured by an operation of its own.
+func (p Payment) Manual() bool { return p.HoldSeconds > 0 }
 
 // Sent returns the amount as the client sent it.
 func (p Payment) Sent() money.Amount { return money.Amount{Minor: p.Minor, Currency: p.Currency} }
@@ -175,13 +200,22 @@ type Order struct {
 	DebitCurrency  string `json:"debit_currency"`
 	CreditCurrency string `json:"credit_currency"`
 	QuoteID        string `json:"quote_id"` // a firm quote to pay by; empty: none
+	// Capture is CaptureAutomatic or CaptureManual; empty means automatic.
+	Capture string `json:"capture"`
 }
+
+// When the receiver of a payment is paid: at once, or by a capture that the client asks for later.
+const (
+	CaptureAutomatic = "automatic"
+	CaptureManual    = "manual"
+)
 
 // maxDate is the maximum length of a client's date, in bytes.
 const maxDate = 40
 
-// Payment checks the order and returns its payment without a price. The error is a Problems: it has
-// all wrong fields.
+// Payment checks the order and returns its payment without a price. A payment that is captured later
+// holds its money for DefaultAuthorize; the caller may change that. The error is a Problems: it has all
+// wrong fields.
 func (o Order) Payment() (Payment, error) {
 	p := Payment{Key: o.Key, Sender: o.Sender, Receiver: o.Receiver, TxDate: o.TxDate}
 	wrong := Problems{}.with("idempotency_key", CheckID("idempotency_key", o.Key, MaxKey))
@@ -201,6 +235,13 @@ func (o Order) Payment() (Payment, error) {
 			wrong = wrong.with("quote_id", &FieldError{"quote_id", "is not a UUID"})
 		}
 		p.QuoteID = id.String() // a UUID has more than one spelling, and the fingerprint needs one
+	}
+	switch o.Capture {
+	case "", CaptureAutomatic:
+	case CaptureManual:
+		p.HoldSeconds = int64(DefaultAuthorize / time.Second)
+	default:
+		wrong = wrong.with("capture", &FieldError{"capture", fmt.Sprintf("is %.20q; must be %s or %s", o.Capture, CaptureAutomatic, CaptureManual)})
 	}
 	var err error
 	p.Metadata, err = readMetadata(o.Metadata)
@@ -357,6 +398,9 @@ func (p Payment) Fingerprint() Fingerprint {
 			buf = append(binary.BigEndian.AppendUint32(buf, uint32(len(field))), field...)
 		}
 	}
+	if p.Manual() {
+		buf = append(buf, 'h')
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Metadata)) {
 		for _, text := range [...]string{name, p.Metadata[name]} {
 			buf = append(binary.BigEndian.AppendUint32(buf, uint32(len(text))), text...)
@@ -454,6 +498,8 @@ func (p Payment) ValidateHold() error {
 		return &FieldError{"receiver_id", "of a hold must be " + SettlementAccount}
 	case IsHouse(p.Sender):
 		return &FieldError{"sender_id", p.Sender + " is pgw's own account"}
+	case p.Manual():
+		return &FieldError{"hold_seconds", "is not for a wallet hold"}
 	}
 	return p.validate()
 }
@@ -467,6 +513,8 @@ func CheckNames(key, sender, receiver string) error {
 	switch {
 	case strings.HasPrefix(key, HoldPrefix):
 		return &FieldError{"idempotency_key", "starts with " + HoldPrefix + ", which is reserved for pgw"}
+	case strings.HasPrefix(key, CancelPrefix):
+		return &FieldError{"idempotency_key", "starts with " + CancelPrefix + ", which is reserved for pgw"}
 	case IsHouse(sender):
 		return &FieldError{"sender_id", sender + " is pgw's own account"}
 	case IsHouse(receiver):
@@ -511,6 +559,16 @@ func (p Payment) validateTerms() error {
 	}
 	if err := p.checkAmounts(); err != nil {
 		return err
+	}
+	if err := CheckClient(p.Client); err != nil {
+		return err
+	}
+	if hold := time.Duration(p.HoldSeconds) * time.Second; p.HoldSeconds != 0 && (p.HoldSeconds > int64(MaxAuthorize/time.Second) || hold < MinAuthorize) {
+		return &FieldError{"hold_seconds", fmt.Sprintf("must be 0 or %d to %d", int64(MinAuthorize/time.Second), int64(MaxAuthorize/time.Second))}
+	}
+	if p.Manual() && p.Minor == 0 {
+		// A capture of a part changes the amount in rupiah, and the fingerprint must not change with it.
+		return &FieldError{"amount", "is missing: a payment that is captured later needs it"}
 	}
 	return CheckMetadata(p.Metadata)
 }
@@ -684,7 +742,7 @@ func HoldLiquidity(from Balance, amount int64) (Balance, Reason) {
 }
 
 // ClampDeadline returns the deadline, limited to DecideWithin after now. A zero deadline means the
-// latest one. The sweep relies on this limit for every hold.
+// latest one. The sweep relies on this limit for every hold that is not an authorized payment's.
 func ClampDeadline(deadline, now time.Time) time.Time {
 	latest := now.Add(DecideWithin)
 	if deadline.IsZero() || deadline.After(latest) {

@@ -1,5 +1,7 @@
 package payment
 
+import "strings"
+
 // Reason says why a payment ended as it did. The set is closed: it is a label of metrics, clients
 // switch on it, and functions/gateway/README.md lists it.
 type Reason string
@@ -22,6 +24,25 @@ const (
 	QuoteExpired         Reason = "quote_expired"          // the firm quote was valid until then
 	QuoteUsed            Reason = "quote_used"             // another payment has used the quote
 	QuoteMismatch        Reason = "quote_mismatch"         // there is no such quote for this payment
+
+	Canceled             Reason = "canceled"              // the client canceled it before it was settled
+	Voided               Reason = "voided"                // the client gave the authorized money back
+	AuthorizationExpired Reason = "authorization_expired" // nobody captured the authorized money in time
+)
+
+// Authorized is the reason of a success that has moved nothing yet: the money is held for a capture.
+// It is the standing of the key until the hold ends.
+const Authorized Reason = "authorized"
+
+// Refusals of operations, besides those of payments: a refund, a capture, a void or a cancellation.
+const (
+	RefundExceedsPayment Reason = "refund_exceeds_payment" // more than is left of the payment
+	RefundTooSmall       Reason = "refund_too_small"       // so little that the other currency's share is nothing
+	PaymentNotSettled    Reason = "payment_not_settled"    // there is nothing to give back, or it is a refund itself
+	PaymentSettled       Reason = "payment_settled"        // too late for a void
+	PaymentNotAuthorized Reason = "payment_not_authorized" // it holds no money for a capture, or does not any more
+	CaptureExceedsHold   Reason = "capture_exceeds_hold"   // more than is held
+	CaptureTooSmall      Reason = "capture_too_small"      // so little that the other currency's share is nothing
 )
 
 // DuplicateIdempo is the reason for a second attempt of a settled payment.
@@ -60,7 +81,8 @@ const (
 var Reasons = []Reason{
 	ReasonCommitted, DuplicateIdempo, InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked,
 	ReceiverBlocked, DailyLimitExceeded, Expired, CommitFailed, Undeliverable, CallerRolledBack,
-	FXLiquidityExhausted, QuoteExpired, QuoteUsed, QuoteMismatch,
+	FXLiquidityExhausted, QuoteExpired, QuoteUsed, QuoteMismatch, Canceled, Voided, AuthorizationExpired, Authorized,
+	RefundExceedsPayment, RefundTooSmall, PaymentNotSettled, PaymentSettled, PaymentNotAuthorized, CaptureExceedsHold, CaptureTooSmall,
 	RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther,
 	BadJSON, InvalidInput, UnsupportedCurrency, IdempotencyMismatch, FXUnavailable, WalletUnavailable,
 	RiskUnavailable, LedgerUnavailable, QueuePublishError, QueueTimeout, Overloaded,
@@ -69,7 +91,7 @@ var Reasons = []Reason{
 // Status returns the status that belongs to the reason.
 func (r Reason) Status() Status {
 	switch r {
-	case ReasonCommitted:
+	case ReasonCommitted, Authorized:
 		return Success
 	case DuplicateIdempo:
 		return SuccessReplay
@@ -81,25 +103,29 @@ func (r Reason) Status() Status {
 // Recorded reports whether the answer comes from the ledger: the outcome that a key has forever, a
 // replay of that outcome, or a mismatch with it.
 func (r Reason) Recorded() bool {
-	return r.Refusal() || r.RollBack() || r == ReasonCommitted || r == DuplicateIdempo || r == IdempotencyMismatch
+	return r.Refusal() || r.RollBack() || r == ReasonCommitted || r == Authorized || r == DuplicateIdempo || r == IdempotencyMismatch
 }
 
-// Refusal reports whether the ledger records the reason for a payment that never held money. These
-// are the refusals of the ledger, of wallet and of risk.
+// Refusal reports whether the ledger records the reason for a payment or an operation that never held
+// money. These are the refusals of the ledger, of wallet and of risk.
 func (r Reason) Refusal() bool {
 	switch r {
 	case InsufficientFunds, UnknownSender, UnknownReceiver, SenderBlocked, ReceiverBlocked, DailyLimitExceeded, Expired,
 		FXLiquidityExhausted, QuoteExpired, QuoteUsed, QuoteMismatch,
+		RefundExceedsPayment, RefundTooSmall, PaymentNotSettled, PaymentSettled, PaymentNotAuthorized, CaptureExceedsHold, CaptureTooSmall,
 		RiskBadInput, RiskSameParty, RiskBelowMin, RiskAboveMax, RiskBlockedAccount, RiskVelocity, RiskRandomReject, RiskOther:
 		return true
 	}
 	return false
 }
 
+// OfRisk reports whether the reason is a refusal by risk's rules. Operations are not scored.
+func (r Reason) OfRisk() bool { return strings.HasPrefix(string(r), "risk_") }
+
 // RollBack reports whether a payment can end with the reason after its money was held.
 func (r Reason) RollBack() bool {
 	switch r {
-	case Expired, CommitFailed, Undeliverable, CallerRolledBack:
+	case Expired, CommitFailed, Undeliverable, CallerRolledBack, Canceled, Voided, AuthorizationExpired:
 		return true
 	}
 	return false
