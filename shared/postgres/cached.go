@@ -40,28 +40,36 @@ func NewCached[T any](load func(context.Context) (T, error), log *slog.Logger) *
 
 // Get returns the value. It waits for the database only if there is no value, or the value is too
 // old.
-func (c *Cached[T]) Get(ctx context.Context) (T, error) {
-	if v := c.current.Load(); v != nil && time.Since(v.at) < maxStale {
+func (c *Cached[T]) Get(ctx context.Context) (T, error) { return c.Within(ctx, maxStale) }
+
+// Within is Get for callers that need a value which was read not longer ago than age.
+func (c *Cached[T]) Within(ctx context.Context, age time.Duration) (T, error) {
+	if v := c.current.Load(); v != nil && time.Since(v.at) < age {
 		return v.value, nil
 	}
-	return c.join(ctx)
+	got, err := c.join(ctx, time.Now().Add(-age))
+	return got.value, err
 }
 
 // Refresh reads the value as it is now. A load that is under way may have missed what was just
-// written; the one after it has not.
+// written, so Refresh waits for the one after it. All who call meanwhile share that one.
 func (c *Cached[T]) Refresh(ctx context.Context) error {
-	for range 2 {
-		if _, err := c.join(ctx); err != nil {
+	asked := time.Now()
+	for {
+		got, err := c.join(ctx, asked)
+		if err != nil || !got.at.Before(asked) {
 			return err
 		}
 	}
-	return nil
 }
 
 // join waits for the load that is under way, or for a new one. All who wait share what it finds,
-// also when that is an error.
-func (c *Cached[T]) join(ctx context.Context) (T, error) {
+// also when that is an error. There is no new load if one that began at since or later has just ended.
+func (c *Cached[T]) join(ctx context.Context, since time.Time) (loaded[T], error) {
 	load := c.loading.DoChan("", func() (any, error) {
+		if v := c.current.Load(); v != nil && !v.at.Before(since) {
+			return *v, nil
+		}
 		// Not by the context of one caller: others wait for the same.
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 		defer cancel()
@@ -70,9 +78,9 @@ func (c *Cached[T]) join(ctx context.Context) (T, error) {
 		if err == nil {
 			c.current.Store(&loaded[T]{value, begun})
 		}
-		return value, err
+		return loaded[T]{value, begun}, err
 	})
-	var none T
+	var none loaded[T]
 	select {
 	case <-ctx.Done():
 		return none, fmt.Errorf("refresh: %w", ctx.Err())
@@ -80,7 +88,7 @@ func (c *Cached[T]) join(ctx context.Context) (T, error) {
 		if got.Err != nil {
 			return none, fmt.Errorf("refresh: %w", got.Err)
 		}
-		return got.Val.(T), nil
+		return got.Val.(loaded[T]), nil
 	}
 }
 
@@ -90,7 +98,7 @@ func (c *Cached[T]) Run(ctx context.Context) error {
 	defer tick.Stop()
 	stale := trace.NewOutage(c.log, time.Now, "serving what was read last")
 	for {
-		_, err := c.join(ctx)
+		_, err := c.join(ctx, time.Now())
 		// The pool's Outage says that the server is away.
 		if err == nil || ctx.Err() == nil && !away(err) {
 			stale.Note(ctx, err)

@@ -39,11 +39,20 @@ func newDialer(silence func()) *dialer {
 
 // dial implements pgconn.DialFunc.
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	within, silence := silenceTimeout, d.silence
+	// A connection to log in has connectTimeout. What has longer only asks the server to cancel a statement. pgx
+	// does so before it gives up a connection's place in the pool, and a silent server would keep the place.
+	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > connectTimeout {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		within, silence = closeTimeout, func() {}
+	}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	return &watched{Conn: conn, silence: d.silence}, nil
+	return &watched{Conn: conn, within: within, silence: silence}, nil
 }
 
 // watched is a connection whose reads and writes always end, with any context. After too long a
@@ -51,6 +60,7 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 // free for the next connection.
 type watched struct {
 	net.Conn
+	within  time.Duration // how long a silence may last
 	silence func()
 
 	mu       sync.Mutex
@@ -74,7 +84,7 @@ func (c *watched) Read(p []byte) (int, error) {
 		c.mu.Unlock()
 		return 0, errSilent{}
 	}
-	c.own = time.Now().Add(silenceTimeout)
+	c.own = time.Now().Add(c.within)
 	c.Conn.SetReadDeadline(earlier(c.deadline, c.own))
 	c.mu.Unlock()
 	n, err := c.Conn.Read(p)
@@ -108,7 +118,7 @@ func (c *watched) Write(p []byte) (n int, err error) {
 			return n, errSilent{}
 		}
 		c.asked = true
-		c.Conn.SetWriteDeadline(earlier(c.deadline, time.Now().Add(silenceTimeout)))
+		c.Conn.SetWriteDeadline(earlier(c.deadline, time.Now().Add(c.within)))
 		c.mu.Unlock()
 		now, err := c.Conn.Write(p[n:min(len(p), n+writeChunk)])
 		if n += now; err != nil || n == len(p) {

@@ -22,7 +22,7 @@ import (
 
 // Config is the configuration of a pool.
 type Config struct {
-	URL      string
+	URL      string // Schema.In adds a ledger's schema
 	Name     string // the function, for application_name in pg_stat_activity
 	Pool     string // separates a function's pools in its metrics; "main" when empty
 	MaxConns int32
@@ -50,7 +50,8 @@ const cancelWithin = time.Second
 // Open makes a pool. The pool connects when it is first used, because a function must be able to
 // start while the database is away. Dials, acquires, statements and the server's silence have time
 // limits, with any context, so nothing waits for ever. When the server does not answer a request,
-// the pool replaces all its connections. An error names DATABASE_URL.
+// the pool replaces all its connections. A commit that no standby may have is an error where standbys
+// are synchronous. If the URL names a schema, the sessions have no other one. An error names DATABASE_URL.
 func Open(cfg Config) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -67,6 +68,8 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 			go pool.Reset()
 		}
 	}).dial
+	c.ConnConfig.BuildFrontend = newFrontend
+	requireSchema(c.ConnConfig)
 	c.ConnConfig.Tracer = tracer{cfg.Outage}
 	// A process has one clock, even with several pools, so only the main pool measures it.
 	if cfg.Registerer != nil && cfg.Pool == "" {
@@ -87,7 +90,11 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		params["plan_cache_mode"] = "force_generic_plan"
 	}
 	if cfg.ReadOnly {
-		params["default_transaction_read_only"] = "on"
+		if suits := c.ConnConfig.ValidateConnect; suits != nil {
+			c.ConnConfig.ValidateConnect = thenReadOnly(suits)
+		} else {
+			params["default_transaction_read_only"] = "on"
+		}
 		c.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 			return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelWithin}
 		}
@@ -101,6 +108,17 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		measure(cfg.Registerer, cmp.Or(cfg.Pool, "main"), pool)
 	}
 	return pool, nil
+}
+
+// thenReadOnly makes a session read-only after the check of target_session_attrs. That check asks whether
+// the session may write, and a session that is read-only from its start would always say no.
+func thenReadOnly(suits pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		if err := suits(ctx, conn); err != nil {
+			return err
+		}
+		return conn.Exec(ctx, "SET default_transaction_read_only = on").Close()
+	}
 }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }

@@ -2,13 +2,24 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"pgw/shared/embedded"
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/postgres"
 )
@@ -62,7 +73,14 @@ func TestASilentServerIsLeft(t *testing.T) {
 	}
 	again := make(chan error, 4)
 	for range 4 {
-		go func() { again <- ask(`SELECT 1 FROM pg_sleep(0.2)`) }()
+		go func() {
+			begun := time.Now()
+			err := ask(`SELECT 1 FROM pg_sleep(0.2)`)
+			for err != nil && time.Since(begun) < patience/2 { // on a busy machine a login may take too long
+				err = ask(`SELECT 1 FROM pg_sleep(0.2)`)
+			}
+			again <- err
+		}()
 	}
 	for range 4 {
 		select {
@@ -74,6 +92,165 @@ func TestASilentServerIsLeft(t *testing.T) {
 			t.Fatal("no call uses a new connection")
 		}
 	}
+}
+
+// A server becomes silent for ever in the middle of an answer.
+func TestAServerThatIsSilentInTheMiddleOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	wire, url := embeddedtest.NewWireTo(t, embeddedtest.Postgres(t))
+	pool, err := postgres.Open(postgres.Config{URL: url, Name: "test", MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	rows, err := pool.Query(context.Background(), `SELECT repeat('x', 1000) FROM generate_series(1, 100000)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; rows.Next(); n++ {
+		if n == 1000 {
+			wire.Silence()
+		}
+	}
+	if rows.Err() == nil {
+		t.Error("half an answer is taken for the whole")
+	}
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Errorf("on a new connection: %v", err)
+	}
+}
+
+// The first server of a URL is frozen, as a virtual machine may be: it accepts connections and never answers,
+// on old connections neither. Everybody who works with it goes on at the other server.
+func TestAFrozenPrimaryIsLeft(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("pgw-test-frozen-%d", os.Getpid()))
+	first, err := embedded.StartPostgres(t.Context(), embedded.PostgresConfig{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { first.Stop(); embedded.RemovePostgres(dir) })
+	var hosts []string
+	second := embeddedtest.Postgres(t)
+	for _, server := range []string{first.URL(), second} {
+		cfg, err := pgx.ParseConfig(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := pgx.ConnectConfig(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(t.Context(), `CREATE ROLE pgw_test_either LOGIN PASSWORD 'either'`); err != nil {
+			t.Fatal(err)
+		}
+		hosts = append(hosts, net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port))))
+	}
+	pool, err := postgres.Open(postgres.Config{
+		URL: "postgres://pgw_test_either:either@" + strings.Join(hosts, ",") + "/postgres?sslmode=disable&target_session_attrs=primary", Name: "test", MaxConns: 4,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	// where says who has answered.
+	where := func() (port string, err error) {
+		err = pool.QueryRow(context.Background(), `SELECT current_setting('port') FROM pg_sleep(0.2)`).Scan(&port)
+		return port, err
+	}
+	// On a busy machine a login may take too long, and then the other server is used.
+	var all sync.WaitGroup
+	begun := time.Now()
+	for elsewhere := true; elsewhere; {
+		pool.Reset()
+		answered := make(chan string, 4)
+		for range 4 {
+			all.Go(func() {
+				port, err := where()
+				if err != nil && time.Since(begun) > patience {
+					t.Error(err)
+				}
+				answered <- port
+			})
+		}
+		all.Wait()
+		elsewhere = false
+		for range 4 {
+			elsewhere = elsewhere || !strings.HasSuffix(hosts[0], ":"+<-answered)
+		}
+		if elsewhere && time.Since(begun) > patience {
+			t.Fatal("the first server is not used")
+		}
+	}
+	slow := time.Since(begun)
+	frozen := processesOf(t, first.URL())
+	each := func(sig syscall.Signal) {
+		for _, pid := range frozen {
+			if err := syscall.Kill(pid, sig); err != nil && sig == syscall.SIGSTOP {
+				t.Error(err)
+			}
+		}
+	}
+	each(syscall.SIGSTOP)
+	defer each(syscall.SIGCONT)
+	begun = time.Now()
+	for range 8 {
+		all.Go(func() {
+			for {
+				port, err := where()
+				if err == nil {
+					if !strings.HasSuffix(hosts[1], ":"+port) {
+						t.Errorf("port %s; want the second of %s", port, hosts)
+					}
+					return
+				}
+				if time.Since(begun) > patience {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(begun); took > 11*time.Second+4*slow {
+		t.Errorf("the frozen server was left after %s; want 10 s, and somewhat more on a busy machine", took)
+	} else {
+		t.Logf("left after %s", took)
+	}
+}
+
+// processesOf returns the server's processes, its first one first.
+func processesOf(t *testing.T, url string) (pids []int) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var backend int
+	if err := conn.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+		t.Fatal(err)
+	}
+	list, err := exec.Command("ps", "-axo", "pid=,ppid=").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parents := map[int]int{}
+	for line := range strings.Lines(string(list)) {
+		var pid, parent int
+		if _, err := fmt.Sscan(line, &pid, &parent); err != nil {
+			t.Fatal(err)
+		}
+		parents[pid] = parent
+	}
+	pids = []int{parents[backend]}
+	for pid, parent := range parents {
+		if parent == pids[0] && pid != backend {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // A server accepts connections and never answers. Callers get an error, with any context. When the
