@@ -80,15 +80,16 @@ SELECT count(*) FROM (
 	// Both primary keys are walked side by side: a lookup for each payment would take longer.
 	walkBothSQL = `SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off; SET LOCAL enable_bitmapscan = off`
 
+	// An authorized payment takes as long as its client lets it wait, so its time is not counted.
 	// The first rows have the counts of the buckets, and no reason. The others have the counts of the
-	// reasons.
+	// reasons. A refund is not counted as a payment.
 	activitySQL = `
 WITH active AS MATERIALIZED (
 	SELECT floor((` + idTimeSQL + ` - $3::float8) / $4::float8)::int AS bucket, r.status, p.reason,
-		CASE WHEN p.decided_at IS NOT NULL THEN greatest(extract(epoch FROM p.decided_at - coalesce(r.accepted_at, r.created_at))::float8, 0) END AS took
+		CASE WHEN p.decided_at IS NOT NULL AND r.hold_seconds IS NULL THEN greatest(extract(epoch FROM p.decided_at - coalesce(r.accepted_at, r.created_at))::float8, 0) END AS took
 	FROM reservations r
 	LEFT JOIN payments p ON p.payment_id = r.reservation_id AND p.payment_id >= $1 AND p.payment_id < $2
-	WHERE r.reservation_id >= $1 AND r.reservation_id < $2
+	WHERE r.reservation_id >= $1 AND r.reservation_id < $2 AND r.parent_id IS NULL
 )
 SELECT bucket, '', count(*) FILTER (WHERE status = 'COMMITTED'), count(*) FILTER (WHERE status = 'ROLLEDBACK'),
 	count(*) FILTER (WHERE status = 'PENDING'), coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY took), 0),
@@ -112,7 +113,7 @@ func (l *Ledger) activity(ctx context.Context, of ActivityOf, most int) (a Activ
 		return a, err
 	}
 	err = l.reads.reports.run(ctx, func(ctx context.Context) error {
-		return pgx.BeginTxFunc(ctx, l.reads.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		return l.reads.snapshot(ctx, func(ctx context.Context, tx pgx.Tx) error {
 			a, err = readActivity(ctx, tx, of, most)
 			return err
 		})

@@ -1,8 +1,10 @@
 package ledger
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -47,4 +49,116 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/payment")
 		})
 	}
+}
+
+// What it costs to find authorized payments by their deadline (-benchtime 1x). BOOKS.md has the figures.
+//
+// A payment that is captured at once writes nothing for it. With an index on the deadlines of PENDING
+// reservations, each payment would write into that index, and its update would not be heap-only.
+func BenchmarkFindingHoldsByDeadline(b *testing.B) {
+	const accounts, size, rounds = 1000, 64, 20
+	w := newWorld(b)
+	ids := make([]string, accounts)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("A%d", i)
+	}
+	w.open(1_000_000_000_000, ids...)
+	var n int
+	settle := func() {
+		calls := make([]reserve, size)
+		for i := range calls {
+			n++
+			calls[i].Payment = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
+		}
+		reserved, err := w.reserveAll(b.Context(), calls)
+		if err != nil {
+			b.Fatal(err)
+		}
+		finishes := make([]Finish, size)
+		for i, r := range reserved {
+			finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
+		}
+		if _, err := w.finishAll(b.Context(), finishes); err != nil {
+			b.Fatal(err)
+		}
+	}
+	// Bytes of WAL do not depend on how busy the machine is.
+	written := func() (bytes float64, took time.Duration) {
+		position := func() (bytes float64) {
+			if err := w.pool.QueryRow(b.Context(), `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8`).Scan(&bytes); err != nil {
+				b.Fatal(err)
+			}
+			return bytes
+		}
+		w.exec(`CHECKPOINT`)
+		for range 2 * accounts / size {
+			settle() // pages are written in full once after a checkpoint
+		}
+		before, begun := position(), time.Now()
+		for range rounds {
+			settle()
+		}
+		return position() - before, time.Since(begun)
+	}
+	for _, holds := range []int{0, 1_000_000} {
+		b.Run(fmt.Sprintf("sweep/holds=%d", holds), func(b *testing.B) {
+			for from := 0; from < holds; from += step {
+				w.exec(`INSERT INTO authorizations (expires_at, reservation_id, amount_idr)
+					SELECT now() + interval '1 day' + n * interval '500 ms', gen_random_uuid(), 1000 FROM generate_series($1::int, $2::int) n`, from, from+step-1)
+			}
+			w.exec(`ANALYZE authorizations`)
+			b.ResetTimer()
+			for b.Loop() {
+				swept, err := w.Sweep(b.Context(), func(context.Context, Claim, time.Time) error { return nil })
+				if err != nil || swept.Pending != int64(holds) {
+					b.Fatalf("%+v, %v", swept, err)
+				}
+			}
+			var find, count float64
+			for sql, into := range map[string]*float64{
+				`SELECT expires_at, reservation_id FROM authorizations WHERE expires_at < now() ORDER BY expires_at, reservation_id LIMIT 200`: &find,
+				`SELECT count(*), sum(amount_idr) FROM (SELECT amount_idr FROM authorizations LIMIT 2000000) a`:                                &count,
+			} {
+				*into = w.millisOf(b, sql)
+			}
+			b.ReportMetric(find, "ms/find")
+			b.ReportMetric(count, "ms/count")
+		})
+	}
+	w.exec(`TRUNCATE authorizations`)
+	b.Run("payment", func(b *testing.B) {
+		plain, indexed := 0.0, 0.0
+		var plainTime, indexedTime time.Duration
+		const times = 3
+		for range times {
+			bytes, took := written()
+			plain, plainTime = plain+bytes, plainTime+took
+			w.exec(`CREATE INDEX pending_by_deadline ON reservations (deadline) WHERE status = 'PENDING'`)
+			bytes, took = written()
+			indexed, indexedTime = indexed+bytes, indexedTime+took
+			w.exec(`DROP INDEX pending_by_deadline`)
+		}
+		const payments = times * rounds * size
+		b.ReportMetric(plain/payments, "WAL-bytes/payment")
+		b.ReportMetric(indexed/payments, "WAL-bytes/payment-with-index")
+		b.ReportMetric(indexed/plain, "WAL-ratio")
+		b.ReportMetric(float64(indexedTime)/float64(plainTime), "time-ratio")
+	})
+}
+
+// millisOf is the time that the database takes for a statement: the least of several.
+func (w *world) millisOf(b *testing.B, sql string) float64 {
+	least := 0.0
+	for range 5 {
+		var plan []struct {
+			Time float64 `json:"Execution Time"`
+		}
+		if err := w.pool.QueryRow(b.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+sql).Scan(&plan); err != nil {
+			b.Fatal(err)
+		}
+		if least == 0 || plan[0].Time < least {
+			least = plan[0].Time
+		}
+	}
+	return least
 }

@@ -26,11 +26,14 @@ const MaxStatement = 1000
 const settleWithin = 10 * time.Second
 
 const (
-	// entriesSQL walks the primary key from a position.
+	// entriesSQL walks the primary key from a position. Only the payments on the page are looked up.
 	entriesSQL = `
-SELECT booked_at, value_date, transaction_id, kind, amount FROM entries
-WHERE account_id = $1 AND currency = $2 AND (booked_at, transaction_id, kind) > ($3, $4, $5) AND booked_at < $6
-ORDER BY booked_at, transaction_id, kind LIMIT $7`
+SELECT e.booked_at, e.value_date, e.transaction_id, e.kind, e.amount, coalesce(r.client, '') FROM (
+	SELECT booked_at, value_date, transaction_id, kind, amount FROM entries
+	WHERE account_id = $1 AND currency = $2 AND (booked_at, transaction_id, kind) > ($3, $4, $5) AND booked_at < $6
+	ORDER BY booked_at, transaction_id, kind LIMIT $7
+) e LEFT JOIN reservations r ON r.reservation_id = e.transaction_id
+ORDER BY e.booked_at, e.transaction_id, e.kind`
 
 	// spansSQL reads an account's balances, each with the times of its first and its newest entry.
 	spansSQL = `
@@ -214,8 +217,9 @@ type Entry struct {
 	ValueDate   time.Time // the day for which it counts
 	Transaction uuid.UUID // of a payment: its reservation's id
 	Kind        payment.Kind
-	Amount      int64 // negative: the account pays
-	Balance     int64 // after this entry
+	Amount      int64  // negative: the account pays
+	Balance     int64  // after this entry
+	Client      string // of a payment on a statement: whose it is
 }
 
 func (s StatementOf) check() error {
@@ -312,7 +316,7 @@ func (s StatementOf) end(now, newest time.Time) time.Time {
 }
 
 func scanEntry(row pgx.CollectableRow) (e Entry, err error) {
-	err = row.Scan(&e.BookedAt, &e.ValueDate, &e.Transaction, &e.Kind, &e.Amount)
+	err = row.Scan(&e.BookedAt, &e.ValueDate, &e.Transaction, &e.Kind, &e.Amount, &e.Client)
 	e.BookedAt = e.BookedAt.UTC()
 	return e, err
 }

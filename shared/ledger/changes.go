@@ -116,8 +116,13 @@ WHERE ($1 = '' OR kind = $1) AND ($2 = '' OR subject = $2)
 		OR (changed_at, change_id) < (SELECT changed_at, change_id FROM operator_changes WHERE change_id = $3))
 ORDER BY changed_at DESC, change_id DESC LIMIT $4`
 
-	changesOfAccountSQL = changeColumns + `
-WHERE subject = $1 AND kind IN ('account', 'funding') ORDER BY changed_at DESC, change_id DESC LIMIT $2`
+	// changesOfAccountSQL also reads the last change of the account itself, although there may be many
+	// fundings after it: it says who has blocked the account, and why.
+	changesOfAccountSQL = `
+(` + changeColumns + `WHERE subject = $1 AND kind IN ('account', 'funding') ORDER BY changed_at DESC, change_id DESC LIMIT $2)
+UNION
+(` + changeColumns + `WHERE subject = $1 AND kind = 'account' ORDER BY changed_at DESC, change_id DESC LIMIT 1)
+ORDER BY changed_at DESC, change_id DESC`
 )
 
 // Changes reads a page of changes. next is the Before of the next page; uuid.Nil: there is none. Changes
@@ -155,7 +160,7 @@ type AccountDetails struct {
 	ProfileAt time.Time // of the event that has set the profile; zero: it is not known
 	Balances  []AccountBalance
 	Entries   []CurrencyEntry // the last ones, the newest first
-	Changes   []Change        // the last ones, the newest first
+	Changes   []Change        // the last ones, the newest first, and the last one of the account itself
 }
 
 // CurrencyEntry is an entry with its currency.
@@ -176,8 +181,9 @@ FROM balances b, LATERAL (
 WHERE b.account_id = $1 ORDER BY e.booked_at DESC, e.transaction_id DESC, e.kind DESC, b.currency LIMIT $2`
 )
 
-// DescribeAccount reads an account with its last entries and changes, limit of each at most, in one
-// snapshot. It returns ErrNotFound if the account does not exist, and ErrFull if too many reads wait.
+// DescribeAccount reads an account with its last entries and changes, limit of each at most, and the
+// last change of the account itself, in one snapshot. It returns ErrNotFound if the account does not
+// exist, and ErrFull if too many reads wait.
 func (l *Ledger) DescribeAccount(ctx context.Context, id string, limit int) (a AccountDetails, err error) {
 	if limit < 1 || limit > MaxChanges {
 		return a, &InvalidError{&payment.FieldError{Field: "limit", Problem: fmt.Sprintf("is %d; must be 1 to %d", limit, MaxChanges)}}

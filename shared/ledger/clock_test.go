@@ -52,7 +52,7 @@ func TestTheDatabasesClockJudges(t *testing.T) {
 			none.Deadline = time.Time{}
 			for _, r := range []payment.Payment{long, none} {
 				w.mustReserve(r)
-				rec, err := w.Payment(t.Context(), r.Key)
+				rec, err := w.Payment(t.Context(), r.Scoped())
 				if err != nil {
 					t.Fatal(err)
 				}

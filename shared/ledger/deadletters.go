@@ -172,19 +172,23 @@ func (l *Ledger) Acted(ctx context.Context, topic string, from map[int32]int64) 
 	return acted, nil
 }
 
-// ReadDiscarded reads the keys of all events that operators have discarded.
-func ReadDiscarded(ctx context.Context, q postgres.Querier) (map[string]bool, error) {
-	rows, err := q.Query(ctx, `SELECT DISTINCT event_key FROM dead_letter_actions WHERE action = $1`, Discarded)
+// DiscardedEvents are the events that operators have discarded, by their ids and by their keys.
+type DiscardedEvents struct{ Events, Keys map[string]bool }
+
+// ReadDiscarded reads all events that operators have discarded.
+func ReadDiscarded(ctx context.Context, q postgres.Querier) (DiscardedEvents, error) {
+	d := DiscardedEvents{map[string]bool{}, map[string]bool{}}
+	rows, err := q.Query(ctx, `SELECT DISTINCT event_id, event_key FROM dead_letter_actions WHERE action = $1`, Discarded)
 	if err != nil {
-		return nil, fmt.Errorf("read the discarded events: %w", err)
+		return d, fmt.Errorf("read the discarded events: %w", err)
 	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	var id, key string
+	_, err = pgx.ForEachRow(rows, []any{&id, &key}, func() error {
+		d.Events[id], d.Keys[key] = true, true
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read the discarded events: %w", err)
+		return d, fmt.Errorf("read the discarded events: %w", err)
 	}
-	discarded := make(map[string]bool, len(keys))
-	for _, key := range keys {
-		discarded[key] = true
-	}
-	return discarded, nil
+	return d, nil
 }

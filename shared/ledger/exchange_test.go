@@ -145,7 +145,7 @@ func TestAnExchangeBooksAllLegs(t *testing.T) {
 		}
 		w.checkSum()
 	}
-	rec, err := w.Payment(t.Context(), "committed")
+	rec, err := w.Payment(t.Context(), payment.ScopedKey{Key: "committed"})
 	if err != nil || rec.CreditMinor != 1339 || rec.Exchange.Remainder != "0.5" || len(rec.Exchange.Steps) != 1 || rec.Debit() != in(1000, "USD") {
 		t.Errorf("kept: %+v, %v", rec, err)
 	}
@@ -370,7 +370,7 @@ func TestABrokenBalanceDoesNotStopTheSweep(t *testing.T) {
 		w.expire(w.mustReserve(pay("of "+from, from, "C", 10)).ReservationID)
 	}
 	w.exec(`UPDATE balances SET held = 3 WHERE account_id = 'A'`)
-	swept, err := w.Sweep(t.Context(), func(context.Context, string, Claim, time.Time) error { return nil })
+	swept, err := w.Sweep(t.Context(), func(context.Context, Claim, time.Time) error { return nil })
 	if err != nil || swept.RolledBack != 1 || swept.Published != 1 || swept.Pending != 1 || swept.HeldIDR != 10 || swept.Oldest.IsZero() {
 		t.Errorf("swept %+v, %v", swept, err)
 	}

@@ -25,8 +25,7 @@ type Finish struct {
 type Finished struct {
 	Done    bool  // this call ended the reservation
 	Claim   Claim // the current state; the zero Claim if the reservation does not exist
-	Key     string
-	Overdue bool // it is PENDING, and past its deadline by the database's clock
+	Overdue bool  // it is PENDING, and past its deadline by the database's clock
 }
 
 // house is a SQL condition: the balance is one of the house's that many payments share. Such a
@@ -37,19 +36,34 @@ const house = `account_id IN ('` + payment.LiquidityAccount + `', '` + payment.S
 // movedSQL names what a reservation moves. Reservations of earlier releases move rupiah.
 const movedSQL = `r.reservation_id, r.sender_id, r.receiver_id, coalesce(r.debit_currency, 'IDR') AS debit_currency,
 		coalesce(r.debit_minor, r.amount_idr) AS debit_minor, coalesce(r.credit_currency, 'IDR') AS credit_currency,
-		coalesce(r.credit_minor, r.amount_idr) AS credit_minor, r.mid_minor`
+		coalesce(r.credit_minor, r.amount_idr) AS credit_minor, r.mid_minor, r.parent_id`
 
-// legsSQL turns what movedSQL names into the entries of a committed payment, as payment.Legs does.
-// held is the part of an amount that the balance held for it.
+// refundsSQL locks the payments whose refunds end, in the order of their ids. back is what their
+// senders get of these refunds, and given is what their receivers give.
+const refundsSQL = `refunds AS MATERIALIZED (
+	SELECT m.reservation_id, g.back, g.given FROM (
+		SELECT parent_id, sum(credit_minor)::bigint AS back, sum(debit_minor)::bigint AS given FROM done WHERE parent_id IS NOT NULL GROUP BY parent_id
+	) g JOIN reservations m ON m.reservation_id = g.parent_id ORDER BY m.reservation_id FOR NO KEY UPDATE OF m
+)`
+
+// endedSQL marks a refund as ended by a release that counts refunds: see 00018_refunds.sql.
+const endedSQL = `refunded_minor = CASE WHEN r.parent_id IS NULL THEN r.refunded_minor ELSE 0 END`
+
+// legsSQL turns what movedSQL names into the entries of a committed payment or refund, as Legs of a
+// payment.Record does. held is the part of an amount that the balance held for it. Only a refund's spread
+// can be negative: SPREAD then holds it.
 const legsSQL = `LATERAL (
-		SELECT sender_id AS account_id, debit_currency AS currency, -debit_minor AS amount, debit_minor AS held, 'payment' AS kind
-		UNION ALL SELECT receiver_id, credit_currency, credit_minor, 0, 'payment'
-		UNION ALL SELECT '` + payment.LiquidityAccount + `', debit_currency, debit_minor, 0, 'exchange' WHERE mid_minor IS NOT NULL
-		UNION ALL SELECT '` + payment.LiquidityAccount + `', credit_currency, -mid_minor, mid_minor, 'exchange' WHERE mid_minor IS NOT NULL
-		UNION ALL SELECT '` + payment.SpreadAccount + `', credit_currency, mid_minor - credit_minor, 0, 'spread' WHERE mid_minor > credit_minor
+		SELECT sender_id AS account_id, debit_currency AS currency, -debit_minor AS amount, debit_minor AS held,
+			CASE WHEN parent_id IS NULL THEN 'payment' ELSE 'refund' END AS kind WHERE debit_minor <> 0
+		UNION ALL SELECT receiver_id, credit_currency, credit_minor, 0, CASE WHEN parent_id IS NULL THEN 'payment' ELSE 'refund' END
+		UNION ALL SELECT '` + payment.LiquidityAccount + `', debit_currency, debit_minor, 0, 'exchange' WHERE mid_minor IS NOT NULL AND debit_minor <> 0
+		UNION ALL SELECT '` + payment.LiquidityAccount + `', credit_currency, -mid_minor, mid_minor, 'exchange' WHERE mid_minor <> 0
+		UNION ALL SELECT '` + payment.SpreadAccount + `', credit_currency, mid_minor - credit_minor, greatest(0, credit_minor - mid_minor), 'spread'
+			WHERE mid_minor <> credit_minor
 	) leg`
 
-// A statement that ends reservations locks them in the order of their ids, and then balances in the
+// A statement that ends reservations locks them in the order of their ids, then the payments of the
+// refunds among them in the same order, and then balances in the
 // order of their accounts and currencies, the house's last. So two transactions never wait for each
 // other in a circle, and balances are locked only for the last part of the statement. The statement
 // states the order (ORDER BY ... FOR NO KEY UPDATE), so the order does not depend on the plan.
@@ -59,26 +73,32 @@ const (
 	// The statement may wait for the balances, so it checks the deadline and the receivers again
 	// after the wait. If a check fails, an outcome gets no status, which fails the batch. The batch
 	// runs again, and then refuses the reservations concerned. The entries get their time when all
-	// balances are locked.
+	// balances are locked. Only a capture ($3) pays from an authorized payment. A wallet hold is captured
+	// by a plain commit, because that is how callers of wallet have always done it.
 	commitSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.key FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
 	WHERE r.status = 'PENDING' AND (c.key = '' OR c.key = r.idempotency_key)
+		AND ($3 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
 	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
 ), done AS (
-	UPDATE reservations r SET status = 'COMMITTED', ended_at = now() FROM held h
+	UPDATE reservations r SET status = 'COMMITTED', ended_at = now(), ` + endedSQL + ` FROM held h
 	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
 		AND EXISTS (SELECT FROM balances b WHERE b.account_id = r.receiver_id AND b.currency = coalesce(r.credit_currency, 'IDR')
 			AND b.status = 'ACTIVE')
 	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline, h.key AS asked
+), ` + refundsSQL + `, refunded AS (
+	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, refunded_minor = coalesce(m.refunded_minor, 0) + f.back
+	FROM refunds f WHERE m.reservation_id = f.reservation_id
 ), legs AS MATERIALIZED (
 	SELECT d.reservation_id, leg.* FROM done d, ` + legsSQL + `
 ), changes AS (
 	SELECT account_id, currency, sum(amount + held)::bigint AS available, sum(held)::bigint AS held,
-		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind = 'payment' AND amount > 0) AS paid
+		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind IN ('payment', 'refund') AND amount > 0) AS paid
 	FROM legs GROUP BY account_id, currency
 ), locked AS MATERIALIZED (
 	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
+	WHERE (SELECT count(*) FROM refunds) >= 0
 	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
 ), booked AS MATERIALIZED (
 	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) waited
@@ -98,15 +118,21 @@ WITH held AS MATERIALIZED (
 )
 SELECT reservation_id, asked FROM done`
 
-	// A hold of today that is rolled back does not count against today's limit any more.
+	// A hold of today that is rolled back does not count against today's limit any more. A refund never
+	// counts against it. Only an operation and the sweep ($4) end an authorized payment, because they tell
+	// its client. A wallet hold is rolled back as callers of wallet have always done it.
 	rollBackSQL = `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
-	WHERE r.status = 'PENDING' ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+	WHERE r.status = 'PENDING' AND ($4 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
+	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
 ), done AS (
-	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now() FROM held h
+	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now(), ` + endedSQL + ` FROM held h
 	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'
 	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, h.reason
+), ` + refundsSQL + `, refunded AS (
+	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, returned_minor = m.returned_minor - f.given
+	FROM refunds f WHERE m.reservation_id = f.reservation_id
 ), changes AS (
 	SELECT leg.account_id, leg.currency, sum(leg.held)::bigint AS held, today.day,
 		coalesce(sum(leg.held) FILTER (WHERE leg.kind = 'payment' AND floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day,
@@ -115,6 +141,7 @@ WITH held AS MATERIALIZED (
 	WHERE leg.held > 0 GROUP BY leg.account_id, leg.currency, today.day
 ), locked AS MATERIALIZED (
 	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
+	WHERE (SELECT count(*) FROM refunds) >= 0
 	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
 ), returned AS (
 	UPDATE balances b
@@ -129,26 +156,37 @@ WITH held AS MATERIALIZED (
 SELECT reservation_id, reason FROM done`
 
 	standingSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, ''),
+SELECT ` + claimColumns + `,
 	r.status = 'PENDING' AND r.deadline < clock_timestamp()
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id = ANY($1::uuid[])`
+WHERE r.reservation_id = ANY($1::uuid[]) AND ` + postgres.ReplicatedSQL
 )
 
 // finishAll ends a batch of reservations. All commits are one statement, and so one transaction.
 // All rollbacks are another. One reservation may have calls in both: the rollback then ends it if the
 // commit was refused. Then finishAll reads the state of the reservations that this batch could not
-// end. So after a rollback without an error, the reservation has ended.
+// end. So after a rollback without an error, the reservation has ended, unless it is an authorized payment.
 func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
 	if l.locks.recent() {
 		return l.finishBriefly(ctx, calls)
 	}
-	return finishOn(ctx, l.pool, calls, false)
+	return finishOn(ctx, l.pool, calls, byCall)
 }
 
-// finishOn is finishAll on a pool or in a transaction. unpublished marks the rollbacks, so that a
-// sweep publishes their results.
-func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublished bool) ([]Finished, error) {
+// ending says who rolls back.
+type ending struct {
+	authorized bool // authorized payments too
+	untold     bool // the rollbacks are marked, so that a sweep publishes their results
+}
+
+var (
+	byCall      = ending{}
+	byOperation = ending{authorized: true}
+	bySweep     = ending{authorized: true, untold: true}
+)
+
+// finishOn is finishAll on a pool or in a transaction.
+func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending) ([]Finished, error) {
 	order := make([]int, 0, len(calls)) // has only the first of several equal calls
 	first := make(map[Finish]int, len(calls))
 	for i, c := range calls {
@@ -162,7 +200,7 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublish
 	var keys, reasons []string
 	for _, i := range order {
 		c := calls[i]
-		id := pgtype.UUID{Bytes: c.ReservationID, Valid: true}
+		id := pgUUID(c.ReservationID)
 		if c.RollBack == "" {
 			commits, keys = append(commits, id), append(keys, c.Key)
 		} else {
@@ -193,12 +231,12 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, unpublish
 		return err
 	}
 	if len(commits) > 0 {
-		if err := end(commitOf, commitSQL, commits, keys); err != nil {
+		if err := end(commitOf, commitSQL, commits, keys, false); err != nil {
 			return nil, fmt.Errorf("commit a batch of %d: %w", len(commits), err)
 		}
 	}
 	if len(rollbacks) > 0 {
-		if err := end(rollBackOf, rollBackSQL, rollbacks, reasons, unpublished); err != nil {
+		if err := end(rollBackOf, rollBackSQL, rollbacks, reasons, by.untold, by.authorized); err != nil {
 			return nil, fmt.Errorf("roll back a batch of %d: %w", len(rollbacks), err)
 		}
 	}
@@ -215,7 +253,7 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	var ids []pgtype.UUID
 	for i, f := range finished {
 		if !f.Done {
-			ids = append(ids, pgtype.UUID{Bytes: calls[i].ReservationID, Valid: true})
+			ids = append(ids, pgUUID(calls[i].ReservationID))
 		}
 	}
 	if len(ids) == 0 {
@@ -229,7 +267,7 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	standing := map[uuid.UUID]Finished{}
 	for rows.Next() {
 		var f Finished
-		if f.Claim, err = scanClaim(rows, &f.Key, &f.Overdue); err != nil {
+		if f.Claim, err = scanClaim(rows, &f.Overdue); err != nil {
 			return fmt.Errorf("read reservations: %w", err)
 		}
 		standing[f.Claim.ReservationID] = f

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // The limits of one page of payments.
@@ -26,8 +27,10 @@ const (
 )
 
 var (
+	// A client's own payment comes first, and then the newest. The outcome that is read is told.
 	paymentSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.idempotency_key = $1`
+WHERE r.idempotency_key = $1 AND ($3 OR r.client IN ($2, '')) AND ` + postgres.ReplicatedSQL + `
+ORDER BY r.client = $2 DESC, r.reservation_id DESC LIMIT 1`
 	paymentByRefSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.reservation_id = $1`
 
@@ -42,7 +45,7 @@ WHERE ($5 = '' OR $5 IN (r.sender_id, r.receiver_id)) AND ($6 = '' OR r.status =
 	AND ($9 = '' OR r.currency_input = $9)
 	AND ($10::bigint = 0 OR ` + sentSQL + ` >= $10) AND ($11::bigint = 0 OR ` + sentSQL + ` <= $11)
 	AND ($12::timestamptz IS NULL OR r.created_at >= $12) AND ($13::timestamptz IS NULL OR r.created_at < $13)
-	AND ($14::jsonb IS NULL OR r.metadata @> $14)
+	AND ($14::jsonb IS NULL OR r.metadata @> $14) AND ($15::text[] IS NULL OR r.client = ANY($15))
 ORDER BY r.reservation_id DESC LIMIT $4`
 )
 
@@ -63,20 +66,27 @@ ORDER BY reservation_id DESC OFFSET $3 LIMIT 1`
 // Newest is greater than every reservation's id.
 var Newest = uuid.Max
 
-// Payment reads one payment by its key. It returns ErrNotFound if the ledger has none, and ErrFull
-// if too many reads wait.
-func (l *Ledger) Payment(ctx context.Context, key string) (payment.Record, error) {
-	return l.onePayment(ctx, paymentSQL, key)
+// Payment reads one payment by its key: the client's, or else the one without a client, which a
+// release before clients may have taken from it. It returns ErrNotFound if the ledger has none, and
+// ErrFull if too many reads wait.
+func (l *Ledger) Payment(ctx context.Context, key payment.ScopedKey) (payment.Record, error) {
+	return l.onePayment(ctx, paymentSQL, key.Key, key.Client, false)
 }
 
-// PaymentByRef is like Payment for a reservation's id.
+// PaymentOfAny is like Payment for the payments of all clients. Of several, it reads the one of the
+// client that is given, or else the newest.
+func (l *Ledger) PaymentOfAny(ctx context.Context, key payment.ScopedKey) (payment.Record, error) {
+	return l.onePayment(ctx, paymentSQL, key.Key, key.Client, true)
+}
+
+// PaymentByRef is like PaymentOfAny for a reservation's id.
 func (l *Ledger) PaymentByRef(ctx context.Context, ref uuid.UUID) (payment.Record, error) {
-	return l.onePayment(ctx, paymentByRefSQL, ref)
+	return l.onePayment(ctx, paymentByRefSQL+` AND `+postgres.ReplicatedSQL, ref)
 }
 
-func (l *Ledger) onePayment(ctx context.Context, sql string, by any) (rec payment.Record, err error) {
+func (l *Ledger) onePayment(ctx context.Context, sql string, by ...any) (rec payment.Record, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		rows, err := l.reads.pool.Query(ctx, sql, by)
+		rows, err := l.reads.pool.Query(ctx, sql, by...)
 		if err != nil {
 			return err
 		}
@@ -107,6 +117,7 @@ type Search struct {
 	// From and To bound the time of the reservation; To is not part of it.
 	From, To time.Time
 	Ref      uuid.UUID         // the reservation's id
+	Clients  []string          // whose payments; nil: of all clients. The empty name is that of payments without a client
 	Metadata map[string]string // is part of the payment's
 }
 
@@ -164,7 +175,7 @@ func (s Search) arguments() []any {
 	}
 	return []any{
 		from, before, MaxSearched, s.Limit + 1, s.Account, string(s.Status), s.patterns(), payment.HouseAccounts, s.Currency,
-		s.MinMinor, s.MaxMinor, timestamp(s.From), timestamp(s.To), metadata,
+		s.MinMinor, s.MaxMinor, timestamp(s.From), timestamp(s.To), metadata, s.Clients,
 	}
 }
 
@@ -173,7 +184,7 @@ func (s Search) arguments() []any {
 // MaxSearched. Payments returns ErrFull if too many reads wait.
 func (l *Ledger) Payments(ctx context.Context, s Search) (found []payment.Record, next string, err error) {
 	err = l.reads.lists.run(ctx, func(ctx context.Context) error {
-		return pgx.BeginTxFunc(ctx, l.reads.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		return l.reads.snapshot(ctx, func(ctx context.Context, tx pgx.Tx) error {
 			found, next, err = readPage(ctx, tx, s)
 			return err
 		})

@@ -37,13 +37,15 @@ import (
 // maxTries is how often a batch is run that conflicts with another transaction.
 const maxTries = 6
 
-// Claim is the ledger's state of one idempotency key.
+// Claim is the ledger's state of one client's idempotency key.
 type Claim struct {
+	payment.ScopedKey
 	ReservationID uuid.UUID // zero: there is no claim
 	Fingerprint   payment.Fingerprint
 	AttemptID     string
 	Status        payment.ReservationStatus
-	Reason        payment.Reason // empty while PENDING
+	Reason        payment.Reason // empty while PENDING, or Authorized
+	Parent        uuid.UUID      // the payment of a refund, where a sweep tells it; else zero
 }
 
 // Reserved is the result of one reserve.
@@ -51,6 +53,12 @@ type Reserved struct {
 	Claim
 	Replay  bool  // the claim was made by an earlier attempt
 	Balance int64 // the sender's in the debit currency, after this call decided; 0 if the key was claimed before
+
+	failed error // why a refund was not decided: ErrNotFound, or an InvalidError
+}
+
+func (c Claim) identity() payment.Identity {
+	return payment.Identity{Client: c.Client, Fingerprint: c.Fingerprint}
 }
 
 // Mismatch reports whether the key belongs to another request.
@@ -59,7 +67,11 @@ func (r Reserved) Mismatch(req payment.Payment) bool { return r.Fingerprint != r
 // Outcome returns the payment's outcome. If its key belongs to another payment, the ledger keeps
 // nothing for it, and the outcome is a refusal.
 func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
-	if r.Mismatch(p) {
+	return r.outcome(p.Fingerprint())
+}
+
+func (r Reserved) outcome(asked payment.Fingerprint) payment.Outcome {
+	if r.Fingerprint != asked {
 		out := payment.Decline(payment.IdempotencyMismatch)
 		out.Replay = true
 		return out
@@ -71,6 +83,8 @@ func (r Reserved) Outcome(p payment.Payment) payment.Outcome {
 type Config struct {
 	URL  string // of the database, for a user with the right to write
 	Name string // of the function, for application_name in pg_stat_activity
+
+	Standby postgres.Standby // for lists of payments and reports
 
 	BatchMax     int           // payments in one transaction
 	BatchLanes   int           // transactions of one kind at the same time
@@ -84,8 +98,8 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: there are no metrics
 }
 
-// spareConns are connections for all other calls: settings, accounts and the sweep.
-const spareConns = 4
+// spareConns are connections for all other calls: settings, accounts, operations and the sweep.
+const spareConns = 6
 
 // Ledger writes accounts, reservations, payments and everything else in the database. Calls that
 // arrive at the same time share a transaction. Make it with Open; end it with Close.
@@ -95,6 +109,7 @@ type Ledger struct {
 	reserves *batch.Batcher[reserve, Reserved]
 	finishes *batch.Batcher[Finish, Finished]
 	quotes   *readers // the quotes that are put
+	operates *readers // the captures, voids and cancellations
 	rules    *postgres.Cached[payment.Rules]
 	locks    seenLocks
 	accepted prometheus.Histogram // nil: there are no metrics
@@ -117,9 +132,9 @@ func Open(cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	reading, err := postgres.Open(postgres.Config{
-		Outage: outage, URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxReads, ReadOnly: true, Registerer: cfg.Registerer,
-	})
+	reading, err := postgres.OpenReaders(postgres.Config{
+		Outage: outage, URL: cfg.URL, Name: cfg.Name, Pool: "reads", Lookups: true, MaxConns: maxReads, Registerer: cfg.Registerer,
+	}, cfg.Standby, log)
 	if err != nil {
 		pool.Close()
 		return nil, err
@@ -127,6 +142,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l := &Ledger{
 		pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)),
 		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), log: log, outage: outage,
+		operates: newReaders(maxOperations, maxWaitingOperations, cmp.Or(cfg.BatchTimeout, batch.DefaultTimeout)),
 	}
 	l.rules = postgres.NewCached(l.readRules, l.log)
 	if cfg.Registerer != nil {
@@ -152,7 +168,7 @@ func (l *Ledger) Run(ctx context.Context) error { return l.rules.Run(ctx) }
 func (l *Ledger) Close(ctx context.Context) error {
 	err := errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
 	l.pool.Close()
-	l.reads.pool.Close()
+	l.reads.from.Close()
 	return err
 }
 
@@ -202,7 +218,7 @@ func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.C
 // After any other error, it is unknown whether the call took effect. The caller may repeat the
 // call, and then gets the claim.
 func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Payment: p})
+	return l.reserves.Do(ctx, reserve{Payment: p, trace: trace.ID(ctx)})
 }
 
 // Finish commits or rolls back one reservation. Its errors are those of Reserve.
@@ -213,14 +229,14 @@ func (l *Ledger) Finish(ctx context.Context, f Finish) (Finished, error) {
 // Refuse claims the key as refused for a reason, and holds nothing. If the key has a claim already,
 // Refuse returns that claim. Its errors are those of Reserve.
 func (l *Ledger) Refuse(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
-	return l.reserves.Do(ctx, reserve{Payment: p, refuse: reason})
+	return l.reserves.Do(ctx, reserve{Payment: p, refuse: reason, trace: trace.ID(ctx)})
 }
 
-// Fail closes a payment as FAILED for a reason, unless it has an outcome already. Its errors are
-// those of Reserve.
+// Fail closes a payment as FAILED for a reason, unless it has an outcome already. That a payment is
+// authorized is an outcome too. Its errors are those of Reserve.
 func (l *Ledger) Fail(ctx context.Context, p payment.Payment, reason payment.Reason) (Reserved, error) {
 	got, err := l.Refuse(ctx, p, reason)
-	if err != nil || got.Status != payment.Pending || got.Mismatch(p) {
+	if err != nil || got.Status != payment.Pending || got.Reason != "" || got.Mismatch(p) {
 		return got, err
 	}
 	ended, err := l.Finish(ctx, Finish{ReservationID: got.ReservationID, RollBack: reason})
@@ -246,6 +262,8 @@ func idAt(now time.Time, n int) uuid.UUID {
 func timeOf(id uuid.UUID) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
 }
+
+func pgUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 func timestamp(t time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}

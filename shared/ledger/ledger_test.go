@@ -34,15 +34,15 @@ type world struct {
 	failPublish error
 }
 
+// migrated is a database with the schema.
+var migrated = embeddedtest.Template{Prepare: Migrate}
+
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
 // newWorldWith lets a test change the usual configuration.
 func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
-	url := embeddedtest.Postgres(t)
-	if err := Migrate(context.Background(), url); err != nil {
-		t.Fatal(err)
-	}
+	url := migrated.Postgres(t)
 	w := &world{t: t, now: time.Now, published: map[string]payment.Reason{}}
 	w.cfg = Config{
 		URL: url, Name: "test", BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute, ReadTimeout: patience,
@@ -64,11 +64,11 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 
 // sweep runs a sweep, and records the published results.
 func (w *world) sweep(ctx context.Context) (rolledBack, published int, err error) {
-	swept, err := w.Sweep(ctx, func(_ context.Context, key string, c Claim, _ time.Time) error {
+	swept, err := w.Sweep(ctx, func(_ context.Context, c Claim, _ time.Time) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.failPublish == nil {
-			w.published[key] = c.Reason
+			w.published[c.Key] = c.Reason
 		}
 		return w.failPublish
 	})
@@ -648,7 +648,7 @@ func TestCommitAgainstSweepOnOneRow(t *testing.T) {
 		racing.Go(func() {
 			<-begin
 			var err error
-			if swept, _, err = w.rollBackOverdue(context.Background(), []pgtype.UUID{{Bytes: id, Valid: true}}); err != nil {
+			if swept, _, err = w.rollBackOverdue(context.Background(), []pgtype.UUID{pgUUID(id)}, payment.Expired); err != nil {
 				t.Error(err)
 			}
 		})
@@ -1016,7 +1016,7 @@ func TestTheHousesAccountsTakeNoPartInPayments(t *testing.T) {
 		"to one":           {"k2", "A", payment.LiquidityAccount, payment.UnknownReceiver},
 		"to the house":     {"k3", "A", payment.SettlementAccount, payment.UnknownReceiver},
 		"from the house":   {"k4", payment.SettlementAccount, "A", payment.UnknownSender},
-		"a hold":           {"wallet:1", "A", payment.SettlementAccount, ""},
+		"a hold":           {"wallet:1", "A", payment.SettlementAccount, payment.Authorized},
 		"a hold of its":    {"wallet:2", payment.LiquidityAccount, payment.SettlementAccount, payment.UnknownSender},
 		"a hold for other": {"wallet:3", "A", payment.LiquidityAccount, payment.UnknownReceiver},
 	} {

@@ -137,6 +137,11 @@ func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []ba
 }
 
 func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
+	found, err := readParents(ctx, conn, calls)
+	if err != nil {
+		return nil, err
+	}
+	calls = found.resolved(calls)
 	b, free := &pgx.Batch{}, map[place]bool{}
 	l.queueBegin(b, true)
 	queueLocks(b, calls, skipLocked, func(at place) error { free[at] = true; return nil })
@@ -144,15 +149,17 @@ func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	if err != nil {
 		return nil, err
 	}
+	s.parents = found
 	// A payment needs the balance that pays, the one that counts, and the house's where it exchanges.
 	locked := func(at place) bool { return s.balances[at] != nil && !free[at] }
 	results := make([]batch.Result[Reserved], len(calls))
 	var kept []reserve
 	var at []int
 	for i, c := range calls {
-		_, claimed := s.claims[c.Key]
+		_, claimed := s.claim(c)
 		waits := locked(place{c.Sender, c.Debit().Currency}) || locked(place{c.Sender, money.IDR}) ||
-			c.Exchanges() && locked(place{payment.LiquidityAccount, c.Credit().Currency})
+			c.Exchanges() && locked(place{payment.LiquidityAccount, c.Credit().Currency}) ||
+			c.Exchanges() && c.refund != nil && locked(place{payment.SpreadAccount, c.Credit().Currency})
 		if waits && !claimed && c.refuse == "" && !payment.IsHouse(c.Sender) {
 			results[i].Err = ErrLocked
 			continue
@@ -173,7 +180,7 @@ func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 // finishBriefly is finishAll for the time after a lock timeout. It waits only briefly.
 func (l *Ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
-		finished, err = finishOn(ctx, conn, calls, false)
+		finished, err = finishOn(ctx, conn, calls, byCall)
 		return err
 	})
 	return finished, err
@@ -203,12 +210,12 @@ func (l *Ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) er
 // finishFree is finishAll without waiting. It puts off a reservation that is locked or whose
 // account is locked.
 func (l *Ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
-	return l.finishAround(ctx, calls, false)
+	return l.finishAround(ctx, calls, byCall)
 }
 
-func (l *Ledger) finishAround(ctx context.Context, calls []Finish, unpublished bool) (results []batch.Result[Finished], err error) {
+func (l *Ledger) finishAround(ctx context.Context, calls []Finish, by ending) (results []batch.Result[Finished], err error) {
 	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
-		results, err = finishFreeOn(ctx, conn, calls, unpublished)
+		results, err = finishFreeOn(ctx, conn, calls, by)
 		return err
 	})
 	if err != nil {
@@ -217,10 +224,10 @@ func (l *Ledger) finishAround(ctx context.Context, calls []Finish, unpublished b
 	return results, nil
 }
 
-func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, unpublished bool) ([]batch.Result[Finished], error) {
+func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, by ending) ([]batch.Result[Finished], error) {
 	ids := make([]pgtype.UUID, len(calls))
 	for i, c := range calls {
-		ids[i] = pgtype.UUID{Bytes: c.ReservationID, Valid: true}
+		ids[i] = pgUUID(c.ReservationID)
 	}
 	rows, err := conn.Query(ctx, lockFreeReservationsSQL, ids)
 	if err != nil {
@@ -273,7 +280,7 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, unpub
 			rest, restAt = append(rest, c), append(restAt, i)
 		}
 	}
-	finished, err := finishOn(ctx, conn, kept, unpublished)
+	finished, err := finishOn(ctx, conn, kept, by)
 	if err != nil {
 		return nil, err
 	}

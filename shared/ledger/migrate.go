@@ -30,8 +30,8 @@ const (
 	migrationTries       = 30
 )
 
-// Migrate brings the schema up to date. Processes that migrate at the same time wait for each
-// other. If a newer release has migrated the schema already, Migrate changes nothing and returns an
+// Migrate brings the schema up to date, and makes the one that the URL names (postgres.Schema) if it is
+// missing. Processes that migrate at the same time wait for each other. If a newer release has migrated the schema already, Migrate changes nothing and returns an
 // error. UPGRADES.md lists what a migration may do while payments go on.
 func Migrate(ctx context.Context, databaseURL string) error {
 	files, err := fs.Sub(migrations, "migrations")
@@ -42,11 +42,16 @@ func Migrate(ctx context.Context, databaseURL string) error {
 }
 
 func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) error {
-	cfg, err := pgx.ParseConfig(databaseURL)
+	cfg, err := postgres.ParseConfig(databaseURL)
 	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
+		return err
 	}
 	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
+	if schema := postgres.SchemaOf(cfg); schema != "" {
+		if err := makeSchema(ctx, cfg, schema); err != nil {
+			return fmt.Errorf("make the schema %s: %w", schema, err)
+		}
+	}
 	conn := stdlib.OpenDB(*cfg)
 	defer conn.Close()
 	locker, err := lock.NewPostgresSessionLocker()
@@ -70,6 +75,31 @@ func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) er
 	return nil
 }
 
+// makeSchemaSQL makes a schema, unless it is there: who makes it beforehand need not give the right to make
+// others. It is never a distributed schema of Citus, because the migrations need a plain one: see CITUS.md.
+const makeSchemaSQL = `
+DO $$
+BEGIN
+	IF to_regnamespace('%[1]s') IS NULL THEN
+		PERFORM set_config('citus.enable_schema_based_sharding', 'off', true);
+		CREATE SCHEMA %[2]s;
+	END IF;
+EXCEPTION WHEN duplicate_schema OR unique_violation THEN -- another process has just made it
+END $$`
+
+func makeSchema(ctx context.Context, cfg *pgx.ConnConfig, schema postgres.Schema) error {
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, fmt.Sprintf(makeSchemaSQL, schema, quoted(schema)))
+	return err
+}
+
+// quoted returns the schema's name as an identifier in SQL, because the name may be a word of SQL.
+func quoted(schema postgres.Schema) string { return pgx.Identifier{string(schema)}.Sanitize() }
+
 // untilFree runs a change of the schema again while other transactions keep it from its locks.
 func untilFree(ctx context.Context, change func() error) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
@@ -91,9 +121,9 @@ func Contract(ctx context.Context, databaseURL string) error {
 	if err := Migrate(ctx, databaseURL); err != nil {
 		return err
 	}
-	cfg, err := pgx.ParseConfig(databaseURL)
+	cfg, err := postgres.ParseConfig(databaseURL)
 	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
+		return err
 	}
 	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
 	conn, err := pgx.ConnectConfig(ctx, cfg)
@@ -150,23 +180,62 @@ var rolesSQL string
 
 // The roles of the functions' logins.
 const (
-	LedgerRole = "pgw_ledger" // db
-	ReaderRole = "pgw_reader" // fx, wallet, risk
+	LedgerRole   = "pgw_ledger"   // db
+	ReaderRole   = "pgw_reader"   // fx, wallet, risk
+	WebhooksRole = "pgw_webhooks" // webhooks
 )
 
-// Login is a user of Postgres, as a URL, with its role.
+// RoleOf returns the role of a ledger's logins that is one of the roles above in the usual schema. Each
+// ledger has roles of its own, because roles belong to the whole server.
+func RoleOf(role string, schema postgres.Schema) string {
+	if schema == "" {
+		return role
+	}
+	return role + "_of_" + string(schema)
+}
+
+// rolesIn returns the statements that make the roles of a ledger.
+func rolesIn(schema postgres.Schema) string {
+	if schema == "" {
+		return rolesSQL
+	}
+	names := []string{"SCHEMA public", "SCHEMA " + quoted(schema), "'public'", "'" + string(schema) + "'"}
+	for _, role := range []string{"pgw_owner", LedgerRole, ReaderRole, WebhooksRole} {
+		names = append(names, role, RoleOf(role, schema))
+	}
+	return strings.NewReplacer(names...).Replace(rolesSQL) + fmt.Sprintf(revokeOthersSQL, schema)
+}
+
+// revokeOthersSQL takes rights in a schema from the roles of public. Migrations grant them rights if these roles
+// exist, and a login may have a role there too.
+const revokeOthersSQL = `
+DO $$
+DECLARE name text;
+BEGIN
+	FOR name IN SELECT rolname FROM pg_roles WHERE rolname IN ('` + LedgerRole + `', '` + ReaderRole + `', '` + WebhooksRole + `') LOOP
+		EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %%I FROM %%I', '%s', name);
+	END LOOP;
+END $$`
+
+// Login is a user of Postgres, as a URL, with its role: the one of the usual schema.
 type Login struct{ URL, Role string }
 
 // Roles makes the roles, grants their rights, and makes the missing logins with the passwords in
 // their URLs. It may be repeated. It must run after each migration, because nobody has rights on a
-// new table before that.
+// new table before that. The ledger of a schema has roles and logins of its own, and that schema becomes
+// the setting of its logins: PgBouncer does not pass on what a URL says.
 func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
-	conn, err := pgx.Connect(ctx, databaseURL)
+	cfg, err := postgres.ParseConfig(databaseURL)
+	if err != nil {
+		return err
+	}
+	schema := postgres.SchemaOf(cfg)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := changeRoles(ctx, conn, rolesSQL); err != nil {
+	if err := changeRoles(ctx, conn, rolesIn(schema)); err != nil {
 		return fmt.Errorf("make roles: %w", err)
 	}
 	for _, l := range logins {
@@ -177,11 +246,45 @@ func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
 		if u.User == conn.Config().User {
 			return fmt.Errorf("%s is the user who makes the tables, and cannot have fewer rights: name another login for %s", u.User, l.Role)
 		}
-		if err := makeLogin(ctx, conn, u.User, u.Password, l.Role); err != nil {
+		if err := makeLogin(ctx, conn, u.User, u.Password, RoleOf(l.Role, schema)); err != nil {
 			return fmt.Errorf("make login %s: %w", u.User, err)
+		}
+		if schema == "" {
+			continue
+		}
+		if err := setSchema(ctx, conn, u.User, schema); err != nil {
+			return fmt.Errorf("set the schema of login %s: %w", u.User, err)
 		}
 	}
 	return nil
+}
+
+const (
+	// loginSchemaSQL reads the schema that a login has in this database.
+	loginSchemaSQL = `
+SELECT coalesce(max(option_value), '') FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole JOIN pg_database d ON d.oid = s.setdatabase,
+	pg_options_to_table(s.setconfig) WHERE r.rolname = $1 AND d.datname = current_database() AND option_name = 'search_path'`
+
+	setSchemaSQL = `SELECT format('ALTER ROLE %I IN DATABASE %I SET search_path = %I', $1::text, current_database(), $2::text)`
+)
+
+// setSchema sets the schema of a login in this database. A login has one ledger.
+func setSchema(ctx context.Context, conn *pgx.Conn, user string, schema postgres.Schema) error {
+	var is, statement string
+	if err := conn.QueryRow(ctx, loginSchemaSQL, user).Scan(&is); err != nil {
+		return err
+	}
+	switch is = strings.Trim(is, `"`); is {
+	case string(schema):
+		return nil
+	case "":
+	default:
+		return fmt.Errorf("it belongs to the ledger in %s: name another login", is)
+	}
+	if err := conn.QueryRow(ctx, setSchemaSQL, user, string(schema)).Scan(&statement); err != nil {
+		return err
+	}
+	return changeRoles(ctx, conn, statement)
 }
 
 // loginSQL returns the statement that makes a login, or changes an existing one. Names and

@@ -16,13 +16,12 @@ import (
 
 const (
 	keptClaimsSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+SELECT ` + claimColumns + `
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`
 )
 
-// ReadClaims returns the claims of all keys that begin with prefix, by their keys. It reads every
-// claim.
-func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) (map[string]Claim, error) {
+// ReadClaims returns the claims of all keys that begin with prefix, in no order. It reads every claim.
+func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) ([]Claim, error) {
 	rows, err := q.Query(ctx, keptClaimsSQL, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("read claims: %w", err)
@@ -70,7 +69,7 @@ func EachRecord(ctx context.Context, q postgres.Querier, since time.Time, take f
 	return nil
 }
 
-// ReadRecords reads the payments of keys, in no order.
+// ReadRecords reads the payments of keys, of all clients, in no order.
 func ReadRecords(ctx context.Context, q postgres.Querier, keys []string) ([]payment.Record, error) {
 	rows, err := q.Query(ctx, recordsSQL, keys)
 	if err != nil {
@@ -81,6 +80,69 @@ func ReadRecords(ctx context.Context, q postgres.Querier, keys []string) ([]paym
 		return nil, fmt.Errorf("read payments: %w", err)
 	}
 	return records, nil
+}
+
+// KeptOperation is a capture, a void or a cancellation as the ledger keeps it.
+type KeptOperation struct {
+	// Operation names the payment as its client did. Its Minor is what was moved, in the payment's debit
+	// currency, and 0 if nothing was: the ledger keeps no amount that its client has asked for.
+	payment.Operation
+	Claimed   payment.Fingerprint // of what its client sent
+	Reason    payment.Reason
+	DecidedAt time.Time
+	Ref       string // of the payment
+
+	// How the payment is now. Without a state, the ledger has no such payment.
+	State  payment.ReservationStatus
+	Ended  payment.Reason
+	Debits int64
+}
+
+const (
+	eachOperationSQL = `
+SELECT o.client, o.idempotency_key, o.kind, o.fingerprint, o.attempt_id, o.reservation_id::text, o.amount_minor, o.reason, o.note, o.accepted_at, o.decided_at,
+	coalesce(r.idempotency_key, ''), coalesce(r.client, ''), coalesce(r.debit_currency, 'IDR'), coalesce(r.debit_minor, 0), coalesce(r.status, ''), coalesce(p.reason, '')
+FROM operations o LEFT JOIN reservations r ON r.reservation_id = o.reservation_id LEFT JOIN payments p ON p.payment_id = o.reservation_id
+`
+	operationsSinceSQL = eachOperationSQL + `WHERE o.decided_at >= $1`
+	operationsSQL      = eachOperationSQL + `WHERE (o.client, o.idempotency_key) IN (SELECT * FROM unnest($1::text[], $2::text[]))`
+)
+
+// EachOperation reads the captures, voids and cancellations since a time, as EachRecord reads payments.
+func EachOperation(ctx context.Context, q postgres.Querier, since time.Time, take func(KeptOperation) error) error {
+	return readOperations(ctx, q, take, operationsSinceSQL, since)
+}
+
+// ReadOperations reads the captures, voids and cancellations of keys, in no order.
+func ReadOperations(ctx context.Context, q postgres.Querier, keys []payment.ScopedKey) (found []KeptOperation, err error) {
+	clients, texts := make([]string, len(keys)), make([]string, len(keys))
+	for i, key := range keys {
+		clients[i], texts[i] = key.Client, key.Key
+	}
+	err = readOperations(ctx, q, func(o KeptOperation) error {
+		found = append(found, o)
+		return nil
+	}, operationsSQL, clients, texts)
+	return found, err
+}
+
+func readOperations(ctx context.Context, q postgres.Querier, take func(KeptOperation) error, sql string, args ...any) error {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return fmt.Errorf("read operations: %w", err)
+	}
+	var o KeptOperation
+	var of payment.ScopedKey
+	_, err = pgx.ForEachRow(rows, []any{&o.Client, &o.Key, &o.Kind, fingerprint{&o.Claimed}, &o.AttemptID, &o.Ref, &o.Minor, &o.Reason, &o.Note,
+		zeroTime{&o.AcceptedAt}, &o.DecidedAt, &of.Key, &of.Client, asText{&o.Currency}, &o.Debits, &o.State, &o.Ended}, func() error {
+		kept := o
+		kept.Operation = o.On(of)
+		return take(kept)
+	})
+	if err != nil {
+		return fmt.Errorf("read operations: %w", err)
+	}
+	return nil
 }
 
 // Transfer is money that came from outside, or that went there if the amount is negative.

@@ -139,7 +139,7 @@ func putQuote(ctx context.Context, tx pgx.Tx, n NewQuote) (Quote, error) {
 		}
 		exchange = string(text)
 	}
-	_, err := tx.Exec(ctx, insertQuoteSQL, pgtype.UUID{Bytes: q.ID, Valid: true}, q.Client, p.Sender, p.Receiver, p.Currency.String(), p.Minor,
+	_, err := tx.Exec(ctx, insertQuoteSQL, pgUUID(q.ID), q.Client, p.Sender, p.Receiver, p.Currency.String(), p.Minor,
 		p.Debit().Currency.String(), p.Debit().Minor, p.Credit().Currency.String(), p.Credit().Minor, p.AmountIDR, exchange,
 		p.Rate.String(), p.RateID, timestamp(p.RateTime), timestamp(q.Created), timestamp(q.Expires))
 	return q, err
@@ -169,7 +169,8 @@ func (l *Ledger) Quote(ctx context.Context, id uuid.UUID) (q Quote, err error) {
 // exist.
 func (q *quote) judge(p payment.Payment, now time.Time) payment.Reason {
 	switch {
-	case q == nil, !q.fits(p):
+	// A release before clients names none in a payment. Its gateway has checked whose quote it is.
+	case q == nil, !q.fits(p), p.Client != "" && p.Client != q.Client:
 		return payment.QuoteMismatch
 	case q.UsedBy != uuid.Nil, q.usedBy != uuid.Nil:
 		return payment.QuoteUsed
@@ -228,7 +229,7 @@ func (s state) queueQuotes(b *pgx.Batch) {
 	slices.SortFunc(used, func(a, b *quote) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	ids, by := make([]pgtype.UUID, len(used)), make([]pgtype.UUID, len(used))
 	for i, q := range used {
-		ids[i], by[i] = pgtype.UUID{Bytes: q.ID, Valid: true}, pgtype.UUID{Bytes: q.usedBy, Valid: true}
+		ids[i], by[i] = pgUUID(q.ID), pgUUID(q.usedBy)
 	}
 	b.Queue(useQuotesSQL, ids, by)
 }

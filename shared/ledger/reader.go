@@ -6,60 +6,93 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"pgw/shared/postgres"
 )
 
-// Reader reads the ledger through a pool that may only read. Make it with OpenReader; end it with
-// Close.
-type Reader struct{ pool *pgxpool.Pool }
+// Reader reads the ledger through pools that may only read: at a standby, if there is one that is not too
+// far behind, and else at the primary. Make it with OpenReader; end it with Close.
+type Reader struct{ from *postgres.Readers }
 
-// OpenReader opens a pool for reading. It connects on first use. An error names DATABASE_URL.
-func OpenReader(cfg postgres.Config) (*Reader, error) {
-	cfg.ReadOnly = true
-	pool, err := postgres.Open(cfg)
+// OpenReader opens the pools. They connect on first use. An error names the variable of the URL.
+func OpenReader(cfg postgres.Config, standby postgres.Standby, log *slog.Logger) (*Reader, error) {
+	from, err := postgres.OpenReaders(cfg, standby, log)
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{pool}, nil
+	return &Reader{from}, nil
 }
 
 // Close closes the connections.
-func (r *Reader) Close() { r.pool.Close() }
+func (r *Reader) Close() { r.from.Close() }
 
 // Ready returns the reason why the ledger can't be read: the database does not answer, or its
 // schema does not fit this release.
-func (r *Reader) Ready(ctx context.Context) error { return CheckSchema(ctx, r.pool, KnownSchema()) }
+func (r *Reader) Ready(ctx context.Context) error {
+	_, err := r.from.Read(ctx, 0, func(ctx context.Context, q postgres.Queries) error { return CheckSchema(ctx, q, KnownSchema()) })
+	return err
+}
+
+// readFrom is Readers.Read for a read with a value.
+func readFrom[T any](ctx context.Context, from *postgres.Readers, within time.Duration, read func(context.Context, postgres.Queries) (T, error)) (value T, behind bool, err error) {
+	behind, err = from.Read(ctx, within, func(ctx context.Context, q postgres.Queries) (err error) {
+		value, err = read(ctx, q)
+		return err
+	})
+	return value, behind, err
+}
 
 // Rates reads the newest rate of each pair of currencies that has one.
-func (r *Reader) Rates(ctx context.Context) ([]Rate, error) { return readRates(ctx, r.pool) }
+func (r *Reader) Rates(ctx context.Context) ([]Rate, error) {
+	rates, _, err := readFrom(ctx, r.from, 0, func(ctx context.Context, q postgres.Queries) ([]Rate, error) { return readRates(ctx, q) })
+	return rates, err
+}
 
 // Rules reads the rules in force: the id of their set, and the JSON that payment.ParseRules reads.
 // text is nil when there are none.
 func (r *Reader) Rules(ctx context.Context) (id string, text []byte, err error) {
-	return readRules(ctx, r.pool)
+	_, err = r.from.Read(ctx, 0, func(ctx context.Context, q postgres.Queries) (err error) {
+		id, text, err = readRules(ctx, q)
+		return err
+	})
+	return id, text, err
 }
 
-// Accounts reads accounts by their ids. Those that don't exist are missing from the map.
-func (r *Reader) Accounts(ctx context.Context, ids []string) (map[string]Account, error) {
-	return readAccounts(ctx, r.pool, ids)
+// Accounts reads accounts by their ids. Those that don't exist are missing from the map. behind says that
+// a standby has answered: what the primary has may be newer.
+func (r *Reader) Accounts(ctx context.Context, ids []string) (accounts map[string]Account, behind bool, err error) {
+	return readFrom(ctx, r.from, 0, func(ctx context.Context, q postgres.Queries) (map[string]Account, error) {
+		return readAccounts(ctx, q, ids)
+	})
+}
+
+// CurrentAccounts is Accounts at the primary.
+func (r *Reader) CurrentAccounts(ctx context.Context, ids []string) (map[string]Account, error) {
+	return readAccounts(ctx, r.from.Primary(), ids)
 }
 
 // Started reads how many payments each sender has started in the UTC minute of a time. Senders that
-// have started none are missing from the map.
+// have started none are missing from the map. A standby has counted no more than the primary.
 func (r *Reader) Started(ctx context.Context, senders []string, at time.Time) (map[string]uint32, error) {
-	return readStarted(ctx, r.pool, senders, at)
+	started, _, err := readFrom(ctx, r.from, 0, func(ctx context.Context, q postgres.Queries) (map[string]uint32, error) {
+		return readStarted(ctx, q, senders, at)
+	})
+	return started, err
 }
 
 // RandomAccounts picks up to n different active accounts at random.
 func (r *Reader) RandomAccounts(ctx context.Context, n int) ([]string, error) {
-	return readRandomAccounts(ctx, r.pool, n)
+	ids, _, err := readFrom(ctx, r.from, 0, func(ctx context.Context, q postgres.Queries) ([]string, error) {
+		return readRandomAccounts(ctx, q, n)
+	})
+	return ids, err
 }
 
 // Cached keeps a Reader's value in memory, as postgres.Cached does. It also keeps whether the
 // schema fits this release.
-type Cached[T any] struct{ read *postgres.Cached[checked[T]] }
+type Cached[T any] struct {
+	read *postgres.Cached[checked[T]]
+	from *postgres.Readers
+}
 
 type checked[T any] struct {
 	value  T
@@ -68,7 +101,7 @@ type checked[T any] struct {
 
 // NewCached makes a cache that is filled on first use. load reads its value.
 func NewCached[T any](r *Reader, load func(context.Context) (T, error), log *slog.Logger) *Cached[T] {
-	return &Cached[T]{postgres.NewCached(func(ctx context.Context) (c checked[T], err error) {
+	return &Cached[T]{from: r.from, read: postgres.NewCached(func(ctx context.Context) (c checked[T], err error) {
 		if err = r.Ready(ctx); errors.Is(err, ErrSchema) {
 			c.schema, err = err, nil
 		}
@@ -99,8 +132,11 @@ func (c *Cached[T]) Ready(ctx context.Context) error {
 	return err
 }
 
-// Refresh reads the current value.
-func (c *Cached[T]) Refresh(ctx context.Context) error { return c.read.Refresh(ctx) }
+// Refresh reads the current value. No later read shows an older one, also not at a standby.
+func (c *Cached[T]) Refresh(ctx context.Context) error {
+	c.from.ShowFrom(time.Now())
+	return c.read.Refresh(ctx)
+}
 
 // Run reads the value again every second until ctx ends.
 func (c *Cached[T]) Run(ctx context.Context) error { return c.read.Run(ctx) }

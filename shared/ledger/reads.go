@@ -6,7 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pgw/shared/postgres"
 )
 
 const (
@@ -28,15 +31,27 @@ const (
 // reads are the clients' reads. They have their own connections, so that no payment waits for them.
 // The kinds do not wait for each other either.
 type reads struct {
-	pool                        *pgxpool.Pool // of maxReads connections
+	pool                        *pgxpool.Pool     // of the primary, with maxReads connections
+	from                        *postgres.Readers // for lists and reports, which may be a little behind
 	rows, lists, books, reports *readers
 }
 
-func newReads(pool *pgxpool.Pool, within time.Duration) *reads {
+func newReads(from *postgres.Readers, within time.Duration) *reads {
 	return &reads{
-		pool, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within),
+		from.Primary(), from, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within),
 		newReaders(maxBooks, maxWaitingBooks, booksTimes*within), newReaders(maxReports, maxWaitingReports, within),
 	}
+}
+
+// behindWithin is the time limit of a list or a report at a standby. After it, the primary makes it.
+const behindWithin = 2 * time.Second
+
+// snapshot runs a list or a report in a transaction at the standby, if there is one, or at the primary.
+func (r *reads) snapshot(ctx context.Context, read func(context.Context, pgx.Tx) error) error {
+	_, err := r.from.Read(ctx, behindWithin, func(ctx context.Context, q postgres.Queries) error {
+		return pgx.BeginTxFunc(ctx, q, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return read(ctx, tx) })
+	})
+	return err
 }
 
 // readers are the reads of one kind, or the writes of a kind that must leave connections to others.

@@ -23,11 +23,21 @@ import (
 // the batch runs once more, and locks the balances before it reads them. So batches lock balances
 // only for the end of a transaction, unless they compete for the same ones.
 
-// reserve is the call for one payment. If refuse is set, the refusal is recorded and nothing is
-// held.
+// reserve is the call for one payment or refund. If refuse is set, the refusal is recorded and nothing
+// is held.
 type reserve struct {
 	payment.Payment
 	refuse payment.Reason
+	refund *payment.Operation // of a refund; the Payment is then made from the payment that it gives back
+	trace  string             // the id of the caller's trace; empty: it is not traced
+}
+
+// Fingerprint returns the fingerprint of what the client sent.
+func (c reserve) Fingerprint() payment.Fingerprint {
+	if c.refund != nil {
+		return c.refund.Fingerprint()
+	}
+	return c.Payment.Fingerprint()
 }
 
 // place names a balance: the account, and the currency.
@@ -60,9 +70,11 @@ type counters struct {
 type state struct {
 	balances map[place]*balance
 	accounts map[string]payment.AccountStatus // by id; an account has at least one balance
-	claims   map[string]Claim
+	claims   map[string][]Claim               // by key, of all clients that matter
 	quotes   map[string]*quote
-	now      time.Time // the database's
+	parents  parents                               // of the refunds
+	refunds  map[payment.ScopedKey]payment.Payment // what the refunds of the batch move, by their keys
+	now      time.Time                             // the database's
 }
 
 const (
@@ -72,12 +84,25 @@ SELECT account_id, currency, status, available, daily_limit, spent_day, spent_to
 	position, position_limit
 FROM balances WHERE account_id = ANY($1)`
 
+	// claimColumns are what scanClaim reads.
+	claimColumns = `r.client, r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, ` + reasonSQL
+
 	// A transaction for the same key may claim it after this read. Then the insert fails on the
-	// unique key, and the batch runs again.
+	// unique key, and the batch runs again. A call without a client may repeat one of any client.
 	claimsSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, coalesce(p.reason, '')
+SELECT ` + claimColumns + `
 FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
 WHERE r.idempotency_key = ANY($1)`
+
+	// Of a client's call, only its own claims and those without a client matter. Many clients may use
+	// one key.
+	clientsClaimsSQL = `
+SELECT ` + claimColumns + `
+FROM unnest($1::text[], $2::text[]) AS w(key, client) JOIN reservations r ON r.idempotency_key = w.key AND r.client = w.client
+LEFT JOIN payments p ON p.payment_id = r.reservation_id`
+
+	// What stands is told only if it can't be lost.
+	replicatedSQL = `SELECT WHERE ` + postgres.ReplicatedSQL
 
 	// This one clock decides about deadlines, days and minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
@@ -88,9 +113,9 @@ WHERE r.idempotency_key = ANY($1)`
 	lockBalancesSQL = `
 SELECT account_id, currency FROM balances WHERE account_id = ANY($1) ORDER BY account_id, currency FOR NO KEY UPDATE`
 
-	lockLiquiditySQL = `
-SELECT account_id, currency FROM balances WHERE account_id = '` + payment.LiquidityAccount + `' AND currency = ANY($1)
-ORDER BY currency FOR NO KEY UPDATE`
+	lockExchangeSQL = `
+SELECT account_id, currency FROM balances WHERE account_id = ANY($1) AND currency = ANY($2)
+ORDER BY account_id, currency FOR NO KEY UPDATE`
 
 	insertRefusedSQL = `
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
@@ -119,7 +144,7 @@ WITH wanted AS (
 	WHERE b.available >= w.amount AND b.status = 'ACTIVE' AND b.spent_day = w.was_day AND b.spent_today = w.was_spent
 		AND b.started_minute = w.was_minute AND b.started_count = w.was_started AND b.daily_limit = w.was_limit
 		AND (b.position_limit IS NULL OR b.position - w.position >= -b.position_limit)
-	ORDER BY b.account_id = '` + payment.LiquidityAccount + `', b.account_id, b.currency FOR NO KEY UPDATE OF b
+	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
 ), held AS (
 	UPDATE balances b
 	SET available = b.available - l.amount, held = b.held + l.amount, position = b.position - l.position, spent_day = l.day,
@@ -167,15 +192,22 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 			postgres.RollBack(ctx, conn)
 		}
 	}()
+	found, err := readParents(ctx, conn, calls)
+	if err != nil {
+		return nil, err
+	}
+	calls = found.resolved(calls)
 	b := &pgx.Batch{}
 	if lock {
 		l.queueBegin(b, false)
+		found.queueLock(b)
 		queueLocks(b, calls, "", nil)
 	}
 	s, err := read(ctx, conn, b, calls)
 	if err != nil {
 		return nil, err
 	}
+	s.parents = found
 	decided, fresh := decide(calls, s, velocity)
 	b = &pgx.Batch{}
 	if !lock {
@@ -215,8 +247,12 @@ func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) erro
 		return err
 	}
 	var senders, liquidity, quotes []string
+	house := []string{payment.LiquidityAccount}
 	for _, c := range calls {
 		senders = append(senders, c.Sender)
+		if c.refund != nil && c.Exchanges() {
+			house = append(house, payment.SpreadAccount) // it pays for a worse rate
+		}
 		if c.Exchanges() {
 			liquidity = append(liquidity, c.CreditCurrency.String())
 		}
@@ -229,7 +265,7 @@ func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) erro
 	}
 	b.Queue(lockBalancesSQL+how, distinct(senders)).Query(each)
 	if len(liquidity) > 0 {
-		b.Queue(lockLiquiditySQL+how, distinct(liquidity)).Query(each)
+		b.Queue(lockExchangeSQL+how, distinct(house), distinct(liquidity)).Query(each)
 	}
 }
 
@@ -240,12 +276,14 @@ func placeOf(account, currency string) (place, error) {
 
 // read reads what the decisions need, after what b has queued.
 func read(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve) (state, error) {
-	s := state{balances: map[place]*balance{}, accounts: map[string]payment.AccountStatus{}, quotes: map[string]*quote{}}
-	keys, parties := make([]string, len(calls)), make([]string, 0, 2*len(calls)+2)
+	s := state{
+		balances: map[place]*balance{}, accounts: map[string]payment.AccountStatus{}, claims: map[string][]Claim{}, quotes: map[string]*quote{},
+		refunds: map[payment.ScopedKey]payment.Payment{},
+	}
+	parties := make([]string, 0, 2*len(calls)+2)
 	var quotes []string
 	exchanges := false
-	for i, c := range calls {
-		keys[i] = c.Key
+	for _, c := range calls {
 		parties = append(parties, c.Sender, c.Receiver)
 		exchanges = exchanges || c.Exchanges()
 		if c.QuoteID != "" {
@@ -256,15 +294,45 @@ func read(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve
 		parties = append(parties, payment.LiquidityAccount, payment.SpreadAccount)
 	}
 	b.Queue(balancesSQL, distinct(parties)).Query(func(rows pgx.Rows) error { return s.takeBalances(rows) })
-	b.Queue(claimsSQL, distinct(keys)).Query(func(rows pgx.Rows) (err error) {
-		s.claims, err = collectClaims(rows)
-		return err
-	})
+	s.queueReadClaims(b, calls)
 	if len(quotes) > 0 {
 		b.Queue(readQuotesSQL, distinct(quotes)).Query(func(rows pgx.Rows) error { return s.takeQuotes(rows) })
 	}
 	b.Queue(clockSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&s.now) })
 	return s, conn.SendBatch(ctx, b).Close()
+}
+
+// queueReadClaims queues the reads of the claims that may decide about the calls.
+func (s state) queueReadClaims(b *pgx.Batch, calls []reserve) {
+	var shared []string // the keys of calls without a client
+	named := map[payment.ScopedKey]bool{}
+	for _, c := range calls {
+		if c.Client == "" {
+			shared = append(shared, c.Key)
+			continue
+		}
+		named[c.Scoped()], named[payment.ScopedKey{Key: c.Key}] = true, true
+	}
+	shared = distinct(shared)
+	take := func(rows pgx.Rows) error {
+		claims, err := collectClaims(rows)
+		for _, c := range claims {
+			s.claims[c.Key] = append(s.claims[c.Key], c)
+		}
+		return err
+	}
+	if len(shared) > 0 {
+		b.Queue(claimsSQL, shared).Query(take)
+	}
+	var keys, clients []string
+	for k := range named {
+		if _, read := slices.BinarySearch(shared, k.Key); !read {
+			keys, clients = append(keys, k.Key), append(clients, k.Client)
+		}
+	}
+	if len(keys) > 0 {
+		b.Queue(clientsClaimsSQL, keys, clients).Query(take)
+	}
 }
 
 func (s state) takeBalances(rows pgx.Rows) error {
@@ -290,10 +358,10 @@ func (s state) takeBalances(rows pgx.Rows) error {
 }
 
 // scanClaim reads a claim's columns, and the further columns after them.
-func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
+func scanClaim(rows pgx.Rows, more ...any) (Claim, error) {
 	var c Claim
 	var fingerprint []byte
-	if err := rows.Scan(append([]any{key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason}, more...)...); err != nil {
+	if err := rows.Scan(append([]any{&c.Client, &c.Key, &c.ReservationID, &fingerprint, &c.AttemptID, &c.Status, &c.Reason}, more...)...); err != nil {
 		return c, err
 	}
 	if copy(c.Fingerprint[:], fingerprint) != len(c.Fingerprint) {
@@ -302,19 +370,17 @@ func scanClaim(rows pgx.Rows, key *string, more ...any) (Claim, error) {
 	return c, nil
 }
 
-// collectClaims returns claims by their keys.
-func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
-	defer rows.Close()
-	claims := map[string]Claim{}
-	for rows.Next() {
-		var key string
-		c, err := scanClaim(rows, &key)
-		if err != nil {
-			return nil, err
-		}
-		claims[key] = c
+func collectClaims(rows pgx.Rows) ([]Claim, error) {
+	return pgx.CollectRows(rows, func(pgx.CollectableRow) (Claim, error) { return scanClaim(rows) })
+}
+
+// claim returns the claim that decides about a call.
+func (s state) claim(c reserve) (Claim, bool) {
+	claims := s.claims[c.Key]
+	if len(claims) == 0 {
+		return Claim{}, false
 	}
-	return claims, rows.Err()
+	return payment.Deciding(claims, Claim.identity, payment.Identity{Client: c.Client, Fingerprint: c.Fingerprint()})
 }
 
 // decide decides about the calls one after the other. Each call sees what the calls before it left,
@@ -323,19 +389,31 @@ func collectClaims(rows pgx.Rows) (map[string]Claim, error) {
 func decide(calls []reserve, s state, velocity uint32) (decided []Reserved, fresh []int) {
 	decided = make([]Reserved, len(calls))
 	for i, c := range calls {
-		claim, seen := s.claims[c.Key]
+		claim, seen := s.claim(c)
 		if !seen {
-			claim = Claim{
-				ReservationID: idAt(s.now, len(fresh)), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
+			var reason payment.Reason
+			if c.refund != nil {
+				if c.Payment, reason, decided[i].failed = s.refund(c); decided[i].failed != nil {
+					continue
+				}
 			}
-			claim.Reason = c.refuse
-			if claim.Reason == "" {
+			claim = Claim{
+				ScopedKey: c.Scoped(), ReservationID: idAt(s.now, len(fresh)), Fingerprint: c.Fingerprint(), AttemptID: c.AttemptID, Status: payment.Pending,
+			}
+			claim.Reason = cmp.Or(c.refuse, reason)
+			switch {
+			case claim.Reason != "":
+			case c.refund != nil:
+				claim.Reason = s.giveBack(c)
+			default:
 				claim.Reason = s.hold(c.Payment, claim.ReservationID, velocity)
 			}
 			if claim.Reason != "" {
 				claim.Status = payment.RolledBack
+			} else if c.Authorizes() {
+				claim.Reason = payment.Authorized
 			}
-			s.claims[c.Key] = claim
+			s.claims[c.Key] = append(s.claims[c.Key], claim)
 			fresh = append(fresh, i)
 			decided[i].Claim = claim
 			if from := s.balances[place{c.Sender, c.Debit().Currency}]; from != nil {
@@ -409,29 +487,43 @@ func (s state) balance(at place) *balance {
 // write queues what was decided after what b has queued, and commits.
 func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, s state) error {
 	if len(fresh) > 0 {
-		queueClaims(b, calls, decided, fresh, s.now)
+		calls = s.withRefunds(calls)
+		s.queueClaims(b, calls, decided, fresh)
+		queueAuthorizations(b, calls, decided, fresh, s.now)
+		s.parents.queueCounts(b)
 		queueRefusals(b, calls, decided, fresh)
 		s.queueNewBalances(b, calls, decided, fresh)
 		s.queueQuotes(b)
 		s.queueHolds(b)
 	}
+	if len(fresh) == 0 {
+		b.Queue(replicatedSQL) // nothing was written, so the commit would not wait for a standby
+	}
 	b.Queue("COMMIT")
 	return conn.SendBatch(ctx, b).Close()
 }
 
-func queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, now time.Time) {
+func (s state) queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
+	now := s.now
 	// Claims are inserted in the order of their keys, because two batches that claim the same two
 	// keys must not wait for each other.
-	slices.SortFunc(fresh, func(i, j int) int { return cmp.Compare(calls[i].Key, calls[j].Key) })
+	slices.SortFunc(fresh, func(i, j int) int {
+		return cmp.Or(cmp.Compare(calls[i].Key, calls[j].Key), cmp.Compare(calls[i].Client, calls[j].Client))
+	})
 	rows := make([]row, len(fresh))
 	for at, i := range fresh {
 		p, claim := calls[i].Payment, decided[i].Claim
-		p.Deadline = payment.ClampDeadline(p.Deadline, now)
+		p.Deadline = p.HeldUntil(now)
 		rows[at] = row{Record: payment.Record{
-			Payment: p, Outcome: payment.Outcome{State: claim.Status}, Claimed: claim.Fingerprint, ReservedAt: now,
+			Payment: p, Outcome: payment.Outcome{State: claim.Status}, Claimed: claim.Fingerprint, ReservedAt: now, TraceID: calls[i].trace,
 		}, id: claim.ReservationID}
+		if calls[i].refund != nil {
+			rows[at].Note, rows[at].parent = calls[i].refund.Note, s.parents[calls[i].refund.Of()].id
+		}
 		if claim.Status != payment.Pending {
 			rows[at].endedAt = now
+		} else if p.Authorizes() {
+			rows[at].AuthorizedMinor = p.Debit().Minor
 		}
 	}
 	queueReservations(b, rows)
@@ -443,10 +535,10 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 	var amounts []int64
 	for _, i := range fresh {
 		r, claim := calls[i].Payment, decided[i].Claim
-		if claim.Reason == "" {
+		if claim.Status == payment.Pending {
 			continue
 		}
-		ids = append(ids, pgtype.UUID{Bytes: claim.ReservationID, Valid: true})
+		ids = append(ids, pgUUID(claim.ReservationID))
 		keys, from, to = append(keys, r.Key), append(from, r.Sender), append(to, r.Receiver)
 		currencies, amounts = append(currencies, r.Currency.String()), append(amounts, r.AmountIDR)
 		reasons = append(reasons, string(claim.Reason))

@@ -61,7 +61,7 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions", "operator_changes", "verdicts"}
+	tables := []string{"accounts", "balances", "transfers", "entries", "quotes", "reservations", "payments", "fx_rates", "risk_rules", "sweep_state", "dead_letter_actions", "operator_changes", "verdicts", "operations"}
 	var never []string // denied to both logins
 	for _, table := range tables {
 		never = append(never, "DELETE FROM "+table, "TRUNCATE "+table+" CASCADE", "DROP TABLE "+table+" CASCADE",
@@ -76,13 +76,15 @@ func TestRolesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		`UPDATE balances SET currency = 'USD'`, `UPDATE reservations SET debit_minor = 1`, `UPDATE quotes SET debit_minor = 1`,
 		`DELETE FROM wallet_accounts`, `DELETE FROM fundings`, `UPDATE fx_rates SET rate = 1`, `UPDATE risk_rules SET rules = '{}'`,
 		`UPDATE reservations SET amount_idr = 1`, `UPDATE reservations SET receiver_id = 'A'`, `UPDATE reservations SET idempotency_key = 'x'`,
-		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`, `UPDATE operator_changes SET note = ''`)
+		`UPDATE wallet_accounts SET account_id = 'C'`, `UPDATE wallet_accounts SET internal = true`, `UPDATE dead_letter_actions SET note = ''`, `UPDATE operator_changes SET note = ''`,
+		`UPDATE reservations SET authorized_minor = 1`, `UPDATE reservations SET hold_seconds = 1`, `UPDATE operations SET reason = 'expired'`,
+		`UPDATE authorizations SET expires_at = now()`, `TRUNCATE authorizations`)
 	onlyLedger := []string{
 		`INSERT INTO accounts (account_id) VALUES ('D')`, `UPDATE balances SET available = available + 1`,
 		`UPDATE wallet_accounts SET balance_idr = balance_idr + 1`, `INSERT INTO transfers (transfer_id, account_id, amount) VALUES ('h', 'A', 5)`,
 		`INSERT INTO fundings (funding_id, account_id, amount_idr) VALUES ('g', 'A', 5)`, `UPDATE reservations SET status = 'ROLLEDBACK'`,
 		`UPDATE sweep_state SET swept_to = now()`, `INSERT INTO fx_rates (rate_id, base, quote, rate) VALUES (gen_random_uuid(), 'USD', 'IDR', 1)`,
-		`SELECT * FROM balances FOR UPDATE`, `SELECT * FROM wallet_accounts FOR UPDATE`,
+		`SELECT * FROM balances FOR UPDATE`, `SELECT * FROM wallet_accounts FOR UPDATE`, `DELETE FROM authorizations`,
 	}
 	for user, tc := range map[string]struct {
 		url     string

@@ -18,8 +18,10 @@ import (
 // row is a payment as stored in reservations.
 type row struct {
 	payment.Record
-	id      uuid.UUID
-	endedAt time.Time // zero while PENDING
+	id       uuid.UUID
+	endedAt  time.Time // zero while PENDING
+	parent   uuid.UUID // of a refund: its payment
+	returned int64     // what the receiver has given back in refunds, with those on their way; in the credit currency
 }
 
 // column is one column of reservations, with how it is written and read.
@@ -35,9 +37,10 @@ type column struct {
 // columns are all parts of a payment that are stored when its key is claimed.
 var columns = []column{
 	columnOf("reservation_id", "uuid",
-		func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} },
+		func(r *row) pgtype.UUID { return pgUUID(r.id) },
 		func(r *row) any { return &r.id }),
 	plainColumn("idempotency_key", "text", func(r *row) *string { return &r.Key }),
+	plainColumn("client", "text", func(r *row) *string { return &r.Client }),
 	columnOf("fingerprint", "bytea",
 		func(r *row) []byte { return r.Claimed[:] },
 		func(r *row) any { return fingerprint{&r.Claimed} }),
@@ -62,6 +65,8 @@ var columns = []column{
 	timeColumn("accepted_at", func(r *row) *time.Time { return &r.AcceptedAt }),
 	timeColumn("deadline", func(r *row) *time.Time { return &r.Deadline }),
 	timeColumn("created_at", func(r *row) *time.Time { return &r.ReservedAt }),
+	zeroColumn("hold_seconds", func(r *row) *int64 { return &r.HoldSeconds }),
+	zeroColumn("authorized_minor", func(r *row) *int64 { return &r.AuthorizedMinor }),
 	jsonColumn("metadata", func(r *row) *map[string]string { return &r.Metadata }, func(m map[string]string) bool { return len(m) == 0 }),
 	columnOf("debit_currency", "text",
 		func(r *row) string { return r.Debit().Currency.String() },
@@ -83,6 +88,13 @@ var columns = []column{
 		func(r *row) string { return r.QuoteID },
 		func(r *row) any { return &r.QuoteID }).as("uuid"),
 	timeColumn("ended_at", func(r *row) *time.Time { return &r.endedAt }),
+	columnOf("parent_id", "uuid",
+		func(r *row) pgtype.UUID { return pgtype.UUID{Bytes: r.parent, Valid: r.parent != uuid.Nil} },
+		func(r *row) any { return zeroID{&r.parent} }),
+	columnOf("note", "text",
+		func(r *row) string { return r.Note },
+		func(r *row) any { return &r.Note }).as("text"),
+	traceColumn("trace_id", func(r *row) *string { return &r.TraceID }),
 }
 
 var (
@@ -92,8 +104,16 @@ var (
 		each(func(i int, c column) string { return fmt.Sprintf("$%d::%s[]", i+1, c.kind) }))
 
 	// recordSQL selects what scanRecord reads.
-	recordSQL = "SELECT " + each(func(_ int, c column) string { return c.read }) + ", coalesce(p.reason, ''), p.decided_at\n"
+	recordSQL = "SELECT " + each(func(_ int, c column) string { return c.read }) + ", " + reasonSQL + `, p.decided_at,
+	r.refunded_minor, r.refunding_minor, r.returned_minor,
+	CASE WHEN r.parent_id IS NULL THEN '' ELSE coalesce((SELECT m.idempotency_key FROM reservations m WHERE m.reservation_id = r.parent_id), '') END,
+	CASE WHEN r.parent_id IS NULL THEN r.client ELSE coalesce((SELECT m.client FROM reservations m WHERE m.reservation_id = r.parent_id), r.client) END
+`
 )
+
+// reasonSQL is the reason of a reservation r with its outcome p. An authorized payment has one while it
+// waits for its capture.
+const reasonSQL = `coalesce(p.reason, CASE WHEN r.authorized_minor IS NOT NULL THEN '` + string(payment.Authorized) + `' ELSE '' END)`
 
 func each(part func(i int, c column) string) string {
 	parts := make([]string, len(columns))
@@ -106,6 +126,13 @@ func each(part func(i int, c column) string) string {
 // plainColumn is a column whose values are written and read as they are.
 func plainColumn[T any](name, kind string, at func(*row) *T) column {
 	return columnOf(name, kind, func(r *row) T { return *at(r) }, func(r *row) any { return at(r) })
+}
+
+// zeroColumn is a column of numbers that is null for 0.
+func zeroColumn(name string, at func(*row) *int64) column {
+	return columnOf(name, "bigint",
+		func(r *row) pgtype.Int8 { return pgtype.Int8{Int64: *at(r), Valid: *at(r) != 0} },
+		func(r *row) any { return zeroInt{at(r)} })
 }
 
 // timeColumn is a column that is null for the zero time.
@@ -125,6 +152,14 @@ func jsonColumn[T any](name string, at func(*row) *T, empty func(T) bool) column
 		return string(text)
 	}
 	return columnOf(name, "text", write, func(r *row) any { return asJSON{at(r)} }).as("jsonb")
+}
+
+// traceColumn is a column of traces' ids. They have as many bits as a uuid, and are written without
+// hyphens.
+func traceColumn(name string, at func(*row) *string) column {
+	c := columnOf(name, "text", func(r *row) string { return *at(r) }, func(r *row) any { return at(r) }).as("uuid")
+	c.read = fmt.Sprintf("coalesce(replace(r.%s::text, '-', ''), '')", name)
+	return c
 }
 
 func columnOf[T any](name, kind string, value func(*row) T, into func(*row) any) column {
@@ -154,16 +189,24 @@ func queueReservations(b *pgx.Batch, rows []row) {
 }
 
 func scanRecord(from pgx.CollectableRow) (payment.Record, error) {
+	r, err := scanRow(from)
+	return r.Record, err
+}
+
+func scanRow(from pgx.CollectableRow) (row, error) {
 	var r row
-	into := make([]any, 0, len(columns)+2)
+	var ofClient string // whose payment it is, or whose the refund's payment is
+	into := make([]any, 0, len(columns)+7)
 	for _, c := range columns {
 		into = append(into, c.into(&r))
 	}
 	var reason payment.Reason
-	err := from.Scan(append(into, &reason, zeroTime{&r.DecidedAt})...)
+	err := from.Scan(append(into, &reason, zeroTime{&r.DecidedAt},
+		zeroInt{&r.RefundedMinor}, zeroInt{&r.RefundingMinor}, zeroInt{&r.returned}, &r.PaymentKey, &ofClient)...)
+	r.PaymentClient = payment.OtherClient(r.Client, ofClient)
 	r.Outcome = payment.Standing(r.State, reason, r.id.String(), false)
 	r.Payment = unnamedRupiah(r.Payment)
-	return r.Record, err
+	return r, err
 }
 
 // unnamedRupiah returns a payment as it was before it was stored. The tables name the two balances of
@@ -199,6 +242,15 @@ type zeroInt struct{ into *int64 }
 // ScanInt64 implements pgtype.Int64Scanner.
 func (z zeroInt) ScanInt64(v pgtype.Int8) error {
 	*z.into = v.Int64
+	return nil
+}
+
+// zeroID reads null as the zero id.
+type zeroID struct{ into *uuid.UUID }
+
+// ScanUUID implements pgtype.UUIDScanner.
+func (z zeroID) ScanUUID(v pgtype.UUID) error {
+	*z.into = v.Bytes
 	return nil
 }
 

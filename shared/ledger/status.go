@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 	"pgw/shared/trace"
 )
 
@@ -27,6 +28,7 @@ type Verdict struct {
 	Breaches int64
 	Text     string    // for a person
 	At       time.Time // when the ledger got it; RecordVerdict ignores it
+	Since    time.Time // from when on payments were to be compared with their events; zero: as far back as the topics go
 }
 
 const (
@@ -37,9 +39,9 @@ const (
 // Two reconciliations that end at the same time may take the same number. The later one stays.
 var verdictSQL = fmt.Sprintf(`
 WITH next AS (SELECT coalesce(max(number), 0) + 1 AS number FROM verdicts)
-INSERT INTO verdicts (slot, number, verdict, breaches, words) SELECT number %% %d, number, $1, $2, $3 FROM next
+INSERT INTO verdicts (slot, number, verdict, breaches, words, since) SELECT number %% %d, number, $1, $2, $3, $4 FROM next
 ON CONFLICT (slot) DO UPDATE SET number = excluded.number, told_at = now(), verdict = excluded.verdict, breaches = excluded.breaches,
-	words = excluded.words`, keptVerdicts)
+	words = excluded.words, since = excluded.since`, keptVerdicts)
 
 // RecordVerdict keeps a verdict. The ledger keeps the latest hundred. An InvalidError names the
 // invalid field.
@@ -47,7 +49,7 @@ func (l *Ledger) RecordVerdict(ctx context.Context, v Verdict) error {
 	if err := v.check(); err != nil {
 		return &InvalidError{err}
 	}
-	if _, err := l.pool.Exec(ctx, verdictSQL, v.Finding, v.Breaches, v.Text); err != nil {
+	if _, err := l.pool.Exec(ctx, verdictSQL, v.Finding, v.Breaches, v.Text, timestamp(v.Since)); err != nil {
 		return fmt.Errorf("record a verdict: %w", err)
 	}
 	return nil
@@ -71,6 +73,9 @@ func (v Verdict) check() error {
 // Reachable returns whether the database answers, and since when.
 func (l *Ledger) Reachable() trace.State { return l.outage.State() }
 
+// Standby returns what is known of the standby that lists and reports are read from.
+func (l *Ledger) Standby() postgres.StandbyState { return l.reads.from.State() }
+
 // Standing is what operators want to know of the ledger. What is not known is zero.
 type Standing struct {
 	Schema    int
@@ -80,16 +85,17 @@ type Standing struct {
 
 const ledgerStandingSQL = `
 SELECT (SELECT max(version_id) FROM goose_db_version), s.swept_at, coalesce(s.pending, 0), coalesce(s.held_idr, 0), s.oldest_pending_at,
-	v.told_at, coalesce(v.verdict, ''), coalesce(v.breaches, 0), coalesce(v.words, '')
+	v.told_at, coalesce(v.verdict, ''), coalesce(v.breaches, 0), coalesce(v.words, ''), v.since
 FROM sweep_state s LEFT JOIN LATERAL (SELECT * FROM verdicts ORDER BY number DESC LIMIT 1) v ON true`
 
 // Standing reads what the ledger keeps for operators. It reads a few rows.
 func (l *Ledger) Standing(ctx context.Context) (s Standing, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		var swept, oldest, told pgtype.Timestamptz
+		var swept, oldest, told, since pgtype.Timestamptz
 		err := l.reads.pool.QueryRow(ctx, ledgerStandingSQL).Scan(&s.Schema, &swept, &s.LastSweep.Pending, &s.LastSweep.HeldIDR, &oldest,
-			&told, &s.Verdict.Finding, &s.Verdict.Breaches, &s.Verdict.Text)
+			&told, &s.Verdict.Finding, &s.Verdict.Breaches, &s.Verdict.Text, &since)
 		s.LastSweep.At, s.LastSweep.Oldest, s.Verdict.At = swept.Time, oldest.Time, told.Time
+		s.Verdict.Since = since.Time
 		return err
 	})
 	if err != nil {

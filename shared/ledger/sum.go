@@ -24,15 +24,16 @@ type Sum struct {
 	BookedOff     int64 // payments and transfers whose entries differ from them
 	OutcomesOff   int64 // reservations whose payment row contradicts them, is missing, or came too early
 	KeysUnclaimed int64 // payments without a reservation
+	RefundsOff    int64 // payments that have not counted their refunds, or whose refunds do not fit them
 }
 
 // Err describes the difference. It is nil if everything adds up.
 func (s Sum) Err() error {
-	if s.Balances+s.Holds == s.Funded && s.AccountsOff+s.CurrenciesOff+s.BookedOff+s.OutcomesOff+s.KeysUnclaimed == 0 {
+	if s.Balances+s.Holds == s.Funded && s.AccountsOff+s.CurrenciesOff+s.BookedOff+s.OutcomesOff+s.KeysUnclaimed+s.RefundsOff == 0 {
 		return nil
 	}
-	return fmt.Errorf("the ledger does not add up: balances %d + holds %d, funded %d; %d balances, %d currencies, %d bookings, %d outcomes and %d payments are off",
-		s.Balances, s.Holds, s.Funded, s.AccountsOff, s.CurrenciesOff, s.BookedOff, s.OutcomesOff, s.KeysUnclaimed)
+	return fmt.Errorf("the ledger does not add up: balances %d + holds %d, funded %d; %d balances, %d currencies, %d bookings, %d outcomes, %d payments and %d refunded payments are off",
+		s.Balances, s.Holds, s.Funded, s.AccountsOff, s.CurrenciesOff, s.BookedOff, s.OutcomesOff, s.KeysUnclaimed, s.RefundsOff)
 }
 
 const (
@@ -68,8 +69,33 @@ p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' WHEN 'RO
 OR (p.payment_id IS NOT NULL AND (p.sender_id, p.receiver_id, p.amount_idr, p.currency_input)
 	IS DISTINCT FROM (r.sender_id, r.receiver_id, r.amount_idr, r.currency_input))`
 
+	// refundsOffSQL lists the payments whose counters are not the sums of their refunds, or that have a
+	// refund between other parties or in other currencies.
+	refundsOffSQL = `
+refunds AS (
+	SELECT reservation_id, parent_id, status, sender_id, receiver_id, debit_currency, credit_currency, debit_minor, credit_minor
+	FROM reservations WHERE parent_id IS NOT NULL
+), refunds_off AS (
+	SELECT coalesce(m.reservation_id, s.parent_id) AS reservation_id, m.idempotency_key, m.refunded, m.refunding, m.returned,
+		s.refunded AS should_refunded, s.refunding AS should_refunding, s.returned AS should_returned, coalesce(s.fits, true) AS fits
+	FROM (
+		SELECT r.parent_id, coalesce(sum(r.credit_minor) FILTER (WHERE r.status = 'COMMITTED'), 0)::bigint AS refunded,
+			coalesce(sum(r.credit_minor) FILTER (WHERE r.status = 'PENDING'), 0)::bigint AS refunding,
+			coalesce(sum(r.debit_minor) FILTER (WHERE r.status <> 'ROLLEDBACK'), 0)::bigint AS returned,
+			bool_and((r.sender_id, r.receiver_id, r.debit_currency, r.credit_currency) =
+				(p.receiver_id, p.sender_id, coalesce(p.credit_currency, 'IDR'), coalesce(p.debit_currency, 'IDR'))) AS fits
+		FROM refunds r LEFT JOIN reservations p ON p.reservation_id = r.parent_id GROUP BY r.parent_id
+	) s FULL JOIN (
+		SELECT reservation_id, idempotency_key, coalesce(refunded_minor, 0) AS refunded, coalesce(refunding_minor, 0) AS refunding,
+			coalesce(returned_minor, 0) AS returned
+		FROM reservations WHERE parent_id IS NULL AND (refunded_minor IS NOT NULL OR refunding_minor IS NOT NULL OR returned_minor IS NOT NULL)
+	) m ON m.reservation_id = s.parent_id
+	WHERE (coalesce(m.refunded, 0), coalesce(m.refunding, 0), coalesce(m.returned, 0)) <>
+		(coalesce(s.refunded, 0), coalesce(s.refunding, 0), coalesce(s.returned, 0)) OR s.fits IS FALSE
+)`
+
 	// One statement uses one snapshot, so it can run while payments are made.
-	sumSQL = `WITH ` + shouldSQL + `, ` + bookedOffSQL + `
+	sumSQL = `WITH ` + shouldSQL + `, ` + bookedOffSQL + `, ` + refundsOffSQL + `
 SELECT (SELECT coalesce(sum(available), 0)::bigint FROM balances WHERE currency = 'IDR' AND account_id <> '` + payment.OutsideAccount + `'),
 	(SELECT coalesce(sum(held), 0)::bigint FROM balances WHERE currency = 'IDR'),
 	(SELECT coalesce(sum(amount), 0)::bigint FROM transfers WHERE currency = 'IDR'),
@@ -79,7 +105,8 @@ SELECT (SELECT coalesce(sum(available), 0)::bigint FROM balances WHERE currency 
 	(SELECT count(*) FROM booked_off),
 	(SELECT count(*) FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE ` + outcomeOffSQL + `),
 	(SELECT count(*) FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id
-	 WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key)`
+	 WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key),
+	(SELECT count(*) FROM refunds_off)`
 
 	// It also lists payments of exactly the missing or surplus amount, because an operator checks
 	// these first.
@@ -101,21 +128,28 @@ SELECT coalesce(r.idempotency_key, ''), coalesce(t.transfer_id, ''), coalesce(t.
 FROM booked_off o LEFT JOIN reservations r ON r.reservation_id = o.transaction_id
 LEFT JOIN transfers t ON md5(t.transfer_id)::uuid = o.transaction_id LIMIT $1`
 
+	refundedOffSQL = `WITH ` + refundsOffSQL + `
+SELECT coalesce(o.idempotency_key, r.idempotency_key, o.reservation_id::text), o.fits, coalesce(o.refunded, 0), coalesce(o.refunding, 0),
+	coalesce(o.returned, 0), coalesce(o.should_refunded, 0), coalesce(o.should_refunding, 0), coalesce(o.should_returned, 0)
+FROM refunds_off o LEFT JOIN reservations r USING (reservation_id) LIMIT $1`
+
 	currenciesOffSQL = `
 SELECT currency, sum(available + held)::bigint FROM balances GROUP BY currency HAVING sum(available + held) <> 0 ORDER BY currency LIMIT $1`
 
 	// claimsOffSQL lists the reservations whose columns contradict each other. The fingerprint is checked
-	// elsewhere. A deadline may be at most $2 after the reservation.
+	// elsewhere. A deadline may be at most $2 after the reservation, and $3 after that of an authorized payment.
 	claimsOffSQL = `
-SELECT idempotency_key, status = 'PENDING', deadline > created_at + $2, deadline, created_at, count(*) OVER () FROM reservations
-WHERE deadline > created_at + $2
+SELECT idempotency_key, status = 'PENDING', ` + lateSQL + `, deadline, created_at, count(*) OVER () FROM reservations
+WHERE ` + lateSQL + `
 	OR (debit_currency = 'IDR' AND credit_currency = 'IDR' AND (debit_minor <> amount_idr OR credit_minor <> amount_idr))
 	OR mid_minor IS DISTINCT FROM (exchange->>'mid_minor')::bigint
 LIMIT $1`
 
+	lateSQL = `deadline > created_at + CASE WHEN hold_seconds IS NULL THEN $2::interval ELSE $3::interval END`
+
 	// A balance has spent what its payments of the day debited: those that hold, those that were
 	// committed, and those that were rolled back on a later day. A payment that was refused ended when it
-	// was made. The day is the latest one with payments, because the day may change while this runs.
+	// was made. A refund is not counted. The day is the latest one with payments, because the day may change while this runs.
 	spentOffSQL = `
 WITH today AS (
 	SELECT floor(extract(epoch FROM now()) / 86400)::int AS day
@@ -125,7 +159,7 @@ WITH today AS (
 			sum(coalesce(r.debit_minor, r.amount_idr)) FILTER (WHERE r.status <> 'ROLLEDBACK'
 				OR floor(extract(epoch FROM coalesce(r.ended_at, p.decided_at)) / 86400) > floor(extract(epoch FROM r.created_at) / 86400)) AS amount
 		FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-		WHERE r.reservation_id >= $2 AND r.created_at >= date_trunc('day', now(), 'UTC')
+		WHERE r.reservation_id >= $2 AND r.created_at >= date_trunc('day', now(), 'UTC') AND r.parent_id IS NULL
 		GROUP BY 1, 2, 3
 	) days ORDER BY account_id, currency, day DESC
 ), off AS (
@@ -167,7 +201,7 @@ LIMIT $1`
 func ReadSum(ctx context.Context, q postgres.Querier) (Sum, error) {
 	var s Sum
 	err := q.QueryRow(ctx, sumSQL).Scan(&s.Balances, &s.Holds, &s.Funded, &s.Pending, &s.AccountsOff, &s.CurrenciesOff, &s.BookedOff,
-		&s.OutcomesOff, &s.KeysUnclaimed)
+		&s.OutcomesOff, &s.KeysUnclaimed, &s.RefundsOff)
 	if err != nil {
 		return s, fmt.Errorf("add the ledger up: %w", err)
 	}
@@ -211,6 +245,34 @@ func ReadAccountsOff(ctx context.Context, q postgres.Querier, limit int) ([]Acco
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[AccountOff])
 }
 
+// Refunds are what refunds of a payment have moved: for the payment's sender, of committed refunds and of
+// those on their way, and from its receiver for both.
+type Refunds struct{ Refunded, Refunding, Returned int64 }
+
+// RefundOff is a payment that has not counted its refunds, or that has a refund which does not fit it.
+// Amounts are in minor units.
+type RefundOff struct {
+	Key        string // of the payment
+	Fits       bool   // all refunds have the payment's parties and currencies
+	Is, Should Refunds
+}
+
+// ReadRefundsOff lists up to limit of these.
+func ReadRefundsOff(ctx context.Context, q postgres.Querier, limit int) (off []RefundOff, err error) {
+	rows, err := q.Query(ctx, refundedOffSQL, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list refunded payments that are off: %w", err)
+	}
+	var o RefundOff
+	_, err = pgx.ForEachRow(rows, []any{
+		&o.Key, &o.Fits, &o.Is.Refunded, &o.Is.Refunding, &o.Is.Returned, &o.Should.Refunded, &o.Should.Refunding, &o.Should.Returned,
+	}, func() error {
+		off = append(off, o)
+		return nil
+	})
+	return off, err
+}
+
 // CurrencyOff is a currency whose balances and holds do not sum to zero.
 type CurrencyOff struct {
 	Currency string
@@ -236,7 +298,7 @@ type ClaimOff struct {
 
 // ReadClaimsOff lists up to limit of these, and counts all of them.
 func ReadClaimsOff(ctx context.Context, q postgres.Querier, limit int) (off []ClaimOff, all int64, err error) {
-	rows, err := q.Query(ctx, claimsOffSQL, limit, payment.DecideWithin)
+	rows, err := q.Query(ctx, claimsOffSQL, limit, payment.DecideWithin, payment.MaxAuthorize)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list claims that are off: %w", err)
 	}

@@ -33,30 +33,45 @@ const (
 
 	// The primary key is ordered by time, so this reads only the reservations after the mark of the
 	// last sweep. An index on the status would cost every payment more than this costs each minute.
-	// The result also contains the last row of a full page, whatever its state.
+	// The result also contains the last row of a full page, whatever its state. It passes over authorized
+	// payments, so the mark does not wait for them: expiredSQL finds those. A wallet hold is short.
 	unfinishedSQL = `
 WITH page AS MATERIALIZED (
-	SELECT reservation_id, status, untold, deadline, amount_idr FROM reservations
-	WHERE reservation_id > $1 ORDER BY reservation_id LIMIT $2
+	SELECT reservation_id, status, untold, deadline, amount_idr,
+		authorized_minor IS NOT NULL AND receiver_id <> '` + payment.SettlementAccount + `' AS authorized
+	FROM reservations WHERE reservation_id > $1 ORDER BY reservation_id LIMIT $2
 ), last AS (
 	SELECT reservation_id FROM page ORDER BY reservation_id OFFSET $2 - 1 LIMIT 1
 )
-SELECT reservation_id, status = 'PENDING', status = 'PENDING' AND deadline < clock_timestamp(), untold, amount_idr,
+SELECT reservation_id, status = 'PENDING' AND NOT authorized, status = 'PENDING' AND NOT authorized AND deadline < clock_timestamp(),
+	untold AND NOT authorized, amount_idr,
 	coalesce(reservation_id = (SELECT reservation_id FROM last), false)
 FROM page
-WHERE status = 'PENDING' OR untold OR reservation_id = (SELECT reservation_id FROM last)
+WHERE NOT authorized AND (status = 'PENDING' OR untold) OR reservation_id = (SELECT reservation_id FROM last)
 ORDER BY reservation_id`
 
+	// What is read is published.
 	untoldSQL = `
-SELECT r.idempotency_key, r.reservation_id, r.fingerprint, r.attempt_id, r.status, p.reason
+SELECT ` + claimColumns + `, r.parent_id
 FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold`
+WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold AND ` + postgres.ReplicatedSQL
 
 	toldSQL = `
 WITH held AS MATERIALIZED (
-	SELECT reservation_id FROM reservations WHERE reservation_id = ANY($1::uuid[]) ORDER BY reservation_id FOR NO KEY UPDATE
+	SELECT reservation_id FROM reservations WHERE reservation_id = ANY($1::uuid[]) AND untold ORDER BY reservation_id FOR NO KEY UPDATE
 )
 UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`
+
+	expiredSQL = `
+SELECT expires_at, reservation_id FROM authorizations
+WHERE expires_at < $1 AND (expires_at, reservation_id) > ($2, $3)
+ORDER BY expires_at, reservation_id LIMIT $4`
+
+	forgetSQL = `DELETE FROM authorizations WHERE expires_at < $1 AND reservation_id = ANY($2::uuid[])`
+
+	// It reads a narrow table of the payments that are on hold, and stops after $1 of them.
+	authorizedSQL = `
+SELECT count(*), coalesce(sum(amount_idr), 0)::bigint FROM (SELECT amount_idr FROM authorizations LIMIT $1) a`
 
 	// The mark only rises. The exception is a mark in the future, which would hide holds for ever.
 	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
@@ -74,22 +89,30 @@ type unfinished struct {
 	last        bool // the last row of a full page
 }
 
+// authorization is a row of authorizations: a payment that is on hold until it is captured.
+type authorization struct {
+	ExpiresAt pgtype.Timestamptz
+	ID        pgtype.UUID
+}
+
 // Swept is the result of a sweep.
 type Swept struct {
 	RolledBack int // reservations past their deadline
+	Expired    int // authorized payments that nobody captured in time
 	Published  int // results that were published, from this sweep and from earlier ones
 
 	At      time.Time // when the sweep began; zero: the sweep did not complete, and the fields below are not set
-	Pending int64     // reservations that hold money
+	Pending int64     // reservations that hold money, authorized payments too
 	HeldIDR int64     // what they hold
-	Oldest  time.Time // when the oldest of them was made; zero when there is none
+	Oldest  time.Time // when the oldest of them was made that is not authorized; zero when there is none
 }
 
 // Publish publishes the result of a reservation that a sweep has rolled back. at is when the sweep
 // began.
-type Publish func(ctx context.Context, key string, c Claim, at time.Time) error
+type Publish func(ctx context.Context, c Claim, at time.Time) error
 
-// Sweep rolls back the reservations that are past their deadline, and publishes their results.
+// Sweep rolls back the reservations that are past their deadline and the authorized payments that nobody
+// captured in time, and publishes their results.
 // After an error, swept has the part that was done. A reservation stays marked until its result is
 // published. After a crash, the next sweep publishes the result, so each result is published at
 // least once.
@@ -107,8 +130,8 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 		l.log.WarnContext(ctx, "the mark of the last sweep lies in the future: the sweep reads all reservations again", "mark", mark, "now", now)
 		mark = time.Unix(0, 0)
 	}
-	// No hold lives longer than DecideWithin, so no reservation made before this time can still
-	// become PENDING.
+	// No hold that is not an authorized payment's lives longer than DecideWithin, so no reservation made
+	// before this time can still become PENDING.
 	finished := now.Add(-payment.DecideWithin - clockStep)
 	open, looked, err := l.unfinished(ctx, firstID(minTime(mark, finished).Add(-clockStep)))
 	if err != nil {
@@ -140,7 +163,7 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 		}
 	}
 	for ids := range slices.Chunk(overdue, sweepBatch) {
-		done, left, err := l.rollBackOverdue(ctx, ids)
+		done, left, err := l.rollBackOverdue(ctx, ids, payment.Expired)
 		if err != nil {
 			return swept, err
 		}
@@ -153,12 +176,22 @@ func (l *Ledger) Sweep(ctx context.Context, publish Publish) (swept Swept, err e
 	// Reservations are always locked in the order of their ids.
 	slices.SortFunc(unpublished, func(a, b pgtype.UUID) int { return bytes.Compare(a.Bytes[:], b.Bytes[:]) })
 	for ids := range slices.Chunk(unpublished, sweepBatch) {
-		if err := l.publish(ctx, ids, now, publish); err != nil {
+		published, err := l.publish(ctx, ids, now, publish)
+		swept.Published += published
+		if err != nil {
 			return swept, err
 		}
-		swept.Published += len(ids)
 	}
-	swept.At, swept.Pending, swept.HeldIDR, swept.Oldest = now, pending, held, oldest
+	expired, published, err := l.endExpired(ctx, now, publish)
+	swept.Expired, swept.Published = expired, swept.Published+published
+	if err != nil {
+		return swept, err
+	}
+	var authorized, authorizedIDR int64
+	if err := l.pool.QueryRow(ctx, authorizedSQL, maxLooked).Scan(&authorized, &authorizedIDR); err != nil {
+		return swept, err
+	}
+	swept.At, swept.Pending, swept.HeldIDR, swept.Oldest = now, pending+authorized, held+authorizedIDR, oldest
 	if !oldest.IsZero() {
 		finished = minTime(finished, oldest)
 	}
@@ -187,7 +220,7 @@ func minTime(a, b time.Time) time.Time {
 func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfinished, looked uuid.UUID, err error) {
 	looked = from
 	for range maxLooked / sweepPage {
-		rows, err := l.pool.Query(ctx, unfinishedSQL, pgtype.UUID{Bytes: looked, Valid: true}, sweepPage)
+		rows, err := l.pool.Query(ctx, unfinishedSQL, pgUUID(looked), sweepPage)
 		if err != nil {
 			return nil, uuid.Nil, err
 		}
@@ -216,17 +249,17 @@ func (l *Ledger) unfinished(ctx context.Context, from uuid.UUID) (found []unfini
 // meanwhile stays committed, and is not returned. left are those that the next sweep has to try again:
 // they are locked, or the database refuses what a rollback would write, because a balance is broken. A
 // broken balance must not stop the sweep of all others.
-func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) (done, left []pgtype.UUID, err error) {
+func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID, reason payment.Reason) (done, left []pgtype.UUID, err error) {
 	calls := make([]Finish, len(ids))
 	for i, id := range ids {
-		calls[i] = Finish{ReservationID: id.Bytes, RollBack: payment.Expired}
+		calls[i] = Finish{ReservationID: id.Bytes, RollBack: reason}
 	}
-	expire := servePatiently(l, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
-		return finishOn(ctx, l.pool, calls, true)
+	rollBack := servePatiently(l, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
+		return finishOn(ctx, l.pool, calls, bySweep)
 	}), func(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
-		return l.finishAround(ctx, calls, true)
+		return l.finishAround(ctx, calls, bySweep)
 	})
-	for i, r := range expire(ctx, calls) {
+	for i, r := range rollBack(ctx, calls) {
 		switch {
 		case errors.Is(r.Err, ErrLocked):
 			left = append(left, ids[i])
@@ -242,22 +275,67 @@ func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID) (done, 
 	return done, left, nil
 }
 
-func (l *Ledger) publish(ctx context.Context, ids []pgtype.UUID, now time.Time, publish Publish) error {
-	rows, err := l.pool.Query(ctx, untoldSQL, ids)
-	if err != nil {
-		return err
-	}
-	claims, err := collectClaims(rows)
-	if err != nil {
-		return err
-	}
-	for key, c := range claims {
-		if err := publish(ctx, key, c, now); err != nil {
-			return err
+// endExpired rolls back the authorized payments that nobody captured in time, and publishes their
+// results. A payment keeps its row in authorizations until its result is published, because the sweep's
+// mark has passed it long ago. So a row may be of a payment that has ended already.
+func (l *Ledger) endExpired(ctx context.Context, now time.Time, publish Publish) (expired, published int, err error) {
+	last := authorization{pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}, pgUUID(uuid.Nil)}
+	for range maxSwept / sweepBatch {
+		rows, err := l.pool.Query(ctx, expiredSQL, now, last.ExpiresAt, last.ID, sweepBatch)
+		if err != nil {
+			return expired, published, err
+		}
+		page, err := pgx.CollectRows(rows, pgx.RowToStructByPos[authorization])
+		if err != nil || len(page) == 0 {
+			return expired, published, err
+		}
+		last = page[len(page)-1]
+		ids := make([]pgtype.UUID, len(page))
+		for i, a := range page {
+			ids[i] = a.ID
+		}
+		done, left, err := l.rollBackOverdue(ctx, ids, payment.AuthorizationExpired)
+		expired += len(done)
+		if err != nil {
+			return expired, published, err
+		}
+		ids = slices.DeleteFunc(ids, func(id pgtype.UUID) bool { return slices.Contains(left, id) })
+		n, err := l.publish(ctx, ids, now, publish)
+		published += n
+		if err == nil {
+			_, err = l.pool.Exec(ctx, forgetSQL, now, ids)
+		}
+		if err != nil || len(page) < sweepBatch {
+			return expired, published, err
 		}
 	}
+	return expired, published, nil
+}
+
+// publish publishes the results of those of the reservations whose result is not published yet, and
+// returns how many they are.
+func (l *Ledger) publish(ctx context.Context, ids []pgtype.UUID, now time.Time, publish Publish) (published int, err error) {
+	rows, err := l.pool.Query(ctx, untoldSQL, ids)
+	if err != nil {
+		return 0, err
+	}
+	claims, err := pgx.CollectRows(rows, func(pgx.CollectableRow) (Claim, error) {
+		var parent uuid.UUID
+		c, err := scanClaim(rows, zeroID{&parent})
+		c.Parent = parent
+		return c, err
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range claims {
+		if err := publish(ctx, c, now); err != nil {
+			return published, err
+		}
+		published++
+	}
 	_, err = l.pool.Exec(ctx, toldSQL, ids)
-	return err
+	return published, err
 }
 
 // firstID returns the lowest UUIDv7 of a time.
