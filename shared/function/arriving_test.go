@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	callsv1 "pgw/proto/gen/calls/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/rpc"
 )
@@ -127,18 +128,20 @@ func TestAMessageThatDoesNotEndIsGivenUp(t *testing.T) {
 		wait := usualTimeouts
 		wait.request = 300 * time.Millisecond
 		addr, stop := serve(t, &Port{Transport: over, timeouts: wait}, service{evaluate: allow})
-		end := make(chan struct{})
-		defer close(end)
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		resp, err := h2Client(t).Do(post(ctx, t, "http://"+addr+evaluate, "application/grpc", untilEnd{bytes.NewReader(beginning(1000, 10)), end}))
-		if ctx.Err() != nil {
-			t.Error("it was not aborted")
-		}
-		if err == nil {
-			io.Copy(io.Discard, resp.Body)
-			if got := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status"); ctx.Err() != nil || got == "0" {
-				t.Errorf("got %s, gRPC status %q, %v", resp.Status, got, ctx.Err())
+		for _, method := range []string{evaluate, callsv1.CallsService_Make_FullMethodName} {
+			end := make(chan struct{})
+			defer close(end)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			resp, err := h2Client(t).Do(post(ctx, t, "http://"+addr+method, "application/grpc", untilEnd{bytes.NewReader(beginning(1000, 10)), end}))
+			if ctx.Err() != nil {
+				t.Errorf("%s was not aborted", method)
+			}
+			if err == nil {
+				io.Copy(io.Discard, resp.Body)
+				if got := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status"); ctx.Err() != nil || got == "0" {
+					t.Errorf("%s: got %s, gRPC status %q, %v", method, resp.Status, got, ctx.Err())
+				}
 			}
 		}
 		if err := stop(); err != nil {

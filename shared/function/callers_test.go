@@ -11,9 +11,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -23,13 +25,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	callsv1 "pgw/proto/gen/calls/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	"pgw/shared/event"
@@ -375,4 +381,54 @@ func TestBadConfigurationTellsNoSecret(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A call that travels with others is checked, counted and, if it panics, answered as one that came alone.
+func TestCallsTogetherAreServedAsCallsAlone(t *testing.T) {
+	overEach(t, func(t *testing.T, over Transport) {
+		f := &Port{Transport: over, Callers: callers(t, rpc.Security{Mode: "required", Tokens: oneToken})}
+		addr, stop := serve(t, f, service{evaluate: func(ctx context.Context, in *riskv1.ScoreRequest) (*riskv1.EvaluateResponse, error) {
+			if in.SenderId == "panic" {
+				panic("oh")
+			}
+			return allow(ctx, in)
+		}})
+		in := &callsv1.MakeRequest{Method: evaluate}
+		for _, sender := range []string{"A", "panic"} {
+			request, err := proto.Marshal(&riskv1.ScoreRequest{SenderId: sender})
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Calls = append(in.Calls, &callsv1.Call{Request: request})
+		}
+		call := func(as rpc.Security) (map[uint32]codes.Code, error) {
+			stream, err := callsv1.NewCallsServiceClient(dial(t, callers(t, as), addr)).Make(t.Context(), in)
+			answers := map[uint32]codes.Code{}
+			for err == nil {
+				var out *callsv1.MakeResponse
+				if out, err = stream.Recv(); err == nil {
+					for _, a := range out.Answers {
+						answers[a.Call] = codes.Code(a.Code)
+					}
+				}
+			}
+			return answers, err
+		}
+		if got, err := call(rpc.Security{}); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("a stranger: %v, %v", got, err)
+		}
+		got, err := call(rpc.Security{Tokens: oneToken})
+		if want := map[uint32]codes.Code{0: codes.OK, 1: codes.Internal}; !errors.Is(err, io.EOF) || !maps.Equal(got, want) {
+			t.Errorf("a function: %v, %v; want %v", got, err, want)
+		}
+		text, err := testutil.CollectAndFormat(f.served().grpc, expfmt.TypeTextPlain, "grpc_server_handled_total")
+		for _, code := range []string{"OK", "Internal"} {
+			if want := `grpc_code="` + code + `",grpc_method="Evaluate",grpc_service="risk.v1.RiskService",grpc_type="unary"} 1`; err != nil || !strings.Contains(string(text), want) {
+				t.Errorf("%v; %s is not in %s", err, want, text)
+			}
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -22,14 +22,15 @@ import (
 
 // Config is the configuration of every function.
 type Config struct {
-	Host  string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
-	Port  string        `envconfig:"PORT" desc:"the port of the function; if empty, the port that callers use by default, such as 18080 for gateway, or else 8080"`
-	Admin string        `envconfig:"ADMIN_PORT" desc:"a port of its own for /metrics, /healthz and /readyz, without TLS and without any limit of the function's port; /metrics is then only there; empty: they are on the function's port"`
-	Drain time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"time limit of a drain after SIGTERM"`
-	Conns int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"the most open connections; above it, waiting ones are closed"`
-	HTTP2 Transport     `envconfig:"HTTP2" default:"mixed" desc:"what HTTP/2 connections carry: mixed: gRPC and all other requests, as behind Knative's proxies; alone: only gRPC, which takes half the processor time per call, and other requests use HTTP/1.1"`
-	Log   LogConfig
-	RPC   rpc.Security
+	Host   string        `envconfig:"HOST" desc:"address to listen on; empty means all"`
+	Port   string        `envconfig:"PORT" desc:"the port of the function; if empty, the port that callers use by default, such as 18080 for gateway, or else 8080"`
+	Admin  string        `envconfig:"ADMIN_PORT" desc:"a port of its own for /metrics, /healthz and /readyz, without TLS and without any limit of the function's port, on the address of HOST; /metrics is then only there; empty: they are on the function's port"`
+	Drain  time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" desc:"time limit of a drain after SIGTERM"`
+	Conns  int           `envconfig:"MAX_CONNECTIONS" default:"8192" desc:"the most open connections; above it, waiting ones are closed"`
+	HTTP2  Transport     `envconfig:"HTTP2" default:"mixed" desc:"what HTTP/2 connections carry: mixed: gRPC and all other requests, as behind Knative's proxies; alone: only gRPC, which takes half the processor time per call, and other requests use HTTP/1.1"`
+	Ledger string        `envconfig:"LEDGER_SCHEMA" desc:"the ledger's schema, if several ledgers share the database: the label ledger of all metrics; empty: there is no such label"`
+	Log    LogConfig
+	RPC    rpc.Security
 }
 
 // Addr returns the address on which the function listens.

@@ -64,6 +64,9 @@ type Dependencies struct {
 	Conns     map[string]grpc.ClientConnInterface // by the name of the called function
 	Publisher event.Publisher
 	HTTP      http.RoundTripper
+	// Receivers are the functions of this process that receive events, by the hosts of their URLs. nil: events
+	// are sent by HTTP.
+	Receivers map[string]event.Receive
 	Now       func() time.Time
 	Random    func() float64 // in [0, 1)
 	Log       *slog.Logger

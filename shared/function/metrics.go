@@ -1,8 +1,11 @@
 package function
 
 import (
+	"cmp"
+	"context"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/version"
 	"google.golang.org/grpc"
 
@@ -28,6 +32,27 @@ func NewRegistry() *prometheus.Registry {
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		versioncollector.NewCollector("pgw"))
 	return r
+}
+
+// ofLedger adds the label ledger to all metrics, so that those of several ledgers are told apart.
+type ofLedger struct {
+	prometheus.Gatherer
+	ledger string
+}
+
+// Gather implements prometheus.Gatherer.
+func (g ofLedger) Gather() ([]*dto.MetricFamily, error) {
+	name := "ledger"
+	families, err := g.Gatherer.Gather()
+	for _, family := range families {
+		for _, metric := range family.Metric {
+			// The metric that was gathered owns the slice.
+			labels := append(slices.Clone(metric.Label), &dto.LabelPair{Name: &name, Value: &g.ledger})
+			slices.SortFunc(labels, func(a, b *dto.LabelPair) int { return cmp.Compare(a.GetName(), b.GetName()) })
+			metric.Label = labels
+		}
+	}
+	return families, err
 }
 
 // pgw_build_info shows the version of the module, unless the linker has set another.
@@ -150,13 +175,29 @@ func (s *served) interceptor() grpc.UnaryServerInterceptor {
 	return s.grpc.UnaryServerInterceptor(grpcprom.WithExemplarFromContext(trace.Exemplar))
 }
 
+// meter measures the requests of one route.
+type meter struct {
+	seconds prometheus.Observer
+	counts  [len(classes)]prometheus.Counter
+}
+
+func (s *served) meter(pattern string) meter {
+	m := meter{seconds: s.seconds.WithLabelValues(pattern)}
+	for i, class := range classes {
+		m.counts[i] = s.requests.WithLabelValues(pattern, class)
+	}
+	return m
+}
+
+// measure counts a request that was answered with a status code.
+func (m meter) measure(ctx context.Context, begun time.Time, code int) {
+	trace.Observe(ctx, m.seconds, time.Since(begun).Seconds())
+	m.counts[min(max(code/100-2, 0), len(m.counts)-1)].Inc()
+}
+
 // route measures one route's handler. If traced is set, it also makes a span.
 func (s *served) route(pattern string, next http.Handler, traced bool) http.Handler {
-	seconds := s.seconds.WithLabelValues(pattern)
-	var counts [len(classes)]prometheus.Counter
-	for i, class := range classes {
-		counts[i] = s.requests.WithLabelValues(pattern, class)
-	}
+	meter := s.meter(pattern)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		answer := &answered{ResponseWriter: w, code: http.StatusInternalServerError} // the code if the handler panics
@@ -165,10 +206,7 @@ func (s *served) route(pattern string, next http.Handler, traced bool) http.Hand
 			defer func() { trace.EndHTTP(span, answer.code) }()
 			r = r.WithContext(ctx)
 		}
-		defer func() {
-			trace.Observe(r.Context(), seconds, time.Since(begun).Seconds())
-			counts[min(max(answer.code/100-2, 0), len(counts)-1)].Inc()
-		}()
+		defer func() { meter.measure(r.Context(), begun, answer.code) }()
 		next.ServeHTTP(answer, r)
 		answer.WriteHeader(http.StatusOK) // unless the handler has sent another
 	})

@@ -38,7 +38,7 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 	for _, path := range []string{"/things/one", "/things/two", "/things/early", "/things/gone", "/things/panic", "/nothing", "/nothing/else"} {
 		get(path)
 	}
-	f.EventHandler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil)) // not an event
+	f.Receive()(t.Context(), http.Header{}, nil) // not an event
 	want := `
 # HELP pgw_http_requests_total HTTP requests by route and class of status; route none: no route took it.
 # TYPE pgw_http_requests_total counter
@@ -91,6 +91,21 @@ func TestRPCsAreToldFromTheStart(t *testing.T) {
 		} {
 			if !strings.Contains(w.Body.String(), want+"\n") {
 				t.Errorf("%s is missing", want)
+			}
+		}
+	}
+}
+
+// Each metric of a process has the label of its ledger, at every scrape, and no process without a ledger's
+// schema has the label.
+func TestMetricsNameTheLedger(t *testing.T) {
+	for ledger, want := range map[string]string{"": `pgw_http_requests_total{code="4xx",route="none"}`, "shop": `pgw_http_requests_total{code="4xx",ledger="shop",route="none"}`} {
+		handler := (&Port{Registry: NewRegistry(), Ledger: ledger}).Handler()
+		for range 2 {
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			if !strings.Contains(w.Body.String(), want) || (ledger == "") == strings.Contains(w.Body.String(), `ledger="`) {
+				t.Errorf("the ledger %q has no %s: %d %s", ledger, want, w.Code, w.Body)
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -44,6 +45,8 @@ type Port struct {
 	// Admin is the operator's own port: it serves /metrics, /healthz and /readyz. nil: the function's port
 	// serves all three. Serve closes it.
 	Admin net.Listener
+	// Ledger is the label ledger of all metrics; empty: there is no such label.
+	Ledger string
 	// MaxConnections is the most connections of the port; 0 means 8,192.
 	MaxConnections int
 
@@ -60,22 +63,39 @@ type Port struct {
 
 // InProcess returns a connection to the function's gRPC services for callers in the same process.
 func (p *Port) InProcess() grpc.ClientConnInterface {
-	measured := p.served().interceptor()
 	register := func(to grpc.ServiceRegistrar) {
 		p.GRPC(to)
 		healthpb.RegisterHealthServer(to, healthServer{port: p})
 	}
-	return rpc.InProcess(register, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	return rpc.InProcess(register, p.unary())
+}
+
+// unary measures and serves the calls that do not reach a method through gRPC itself.
+func (p *Port) unary() grpc.UnaryServerInterceptor {
+	measured := p.served().interceptor()
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 		ctx, span := trace.Start(ctx, info.FullMethod[1:], trace.Server)
 		defer func() { trace.End(span, err) }()
 		return measured(ctx, req, info, func(ctx context.Context, req any) (any, error) { return p.call(ctx, req, info, next) })
-	})
+	}
 }
 
-// EventHandler returns the handler of the function's CloudEvents for callers in the same process.
-func (p *Port) EventHandler() http.Handler {
-	// The span is made when the event is read, because the event itself may carry the trace.
-	return p.served().route(p.eventsPattern(), event.HTTP(p.Events, p.Log), false)
+// Receive returns how the function receives CloudEvents from the same process. They are measured as
+// those that arrive over HTTP.
+func (p *Port) Receive() event.Receive {
+	meter, receiver := p.served().meter(p.eventsPattern()), event.NewReceiver(p.Events, p.Log)
+	return func(ctx context.Context, header http.Header, body []byte) (answer event.Answer) {
+		begun := time.Now()
+		defer func() {
+			// No event ends the process.
+			if cause := recover(); cause != nil {
+				p.Log.ErrorContext(ctx, "panic", "panic", cause, "stack", string(debug.Stack()))
+				answer = event.Answer{Code: http.StatusInternalServerError, Text: "internal error"}
+			}
+			meter.measure(ctx, begun, answer.Code)
+		}()
+		return receiver.Receive(ctx, header, body)
+	}
 }
 
 func (p *Port) eventsPattern() string {
@@ -135,7 +155,8 @@ func (p *Port) plain() http.Handler {
 		p.exposeMetrics(mux)
 	}
 	if p.Events != nil {
-		mux.Handle(p.eventsPattern(), p.EventHandler())
+		// The span is made when the event is read, because the event itself may carry the trace.
+		mux.Handle(p.eventsPattern(), p.served().route(p.eventsPattern(), event.NewReceiver(p.Events, p.Log), false))
 	}
 	routes := &Mux{mux, p.served()}
 	if p.Routes != nil {
@@ -155,7 +176,11 @@ func (p *Port) health(mux *http.ServeMux) {
 }
 
 func (p *Port) exposeMetrics(mux *http.ServeMux) {
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{Registry: p.Registry, EnableOpenMetrics: true}))
+	var metrics prometheus.Gatherer = p.Registry
+	if p.Ledger != "" {
+		metrics = ofLedger{p.Registry, p.Ledger}
+	}
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{Registry: p.Registry, EnableOpenMetrics: true}))
 }
 
 func (p *Port) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Server {
@@ -175,6 +200,7 @@ func (p *Port) grpcServer(maxMessage int, options ...grpc.ServerOption) *grpc.Se
 	}
 	server := grpc.NewServer(options...)
 	p.GRPC(server)
+	rpc.ServeTogether(server, p.GRPC, p.unary())
 	healthpb.RegisterHealthServer(server, healthServer{port: p})
 	if p.Callers == nil || p.Callers.Reflection {
 		reflection.Register(server)

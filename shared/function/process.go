@@ -63,11 +63,11 @@ func (t Table) Run(ctx context.Context, f Function) error {
 	if err != nil {
 		return err
 	}
-	port, err := t.connect(f, config, events, callers, log)
+	port, err := t.connect(f, config, events, callers, base.HTTP2, log)
 	if err != nil {
 		return err
 	}
-	port.MaxConnections, port.Transport, port.Callers = base.Conns, base.HTTP2, callers
+	port.MaxConnections, port.Transport, port.Callers, port.Ledger = base.Conns, base.HTTP2, callers, base.Ledger
 	l, err := net.Listen("tcp", base.Addr(f))
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
@@ -85,7 +85,7 @@ func (t Table) Run(ctx context.Context, f Function) error {
 }
 
 // connect builds the function on its own connections. Its port closes them last.
-func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc.Callers, log *slog.Logger) (*Port, error) {
+func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc.Callers, http2 Transport, log *slog.Logger) (*Port, error) {
 	on := Dependencies{
 		Conns: map[string]grpc.ClientConnInterface{}, Now: time.Now, Random: rand.Float64, Log: log, Registry: NewRegistry(),
 	}
@@ -100,6 +100,10 @@ func (t Table) connect(f Function, config any, events kafka.Config, callers *rpc
 			return nil, fmt.Errorf("%s: %w", address.Name, err)
 		}
 		on.Conns[callee] = conn
+		// Knative's autoscaler counts the requests that its proxies see, and there each call should count.
+		if http2 == GRPCOnly {
+			on.Conns[callee] = rpc.Together(conn)
+		}
 		closers = append(closers, func(context.Context) error { return conn.Close() })
 	}
 	var producer *kafka.Producer

@@ -97,8 +97,16 @@ func awaited(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.Un
 }
 
 func awaitedStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	message(stream.Context())
-	return next(srv, stream)
+	return next(srv, arrivingStream{stream})
+}
+
+// arrivingStream is a stream whose first message may not have arrived.
+type arrivingStream struct{ grpc.ServerStream }
+
+func (s arrivingStream) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	message(s.Context())
+	return err
 }
 
 // take makes an http.Server hand over its HTTP/2 connections. With TLS, the server recognises them

@@ -46,13 +46,17 @@ func (p *inProcess) Invoke(ctx context.Context, name string, request, reply any,
 	}
 	answer, err := m.handler(m.service, ctx, func(into any) error { return copyMessage(into, request) }, p.interceptor)
 	if err != nil {
-		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-			return status.FromContextError(err).Err()
-		}
-		// A plain error becomes Unknown, as over a network.
-		return status.Convert(err).Err()
+		return asStatus(err)
 	}
 	return copyMessage(reply, answer)
+}
+
+// asStatus returns a handler's error as its caller gets it over a network. A plain error becomes Unknown.
+func asStatus(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err).Err()
+	}
+	return status.Convert(err).Err()
 }
 
 func copyMessage(to, from any) error {

@@ -28,7 +28,9 @@ func (w watched) Invoke(ctx context.Context, method string, in, out any, options
 		return err // the caller has left, so the error says nothing about the function
 	}
 	switch status.Code(err) {
-	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange:
+	case codes.OK, codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.OutOfRange,
+		codes.PermissionDenied, // such as a call for operators
+		codes.Unimplemented:    // such as a call of an older release
 		w.outage.Note(ctx, nil) // any answer shows that the function works
 	case codes.Canceled, codes.ResourceExhausted:
 		// The function is reachable. The error says nothing else about it.

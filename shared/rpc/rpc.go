@@ -4,6 +4,9 @@ package rpc
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,29 +26,39 @@ import (
 // MaxMessage is the largest message in bytes. 10,000 account seeds fit.
 const MaxMessage = 4 << 20
 
-// retries makes a client repeat an RPC when a replica went away, if the RPC has no side effects.
-// The option idempotency_level in its proto says so. Only the start of a payment or of a command
-// repeats other RPCs; no layer between repeats them. An RPC that sets a value must not be repeated
-// blindly: it would undo changes that were made in the meantime.
-var retries = sync.OnceValue(func() string {
-	var repeatable []map[string]string
+// repeatable are the full names of the RPCs that have no side effects. The option idempotency_level in
+// their proto says so.
+var repeatable = sync.OnceValue(func() map[string]bool {
+	names := map[string]bool{}
 	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)
 			for n := range service.Methods().Len() {
 				method := service.Methods().Get(n)
 				if options, ok := method.Options().(*descriptorpb.MethodOptions); ok && options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
-					repeatable = append(repeatable, map[string]string{"service": string(service.FullName()), "method": string(method.Name())})
+					names["/"+string(service.FullName())+"/"+string(method.Name())] = true
 				}
 			}
 		}
 		return true
 	})
-	if len(repeatable) == 0 {
+	return names
+})
+
+// retries makes a client repeat a repeatable RPC when a replica went away. Only the start of a payment or
+// of a command repeats other RPCs; no layer between repeats them. An RPC that sets a value must not be
+// repeated blindly: it would undo changes that were made in the meantime.
+var retries = sync.OnceValue(func() string {
+	var names []map[string]string
+	for _, name := range slices.Sorted(maps.Keys(repeatable())) {
+		service, method, _ := strings.Cut(name[1:], "/")
+		names = append(names, map[string]string{"service": service, "method": method})
+	}
+	if len(names) == 0 {
 		return "{}"
 	}
 	config, err := json.Marshal(map[string]any{"methodConfig": []any{map[string]any{
-		"name": repeatable,
+		"name": names,
 		"retryPolicy": map[string]any{
 			"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
 			"retryableStatusCodes": []string{"UNAVAILABLE"},

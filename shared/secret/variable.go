@@ -13,8 +13,8 @@ import (
 
 // atStart are the variables whose change needs a restart.
 var atStart = []string{
-	"EVENT_KEYS", "RISK_SECRET", "RPC_ADMIN_TOKEN", "KAFKA_SASL_PASSWORD",
-	"DATABASE_URL", "LEDGER_DATABASE_URL", "READER_DATABASE_URL",
+	"EVENT_KEYS", "RISK_SECRET", "RPC_ADMIN_TOKEN", "DEAD_LETTER_TOKEN", "KAFKA_SASL_PASSWORD",
+	"DATABASE_URL", "LEDGER_DATABASE_URL", "READER_DATABASE_URL", "WEBHOOKS_DATABASE_URL", "WEBHOOK_SECRET_KEYS",
 }
 
 // InFile returns the name of the variable that holds the path of a secret's file.

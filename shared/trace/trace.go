@@ -186,17 +186,26 @@ func Extract(ctx context.Context, from ...Carrier) context.Context {
 // Header makes a carrier of HTTP headers.
 func Header(h http.Header) Carrier { return propagation.HeaderCarrier(h) }
 
+// ID returns the id of ctx's trace, by which a tracing UI finds it. It is empty when there is no trace,
+// or the trace is not sampled.
+func ID(ctx context.Context) string {
+	if !On() {
+		return ""
+	}
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsValid() || !span.IsSampled() {
+		return ""
+	}
+	return span.TraceID().String()
+}
+
 // Exemplar returns the label with ctx's trace for a measurement. It is nil when there is no trace,
 // or the trace is not sampled.
 func Exemplar(ctx context.Context) prometheus.Labels {
-	if !On() {
-		return nil
+	if id := ID(ctx); id != "" {
+		return prometheus.Labels{"trace_id": id}
 	}
-	span := trace.SpanContextFromContext(ctx)
-	if !span.IsSampled() {
-		return nil
-	}
-	return prometheus.Labels{"trace_id": span.TraceID().String()}
+	return nil
 }
 
 // Observe records a measurement, with ctx's trace as its exemplar.
