@@ -83,6 +83,7 @@ func (f *failure) final() bool {
 type poster struct {
 	url       *url.URL
 	transport http.RoundTripper // not a client, because redirects must not be followed and cookies must not be kept
+	receivers map[string]event.Receive
 	policy    policy
 	sleep     func(context.Context, time.Duration) error
 	retry     func() // called for each retry
@@ -131,6 +132,9 @@ var errAbandoned = errors.New("abandoned")
 func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	ctx, cancel := context.WithTimeout(ctx, p.policy.timeout)
 	defer cancel()
+	if p.receivers != nil {
+		return p.hand(ctx, m)
+	}
 	body := func() (io.ReadCloser, error) {
 		if len(m.body) == 0 {
 			return http.NoBody, nil // any other empty body would be sent with chunked encoding
@@ -154,6 +158,19 @@ func (p poster) once(ctx context.Context, m message) (code int, _ *failure) {
 	}
 	reply, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	return resp.StatusCode, &failure{code: resp.StatusCode, header: resp.Header, body: reply}
+}
+
+// hand gives an event to a sink in this process.
+func (p poster) hand(ctx context.Context, m message) (code int, _ *failure) {
+	receive, ok := p.receivers[p.url.Host]
+	if !ok {
+		return 0, &failure{err: fmt.Errorf("there is no function %s in this process", p.url.Host)}
+	}
+	answer := receive(ctx, m.header, m.body)
+	if answer.Code/100 == 2 {
+		return answer.Code, nil
+	}
+	return answer.Code, &failure{code: answer.Code, body: []byte(answer.Text + "\n")} // as over HTTP
 }
 
 // Sender delivers single events for operators' commands. It works like a source: binary mode,

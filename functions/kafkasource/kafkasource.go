@@ -103,7 +103,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 		return nil, err
 	}
 	sources, err := New(manifests, Options{
-		Kafka: cfg.Kafka, GroupPrefix: cfg.GroupPrefix, Parity: cfg.Parity, SinkURL: cfg.Sinks.url, Transport: on.HTTP,
+		Kafka: cfg.Kafka, GroupPrefix: cfg.GroupPrefix, Parity: cfg.Parity, SinkURL: cfg.Sinks.url, Transport: on.HTTP, Receivers: on.Receivers,
 		Log: on.Log, Registerer: on.Registry, Now: on.Now,
 	})
 	if err != nil {
@@ -121,6 +121,7 @@ type Options struct {
 	GroupPrefix string                               // prefix of each consumer group's name, for several systems that share a Kafka
 	SinkURL     func(service string) (string, error) // returns the base URL of a Knative Service
 	Transport   http.RoundTripper                    // sends requests to sinks
+	Receivers   map[string]event.Receive             // the sinks in this process, by the hosts of their URLs; nil: all are reached by Transport
 	Parity      bool                                 // drop an event whose dead-letter sink fails, as KafkaSource does
 	InFlight    int                                  // concurrent deliveries of one consumer of an unordered source; 0 means 50
 	Log         *slog.Logger
@@ -205,7 +206,7 @@ func New(m Manifests, cfg Options) (*Sources, error) {
 			return poster{}, err
 		}
 		post, err := newPoster(url, cfg.Transport, p)
-		post.sleep, post.retry = cfg.Sleep, all.retries.WithLabelValues(name).Inc
+		post.receivers, post.sleep, post.retry = cfg.Receivers, cfg.Sleep, all.retries.WithLabelValues(name).Inc
 		return post, err
 	}
 	var errs []error
@@ -317,6 +318,13 @@ func (src *source) consumers() int {
 	return 1
 }
 
+const (
+	// partitionsEvery is how often a member looks for new partitions of its topics.
+	partitionsEvery = 3 * time.Second
+	// heartbeatEvery bounds how long a partition is not read while a member comes or goes.
+	heartbeatEvery = 500 * time.Millisecond
+)
+
 func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, error) {
 	settings, err := cfg.Settings(manifest.Metadata.Name)
 	if err != nil {
@@ -330,6 +338,10 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 	// A member that joins while another one drains gets its answer only after the drain.
 	settings.Net.ReadTimeout = settings.Consumer.Group.Rebalance.Timeout + 5*time.Second
 	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
+	// Members hear of a rebalance by their next heartbeat, and those that hear first wait for the others.
+	settings.Consumer.Group.Heartbeat.Interval = heartbeatEvery
+	// A new partition is found by the refreshed metadata, and then by the group's leader, which looks as often.
+	settings.Metadata.RefreshFrequency, settings.Metadata.Full = partitionsEvery, false
 	return settings, nil
 }
 

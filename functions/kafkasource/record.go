@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -43,7 +44,30 @@ type message struct {
 }
 
 // set sets an attribute. Names of attributes are in lower case; http.Header changes the case.
-func (m message) set(attribute, value string) { m.header.Set("Ce-"+attribute, value) }
+func (m message) set(attribute, value string) {
+	name, usual := usualHeaders[attribute]
+	if !usual {
+		name = headerOf(attribute)
+	}
+	m.header[name] = []string{value}
+}
+
+func headerOf(attribute string) string { return textproto.CanonicalMIMEHeaderKey("Ce-" + attribute) }
+
+// usualHeaders has the headers of the attributes that every event of pgw has, so that they are not made
+// for each event.
+var usualHeaders = func() map[string]string {
+	headers := map[string]string{}
+	for _, attribute := range []string{
+		"specversion", "id", "type", "source", "subject", "time", event.ExtPartitionKey, event.ExtSignature, event.ExtKafkaPartition, event.ExtKafkaOffset,
+	} {
+		headers[attribute] = headerOf(attribute)
+	}
+	return headers
+}()
+
+// positionHeaders is the number of headers that setPosition sets.
+const positionHeaders = 2
 
 // setPosition sets the partition and the offset of the event's record.
 func (m message) setPosition() {
@@ -217,7 +241,7 @@ func cloudEvent(m *sarama.ConsumerMessage) (message, error) {
 	if v := string(version); v != cloudevents.CloudEventsVersionV1 && v != cloudevents.CloudEventsVersionV03 {
 		return message{}, fmt.Errorf("%w: specversion %q", errNoEvent, v)
 	}
-	out := message{header: http.Header{}, body: m.Value}
+	out := message{header: make(http.Header, len(m.Headers)+positionHeaders), body: m.Value}
 	out.set("specversion", string(version))
 	for _, h := range m.Headers {
 		if h == nil || h.Value == nil {
@@ -288,6 +312,11 @@ var javaTime = regexp.MustCompile(`^(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d)(?::(\d\d)(?
 // rewriteTime returns the same instant with the same offset in KafkaSource's format: with seconds,
 // without zeros at the end of the fraction, and Z for a zero offset.
 func rewriteTime(text string) (string, error) {
+	// pgw's own events have that format already.
+	var usual [len(time.RFC3339Nano)]byte
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil && at.Location() == time.UTC && string(at.AppendFormat(usual[:0], time.RFC3339Nano)) == text {
+		return text, nil
+	}
 	part := javaTime.FindStringSubmatch(text)
 	if part == nil {
 		return "", errors.New("is not a time")

@@ -208,7 +208,7 @@ func TestFiftyInFlightForEachConsumer(t *testing.T) {
 // A record of a kind that once stopped a partition or the process is settled, and the records after
 // it are delivered.
 func TestNoRecordStopsAPartition(t *testing.T) {
-	h := event.HTTP(func(_ context.Context, e cloudevents.Event) error {
+	h := event.NewReceiver(func(_ context.Context, e cloudevents.Event) error {
 		if e.Type() != "good" {
 			return event.ErrRefused
 		}

@@ -4,6 +4,7 @@
 //
 //   - letter.go: what a letter is: its identity, its state, how its records become one letter.
 //   - deadletter.go: reading letters, and acting on them.
+//   - memory.go: the letters that a long-lived process remembers, and their counts.
 package deadletter
 
 import (
@@ -24,6 +25,7 @@ import (
 	"github.com/IBM/sarama"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -40,6 +42,13 @@ import (
 const (
 	maxLetters = 100_000
 	maxBytes   = 256 << 20 // of the letters' data
+)
+
+// asking is the number of calls to the ledger at the same time, and the number of letters that are
+// judged together is a few times that.
+const (
+	asking  = 8
+	atATime = 4 * asking
 )
 
 // The time limits of one call to the ledger, with its retries, and of one publish.
@@ -59,7 +68,12 @@ type Box struct {
 	// Attempts is how often a function is tried before its delivery is given up with the status of
 	// the last response. nil: that is not known.
 	Attempts func(function string, code int) int
+	// Memory keeps the letters between readings. nil: each reading reads all records.
+	Memory *Memory
 }
+
+// ErrNoLetter means that no letter has a name.
+var ErrNoLetter = errors.New("there is no letter")
 
 // Filter selects letters. An empty field matches all letters.
 type Filter struct {
@@ -69,12 +83,14 @@ type Filter struct {
 	State  State
 	Since  time.Time // only letters with a record since this time; older records are not read
 	Limit  int       // the most letters, the newest; 0: no limit
+	Before Position  // only letters before this one, in the order of Read; zero: all
 }
 
 // wants applies the conditions that need only the letter itself. Only for the wanted letters is the
 // ledger asked.
 func (f Filter) wants(l Letter) bool {
-	return (f.Key == "" || f.Key == l.Key) && (len(f.Names) == 0 || slices.ContainsFunc(f.Names, l.Named))
+	return (f.Key == "" || f.Key == l.Key) && (len(f.Names) == 0 || slices.ContainsFunc(f.Names, l.Named)) &&
+		!l.At.Before(f.Since) && (f.Before == Position{} || l.Position().compare(f.Before) < 0)
 }
 
 // matches applies the conditions that need the ledger's answer.
@@ -99,37 +115,47 @@ func (b *Box) Read(ctx context.Context, f Filter) (letters []Letter, more bool, 
 	}
 	for _, name := range f.Names {
 		if !slices.ContainsFunc(all, func(l Letter) bool { return l.Named(name) }) {
-			return nil, false, fmt.Errorf("there is no letter %s", name)
+			return nil, false, fmt.Errorf("%w %s", ErrNoLetter, name)
 		}
 	}
 	recorded, err := b.actions(ctx)
 	if err != nil {
 		return nil, false, err
 	}
+	var wanted []Letter // the newest first
 	for _, l := range slices.Backward(all) {
-		if !f.wants(l) {
-			continue
+		if f.wants(l) {
+			l.Actions = recorded.of(l)
+			wanted = append(wanted, l)
 		}
-		l.Actions = recorded.of(l)
-		if l, err = b.judge(ctx, l, taken); err != nil {
+	}
+	for some := range slices.Chunk(wanted, atATime) {
+		judged, err := b.judgeAll(ctx, some, taken)
+		if err != nil {
 			return nil, false, err
 		}
-		if !f.matches(l) {
-			continue
+		for _, l := range judged {
+			if !f.matches(l) {
+				continue
+			}
+			if f.Limit > 0 && len(letters) == f.Limit {
+				slices.Reverse(letters)
+				return letters, true, nil
+			}
+			letters = append(letters, l)
 		}
-		if more = f.Limit > 0 && len(letters) == f.Limit; more {
-			break
-		}
-		letters = append(letters, l)
 	}
 	slices.Reverse(letters)
-	return letters, more, nil
+	return letters, false, nil
 }
 
 // records returns the letters of both topics, the oldest first, without what only the ledger knows.
 func (b *Box) records(ctx context.Context, since time.Time) ([]Letter, error) {
+	if b.Memory != nil {
+		return b.Memory.refresh(ctx, b)
+	}
 	letters, size := map[string]Letter{}, 0
-	for _, topic := range []string{b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic} {
+	for _, topic := range b.topics() {
 		err := kafka.Read(ctx, b.Kafka, "deadletter", kafka.Range{Topic: topic, Since: since}, func(m *sarama.ConsumerMessage) error {
 			l := b.letter(ctx, m)
 			if known, ok := letters[l.ID]; ok {
@@ -147,9 +173,15 @@ func (b *Box) records(ctx context.Context, since time.Time) ([]Letter, error) {
 			return nil, err
 		}
 	}
-	return slices.SortedFunc(maps.Values(letters), func(x, y Letter) int {
-		return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.Topic, y.Topic), cmp.Compare(x.Partition, y.Partition), cmp.Compare(x.Offset, y.Offset))
-	}), nil
+	return sorted(letters), nil
+}
+
+// topics are those that have letters. A letter's first record is in the first one.
+func (b *Box) topics() []string { return []string{b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic} }
+
+// sorted returns letters in the order of Read.
+func sorted(letters map[string]Letter) []Letter {
+	return slices.SortedFunc(maps.Values(letters), func(x, y Letter) int { return x.Position().compare(y.Position()) })
 }
 
 // letter reads a record and removes the attributes that the source and redrives added to its event.
@@ -223,22 +255,47 @@ func functionOf(sink string) string {
 	return name
 }
 
+// judgeAll judges letters, a few at the same time.
+func (b *Box) judgeAll(ctx context.Context, letters []Letter, taken map[int32]int64) ([]Letter, error) {
+	judged := make([]Letter, len(letters))
+	judging, ctx := errgroup.WithContext(ctx)
+	judging.SetLimit(asking)
+	for i, l := range letters {
+		judging.Go(func() (err error) {
+			judged[i], err = b.judge(ctx, l, taken)
+			return err
+		})
+	}
+	return judged, judging.Wait()
+}
+
 // judge returns the letter with its outcome in the ledger, its failures and its state.
 func (b *Box) judge(ctx context.Context, l Letter, taken map[int32]int64) (Letter, error) {
-	decided := false
-	if t := l.Event.Type(); (t == event.TypePaymentRequested || t == event.TypePaymentRequestedV2 || t == event.TypeKafkaRecord) && payment.CheckID("key", l.Key, payment.MaxKey) == nil {
+	asked := claimOf(l)
+	l.Client = asked.Client
+	outcome, decided := b.Memory.outcome(l.ID)
+	l.Outcome = outcome
+	if decided {
+		// An outcome does not change any more.
+	} else if payment.CheckID("key", asked.Key, payment.MaxKey) == nil {
 		ctx, cancel := context.WithTimeout(ctx, askWithin)
 		defer cancel()
-		got, err := dbv1.NewDbClient(b.DB).Find(ctx, &dbv1.FindRequest{IdempotencyKey: l.Key})
+		got, err := dbv1.NewDbClient(b.DB).Find(ctx, &dbv1.FindRequest{IdempotencyKey: asked.Key, Client: asked.Client})
 		switch status.Code(err) {
 		case codes.OK:
-			outcome, err := rpc.ToOutcome(got.Outcome)
+			rec, err := rpc.ToRecord(got)
 			if err != nil {
 				return l, fmt.Errorf("ask the ledger for %s: %w", l.Key, err)
 			}
-			l.Outcome = strings.TrimSpace(string(outcome.State) + " " + string(outcome.Reason))
-			decided = outcome.State != payment.Pending
+			identity := payment.Identity{Client: asked.Client, Fingerprint: asked.content}
+			if _, its := payment.Deciding([]payment.Record{rec}, payment.Record.Identity, identity); !its && asked.readable {
+				break // another client has the same key
+			}
+			l.Outcome = strings.TrimSpace(string(rec.State) + " " + string(rec.Reason))
+			decided = rec.Status != ""
+			b.Memory.keep(l.ID, l.Outcome, rec.State != payment.Pending) // an authorized payment is still captured or voided
 		case codes.NotFound:
+			b.Memory.keep(l.ID, "", false)
 		default:
 			return l, fmt.Errorf("ask the ledger for %s: %w", l.Key, err)
 		}
@@ -246,6 +303,29 @@ func (b *Box) judge(ctx context.Context, l Letter, taken map[int32]int64) (Lette
 	l.Failures = failures(l.Copies)
 	l.State = stateOf(l, decided, b.Kafka.DeadLetterTopic, taken)
 	return l, nil
+}
+
+// claimed is what a letter asks for: the key, and the content if it can be read.
+type claimed struct {
+	payment.ScopedKey
+	content  payment.Fingerprint
+	readable bool
+}
+
+// claimOf returns the payment or refund that a letter asks for; without a key if it asks for neither.
+func claimOf(l Letter) claimed {
+	switch t := l.Event.Type(); {
+	case event.IsPaymentRequest(t), t == event.TypeKafkaRecord:
+		p, err := event.Decode[event.PaymentRequested](l.Event)
+		if t == event.TypeKafkaRecord {
+			p.Client = "" // a plain record names no client
+		}
+		return claimed{payment.ScopedKey{Client: p.Client, Key: l.Key}, p.Fingerprint(), err == nil}
+	case t == event.TypeRefundRequested:
+		o, err := event.Decode[event.OperationRequested](l.Event) // without a key if it can't be read
+		return claimed{payment.ScopedKey{Client: o.Client, Key: o.Key}, o.Fingerprint(), err == nil}
+	}
+	return claimed{}
 }
 
 // taken returns the committed offsets of the groups that read the dead-letter topic.
@@ -293,7 +373,7 @@ func (a actions) of(l Letter) (all []Action) {
 
 func (b *Box) actions(ctx context.Context) (actions, error) {
 	all := actions{map[string][]Action{}, map[acted][]Action{}}
-	for _, topic := range []string{b.Kafka.DeadLetterTopic, b.Kafka.ParkedTopic} {
+	for _, topic := range b.topics() {
 		for token := ""; ; {
 			page, err := b.page(ctx, topic, token)
 			if err != nil {
@@ -329,9 +409,10 @@ var ErrNoFront = errors.New("the topic at which it entered the flow is unknown")
 // Front returns the topic at which a letter's event entered the flow.
 func (b *Box) Front(l Letter) (string, error) {
 	switch l.Event.Type() {
-	case event.TypePaymentRequested, event.TypePaymentRequestedV2:
+	case event.TypePaymentRequested, event.TypePaymentRequestedV2, event.TypePaymentRequestedV3,
+		event.TypeRefundRequested, event.TypeCaptureRequested, event.TypeVoidRequested, event.TypeCancelRequested:
 		return b.Kafka.RequestTopic, nil
-	case event.TypePaymentResult:
+	case event.TypePaymentResult, event.TypeRefundResult, event.TypeCaptureResult, event.TypeVoidResult, event.TypeCancelResult:
 		return b.Kafka.ResultTopic, nil
 	case event.TypeAccountOpened, event.TypeAccountFunded, event.TypeAccountFundedV2:
 		return b.Kafka.AccountsTopic, nil
@@ -388,6 +469,9 @@ func (b *Box) Redrive(ctx context.Context, to event.Publisher, l Letter, o Order
 	}
 	if l.CutFrom > 0 {
 		return fmt.Errorf("letter %s: %w", l.ID, ErrCut)
+	}
+	if l, err = b.whole(ctx, l); err != nil {
+		return err
 	}
 	e := l.Event.Clone()
 	why := b.Unsigned(l)

@@ -24,6 +24,8 @@ import (
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -34,6 +36,9 @@ type fakeLedger struct {
 	t    *testing.T
 	mu   sync.Mutex
 	done []*dbv1.DeadLetterAction
+
+	decided map[string]bool // keys of payments that are settled
+	finds   int
 }
 
 func (l *fakeLedger) Invoke(ctx context.Context, method string, asked, answer any, _ ...grpc.CallOption) error {
@@ -60,7 +65,33 @@ func (l *fakeLedger) Invoke(ctx context.Context, method string, asked, answer an
 		}
 		a.ActedAt = timestamppb.Now()
 		l.done = append(l.done, a)
+	case *dbv1.ActedLettersRequest:
+		last := map[kafka.Place]string{}
+		for _, a := range l.done {
+			if from, ok := asked.From[a.Partition]; ok && a.Topic == asked.Topic && a.Offset >= from {
+				last[kafka.Place{Topic: a.Topic, Partition: a.Partition, Offset: a.Offset}] = a.Action
+			}
+		}
+		out := &dbv1.ActedLettersResponse{Acted: map[int32]*dbv1.Offsets{}}
+		for p, action := range last {
+			if action != "NOT_SENT" {
+				of := out.Acted[p.Partition]
+				if of == nil {
+					of = &dbv1.Offsets{}
+					out.Acted[p.Partition] = of
+				}
+				of.Offsets = append(of.Offsets, p.Offset)
+			}
+		}
+		proto.Merge(answer.(proto.Message), out)
 	case *dbv1.FindRequest:
+		l.finds++
+		if l.decided[asked.IdempotencyKey] {
+			proto.Merge(answer.(proto.Message), rpc.FromRecord(payment.Record{Outcome: payment.Outcome{
+				State: payment.Committed, Status: payment.Success, Reason: payment.ReasonCommitted,
+			}}))
+			return nil
+		}
 		return status.Error(codes.NotFound, "no such payment")
 	default:
 		return status.Error(codes.Unimplemented, method)

@@ -5,10 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
@@ -30,7 +32,7 @@ type State string
 // The states.
 const (
 	Waiting   State = "waiting"    // payments has not handled it yet
-	ClosedOut State = "closed_out" // the payment is decided
+	ClosedOut State = "closed_out" // the payment or operation is decided
 	Parked    State = "parked"     // it waits for an operator
 	Redriven  State = "redriven"   // it was sent again, and has not failed since
 	Discarded State = "discarded"
@@ -71,9 +73,10 @@ type Letter struct {
 	kafka.Place
 	At       time.Time         `json:"at"` // the time of the newest record
 	Key      string            `json:"key"`
-	Event    cloudevents.Event `json:"event"`    // the event without the attributes of its failed delivery
-	Function string            `json:"function"` // the function that did not accept it
-	Code     int               `json:"code"`     // the status of the last response; 0: there was none
+	Client   string            `json:"client,omitempty"` // whose payment it requests
+	Event    cloudevents.Event `json:"event"`            // the event without the attributes of its failed delivery
+	Function string            `json:"function"`         // the function that did not accept it
+	Code     int               `json:"code"`             // the status of the last response; 0: there was none
 	Reason   Reason            `json:"reason"`
 	Message  string            `json:"message"`  // the text of the last response
 	Attempts int               `json:"attempts"` // of the last delivery; 0: unknown
@@ -86,6 +89,39 @@ type Letter struct {
 	Outcome string   `json:"outcome,omitempty"`
 	Actions []Action `json:"actions,omitempty"`
 	Copies  []Copy   `json:"copies"` // its records, the oldest first
+
+	bare bool // its event has only the attributes that identify it; see Box.whole
+}
+
+// Position is the place of a letter in the order of Box.Read: by time, and then by the place of its
+// newest record.
+type Position struct {
+	At time.Time
+	kafka.Place
+}
+
+// Position returns the letter's position.
+func (l Letter) Position() Position { return Position{l.At, l.Place} }
+
+func (p Position) compare(other Position) int {
+	return cmp.Or(p.At.Compare(other.At), cmp.Compare(p.Topic, other.Topic), cmp.Compare(p.Partition, other.Partition), cmp.Compare(p.Offset, other.Offset))
+}
+
+// String returns what ParsePosition reads.
+func (p Position) String() string { return fmt.Sprintf("%d/%s", p.At.UnixMicro(), p.Place) }
+
+// ParsePosition reads what String writes.
+func ParsePosition(text string) (Position, error) {
+	at, place, _ := strings.Cut(text, "/")
+	micros, err := strconv.ParseInt(at, 10, 64)
+	if err != nil {
+		return Position{}, errors.New("is not a position among the letters")
+	}
+	p, err := kafka.ParsePlace(place)
+	if err != nil {
+		return Position{}, errors.New("is not a position among the letters")
+	}
+	return Position{time.UnixMicro(micros).UTC(), p}, nil
 }
 
 // Copy is one record of a letter.
@@ -180,6 +216,8 @@ func stateOf(l Letter, decided bool, deadLetters string, taken map[int32]int64) 
 		return Redriven
 	case newest.Topic == deadLetters && newest.Offset >= taken[newest.Partition]:
 		return Waiting
+	case newest.Topic == deadLetters && event.IsOperationRequest(l.Event):
+		return ClosedOut // the ledger can't be asked for a capture, a void or a cancellation
 	}
 	// It is in payments.parked, or payments has refused it, and then it is also there.
 	return Parked
@@ -222,6 +260,8 @@ func (l Letter) Named(text string) bool {
 
 // needsSignature are the types of the events that functions accept only with a signature.
 var needsSignature = []string{
-	event.TypePaymentRequested, event.TypePaymentRequestedV2, event.TypePaymentResult,
+	event.TypePaymentRequested, event.TypePaymentRequestedV2, event.TypePaymentRequestedV3, event.TypePaymentResult,
+	event.TypeRefundRequested, event.TypeCaptureRequested, event.TypeVoidRequested, event.TypeCancelRequested,
+	event.TypeRefundResult, event.TypeCaptureResult, event.TypeVoidResult, event.TypeCancelResult,
 	event.TypeAccountOpened, event.TypeAccountFunded, event.TypeAccountFundedV2,
 }

@@ -75,7 +75,7 @@ func bindings() map[string]map[string]message {
 func TestEventsAreReadAlikeByEachBinding(t *testing.T) {
 	read := map[string]func(t *testing.T, m message) cloudevents.Event{
 		"HTTP": func(t *testing.T, m message) (got cloudevents.Event) {
-			handler := event.HTTP(func(_ context.Context, e cloudevents.Event) error { got = e; return nil }, slog.New(slog.DiscardHandler))
+			handler := event.NewReceiver(func(_ context.Context, e cloudevents.Event) error { got = e; return nil }, slog.New(slog.DiscardHandler))
 			w := httptest.NewRecorder()
 			if handler.ServeHTTP(w, m.request()); w.Code != http.StatusAccepted {
 				t.Fatalf("%d %s", w.Code, w.Body)
@@ -133,7 +133,7 @@ func TestBindingsRefuseWhatIsNoEvent(t *testing.T) {
 		all := bindings()
 		m := spoil(all["HTTP"]["binary, application/json"], "ce-")
 		w := httptest.NewRecorder()
-		event.HTTP(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, m.request())
+		event.NewReceiver(func(context.Context, cloudevents.Event) error { return nil }, slog.New(slog.DiscardHandler)).ServeHTTP(w, m.request())
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("HTTP, %s: %d %s", name, w.Code, w.Body)
 		}

@@ -2,10 +2,13 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -414,14 +417,94 @@ func (p *Producer) Close(ctx context.Context) error {
 
 // Topic is a topic for EnsureTopics.
 type Topic struct {
-	Name       string
-	Partitions int32
-	Config     map[string]string // such as retention.ms
+	Name        string
+	Partitions  int32
+	Replication int16             // how many brokers keep each record; 0 means the cluster's default
+	Config      map[string]string // such as retention.ms
 }
 
-// EnsureTopics makes the topics that are missing. They get the cluster's default number of
-// replicas.
+// EnsureTopics makes the topics that are missing. It does not change the others.
 func EnsureTopics(cfg Config, topics []Topic) error {
+	return administer(cfg, func(admin sarama.ClusterAdmin) error {
+		for _, t := range topics {
+			config := make(map[string]*string, len(t.Config))
+			for name, value := range t.Config {
+				config[name] = &value
+			}
+			detail := &sarama.TopicDetail{NumPartitions: t.Partitions, ReplicationFactor: cmp.Or(t.Replication, -1), ConfigEntries: config}
+			if err := admin.CreateTopic(t.Name, detail, false); err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
+				return fmt.Errorf("make topic %s with %d replicas: %w", t.Name, t.Replication, err)
+			}
+		}
+		return nil
+	})
+}
+
+// MinInSync is the setting of a topic that says how many replicas must have a record before it is
+// acknowledged.
+const MinInSync = "min.insync.replicas"
+
+// Durability is what a topic survives.
+type Durability struct {
+	Topic       string
+	Replication int16 // the fewest replicas of a partition
+	MinInSync   int   // the replicas that have a record when it is acknowledged; 0 if the broker does not tell
+}
+
+// ErrNoTopic means that a broker does not know a topic. One that was just made may take a while to get
+// to every broker.
+var ErrNoTopic = errors.New("there is no such topic")
+
+// ReadDurability reads what topics survive, in the order of the names. Errors wrap ErrNoTopic.
+func ReadDurability(cfg Config, names []string) (all []Durability, err error) {
+	err = administer(cfg, func(admin sarama.ClusterAdmin) error {
+		topics, err := admin.DescribeTopics(names)
+		if err != nil {
+			return err
+		}
+		var asked []*sarama.ConfigResource
+		for _, t := range topics {
+			if t.Err != sarama.ErrNoError {
+				return topicError(t.Name, t.Err)
+			}
+			d := Durability{Topic: t.Name}
+			for i, p := range t.Partitions {
+				if n := int16(len(p.Replicas)); i == 0 || n < d.Replication {
+					d.Replication = n
+				}
+			}
+			all = append(all, d)
+			asked = append(asked, &sarama.ConfigResource{Type: sarama.TopicResource, Name: t.Name, ConfigNames: []string{MinInSync}})
+		}
+		told, err := admin.DescribeConfigs(asked, sarama.DescribeConfigsOptions{})
+		if err != nil {
+			return err
+		}
+		for _, t := range told {
+			if t.ErrorCode != sarama.ErrNoError {
+				return topicError(t.Name, t.ErrorCode)
+			}
+			for _, c := range t.Configs {
+				if i := slices.IndexFunc(all, func(d Durability) bool { return d.Topic == t.Name }); i >= 0 && c.Name == MinInSync {
+					all[i].MinInSync, _ = strconv.Atoi(c.Value)
+				}
+			}
+		}
+		slices.SortFunc(all, func(a, b Durability) int { return slices.Index(names, a.Topic) - slices.Index(names, b.Topic) })
+		return nil
+	})
+	return all, err
+}
+
+func topicError(topic string, err sarama.KError) error {
+	if err == sarama.ErrUnknownTopicOrPartition {
+		return fmt.Errorf("topic %s: %w", topic, ErrNoTopic)
+	}
+	return fmt.Errorf("topic %s: %w", topic, err)
+}
+
+// administer runs changes of topics on a connection of its own.
+func administer(cfg Config, run func(sarama.ClusterAdmin) error) error {
 	settings, err := cfg.Settings("admin")
 	if err != nil {
 		return err
@@ -431,15 +514,5 @@ func EnsureTopics(cfg Config, topics []Topic) error {
 		return fmt.Errorf("connect to Kafka at %v: %w", cfg.Brokers, err)
 	}
 	defer admin.Close()
-	for _, t := range topics {
-		config := make(map[string]*string, len(t.Config))
-		for name, value := range t.Config {
-			config[name] = &value
-		}
-		err := admin.CreateTopic(t.Name, &sarama.TopicDetail{NumPartitions: t.Partitions, ReplicationFactor: -1, ConfigEntries: config}, false)
-		if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
-			return fmt.Errorf("make topic %s: %w", t.Name, err)
-		}
-	}
-	return nil
+	return run(admin)
 }

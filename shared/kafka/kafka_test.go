@@ -3,6 +3,7 @@ package kafka_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -141,5 +142,28 @@ func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
 		if got, err := client.Partitions(at.Prefix + topic); err != nil || len(got) != want {
 			t.Errorf("%s has %d partitions, %v", topic, len(got), err)
 		}
+	}
+}
+
+func TestTopicsTellWhatTheySurvive(t *testing.T) {
+	at := embeddedtest.Kafka(t)
+	topics := []kafka.Topic{
+		{Name: at.Prefix + "b", Partitions: 2, Replication: 1, Config: map[string]string{kafka.MinInSync: "1"}},
+		{Name: at.Prefix + "a", Partitions: 1, Replication: 1, Config: map[string]string{kafka.MinInSync: "2"}},
+	}
+	if err := kafka.EnsureTopics(at.Config, topics); err != nil {
+		t.Fatal(err)
+	}
+	got, err := kafka.ReadDurability(at.Config, []string{topics[0].Name, topics[1].Name})
+	want := []kafka.Durability{{topics[0].Name, 1, 1}, {topics[1].Name, 1, 2}}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if _, err := kafka.ReadDurability(at.Config, []string{at.Prefix + "missing"}); !errors.Is(err, kafka.ErrNoTopic) {
+		t.Errorf("a topic that does not exist: %v", err)
+	}
+	topics[0].Name, topics[0].Replication = at.Prefix+"c", 9
+	if err := kafka.EnsureTopics(at.Config, topics); err == nil {
+		t.Error("a topic has more replicas than there are brokers")
 	}
 }

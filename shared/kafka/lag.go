@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
-	"github.com/IBM/sarama"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -103,15 +101,4 @@ func offsetsOf(listed kadm.ListedOffsets) map[string]map[int32]int64 {
 		all[o.Topic][o.Partition] = o.Offset
 	})
 	return all
-}
-
-// TimeAt returns the time of the first record of a partition from an offset on, or zero if there is
-// none. It reads at most one batch of records.
-func TimeAt(ctx context.Context, cfg Config, clientID, topic string, partition int32, offset int64) (at time.Time, err error) {
-	place := Range{Topic: topic, Partitions: []int32{partition}, FromOffset: offset, ToOffset: offset + 1}
-	err = Read(ctx, cfg, clientID, place, func(m *sarama.ConsumerMessage) error {
-		at = m.Timestamp.UTC()
-		return nil
-	})
-	return at, err
 }

@@ -43,10 +43,6 @@ func TestStandingOfTopicsAndGroups(t *testing.T) {
 	if got.Ends[topic][0] != 5 || got.Ends[topic][1] != 3 || got.Oldest[topic][0] != 0 || got.Ends["missing"] != nil {
 		t.Errorf("%+v", got)
 	}
-	at, err := kafka.TimeAt(ctx, broker.Config, "test", topic, 0, 2)
-	if err != nil || time.Since(at).Abs() > time.Minute {
-		t.Errorf("the time of a record: %s, %v", at, err)
-	}
 }
 
 // Nobody waits for a broker that refuses connections.

@@ -95,6 +95,7 @@ type Reader struct {
 	topic   string
 	id      [16]byte // zero: the broker reports none
 	leading map[int32]int32
+	oldest  map[int32]int64
 	spans   []Span
 	client  *kgo.Client
 	decoder kgo.Decompressor
@@ -104,7 +105,7 @@ type Reader struct {
 
 // Read passes the records of a range to take, as a Reader does.
 func Read(ctx context.Context, cfg Config, clientID string, r Range, take func(*sarama.ConsumerMessage) error) error {
-	reader, err := OpenReader(cfg, clientID, r)
+	reader, err := OpenReaderContext(ctx, cfg, clientID, r)
 	if err != nil {
 		return err
 	}
@@ -116,6 +117,11 @@ func Read(ctx context.Context, cfg Config, clientID string, r Range, take func(*
 // error names a partition that does not exist. It also names an offset to resume at that the topic
 // does not have any more, or does not have yet.
 func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
+	return OpenReaderContext(context.Background(), cfg, clientID, r)
+}
+
+// OpenReaderContext is OpenReader, and ends with ctx. The reader does not end with it.
+func OpenReaderContext(ctx context.Context, cfg Config, clientID string, r Range) (*Reader, error) {
 	options, err := cfg.readerOptions(clientID)
 	if err != nil {
 		return nil, err
@@ -126,7 +132,7 @@ func OpenReader(cfg Config, clientID string, r Range) (*Reader, error) {
 	}
 	reader := &Reader{topic: r.Topic, client: client, decoder: kgo.DefaultDecompressor(), silence: silence,
 		fetches: make(chan struct{}, fetchers)}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), openWithin, fmt.Errorf("no answer from Kafka at %v within %s", cfg.Brokers, openWithin))
+	ctx, cancel := context.WithTimeoutCause(ctx, openWithin, fmt.Errorf("no answer from Kafka at %v within %s", cfg.Brokers, openWithin))
 	defer cancel()
 	if err := reader.open(ctx, r); err != nil {
 		client.Close()
@@ -215,6 +221,7 @@ func (r *Reader) open(ctx context.Context, want Range) error {
 			return err
 		}
 	}
+	r.oldest = limits.oldest
 	r.spans, err = want.spans(partitions, limits)
 	return err
 }
@@ -356,6 +363,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // Spans returns the offsets that will be read, without empty partitions.
 func (r *Reader) Spans() []Span { return r.spans }
+
+// Oldest returns the oldest offset that each partition had when the reader was opened.
+func (r *Reader) Oldest() map[int32]int64 { return r.oldest }
 
 // TopicID identifies the topic. A topic that was deleted and created again under the same name has
 // another id. It is empty if the broker does not report it.
@@ -585,6 +595,9 @@ func Committed(cfg Config, group, topic string) (map[int32]int64, error) {
 	}
 	defer admin.Close()
 	got, err := admin.ListConsumerGroupOffsets(group, nil)
+	if errors.Is(err, sarama.ErrGroupIDNotFound) || err == nil && errors.Is(got.Err, sarama.ErrGroupIDNotFound) {
+		return nil, nil // it has never consumed anything
+	}
 	if err != nil {
 		return nil, fmt.Errorf("offsets of group %s: %w", group, err)
 	}
