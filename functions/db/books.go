@@ -76,7 +76,7 @@ func (d *DB) Statement(ctx context.Context, in *dbv1.StatementRequest) (*dbv1.St
 func fromEntry(e ledger.Entry) *dbv1.Entry {
 	return &dbv1.Entry{
 		BookedAt: rpc.Timestamp(e.BookedAt), ValueDate: e.ValueDate.Format(time.DateOnly), TransactionId: e.Transaction.String(),
-		Kind: string(e.Kind), AmountMinor: e.Amount, BalanceMinor: e.Balance,
+		Kind: string(e.Kind), AmountMinor: e.Amount, BalanceMinor: e.Balance, Client: e.Client,
 	}
 }
 

@@ -1,8 +1,8 @@
 // Package db is the function that owns the ledger. It is the only writer of the database. It turns
 // RPCs and events into calls of shared/ledger, and the results into answers. Payments are in
-// rpc.go, settings and operators' actions in admin.go, operators' changes of accounts in
-// operators.go, events in events.go, reports for operators in status.go, the metrics of what the house
-// has to exchange in liquidity.go.
+// rpc.go, captures, voids and cancellations in operate.go, settings and operators' actions in
+// admin.go, operators' changes of accounts in operators.go, events in events.go, reports for
+// operators in status.go, the metrics of what the house has to exchange in liquidity.go.
 package db
 
 import (
@@ -21,14 +21,17 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // Config configures the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
-	BatchMax    int    `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
-	BatchLanes  int    `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
-	QueueMax    int    `envconfig:"QUEUE_MAX" default:"2048" desc:"most calls that wait for a batch; further calls are refused"`
+	DatabaseURL string          `envconfig:"DATABASE_URL" required:"true" desc:"the ledger's Postgres, with the right to write"`
+	Schema      postgres.Schema `envconfig:"LEDGER_SCHEMA" desc:"the ledger's schema, if several ledgers share the database; empty: the usual one"`
+	Standby     postgres.Standby
+	BatchMax    int `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
+	BatchLanes  int `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
+	QueueMax    int `envconfig:"QUEUE_MAX" default:"2048" desc:"most calls that wait for a batch; further calls are refused"`
 	// BatchTimeout is a little longer than the wait for a silent server, because "the server was
 	// silent" is the better answer.
 	BatchTimeout time.Duration `envconfig:"BATCH_TIMEOUT" default:"5s" desc:"time limit of one batch with all its waits; it is unknown whether a batch that takes longer took effect"`
@@ -54,7 +57,8 @@ type metrics struct {
 	reserves, commits, rollbacks *prometheus.CounterVec
 	accountEvents                *prometheus.CounterVec
 	sweeps                       *prometheus.CounterVec
-	swept, published             prometheus.Counter
+	operations                   *prometheus.CounterVec // by operation and status
+	swept, expired, published    prometheus.Counter
 	lastSweep                    prometheus.Gauge
 	pending, pendingIDR          prometheus.Gauge
 	oldestPending                prometheus.Gauge
@@ -85,6 +89,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		accountEvents: counters("pgw_db_account_events_total", "Account events by outcome; ignored: it came again, or was older than what had been applied.", "outcome", applied, ignored, refusal, putOff),
 		sweeps:        counters("pgw_db_sweeps_total", "Sweeps by result.", "result", "ok", "error"),
 		swept:         counter("pgw_db_swept_total", "Reservations rolled back past their deadline."),
+		operations:    newOperations(auto),
+		expired:       counter("pgw_db_authorizations_expired_total", "Authorized payments that nobody captured in time."),
 		published:     counter("pgw_db_swept_told_total", "Results published of reservations that were rolled back past their deadline."),
 		lastSweep:     gauge("pgw_db_last_sweep_timestamp_seconds", "When a sweep last went through."),
 		pending:       gauge("pgw_db_pending", "Reservations that hold money, at the last sweep."),
@@ -119,7 +125,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 
 func open(cfg Config, on function.Dependencies) (*DB, error) {
 	l, err := ledger.Open(ledger.Config{
-		URL: cfg.DatabaseURL, Name: "db", BatchMax: cfg.BatchMax, BatchLanes: cfg.BatchLanes, QueueMax: cfg.QueueMax,
+		URL: cfg.Schema.In(cfg.DatabaseURL), Name: "db", Standby: cfg.Standby, BatchMax: cfg.BatchMax, BatchLanes: cfg.BatchLanes, QueueMax: cfg.QueueMax,
 		BatchTimeout: cfg.BatchTimeout, LockTimeout: cfg.LockTimeout, Now: on.Now, Log: on.Log, Registerer: on.Registry,
 	})
 	if err != nil {

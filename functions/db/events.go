@@ -7,6 +7,7 @@ import (
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/google/uuid"
 
 	"pgw/shared/event"
 	"pgw/shared/ledger"
@@ -186,6 +187,7 @@ func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
 	}
 	d.metrics.sweeps.WithLabelValues(result).Inc()
 	d.metrics.swept.Add(float64(swept.RolledBack))
+	d.metrics.expired.Add(float64(swept.Expired))
 	d.metrics.published.Add(float64(swept.Published))
 	if swept.RolledBack > 0 {
 		d.log.WarnContext(ctx, "swept reservations past their deadline", "rolled_back", swept.RolledBack, "published", swept.Published)
@@ -193,11 +195,35 @@ func (d *DB) sweep(ctx context.Context) (ledger.Swept, error) {
 	return swept, err
 }
 
-// publishSwept publishes the result of a payment that a sweep has rolled back.
-func (d *DB) publishSwept(ctx context.Context, key string, c ledger.Claim, at time.Time) error {
+// publishSwept publishes the result of a payment or refund that a sweep has rolled back. The expiry of
+// an authorized payment is told the same way.
+func (d *DB) publishSwept(ctx context.Context, c ledger.Claim, at time.Time) error {
 	outbox := event.Outbox{Source: "/pgw/db", Keys: &d.cfg.Keys, To: d.publish, Now: func() time.Time { return at }}
+	if c.Parent != uuid.Nil {
+		return d.publishSweptRefund(ctx, outbox, c, at)
+	}
 	return outbox.Result(ctx, d.cfg.Kafka.ResultTopic, event.PaymentResult{
-		Key: key, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,
+		Key: c.Key, Client: c.Client, Outcome: payment.Decline(c.Reason), Fingerprint: c.Fingerprint,
 		AttemptID: c.AttemptID, SettledAt: at.UTC(),
 	})
+}
+
+// publishSweptRefund publishes the result of a refund. The refund of a cancellation has none: what was
+// asked for is the cancellation, and its event is delivered until its own result is published.
+func (d *DB) publishSweptRefund(ctx context.Context, outbox event.Outbox, c ledger.Claim, at time.Time) error {
+	refund, err := d.ledger.PaymentByRef(ctx, c.ReservationID)
+	if err != nil {
+		return err
+	}
+	o := refund.Refund()
+	if o.ForCancel() {
+		return nil
+	}
+	of, err := d.ledger.PaymentByRef(ctx, c.Parent)
+	if err != nil {
+		return err
+	}
+	data := event.ResultOf(o, payment.Decline(c.Reason), of, refund)
+	data.SettledAt = at.UTC()
+	return outbox.OperationResult(ctx, d.cfg.Kafka.ResultTopic, data)
 }

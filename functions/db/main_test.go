@@ -49,15 +49,15 @@ func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event)
 
 const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
+// migrated is a database with the schema.
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
+
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
 // newWorldWith lets a test change the usual configuration.
 func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
-	url := embeddedtest.Postgres(t)
-	if err := ledger.Migrate(context.Background(), url); err != nil {
-		t.Fatal(err)
-	}
+	url := migrated.Postgres(t)
 	cfg := Config{DatabaseURL: url, BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute}
 	change(&cfg)
 	if err := cfg.Keys.Decode(testKeys); err != nil {

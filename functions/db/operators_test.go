@@ -74,6 +74,14 @@ func TestOperatorsChangeAccounts(t *testing.T) {
 	if a, err := w.DescribeAccount(t.Context(), &dbv1.DescribeAccountRequest{AccountId: "A", Limit: 1}); err != nil || a.Balances[0].DailyLimitMinor != 500 || len(a.Entries) != 1 || len(a.Changes) != 1 {
 		t.Errorf("%v, %v", a, err)
 	}
+	// Fundings don't hide who has set the account's status.
+	if _, err := w.FundAccount(t.Context(), &dbv1.FundAccountRequest{AccountId: "A", Amount: &commonv1.Amount{Minor: 1, Currency: "IDR"}, By: "budi"}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := w.DescribeAccount(t.Context(), &dbv1.DescribeAccountRequest{AccountId: "A", Limit: 1}); err != nil || len(a.Changes) != 2 ||
+		a.Changes[0].Kind != "funding" || a.Changes[1].Kind != "account" || a.Changes[1].By != "citra" {
+		t.Errorf("%v, %v", a, err)
+	}
 }
 
 // An order that is repeated under its id does not undo what was ordered since. The same id for another

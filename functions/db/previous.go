@@ -30,7 +30,8 @@ func (d *DB) ListPayments(ctx context.Context, in *dbv1.ListPaymentsRequest) (*d
 			Field: "reservation_status", Problem: "must be PENDING, COMMITTED or ROLLEDBACK",
 		})
 	}
-	got, err := d.List(ctx, &dbv1.ListRequest{Limit: in.Limit, Before: in.Before, AccountId: in.AccountId, State: state})
+	// Its gateway names no client, and filters by the accounts of its client.
+	got, err := d.List(ctx, &dbv1.ListRequest{Limit: in.Limit, Before: in.Before, AccountId: in.AccountId, State: state, AnyClient: true})
 	if err != nil {
 		return nil, err
 	}
@@ -55,11 +56,15 @@ func (d *DB) FailPayment(ctx context.Context, in *dbv1.FailPaymentRequest) (*dbv
 
 func previousRecord(in *commonv1.Record) *dbv1.GetPaymentResponse {
 	p, out := in.Payment, in.Outcome
+	reason := out.Reason
+	if out.State == commonv1.ReservationState_RESERVATION_STATE_PENDING {
+		reason = "" // the previous release knows no reason of a hold
+	}
 	return &dbv1.GetPaymentResponse{
 		IdempotencyKey: p.IdempotencyKey, SenderId: p.SenderId, ReceiverId: p.ReceiverId, CurrencyInput: p.CurrencyInput,
 		AmountMinor: p.AmountMinor, AmountIdr: p.AmountIdr, Rate: p.Rate, RateId: p.RateId, RateTime: p.RateTime,
 		RuleSet: p.RuleSet, TxDate: p.TxDate, AcceptedAt: p.AcceptedAt, Deadline: p.Deadline, AttemptId: p.AttemptId,
-		ReservationId: out.ReservationId, ReservationStatus: stateName(out), Reason: out.Reason,
+		ReservationId: out.ReservationId, ReservationStatus: stateName(out), Reason: reason,
 		ReservedAt: in.ReservedAt, DecidedAt: in.DecidedAt, Fingerprint: in.Fingerprint,
 	}
 }

@@ -49,8 +49,11 @@ func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*d
 		return nil, err
 	}
 	reason := got.Reason
-	if out.State == "" {
+	switch out.State {
+	case "":
 		reason = out.Reason // the claim belongs to another payment
+	case payment.Pending:
+		reason = "" // earlier callers know no reason of a hold
 	}
 	return &dbv1.ReserveFundsResponse{
 		Status: int32(code), ReservationId: out.Ref, CurrentBalance: got.Balance,
@@ -80,15 +83,20 @@ func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payme
 	if got, err = d.ledger.Reserve(ctx, p); err != nil {
 		return got, out, code, translated(err)
 	}
-	out, code = got.Outcome(p), dbv1.TxStatus_OK
-	switch {
-	case out.Status == payment.Failed:
-		code = txStatus(out.Reason)
-	case out.Replay || out.State == payment.Committed:
-		code = dbv1.TxStatus_DUPLICATE
-	}
+	out = got.Outcome(p)
+	code = reserveStatus(out)
 	d.metrics.reserves.WithLabelValues(code.String()).Inc()
 	return got, out, code, nil
+}
+
+func reserveStatus(out payment.Outcome) dbv1.TxStatus {
+	switch {
+	case out.Status == payment.Failed:
+		return txStatus(out.Reason)
+	case out.Replay || out.State == payment.Committed:
+		return dbv1.TxStatus_DUPLICATE
+	}
+	return dbv1.TxStatus_OK
 }
 
 // CommitReservation implements db.v1.Db.
@@ -104,13 +112,15 @@ func (d *DB) CommitReservation(ctx context.Context, in *dbv1.CommitReservationRe
 	out := &dbv1.CommitReservationResponse{Status: dbv1.TxStatus_OK, Reason: string(got.Claim.Reason)}
 	switch {
 	case got.Done:
-	case got.Claim.ReservationID == uuid.Nil || (in.IdempotencyKey != "" && got.Key != in.IdempotencyKey):
+	case got.Claim.ReservationID == uuid.Nil || (in.IdempotencyKey != "" && got.Claim.Key != in.IdempotencyKey):
 		out.Status, out.Reason = dbv1.TxStatus_NOT_FOUND, ""
 		out.Message = "there is no such reservation for this key"
 	case got.Claim.Status == payment.Committed:
 		out.Status = dbv1.TxStatus_DUPLICATE
 	case got.Claim.Status == payment.RolledBack:
 		out.Status = dbv1.TxStatus_BAD_STATUS
+	case got.Claim.Reason == payment.Authorized && !payment.Payment{Key: got.Claim.Key}.IsHold():
+		out.Status, out.Message = dbv1.TxStatus_BAD_STATUS, "the payment is authorized, and only a capture commits it"
 	default: // still PENDING: the receiver may not be paid, or the deadline has passed
 		out.Status, out.Reason = dbv1.TxStatus_BAD_STATUS, string(payment.CommitFailed)
 		out.Message = "the receiver is not active"
@@ -149,8 +159,8 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 		out.Status, out.Message = dbv1.TxStatus_NOT_FOUND, "there is no such reservation"
 	case got.Claim.Status == payment.RolledBack:
 		out.Status = dbv1.TxStatus_DUPLICATE
-	case got.Claim.Status == payment.Committed:
-		out.Status = dbv1.TxStatus_BAD_STATUS
+	case got.Claim.Status == payment.Committed, got.Claim.Reason == payment.Authorized:
+		out.Status = dbv1.TxStatus_BAD_STATUS // only an operation or the sweep ends an authorized payment
 	default:
 		return nil, status.Errorf(codes.Internal, "the rollback left the reservation %s", got.Claim.Status)
 	}
@@ -158,8 +168,54 @@ func (d *DB) RollbackReservation(ctx context.Context, in *dbv1.RollbackReservati
 	return out, nil
 }
 
-// maxClient is the maximum length of the name of a client, in bytes. The subject of a token has up to 255.
-const maxClient = 300
+// ReserveRefund implements db.v1.Db.
+func (d *DB) ReserveRefund(ctx context.Context, in *commonv1.Operation) (*dbv1.OperationResponse, error) {
+	o, err := rpc.ToOperation(in)
+	if err == nil {
+		err = o.ValidateRefund()
+	}
+	if err != nil {
+		return nil, invalid(err)
+	}
+	got, err := d.ledger.Refund(ctx, o)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, noPayment
+	}
+	if err != nil {
+		return nil, translated(err)
+	}
+	d.metrics.reserves.WithLabelValues(reserveStatus(got.Outcome).String()).Inc()
+	out := &dbv1.OperationResponse{Outcome: rpc.FromOutcome(got.Outcome), Payment: rpc.FromRecord(got.Payment)}
+	if got.Refund.IsRefund() {
+		out.Refund = rpc.FromRecord(got.Refund)
+	}
+	return out, nil
+}
+
+// ListRefunds implements db.v1.Db.
+func (d *DB) ListRefunds(ctx context.Context, in *dbv1.ListRefundsRequest) (*dbv1.ListRefundsResponse, error) {
+	if err := payment.CheckID("payment_key", in.PaymentKey, payment.MaxKey); err != nil {
+		return nil, invalid(err)
+	}
+	if in.Limit < 0 || in.Limit > ledger.MaxRefunds {
+		return nil, invalid(&payment.FieldError{Field: "limit", Problem: fmt.Sprintf("is %d; at most %d", in.Limit, ledger.MaxRefunds)})
+	}
+	found, err := d.ledger.Refunds(ctx, payment.ScopedKey{Client: in.Client, Key: in.PaymentKey}, cmp.Or(int(in.Limit), ledger.MaxRefunds))
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, noPayment
+	}
+	if err != nil {
+		return nil, translated(err)
+	}
+	out := &dbv1.ListRefundsResponse{Refunds: make([]*commonv1.Record, len(found))}
+	for i, rec := range found {
+		out.Refunds[i] = rpc.FromRecord(rec)
+	}
+	return out, nil
+}
+
+// noPayment is the answer for a key that the ledger does not know.
+var noPayment = status.Error(codes.NotFound, "the ledger has no payment of this key")
 
 // PutQuote implements db.v1.Db.
 func (d *DB) PutQuote(ctx context.Context, in *dbv1.PutQuoteRequest) (*dbv1.PutQuoteResponse, error) {
@@ -183,7 +239,7 @@ func newQuote(in *dbv1.PutQuoteRequest) (n ledger.NewQuote, err error) {
 	if n.ID, err = quoteID(in.QuoteId); err != nil {
 		return n, err
 	}
-	if err = payment.CheckText("client", n.Client, maxClient); err != nil {
+	if err = payment.CheckClient(n.Client); err != nil {
 		return n, err
 	}
 	n.Payment, err = read(in.GetPayment(), payment.Payment.ValidateQuote)
@@ -297,14 +353,30 @@ func (d *DB) Find(ctx context.Context, in *dbv1.FindRequest) (*commonv1.Record, 
 	if err := payment.CheckID("idempotency_key", in.IdempotencyKey, payment.MaxKey); err != nil {
 		return nil, invalid(err)
 	}
-	rec, err := d.ledger.Payment(ctx, in.IdempotencyKey)
-	if errors.Is(err, ledger.ErrNotFound) && in.OrRef {
+	if err := payment.CheckClient(in.Client); err != nil {
+		return nil, invalid(err)
+	}
+	key, read := payment.ScopedKey{Client: in.Client, Key: in.IdempotencyKey}, d.ledger.Payment
+	if in.AnyClient || in.Client == "" {
+		// A gateway of the release before names no client, and must not say that its client's payment
+		// does not exist.
+		read = d.ledger.PaymentOfAny
+	}
+	var rec payment.Record
+	err := ledger.ErrNotFound
+	if !in.ByRef {
+		rec, err = read(ctx, key)
+	}
+	if errors.Is(err, ledger.ErrNotFound) && (in.OrRef || in.ByRef) {
 		if ref, notUUID := uuid.Parse(in.IdempotencyKey); notUUID == nil {
 			rec, err = d.ledger.PaymentByRef(ctx, ref)
 		}
+		if err == nil && in.Client != "" && !in.AnyClient && rec.Client != in.Client && rec.Client != "" {
+			err = ledger.ErrNotFound
+		}
 	}
 	if errors.Is(err, ledger.ErrNotFound) {
-		return nil, status.Error(codes.NotFound, "the ledger has no payment of this key")
+		return nil, noPayment
 	}
 	if err != nil {
 		return nil, translated(err)
@@ -372,6 +444,13 @@ func searchOf(in *dbv1.ListRequest) (s ledger.Search, err error) {
 	}
 	if in.To != nil {
 		s.To = rpc.Time(in.To)
+	}
+	if !in.AnyClient {
+		// Releases before clients took payments without the names of their clients.
+		s.Clients = []string{in.Client, ""}
+	}
+	if err := payment.CheckClient(in.Client); err != nil {
+		return s, err
 	}
 	s.Metadata = in.Metadata
 	return s, payment.CheckMetadata(s.Metadata)

@@ -147,7 +147,7 @@ func TestMetadataIsKept(t *testing.T) {
 		t.Errorf("with other metadata: %+v", got)
 	}
 	for key, want := range map[string]map[string]string{"noted": noted.Metadata, "bare": nil} {
-		rec, err := w.ledger.Payment(t.Context(), key)
+		rec, err := w.ledger.Payment(t.Context(), payment.ScopedKey{Key: key})
 		if err != nil || !maps.Equal(rec.Metadata, want) || rec.Claimed != rec.Fingerprint() {
 			t.Errorf("%s: %v, %v", key, rec.Metadata, err)
 		}

@@ -1,6 +1,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 )
 
@@ -25,11 +27,13 @@ func (d *DB) Status(ctx context.Context, _ *dbv1.StatusRequest) (*dbv1.StatusRes
 	got, err := d.ledger.Standing(reading)
 	state := d.ledger.Reachable()
 	out := &dbv1.StatusResponse{At: timestamppb.New(d.now()), PostgresUp: state.Up, PostgresSince: rpc.Timestamp(state.Since)}
-	switch {
-	case state.Err != nil:
-		out.PostgresProblem = state.Err.Error()
-	case err != nil:
-		out.PostgresProblem = err.Error()
+	out.PostgresProblem = postgres.Problem(cmp.Or(state.Err, err))
+	if s := d.ledger.Standby(); s.There {
+		out.Standby = &dbv1.Standby{Used: s.Used, Problem: postgres.StandbyProblem(s.Err)}
+		if s.Stale >= 0 {
+			stale := s.Stale.Milliseconds()
+			out.Standby.StalenessMs = &stale
+		}
 	}
 	if err != nil {
 		return out, nil
@@ -42,7 +46,7 @@ func (d *DB) Status(ctx context.Context, _ *dbv1.StatusRequest) (*dbv1.StatusRes
 		}
 	}
 	if v := got.Verdict; !v.At.IsZero() {
-		out.Verdict = &dbv1.Verdict{At: rpc.Timestamp(v.At), Verdict: string(v.Finding), Breaches: v.Breaches, Text: v.Text}
+		out.Verdict = &dbv1.Verdict{At: rpc.Timestamp(v.At), Verdict: string(v.Finding), Breaches: v.Breaches, Text: v.Text, Since: rpc.Timestamp(v.Since)}
 	}
 	return out, nil
 }
@@ -50,7 +54,7 @@ func (d *DB) Status(ctx context.Context, _ *dbv1.StatusRequest) (*dbv1.StatusRes
 // RecordVerdict implements db.v1.Admin.
 func (d *DB) RecordVerdict(ctx context.Context, in *dbv1.RecordVerdictRequest) (*dbv1.RecordVerdictResponse, error) {
 	v := in.GetVerdict()
-	err := d.ledger.RecordVerdict(ctx, ledger.Verdict{Finding: ledger.Finding(v.GetVerdict()), Breaches: v.GetBreaches(), Text: v.GetText()})
+	err := d.ledger.RecordVerdict(ctx, ledger.Verdict{Finding: ledger.Finding(v.GetVerdict()), Breaches: v.GetBreaches(), Text: v.GetText(), Since: rpc.Time(v.GetSince())})
 	if err != nil {
 		return nil, translated(err)
 	}

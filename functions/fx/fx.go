@@ -26,7 +26,9 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; fx only reads"`
+	DatabaseURL string          `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; fx only reads"`
+	Schema      postgres.Schema `envconfig:"LEDGER_SCHEMA" desc:"the ledger's schema, if several ledgers share the database; empty: the usual one"`
+	Standby     postgres.Standby
 }
 
 // FX is the function.
@@ -73,9 +75,9 @@ var Function = function.Describe(function.Function{
 
 func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	reader, err := ledger.OpenReader(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "fx", MaxConns: 2, Registerer: on.Registry,
+		URL: cfg.Schema.In(cfg.DatabaseURL), Name: "fx", MaxConns: 2, Registerer: on.Registry,
 		Outage: postgres.NewOutage(on.Log, on.Now),
-	})
+	}, cfg.Standby, on.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -25,9 +25,50 @@ func (p *Payments) fail(ctx context.Context, r payment.Payment) (payment.Outcome
 	return outcome(p.db.Fail(ctx, &dbv1.CloseRequest{Payment: rpc.FromPayment(r), Reason: string(payment.Undeliverable)}))
 }
 
+// operated is what the ledger says about an operation.
+type operated struct {
+	outcome payment.Outcome
+	payment payment.Record // as it is afterwards
+	refund  payment.Record // of a refund, and of a cancellation that refunds; else zero
+}
+
+// reserveRefund claims the refund's key and holds the funds. The state of the outcome is PENDING if they
+// are held.
+func (p *Payments) reserveRefund(ctx context.Context, o payment.Operation) (operated, error) {
+	return toOperated(p.db.ReserveRefund(ctx, rpc.FromOperation(o)))
+}
+
+// capture pays the receiver of an authorized payment.
+func (p *Payments) capture(ctx context.Context, o payment.Operation) (operated, error) {
+	return toOperated(p.db.Capture(ctx, rpc.FromOperation(o)))
+}
+
+// void gives the money of a payment back that is not settled.
+func (p *Payments) void(ctx context.Context, o payment.Operation) (operated, error) {
+	return toOperated(p.db.Void(ctx, rpc.FromOperation(o)))
+}
+
+func toOperated(got *dbv1.OperationResponse, err error) (o operated, _ error) {
+	if o.outcome, err = outcome(got.GetOutcome(), err); err != nil {
+		return o, err
+	}
+	for _, r := range []struct {
+		in   *commonv1.Record
+		into *payment.Record
+	}{{got.GetPayment(), &o.payment}, {got.GetRefund(), &o.refund}} {
+		if r.in == nil {
+			continue
+		}
+		if *r.into, err = rpc.ToRecord(r.in); err != nil {
+			return o, status.Errorf(codes.Internal, "the ledger's answer cannot be used: %v", err)
+		}
+	}
+	return o, nil
+}
+
 // find reads a payment that the ledger has.
-func (p *Payments) find(ctx context.Context, key string) (payment.Record, error) {
-	got, err := p.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key})
+func (p *Payments) find(ctx context.Context, key payment.ScopedKey) (payment.Record, error) {
+	got, err := p.db.Find(ctx, &dbv1.FindRequest{IdempotencyKey: key.Key, Client: key.Client})
 	if err != nil {
 		return payment.Record{}, err
 	}

@@ -50,6 +50,7 @@ type Payments struct {
 
 type metrics struct {
 	settled, closed *prometheus.CounterVec // by status and reason
+	operated        *prometheus.CounterVec // by operation, status and reason
 	letters         *prometheus.CounterVec // by outcome
 }
 
@@ -62,6 +63,9 @@ func newMetrics(r *prometheus.Registry) metrics {
 		closed: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "pgw_payments_closed_out_total", Help: "Dead letters closed out, by the payment's outcome.",
 		}, []string{"status", "reason"}),
+		operated: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_payments_operations_total", Help: "Refunds, captures, voids and cancellations, by outcome.",
+		}, []string{"operation", "status", "reason"}),
 		letters: function.NewCounters(r, "pgw_payments_dead_letters_total",
 			"Dead letters by outcome: closed_out; put_off, which are tried again later; refused, which are parked for an operator.",
 			"outcome", "closed_out", "put_off", "refused"),
@@ -70,6 +74,11 @@ func newMetrics(r *prometheus.Registry) metrics {
 		if reason.Recorded() {
 			m.settled.WithLabelValues(string(reason.Status()), string(reason))
 			m.closed.WithLabelValues(string(reason.Status()), string(reason))
+		}
+		if reason.Recorded() && !reason.OfRisk() {
+			for _, kind := range payment.OperationKinds {
+				m.operated.WithLabelValues(string(kind), string(reason.Status()), string(reason))
+			}
 		}
 	}
 	return m
@@ -111,26 +120,38 @@ func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (pay
 	begun := time.Now()
 	reserved, err := p.reserve(ctx, r)
 	took.reserve = time.Since(begun)
-	if err != nil || reserved.State != payment.Pending {
+	// A payment that is only authorized has its outcome, and is held until an operation captures it.
+	if err != nil || reserved.Status != "" {
 		return reserved, took, err
 	}
 	begun = time.Now()
-	refused, err := p.commit(ctx, reserved.Ref, r.Key)
+	out, err := p.end(ctx, reserved, r.Key)
 	took.commit = time.Since(begun)
+	return out, took, err
+}
+
+// end commits what a payment or a refund has reserved, or rolls it back if the ledger refuses the commit.
+func (p *Payments) end(ctx context.Context, reserved payment.Outcome, key string) (payment.Outcome, error) {
+	refused, err := p.commit(ctx, reserved.Ref, key)
 	if err != nil {
-		return payment.Outcome{}, took, err
+		return payment.Outcome{}, err
 	}
 	if refused != "" {
-		// Another caller may have ended the reservation in the meantime. Then the outcome is that
-		// caller's.
-		reason, err := p.rollBack(ctx, reserved.Ref, refused)
-		if err != nil || reason != "" {
-			out := payment.Decline(reason)
-			out.Replay = reserved.Replay
-			return out, took, err
-		}
+		return p.giveUp(ctx, reserved, refused)
 	}
-	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), took, nil
+	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), nil
+}
+
+// giveUp rolls a reservation back. Another caller may have ended it in the meantime. Then the outcome is
+// that caller's.
+func (p *Payments) giveUp(ctx context.Context, reserved payment.Outcome, why payment.Reason) (payment.Outcome, error) {
+	reason, err := p.rollBack(ctx, reserved.Ref, why)
+	if err != nil || reason != "" {
+		out := payment.Decline(reason)
+		out.Replay = reserved.Replay
+		return out, err
+	}
+	return payment.Standing(payment.Committed, payment.ReasonCommitted, reserved.Ref, reserved.Replay), nil
 }
 
 // Settle implements payments.v1.PaymentsService.
@@ -157,13 +178,15 @@ func (p *Payments) Settle(ctx context.Context, in *commonv1.Payment) (*paymentsv
 }
 
 // kept returns a decided payment as the ledger has it. differs reports that it may be another one
-// than r: if an earlier attempt made the reservation, the price is that attempt's. A payment in rupiah
-// is not read, because nothing is told of what it moves.
+// than r: if an earlier attempt made the reservation, the price is that attempt's, and of an authorized
+// payment only a part may have been captured. A payment in rupiah is not read, because nothing is told of
+// what it moves.
 func (p *Payments) kept(ctx context.Context, r payment.Payment, o payment.Outcome) (_ payment.Payment, differs bool, err error) {
-	if r.InRupiah() || !o.Replay || o.Reason == payment.IdempotencyMismatch {
+	same := !o.Replay && !(r.Manual() && o.State == payment.Committed)
+	if r.InRupiah() || same || o.Reason == payment.IdempotencyMismatch {
 		return r, false, nil
 	}
-	rec, err := p.find(ctx, r.Key)
+	rec, err := p.find(ctx, r.Scoped())
 	return rec.Payment, true, err
 }
 
@@ -239,6 +262,9 @@ func (p *Payments) takeDeadLetter(ctx context.Context, e cloudevents.Event) erro
 // ledger records FAILED, and the result is published. A payment that was settled in the meantime
 // stays settled, and that result is published.
 func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
+	if event.IsOperationRequest(e) {
+		return p.closeOutOperation(ctx, e)
+	}
 	r, err := event.ReadRequest(e, &p.cfg.Keys, p.cfg.AllowUnsigned)
 	if err != nil {
 		return err
@@ -259,7 +285,7 @@ func (p *Payments) closeOut(ctx context.Context, e cloudevents.Event) error {
 	}
 	outbox := event.Outbox{Source: "/pgw/payments", Keys: &p.cfg.Keys, To: p.publish, Now: p.now}
 	err = outbox.Result(ctx, p.cfg.Kafka.ResultTopic, event.PaymentResult{
-		Key: r.Key, Outcome: outcome.Answer(), Fingerprint: r.Fingerprint(),
+		Key: r.Key, Client: r.Client, Outcome: outcome.Answer(), Fingerprint: r.Fingerprint(),
 		AttemptID: r.AttemptID, ReplyTo: r.ReplyTo, SettledAt: p.now().UTC(), Moved: event.MovedBy(kept, outcome),
 	})
 	if err != nil {

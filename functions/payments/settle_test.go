@@ -35,7 +35,10 @@ type ledger struct {
 	rolled    *dbv1.RollbackReservationResponse
 	failed    payment.Outcome
 	found     payment.Record
-	down      string // the call that is not answered
+	refunded  payment.Outcome // of ReserveRefund
+	refundErr error
+	ended     payment.Outcome // of Capture and Void
+	down      string          // the call that is not answered
 	calls     []string
 }
 
@@ -112,6 +115,14 @@ func TestSettle(t *testing.T) {
 		"refused": {
 			ledger{reserved: payment.Standing(payment.RolledBack, payment.InsufficientFunds, "r", false)},
 			"FAILED insufficient_funds ", []string{"reserve"},
+		},
+		"authorized, and not committed": {
+			ledger{reserved: payment.Standing(payment.Pending, payment.Authorized, "r", false)},
+			"SUCCESS authorized r", []string{"reserve"},
+		},
+		"a second attempt of an authorized payment": {
+			ledger{reserved: payment.Standing(payment.Pending, payment.Authorized, "r", true)},
+			"SUCCESS_REPLAY duplicate_idempo r", []string{"reserve"},
 		},
 		"the key of another request": {
 			ledger{reserved: payment.Decline(payment.IdempotencyMismatch)},
@@ -203,6 +214,8 @@ func TestSettleTellsThePriceThatTheLedgerHas(t *testing.T) {
 		DebitCurrency: usd, CreditCurrency: usd, DebitMinor: 1000, CreditMinor: 1000,
 	}
 	rupiah := payment.Payment{Key: "k", Sender: "A", Receiver: "B", AmountIDR: 155_000, Currency: usd, Minor: 1000}
+	held := sent
+	held.HoldSeconds = 60
 	first := sent
 	first.DebitMinor, first.CreditMinor = 999, 999
 	committed := payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true)
@@ -213,7 +226,10 @@ func TestSettleTellsThePriceThatTheLedgerHas(t *testing.T) {
 		ledger ledger
 		want   int64 // the debit; 0: none is told
 	}{
-		"a first attempt":   {sent, ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)}, 0},
+		"a first attempt": {sent, ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)}, 0},
+		"a part that was captured since": {
+			held, ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)}, 999,
+		},
 		"a second attempt":  {sent, ledger{reserved: committed}, 999},
 		"in rupiah":         {rupiah, ledger{reserved: committed}, 0},
 		"another payment's": {sent, ledger{reserved: mismatch}, 0},

@@ -24,7 +24,9 @@ import (
 
 // Config of the function.
 type Config struct {
-	DatabaseURL string `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; risk only reads"`
+	DatabaseURL string          `envconfig:"DATABASE_URL" required:"true" desc:"URL of the ledger's Postgres; risk only reads"`
+	Schema      postgres.Schema `envconfig:"LEDGER_SCHEMA" desc:"the ledger's schema, if several ledgers share the database; empty: the usual one"`
+	Standby     postgres.Standby
 	Secret      string `envconfig:"RISK_SECRET" required:"true" desc:"secret key of the random draw, at least 16 bytes; it must be the same for all replicas and must never change"`
 }
 
@@ -62,9 +64,9 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 		return nil, err
 	}
 	reader, err := ledger.OpenReader(postgres.Config{
-		URL: cfg.DatabaseURL, Name: "risk", Lookups: true, MaxConns: 3, Registerer: on.Registry,
+		URL: cfg.Schema.In(cfg.DatabaseURL), Name: "risk", Lookups: true, MaxConns: 3, Registerer: on.Registry,
 		Outage: postgres.NewOutage(on.Log, on.Now),
-	})
+	}, cfg.Standby, on.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -83,7 +83,7 @@ func newWallet(t *testing.T, l *fakeLedger, fx rates) grpc.ClientConnInterface {
 // A hold's amount is converted, and the ledger stores the hold under a key that no payment can
 // have. A refusal is an answer; a call without an answer is an error.
 func TestReserve(t *testing.T) {
-	held := rpc.FromOutcome(payment.Standing(payment.Pending, "", "r", false))
+	held := rpc.FromOutcome(payment.Standing(payment.Pending, payment.Authorized, "r", false))
 	for name, tc := range map[string]struct {
 		in     *walletv1.ReserveRequest
 		ledger fakeLedger
@@ -91,6 +91,14 @@ func TestReserve(t *testing.T) {
 		want   string
 		asked  bool
 	}{
+		"held by an earlier release": {
+			reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: rpc.FromOutcome(payment.Standing(payment.Pending, "", "r", false))},
+			rates{}, "held r", true,
+		},
+		"held before": {
+			reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: rpc.FromOutcome(payment.Standing(payment.Pending, payment.Authorized, "r", true))},
+			rates{}, "held r", true,
+		},
 		"held":          {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: held}, rates{}, "held r", true},
 		"captured once": {reserve("p", "A", 1000, commonv1.Currency_USD), fakeLedger{outcome: rpc.FromOutcome(payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true))}, rates{}, "held r", true},
 		"refused": {

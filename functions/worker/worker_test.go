@@ -26,6 +26,8 @@ type payments struct {
 	paymentsv1.UnimplementedPaymentsServiceServer
 	outcome *commonv1.Outcome
 	kept    *commonv1.Payment // as the ledger has it; nil: as it was sent
+	of      *commonv1.Record  // the payment of an operation
+	refund  *commonv1.Record
 	err     error
 	asked   []*commonv1.Payment
 }
@@ -33,6 +35,11 @@ type payments struct {
 func (p *payments) Settle(_ context.Context, in *commonv1.Payment) (*paymentsv1.SettleResponse, error) {
 	p.asked = append(p.asked, in)
 	return &paymentsv1.SettleResponse{Outcome: p.outcome, Payment: p.kept, ReserveMicros: 3, CommitMicros: 4}, p.err
+}
+
+func (p *payments) Operate(_ context.Context, in *commonv1.Operation) (*paymentsv1.OperateResponse, error) {
+	p.asked = append(p.asked, &commonv1.Payment{IdempotencyKey: in.IdempotencyKey})
+	return &paymentsv1.OperateResponse{Outcome: p.outcome, Payment: p.of, Refund: p.refund}, p.err
 }
 
 // outbox notes what is published.
@@ -186,5 +193,70 @@ func TestTheResultTellsWhatMoved(t *testing.T) {
 		if err != nil || got.DebitMinor != tc.debit || len(got.Entries) != tc.entries {
 			t.Errorf("%s: %+v, %v", name, got.Moved, err)
 		}
+	}
+}
+
+// An operation is carried out and told as a payment is. A payment that is not there may still come, until
+// the operation is too late.
+func TestHandleAnOperation(t *testing.T) {
+	var keys event.Keyring
+	if err := keys.Decode(testKeys); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	refund := payment.Operation{Kind: payment.Refund, Key: "r", Payment: "p", AttemptID: "attempt", AcceptedAt: now, Deadline: now.Add(time.Minute)}
+	late := refund
+	late.Deadline = now.Add(-time.Second)
+	paid := payment.Record{Payment: payment.Payment{Key: "p", Sender: "A", Receiver: "B", AmountIDR: 100, Currency: money.IDR}}
+	paid.Outcome, paid.RefundedMinor = payment.Standing(payment.Committed, payment.ReasonCommitted, "of", false), 60
+	back := payment.Record{Payment: payment.Payment{Key: "r", Sender: "B", Receiver: "A", AmountIDR: 60, Currency: money.IDR}, PaymentKey: "p"}
+	back.Outcome = payment.Standing(payment.Committed, payment.ReasonCommitted, "ref", false)
+	settled := payments{outcome: rpc.FromOutcome(back.Outcome), of: rpc.FromRecord(paid), refund: rpc.FromRecord(back)}
+	for name, tc := range map[string]struct {
+		o        payment.Operation
+		payments payments
+		outbox   outbox
+		want     string
+	}{
+		"refunded":             {refund, settled, outbox{}, "acknowledged SUCCESS committed ref, 60 of 100, [{B IDR -60 refund} {A IDR 60 refund}]"},
+		"refused":              {refund, payments{outcome: rpc.FromOutcome(payment.Decline(payment.RefundExceedsPayment)), of: rpc.FromRecord(paid)}, outbox{}, "acknowledged FAILED refund_exceeds_payment , 60 of 100, []"},
+		"payments is away":     {refund, payments{err: status.Error(codes.Unavailable, "down")}, outbox{}, "put_off"},
+		"no payment yet":       {refund, payments{err: status.Error(codes.NotFound, "no")}, outbox{}, "put_off"},
+		"no payment, and late": {late, payments{err: status.Error(codes.NotFound, "no")}, outbox{}, "refused"},
+		"it can never work":    {refund, payments{err: status.Error(codes.InvalidArgument, "no")}, outbox{}, "refused"},
+		"the broker is away":   {refund, settled, outbox{err: kafka.ErrNotSent}, "put_off"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := rpc.InProcess(func(r grpc.ServiceRegistrar) { paymentsv1.RegisterPaymentsServiceServer(r, &tc.payments) }, nil)
+			service, err := build(Config{Keys: keys, Kafka: kafka.Config{ResultTopic: "results"}}, function.Dependencies{
+				Conns: map[string]grpc.ClientConnInterface{"payments": conn}, Publisher: &tc.outbox, Now: time.Now, Registry: function.NewRegistry(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked := &outbox{}
+			if err := (event.Outbox{Source: "/pgw/gateway", Keys: &keys, To: asked, Now: time.Now}).RequestOperation(t.Context(), "requests", tc.o, "http://waits.here"); err != nil {
+				t.Fatal(err)
+			}
+			err = service.Events(t.Context(), asked.events[0])
+			got := "acknowledged"
+			switch {
+			case event.Refused(err):
+				got = "refused"
+			case err != nil:
+				got = "put_off"
+			}
+			for i, e := range tc.outbox.events {
+				result, err := event.ReadOperationResult(e, &keys)
+				if err != nil || tc.outbox.topics[i] != "results p" || result.Key != "r" || result.Payment != "p" || result.ReplyTo != "http://waits.here" ||
+					result.AttemptID != "attempt" || result.Fingerprint != tc.o.Fingerprint() || result.ReceivedAt.IsZero() {
+					t.Fatalf("published %+v to %s: %v", result, tc.outbox.topics[i], err)
+				}
+				got += fmt.Sprintf(" %s %s %s, %d of %d, %v", result.Status, result.Reason, result.Ref, result.RefundedMinor, result.AmountMinor, result.Entries)
+			}
+			if got != tc.want {
+				t.Errorf("%s, %v; want %s", got, err, tc.want)
+			}
+		})
 	}
 }
