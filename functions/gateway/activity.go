@@ -119,7 +119,7 @@ func (s span) buckets() int { return int((s.to.Sub(s.from)-1)/s.step) + 1 }
 
 // getActivity serves a report, for operators.
 func (g *Gateway) getActivity(w http.ResponseWriter, r *http.Request) {
-	if p := principal(r); p != nil && !p.OwnsAll() {
+	if !isOperator(principal(r)) {
 		writeProblem(w, http.StatusForbidden, "Not your payments", "The report is of all payments. Only a client that may send from all accounts can read it.")
 		return
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -44,7 +45,7 @@ const (
 func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (payment.Payment, verdict) {
 	begun := time.Now()
 	accounts := make(chan parties, 1)
-	go func(sender, receiver string) { accounts <- g.readAccounts(ctx, sender, receiver) }(p.Sender, p.Receiver)
+	go func(sender, receiver string) { accounts <- g.readAccounts(ctx, sender, receiver, false) }(p.Sender, p.Receiver)
 
 	p, no := g.price(ctx, p)
 	g.stage(took, "fx", time.Since(begun))
@@ -58,6 +59,10 @@ func (g *Gateway) assess(ctx context.Context, p payment.Payment, took *stages) (
 
 	read := <-accounts
 	g.stage(took, "wallet", read.took)
+	if reason, _, _ := read.refuses(p); reason != "" && read.behind() {
+		// A standby may not have the money that has just come. Only the primary refuses.
+		read = g.readAccounts(ctx, p.Sender, p.Receiver, true)
+	}
 	no = g.checkAccounts(ctx, read, p)
 	g.stage(took, "risk", riskTook)
 	if no.reason == "" {
@@ -72,25 +77,76 @@ type parties struct {
 	took                   time.Duration
 }
 
-func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string) parties {
+// behind reports whether a standby has answered.
+func (p parties) behind() bool { return p.sender.GetBehind() || p.receiver.GetBehind() }
+
+func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string, current bool) parties {
 	begun := time.Now()
-	var p parties
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.receiver, p.receiverErr = g.wallet.GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: receiver})
-	}()
-	p.sender, p.senderErr = g.wallet.GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: sender})
-	<-done
+	p, read := g.readTogether(ctx, sender, receiver, current)
+	if !read {
+		p = g.readSingly(ctx, sender, receiver, current)
+	}
 	p.took = time.Since(begun)
 	return p
 }
 
+// singlyFor is how long a wallet of a release without GetAccounts is not asked for it again.
+const singlyFor = time.Minute
+
+// readTogether reads both accounts by one call. read is false if wallet is of a release that can't do that.
+func (g *Gateway) readTogether(ctx context.Context, sender, receiver string, current bool) (p parties, read bool) {
+	if time.Now().UnixNano() < g.singly.Load() {
+		return p, false
+	}
+	got, err := g.wallet.GetAccounts(ctx, &walletv1.GetAccountsRequest{AccountIds: []string{sender, receiver}, Current: current})
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		g.singly.Store(time.Now().Add(singlyFor).UnixNano())
+		return p, false
+	case err == nil && len(got.Accounts) != 2:
+		err = fmt.Errorf("wallet returned %d accounts, not 2", len(got.Accounts))
+	}
+	if err != nil {
+		return parties{senderErr: err, receiverErr: err}, true
+	}
+	known := func(a *walletv1.GetAccountResponse) error {
+		if a.GetAccountId() == "" {
+			return status.Error(codes.NotFound, "there is no such account")
+		}
+		return nil
+	}
+	p.sender, p.receiver = got.Accounts[0], got.Accounts[1]
+	p.senderErr, p.receiverErr = known(p.sender), known(p.receiver)
+	return p, true
+}
+
+func (g *Gateway) readSingly(ctx context.Context, sender, receiver string, current bool) (p parties) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.receiver, p.receiverErr = g.wallet.GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: receiver, Current: current})
+	}()
+	p.sender, p.senderErr = g.wallet.GetAccount(ctx, &walletv1.GetAccountRequest{AccountId: sender, Current: current})
+	<-done
+	return p
+}
+
 func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Payment) verdict {
-	no := func(reason payment.Reason, message string) verdict {
+	reason, message, err := read.refuses(p)
+	switch {
+	case err != nil:
+		return g.unreachable(ctx, g.metrics.wallet, payment.WalletUnavailable, err)
+	case reason != "":
 		g.metrics.wallet.WithLabelValues(string(reason)).Inc()
 		return verdict{reason, message, refused}
 	}
+	g.metrics.wallet.WithLabelValues("ok").Inc()
+	return verdict{}
+}
+
+// refuses returns why the accounts can't make a payment; "" if they can. An error means that they could not
+// be read.
+func (read parties) refuses(p payment.Payment) (_ payment.Reason, message string, _ error) {
 	for _, side := range []struct {
 		err     error
 		account *walletv1.GetAccountResponse
@@ -102,11 +158,11 @@ func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Pay
 	} {
 		switch {
 		case status.Code(side.err) == codes.NotFound:
-			return no(side.unknown, "there is no such account")
+			return side.unknown, "there is no such account", nil
 		case side.err != nil:
-			return g.unreachable(ctx, g.metrics.wallet, payment.WalletUnavailable, side.err)
+			return "", "", side.err
 		case payment.AccountStatus(side.account.Status) == payment.Blocked:
-			return no(side.blocked, "the account is blocked")
+			return side.blocked, "the account is blocked", nil
 		}
 	}
 	debit := p.Debit()
@@ -114,13 +170,12 @@ func (g *Gateway) checkAccounts(ctx context.Context, read parties, p payment.Pay
 	case !known:
 		// The ledger judges the balance all the same.
 	case has.AvailableMinor < debit.Minor:
-		return no(payment.InsufficientFunds, fmt.Sprintf("the payment is %s %s; the sender has less", debit.Currency, debit))
+		return payment.InsufficientFunds, fmt.Sprintf("the payment is %s %s; the sender has less", debit.Currency, debit), nil
 	case has.DailyLimitMinor > 0 && has.SpentTodayMinor+debit.Minor > has.DailyLimitMinor:
 		limit := money.Amount{Minor: has.DailyLimitMinor, Currency: debit.Currency}
-		return no(payment.DailyLimitExceeded, fmt.Sprintf("the sender's limit is %s %s a day", debit.Currency, limit))
+		return payment.DailyLimitExceeded, fmt.Sprintf("the sender's limit is %s %s a day", debit.Currency, limit), nil
 	}
-	g.metrics.wallet.WithLabelValues("ok").Inc()
-	return verdict{}
+	return "", "", nil
 }
 
 // balanceIn returns what an account has in a currency. It is not known if wallet is of a release that
@@ -139,6 +194,17 @@ func balanceIn(a *walletv1.GetAccountResponse, c money.Currency) (_ *commonv1.Ba
 	return &commonv1.Balance{}, len(a.Balances) > 0
 }
 
+// riskMessages say to a person what a refusal of risk means.
+var riskMessages = map[payment.Reason]string{
+	payment.RiskBelowMin:       "the amount is below the least that the risk rules allow",
+	payment.RiskAboveMax:       "the amount is above the greatest that the risk rules allow",
+	payment.RiskBlockedAccount: "the risk rules block an account of this payment",
+	payment.RiskSameParty:      "sender and receiver are the same account",
+	payment.RiskVelocity:       "the sender has made as many payments in this minute as the risk rules allow; pay later with a new key",
+	payment.RiskRandomReject: "refused at random: the risk rule random_reject_ppm refuses a few payments in a million, and 0 switches it off; " +
+		"pay again with a new key",
+}
+
 // judge asks risk. It also returns the id of the rule set that risk applied.
 func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string, _ verdict) {
 	got, err := g.risk.Evaluate(ctx, &riskv1.ScoreRequest{
@@ -153,11 +219,7 @@ func (g *Gateway) judge(ctx context.Context, p payment.Payment) (ruleSet string,
 		return got.RuleSet, verdict{}
 	}
 	reason := payment.Reason("risk_" + got.Reason)
-	message := "refused by the risk rules"
-	if reason == payment.RiskRandomReject {
-		message = "refused at random: the risk rule random_reject_ppm refuses a few payments in a million, and 0 switches it off; " +
-			"pay again with a new key"
-	}
+	message := cmp.Or(riskMessages[reason], "refused by the risk rules")
 	if !reason.Refusal() {
 		// A newer version of risk may have a rule that this gateway does not know. Its refusal
 		// still counts.
@@ -177,11 +239,16 @@ func (g *Gateway) unreachable(ctx context.Context, calls *prometheus.CounterVec,
 	if status.Code(err) == codes.ResourceExhausted {
 		return verdict{reason: payment.Overloaded, message: "too many payments are under way"}
 	}
-	// A failed call is already logged by the watched connection.
+	g.noteSenseless(ctx, err, reason)
+	return verdict{reason: reason, message: notSentOn}
+}
+
+// noteSenseless logs an answer that can't be used. A failed call is already logged by the watched
+// connection.
+func (g *Gateway) noteSenseless(ctx context.Context, err error, reason payment.Reason) {
 	if _, failed := status.FromError(err); !failed {
 		g.senseless.Note(ctx, err, "reason", string(reason))
 	}
-	return verdict{reason: reason, message: notSentOn}
 }
 
 // notSentOn is the message for a request that was not published. It is true whatever the other
@@ -206,8 +273,11 @@ func (g *Gateway) refuse(ctx context.Context, p payment.Payment, reason payment.
 
 // replayed is the answer to a later attempt of a payment that the ledger knows.
 func replayed(o payment.Outcome) payment.Outcome {
-	if o.State == payment.Committed {
+	switch {
+	case o.State == payment.Committed:
 		return payment.Standing(payment.Committed, payment.ReasonCommitted, o.Ref, true)
+	case o.State == payment.Pending && o.Reason == payment.Authorized:
+		return payment.Standing(payment.Pending, payment.Authorized, o.Ref, true)
 	}
 	return o.Answer()
 }
@@ -216,12 +286,15 @@ func replayed(o payment.Outcome) payment.Outcome {
 // the ledger has its key. An outcome without a status means that the money is held and the payment
 // is not decided; the returned payment then has the ledger's price.
 func (g *Gateway) lookUp(ctx context.Context, p payment.Payment) (_ payment.Payment, out payment.Outcome, known bool, err error) {
-	rec, err := g.find(ctx, &dbv1.FindRequest{IdempotencyKey: p.Key})
+	rec, err := g.find(ctx, &dbv1.FindRequest{IdempotencyKey: p.Key, Client: p.Client})
 	if status.Code(err) == codes.NotFound {
 		return p, out, false, nil
 	}
 	if err != nil {
 		return p, out, false, fmt.Errorf("look up a payment: %w", err)
+	}
+	if _, decides := payment.Deciding([]payment.Record{rec}, payment.Record.Identity, p.Identity()); !decides {
+		return p, out, false, nil // it is another client's
 	}
 	if rec.Claimed != p.Fingerprint() {
 		return p, payment.Decline(payment.IdempotencyMismatch), true, nil

@@ -10,6 +10,7 @@ import (
 	"github.com/rs/cors"
 
 	"pgw/functions/gateway/access"
+	"pgw/shared/payment"
 )
 
 // Headers of every response. A handler may replace them, as the page does.
@@ -59,7 +60,7 @@ func (g *Gateway) guard() (func(http.Handler) http.Handler, error) {
 		})
 		if len(g.cfg.Origins) > 0 {
 			api = cors.New(cors.Options{
-				AllowedOrigins: g.cfg.Origins, AllowedMethods: []string{http.MethodGet, http.MethodPost},
+				AllowedOrigins: g.cfg.Origins, AllowedMethods: []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete},
 				AllowedHeaders: []string{"Content-Type", "Authorization", access.KeyHeader, "Idempotency-Key", "Prefer", requestIDHeader},
 				ExposedHeaders: []string{
 					"Retry-After", "Server-Timing", "WWW-Authenticate", requestIDHeader, replayedHeader, "RateLimit", "RateLimit-Policy",
@@ -118,6 +119,18 @@ type principalKey struct{}
 func principal(r *http.Request) *access.Principal {
 	p, _ := r.Context().Value(principalKey{}).(*access.Principal)
 	return p
+}
+
+// isOperator reports whether a client sees everything: it may send from all accounts, or requests are
+// not authenticated.
+func isOperator(client *access.Principal) bool { return client == nil || client.OwnsAll() }
+
+// seesPayment reports whether a client may see a payment: its own, and those without a client, if it
+// has one of the two accounts. Releases before clients took payments without the names of their
+// clients.
+func seesPayment(client *access.Principal, rec payment.Record) bool {
+	return isOperator(client) ||
+		(rec.Client == client.Client || rec.Client == "") && (sees(client, rec.Sender) || sees(client, rec.Receiver))
 }
 
 func (g *Gateway) deny(w http.ResponseWriter, r *http.Request, d *access.Denied) {

@@ -28,7 +28,7 @@ import (
 // sees reports whether a client may see an account and its payments. A prefix of accounts never
 // includes the house's own. client is nil if requests are not authenticated.
 func sees(client *access.Principal, account string) bool {
-	return client == nil || client.OwnsAll() || client.Owns(account) && !payment.IsHouse(account)
+	return isOperator(client) || client.Owns(account) && !payment.IsHouse(account)
 }
 
 // owns reports whether the client may see the account of the path. If not, it answers as if the
@@ -59,7 +59,7 @@ func (g *Gateway) getAccount(w http.ResponseWriter, r *http.Request) {
 		g.getBalancesAt(w, r, q)
 		return
 	}
-	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id")})
+	got, err := g.wallet.GetAccount(r.Context(), &walletv1.GetAccountRequest{AccountId: r.PathValue("id"), Current: true})
 	if err != nil {
 		g.writeRefusal(w, r, "wallet", err)
 		return
@@ -142,6 +142,7 @@ type entryJSON struct {
 	Kind        string    `json:"kind"`
 	Amount      string    `json:"amount"`
 	Balance     string    `json:"balance"`
+	Client      string    `json:"client,omitempty"` // of a payment; only for operators
 }
 
 func (g *Gateway) getStatement(w http.ResponseWriter, r *http.Request) {
@@ -172,7 +173,10 @@ func (g *Gateway) getStatement(w http.ResponseWriter, r *http.Request) {
 		Opening: major(page.OpeningMinor), Closing: major(page.ClosingMinor), Next: page.NextCursor, Entries: make([]entryJSON, len(page.Entries)),
 	}
 	for i, e := range page.Entries {
-		out.Entries[i] = entryJSON{rpc.Time(e.BookedAt), e.ValueDate, e.TransactionId, e.Kind, major(e.AmountMinor), major(e.BalanceMinor)}
+		if !isOperator(principal(r)) {
+			e.Client = ""
+		}
+		out.Entries[i] = entryJSON{rpc.Time(e.BookedAt), e.ValueDate, e.TransactionId, e.Kind, major(e.AmountMinor), major(e.BalanceMinor), e.Client}
 	}
 	writeJSON(w, http.StatusOK, out)
 }
@@ -318,7 +322,7 @@ type houseJSON struct {
 }
 
 func (g *Gateway) getTrialBalance(w http.ResponseWriter, r *http.Request) {
-	if p := principal(r); p != nil && !p.OwnsAll() {
+	if !isOperator(principal(r)) {
 		writeProblem(w, http.StatusForbidden, "Not your accounts", "The trial balance is of all accounts. Only a client that may send from all accounts can read it.")
 		return
 	}

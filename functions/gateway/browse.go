@@ -99,9 +99,10 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 	case len(wrong) > 0:
 		writeWrong(w, wrong)
 		return
-	case client != nil && !client.OwnsAll() && in.AccountId == "":
+	case !isOperator(client) && in.AccountId == "":
 		in.Accounts = client.Accounts()
 	}
+	in.Client, in.AnyClient = clientOf(r.Context()), isOperator(client)
 	got, err := g.db.List(r.Context(), in)
 	if err != nil {
 		g.writeRefusal(w, r, "the ledger", err)
@@ -114,9 +115,9 @@ func (g *Gateway) listPayments(w http.ResponseWriter, r *http.Request) {
 			g.writeRefusal(w, r, "the ledger", err)
 			return
 		}
-		// A db of an earlier release does not know accounts, and returns others' payments too.
-		if sees(client, rec.Sender) || sees(client, rec.Receiver) {
-			found = append(found, recordOf(rec))
+		// A db of an earlier release does not know clients, and returns others' payments too.
+		if seesPayment(client, rec) {
+			found = append(found, recordOf(rec, client))
 		}
 	}
 	writeJSON(w, http.StatusOK, struct {

@@ -23,10 +23,14 @@ func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 	var document struct {
 		Paths map[string]map[string]struct {
 			Responses map[string]struct {
+				Ref     string           `json:"$ref"`
 				Reasons []payment.Reason `json:"x-reasons"`
 			}
 		}
 		Components struct {
+			Responses map[string]struct {
+				Reasons []payment.Reason `json:"x-reasons"`
+			}
 			Schemas struct {
 				Reason struct {
 					Enum     []payment.Reason
@@ -47,15 +51,22 @@ func TestReasonsAreThoseOfTheDocument(t *testing.T) {
 		t.Errorf("the document explains %q of %q", got, all)
 	}
 	documented := map[payment.Reason]int{}
-	for code, response := range document.Paths["/api/payments"]["post"].Responses {
-		if code == "413" { // a body that is too large, which has no reason of its own
-			continue
-		}
-		for _, r := range response.Reasons {
-			if documented[r] != 0 {
-				t.Errorf("%s has the status %d and %s", r, documented[r], code)
+	for path, operations := range document.Paths {
+		for code, response := range operations["post"].Responses {
+			if code == "413" { // a body that is too large, which has no reason of its own
+				continue
 			}
-			documented[r], _ = strconv.Atoi(code)
+			reasons := response.Reasons
+			if response.Ref != "" {
+				reasons = document.Components.Responses[response.Ref[strings.LastIndexByte(response.Ref, '/')+1:]].Reasons
+			}
+			number, _ := strconv.Atoi(code)
+			for _, r := range reasons {
+				if before := documented[r]; before != 0 && before != number {
+					t.Errorf("%s: %s has the status %s, and %d elsewhere", path, r, code, before)
+				}
+				documented[r] = number
+			}
 		}
 	}
 	for _, r := range all {

@@ -25,31 +25,32 @@ const (
 	relayedHeader = "Pgw-Relayed"
 )
 
-// flightID identifies a request under way by its key and its fingerprint.
+// flightID identifies a request under way by its client's key and its fingerprint.
 type flightID struct {
-	key         string
+	key         payment.ScopedKey
 	fingerprint payment.Fingerprint
 }
 
-// flight is one request under way at this replica. All clients that wait for its result share it.
-type flight struct {
+// flight is one request under way at this replica. All clients that wait for its result share it. R is
+// the data of the result event.
+type flight[R any] struct {
 	attempt   string    // the attempt id of the leader
 	published time.Time // taken just before publishing
 	done      chan struct{}
-	result    event.PaymentResult // set before done is closed
-	waiters   int                 // guarded by flights.mu
+	result    R   // set before done is closed
+	waiters   int // guarded by flights.mu
 }
 
-// flights are all requests under way at this replica.
-type flights struct {
+// flights are all requests of one sort under way at this replica.
+type flights[R any] struct {
 	mu sync.Mutex
-	by map[flightID]*flight
+	by map[flightID]*flight[R]
 }
 
-func newFlights() *flights { return &flights{by: map[flightID]*flight{}} }
+func newFlights[R any]() *flights[R] { return &flights[R]{by: map[flightID]*flight[R]{}} }
 
 // join adds a waiter to an existing flight. It returns nil if there is none.
-func (fs *flights) join(id flightID) *flight {
+func (fs *flights[R]) join(id flightID) *flight[R] {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f := fs.by[id]
@@ -61,12 +62,12 @@ func (fs *flights) join(id flightID) *flight {
 
 // start joins the flight, and creates it if there is none. leads is true for the caller that
 // created it.
-func (fs *flights) start(id flightID, attempt string) (f *flight, leads bool) {
+func (fs *flights[R]) start(id flightID, attempt string) (f *flight[R], leads bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f = fs.by[id]
 	if f == nil {
-		f, leads = &flight{attempt: attempt, published: time.Now(), done: make(chan struct{})}, true
+		f, leads = &flight[R]{attempt: attempt, published: time.Now(), done: make(chan struct{})}, true
 		fs.by[id] = f
 	}
 	f.waiters++
@@ -74,7 +75,7 @@ func (fs *flights) start(id flightID, attempt string) (f *flight, leads bool) {
 }
 
 // leave removes a waiter. The last waiter removes the flight.
-func (fs *flights) leave(id flightID, f *flight) {
+func (fs *flights[R]) leave(id flightID, f *flight[R]) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f.waiters--
@@ -84,7 +85,7 @@ func (fs *flights) leave(id flightID, f *flight) {
 }
 
 // finish gives all waiters the result. It reports whether there was a flight.
-func (fs *flights) finish(id flightID, result event.PaymentResult) bool {
+func (fs *flights[R]) finish(id flightID, result R) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f := fs.by[id]
@@ -108,23 +109,36 @@ func (g *Gateway) takeResult(ctx context.Context, e cloudevents.Event) error {
 }
 
 func (g *Gateway) deliver(ctx context.Context, e cloudevents.Event) (outcome string, err error) {
+	if event.IsOperationResult(e) {
+		result, err := event.ReadOperationResult(e, &g.cfg.Keys)
+		if err != nil {
+			return "refused", err
+		}
+		return g.hand(ctx, e, result.ReplyTo, func() bool { return g.asked.finish(operationFlight(result), result) })
+	}
 	result, err := event.ReadResult(e, &g.cfg.Keys)
 	if err != nil {
 		return "refused", err
 	}
-	id := flightID{result.Key, result.Fingerprint}
-	// A result belongs to the replica in ReplyTo, even if the same payment is under way here too.
+	id := flightID{result.Scoped(), result.Fingerprint}
+	return g.hand(ctx, e, result.ReplyTo, func() bool { return g.flights.finish(id, result) })
+}
+
+// hand gives a result to those who wait for it here, or relays its event to the replica replyTo. finish
+// reports whether anybody waits here.
+func (g *Gateway) hand(ctx context.Context, e cloudevents.Event, replyTo string, finish func() bool) (outcome string, err error) {
+	// A result belongs to the replica in replyTo, even if the same request is under way here too.
 	// Each request gets its own result, and the client of this result waits at the other replica.
-	elsewhere := result.ReplyTo != "" && result.ReplyTo != g.cfg.ReplicaURL
+	elsewhere := replyTo != "" && replyTo != g.cfg.ReplicaURL
 	if elsewhere && event.Header(ctx).Get(relayedHeader) == "" {
-		err := g.relayResult(ctx, result.ReplyTo, e)
+		err := g.relayResult(ctx, replyTo, e)
 		if g.relaying.Note(ctx, err); err != nil {
 			// There is no retry: the other replica may be gone, and its client with it.
 			return "relay_failed", nil
 		}
 		return "relayed", nil
 	}
-	if g.flights.finish(id, result) {
+	if finish() {
 		return "answered", nil
 	}
 	return "nobody_waits", nil

@@ -26,6 +26,8 @@ import (
 	fxv1 "pgw/proto/gen/fx/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
+	webhooksv1 "pgw/proto/gen/webhooks/v1"
+	"pgw/shared/deadletter"
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
@@ -48,9 +50,12 @@ type Config struct {
 	Origins     []string      `envconfig:"CORS_ORIGINS" desc:"origins whose pages may use the API from a browser; empty: none"`
 	QuoteTTL    time.Duration `envconfig:"QUOTE_TTL" default:"30s" desc:"how long a firm quote can be used; 1s to 5m"`
 	MaxQuotes   int           `envconfig:"MAX_QUOTES" default:"100" desc:"the most open firm quotes of one client; requests for more get 429"`
+	HoldFor     time.Duration `envconfig:"AUTHORIZE_FOR" default:"168h" desc:"how long a payment with capture: manual holds its money for a capture; 1m to 720h"`
 	LogPayments bool          `envconfig:"LOG_PAYMENTS" default:"false" desc:"true: log a line at level info for each payment that is answered"`
 	// GroupPrefix is that of kafkasource. The gateway only reads how far the groups are behind.
 	GroupPrefix string `envconfig:"KAFKA_GROUP_PREFIX" desc:"prefix of each consumer group's name, for several systems that share a Kafka; /status reads the groups' lag"`
+	// LetterToken is an operator's, and only the calls about dead letters have it.
+	LetterToken string `envconfig:"DEAD_LETTER_TOKEN" desc:"an operator's RPC token, with which the gateway lists and redrives dead letters for operators; needed if db has RPC_AUTH=required; without it they are not offered there"`
 	Access      access.Config
 	Kafka       kafka.Config
 }
@@ -60,7 +65,7 @@ const quoteTTL = 30 * time.Second
 
 // Clients are the connections to the functions that the gateway asks.
 type Clients struct {
-	FX, Wallet, Risk, DB grpc.ClientConnInterface
+	FX, Wallet, Risk, DB, Webhooks grpc.ClientConnInterface
 	// HTTP reaches other replicas and the functions to wake; nil means the default transport.
 	HTTP http.RoundTripper
 }
@@ -72,19 +77,23 @@ type Gateway struct {
 	wallet     walletv1.WalletServiceClient
 	risk       riskv1.RiskServiceClient
 	db         dbv1.DbClient
+	webhooks   webhooksv1.WebhooksClient
 	publish    event.Publisher
 	access     *access.Access // nil: requests are not checked
-	flights    *flights
+	flights    *flights[event.PaymentResult]
+	asked      *flights[event.OperationResult] // operations under way
 	relay      *http.Client
 	waker      *waker
 	admitted   *admission
 	reads      *reads
 	operations *operations
+	letters    *deadletter.Box
 	prometheus ranger // nil: there is none
 	now        func() time.Time
 	log        *slog.Logger
 	metrics    *metrics
 	seeded     atomic.Bool  // rates and accounts were found
+	singly     atomic.Int64 // until this time, in nanoseconds, accounts are read one by one
 	page       func() *page // built at the first request, which keeps the start short
 
 	senseless, relaying, counting *trace.Outage
@@ -97,6 +106,8 @@ type metrics struct {
 	left                            prometheus.Counter
 	results                         *prometheus.CounterVec
 	quotes, quoteReads              *prometheus.CounterVec
+	operations                      *prometheus.CounterVec
+	operationSeconds                *prometheus.HistogramVec
 }
 
 func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
@@ -124,6 +135,13 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 			"given", "too_many", "invalid", "unsupported_currency", "unknown_account", "error"),
 		quoteReads: counter("pgw_gateway_quote_reads_total",
 			"Firm quotes read for payments, by result; mismatch means that there is no such quote for the payment.", "result", "ok", "mismatch", "error"),
+		operations: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgw_gateway_operations_total",
+			Help: "Operations on payments answered, by result: not_sent means that nothing was published, unknown that there was no result in time.",
+		}, []string{"operation", "result"}),
+		operationSeconds: auto.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgw_gateway_operation_seconds", Help: "How long each operation took until it was answered.", Buckets: function.Latency,
+		}, []string{"operation"}),
 		stages: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "pgw_stage_seconds", Help: "How long each stage of a payment took.", Buckets: function.Latency,
 		}, []string{"stage"}),
@@ -133,6 +151,14 @@ func newMetrics(r prometheus.Registerer, admitted *admission) *metrics {
 	}
 	for _, stage := range stageNames {
 		m.stages.WithLabelValues(stage)
+	}
+	for _, kind := range payment.OperationKinds {
+		m.operationSeconds.WithLabelValues(string(kind))
+		for _, result := range []operationResult{
+			operationDone, operationReplayed, operationRefused, operationInvalid, operationNotSent, operationUnknown,
+		} {
+			m.operations.WithLabelValues(string(kind), string(result))
+		}
 	}
 	auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "pgw_gateway_waiting", Help: "Payments under way now."}, admitted.waiting)
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
@@ -156,6 +182,7 @@ var Function = function.Describe(function.Function{
 	Name: "gateway", About: "takes payments over HTTP and answers them",
 	Port: "18080", Calls: map[string]string{
 		"fx": "prices payments", "wallet": "checks accounts", "risk": "judges payments", "db": "knows what became of a payment",
+		"webhooks": "tells clients what became of their payments",
 	},
 	Publishes: function.Always, Events: "/events",
 	HTTP: func() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() },
@@ -188,27 +215,33 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	if cfg.QuoteTTL < payment.MinQuoteLifetime || cfg.QuoteTTL > payment.MaxQuoteLifetime {
 		return nil, fmt.Errorf("QUOTE_TTL: is %s; must be %s to %s", cfg.QuoteTTL, payment.MinQuoteLifetime, payment.MaxQuoteLifetime)
 	}
+	cfg.HoldFor = cmp.Or(cfg.HoldFor, payment.DefaultAuthorize)
+	if cfg.HoldFor < payment.MinAuthorize || cfg.HoldFor > payment.MaxAuthorize {
+		return nil, fmt.Errorf("AUTHORIZE_FOR: is %s; must be %s to %s", cfg.HoldFor, payment.MinAuthorize, payment.MaxAuthorize)
+	}
 	allowed, err := access.Open(cfg.Access, on.Registry, on.Now, on.Log)
 	if err != nil {
 		return nil, err
 	}
 	to := Clients{
-		FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], HTTP: on.HTTP,
+		FX: on.Conns["fx"], Wallet: on.Conns["wallet"], Risk: on.Conns["risk"], DB: on.Conns["db"], Webhooks: on.Conns["webhooks"], HTTP: on.HTTP,
 	}
 	g := &Gateway{
 		cfg: cfg, reads: newReads(on.Registry), senseless: trace.NewOutage(on.Log, on.Now, "a function's answer cannot be used"),
 		relaying: trace.NewOutage(on.Log, on.Now, "a result could not be relayed"),
 		counting: trace.NewOutage(on.Log, on.Now, "Prometheus could not be asked"),
 		fx:       fxv1.NewFxServiceClient(to.FX), wallet: walletv1.NewWalletServiceClient(to.Wallet),
-		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB),
-		publish: on.Publisher, access: allowed, flights: newFlights(), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
+		risk: riskv1.NewRiskServiceClient(to.Risk), db: dbv1.NewDbClient(to.DB), webhooks: webhooksv1.NewWebhooksClient(to.Webhooks),
+		publish: on.Publisher, access: allowed, flights: newFlights[event.PaymentResult](), relay: &http.Client{Timeout: relayTimeout, Transport: to.HTTP},
+		asked: newFlights[event.OperationResult](),
 		waker: newWaker(cfg.WakeURLs, to.HTTP), now: on.Now, log: on.Log,
 		page: sync.OnceValue(func() *page { return newPage(cfg.GrafanaURL, cfg.TraceURL) }),
 	}
 	if g.prometheus, err = openPrometheus(cfg.Prometheus); err != nil {
 		return nil, err
 	}
-	g.operations = newOperations(cfg, on, g.db)
+	g.letters = newLetters(cfg, on)
+	g.operations = newOperations(cfg, on, g.db, g.letters)
 	g.admitted = newAdmission(cfg.MinWaiting, cfg.MaxWaiting, cfg.AnswerIn/2, time.Now)
 	g.metrics = newMetrics(on.Registry, g.admitted)
 	guard, err := g.guard()
@@ -279,13 +312,9 @@ func decline(reason payment.Reason, message string) reply {
 // pay serves one payment and returns its reply. It calls onStage, if not nil, at the end of each
 // stage.
 func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stageTime)) (out reply) {
-	took := stages{onStage: onStage}
-	underWay, ok := g.admitted.enter()
-	if !ok && g.admitted.closed() {
-		return decline(payment.Overloaded, "this replica is being stopped; another replica takes the same request")
-	}
-	if !ok {
-		return decline(payment.Overloaded, fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay))
+	took := stages{times: make([]stageTime, 0, len(stageNames)), onStage: onStage}
+	if full := g.enter(); full != "" {
+		return decline(payment.Overloaded, full)
 	}
 	defer func() { g.admitted.leave(out.answered) }()
 	g.waker.wake()
@@ -303,7 +332,7 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stage
 
 	// If the same request is under way at this replica, this one gets its outcome, and no function
 	// is asked again.
-	id := flightID{r.Key, r.Fingerprint()}
+	id := flightID{r.Scoped(), r.Fingerprint()}
 	if f := g.flights.join(id); f != nil {
 		defer g.flights.leave(id, f)
 		return g.await(ctx, f, r, true, &took)
@@ -346,6 +375,18 @@ func (g *Gateway) pay(ctx context.Context, r payment.Payment, onStage func(stage
 	return g.send(ctx, id, r, &took)
 }
 
+// enter admits a request that waits for its result, or returns why it does not.
+func (g *Gateway) enter() (full string) {
+	underWay, ok := g.admitted.enter()
+	switch {
+	case ok:
+		return ""
+	case g.admitted.closed():
+		return "this replica is being stopped; another replica takes the same request"
+	}
+	return fmt.Sprintf("%d payments are under way, as many as can be answered in time", underWay)
+}
+
 // left reports whether the client has disconnected. A failure after that is not a function's fault.
 func left(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
@@ -358,46 +399,40 @@ func (g *Gateway) send(ctx context.Context, id flightID, r payment.Payment, took
 		return g.await(ctx, f, r, true, took)
 	}
 	begun := time.Now()
-	err := g.publishRequest(ctx, r)
+	err := g.outbox().Request(ctx, g.cfg.Kafka.RequestTopic, r, g.cfg.ReplicaURL)
 	g.stage(took, "publish", time.Since(begun))
-	switch {
-	case err == nil:
-		g.metrics.publish.WithLabelValues("ok").Inc()
-	case errors.Is(err, kafka.ErrNotSent):
+	if !g.perhapsSent(ctx, err) {
 		g.flights.finish(id, event.PaymentResult{Outcome: payment.Decline(payment.QueuePublishError)})
-		if !left(ctx) {
-			g.metrics.publish.WithLabelValues("error").Inc()
-		}
 		return reply{Outcome: payment.Decline(payment.QueuePublishError), message: notSentOn, stages: *took}
-	default:
-		// The broker may have the request although it did not confirm it. In that case a result
-		// arrives.
-		if !left(ctx) {
-			g.metrics.publish.WithLabelValues("unknown").Inc()
-		}
 	}
 	return g.await(ctx, f, r, false, took)
 }
 
-func (g *Gateway) publishRequest(ctx context.Context, r payment.Payment) error {
-	outbox := event.Outbox{Source: "/pgw/gateway", Keys: &g.cfg.Keys, To: g.publish, Now: g.now}
-	return outbox.Request(ctx, g.cfg.Kafka.RequestTopic, r, g.cfg.ReplicaURL)
+func (g *Gateway) outbox() event.Outbox {
+	return event.Outbox{Source: "/pgw/gateway", Keys: &g.cfg.Keys, To: g.publish, Now: g.now}
+}
+
+// perhapsSent counts the result of publishing a request, and reports whether the broker may have it. It
+// may have it although it did not confirm it. In that case a result arrives.
+func (g *Gateway) perhapsSent(ctx context.Context, err error) bool {
+	result := "unknown"
+	switch {
+	case err == nil:
+		result = "ok"
+	case errors.Is(err, kafka.ErrNotSent):
+		result = "error"
+	}
+	if err == nil || !left(ctx) {
+		g.metrics.publish.WithLabelValues(result).Inc()
+	}
+	return result != "error"
 }
 
 // await waits for a flight's result. follows means that another request of the same payment leads
 // the flight.
-func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follows bool, took *stages) reply {
+func (g *Gateway) await(ctx context.Context, f *flight[event.PaymentResult], r payment.Payment, follows bool, took *stages) reply {
 	begun := time.Now()
-	_, span := trace.Start(ctx, "await result", trace.Internal)
-	defer span.End()
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		over := "timeout"
-		if left(ctx) {
-			over = "left"
-		}
-		g.metrics.wait.WithLabelValues(over).Inc()
+	if !g.awaits(ctx, f.done) {
 		g.stage(took, "wait", time.Since(begun))
 		deadline := r.Deadline
 		return reply{
@@ -405,7 +440,6 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follo
 			message: "not decided yet; GET /api/payments/{idempotency_key} returns the outcome, which is final at the latest one minute after the deadline",
 		}
 	}
-	g.metrics.wait.WithLabelValues("ok").Inc()
 	result := f.result
 	if !result.ReceivedAt.IsZero() && !follows {
 		g.stage(took, "queue", result.ReceivedAt.Sub(f.published))
@@ -422,13 +456,36 @@ func (g *Gateway) await(ctx context.Context, f *flight, r payment.Payment, follo
 	if !answered {
 		return reply{Outcome: out, message: notSentOn, stages: *took}
 	}
-	// Only the first attempt gets SUCCESS. A request that joined the flight gets a replay. So does
-	// a later attempt that gets the first attempt's result because that was delivered again.
-	replayed := follows || result.AttemptID != f.attempt || out.Status == payment.SuccessReplay
-	if replayed && out.Status == payment.Success {
-		out.Status, out.Reason = payment.SuccessReplay, payment.DuplicateIdempo
-	}
+	out, replayed := toldTo(out, follows || result.AttemptID != f.attempt)
 	return reply{Outcome: out, answered: answered, replayed: replayed, stages: *took}
+}
+
+// awaits waits until a flight is done, and counts how the wait ended. It returns false if ctx ends first.
+func (g *Gateway) awaits(ctx context.Context, done <-chan struct{}) bool {
+	_, span := trace.Start(ctx, "await result", trace.Internal)
+	defer span.End()
+	over := "ok"
+	select {
+	case <-done:
+	case <-ctx.Done():
+		over = "timeout"
+		if left(ctx) {
+			over = "left"
+		}
+	}
+	g.metrics.wait.WithLabelValues(over).Inc()
+	return over == "ok"
+}
+
+// toldTo returns a result's outcome as a request hears it, and whether it is a replay. Only the first
+// attempt gets SUCCESS. A request that joined the flight gets a replay. So does a later attempt that
+// gets the first attempt's result because that was delivered again.
+func toldTo(o payment.Outcome, later bool) (payment.Outcome, bool) {
+	replayed := later || o.Status == payment.SuccessReplay
+	if replayed && o.Status == payment.Success {
+		o.Status, o.Reason = payment.SuccessReplay, payment.DuplicateIdempo
+	}
+	return o, replayed
 }
 
 // stageNames are all stages of a payment.
@@ -455,8 +512,13 @@ func (g *Gateway) stage(s *stages, name string, took time.Duration) {
 func (g *Gateway) stageOf(ctx context.Context, s *stages, name string, took time.Duration) {
 	// The clocks of two machines may differ by more than the length of a stage.
 	took = max(took, 0)
-	s.times = append(s.times, stageTime{name, took})
 	trace.Observe(ctx, g.metrics.stages.WithLabelValues(name), took.Seconds())
+	s.add(name, took)
+}
+
+// add adds a stage without counting it in the metrics, which are those of payments.
+func (s *stages) add(name string, took time.Duration) {
+	s.times = append(s.times, stageTime{name, took})
 	if s.onStage != nil {
 		s.onStage(stageTime{name, took})
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,14 +51,23 @@ func (g *Gateway) routes(all *function.Mux) {
 	mux.HandleFunc("GET /api/payments", g.listPayments, "limit", "before", "account", "status", "currency", "from", "to",
 		"min_amount", "max_amount", "ref", inMetadata)
 	mux.HandleFunc("GET /api/payments/{key...}", g.getPayment)
+	mux.HandleFunc("GET /api/payments/{key}/refunds", g.getRefunds)
+	mux.HandleFunc("POST /api/payments/{key}/refunds", g.postOperation(payment.Refund))
+	mux.HandleFunc("POST /api/payments/{key}/capture", g.postOperation(payment.Capture))
+	mux.HandleFunc("POST /api/payments/{key}/void", g.postOperation(payment.Void))
+	mux.HandleFunc("POST /api/payments/{key}/cancel", g.postOperation(payment.Cancel))
 	mux.HandleFunc("GET /api/accounts/{id}", g.getAccount, "at")
 	mux.HandleFunc("GET /api/accounts/{id}/statement", g.getStatement, "currency", "from", "to", "limit", "cursor", "format")
 	mux.HandleFunc("GET /api/reports/trial-balance", g.getTrialBalance)
 	mux.HandleFunc("GET /api/reports/activity", g.getActivity, "from", "to", "step")
+	mux.HandleFunc("GET /api/dead-letters", g.listLetters, "state", "limit", "before")
+	mux.HandleFunc("POST /api/dead-letters/{id}/redrive", g.redriveLetter)
+	mux.HandleFunc("POST /api/dead-letters/{id}/discard", g.discardLetter)
 	mux.HandleFunc("GET /api/random-accounts", g.getRandomAccounts)
 	mux.HandleFunc("GET /api/quotes", g.getQuote, "currency", "amount")
 	mux.HandleFunc("POST /api/quotes", g.postQuote)
 	mux.HandleFunc("GET /api/currencies", g.getCurrencies)
+	g.webhookRoutes(mux)
 	mux.HandleFunc("GET /status", g.getStatus)
 	for _, view := range views {
 		mux.HandleFunc("GET "+view, func(w http.ResponseWriter, r *http.Request) { g.page().index(w, r) })
@@ -110,7 +120,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 	}
 	begun := time.Now()
 	request, refusal := readPayment(w, r)
+	request.Client = clientOf(r.Context())
 	if refusal == nil {
+		if request.Manual() {
+			request.HoldSeconds = int64(g.cfg.HoldFor / time.Second)
+		}
 		if denied := g.access.MaySend(principal(r), request.Sender); denied != nil {
 			g.deny(w, r, denied)
 			return
@@ -153,6 +167,11 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 		stream.answer(code, body)
 		return
 	}
+	writeReply(w, code, out, body)
+}
+
+// writeReply writes the body of a reply with the headers that belong to it.
+func writeReply(w http.ResponseWriter, code int, out reply, body any) {
 	if code >= http.StatusInternalServerError {
 		tryAgain(w)
 	}
@@ -165,20 +184,22 @@ func (g *Gateway) postPayment(w http.ResponseWriter, r *http.Request) {
 
 // header formats the stages for Server-Timing, in milliseconds.
 func (s stages) header() string {
-	var b strings.Builder
+	const usual = 24 // bytes of a stage
+	text := make([]byte, 0, usual*len(s.times))
 	for i, stage := range s.times {
 		if i > 0 {
-			b.WriteString(", ")
+			text = append(text, ", "...)
 		}
-		fmt.Fprintf(&b, "%s;dur=%.3f", stage.name, stage.millis())
+		text = append(append(text, stage.name...), ";dur="...)
+		text = strconv.AppendFloat(text, stage.millis(), 'f', 3, 64)
 	}
-	return b.String()
+	return string(text)
 }
 
 // readPayment reads the payment of a request. The reply has all that is wrong with the request.
 func readPayment(w http.ResponseWriter, r *http.Request) (payment.Payment, *reply) {
 	inQuery := checkQuery(r.URL.RawQuery, nil)
-	order, wrong, refusal := readOrder(w, r, fieldNames)
+	order, wrong, refusal := readBody[payment.Order](w, r, fieldNames, fieldNames)
 	if refusal != nil {
 		refusal.wrong = append(refusal.wrong, inQuery...)
 		return payment.Payment{}, refusal
@@ -226,13 +247,13 @@ func badOrder(err error) payment.Reason {
 	return payment.InvalidInput
 }
 
-// readOrder reads the JSON of a payment, or of a firm quote, which has some of the same fields. It
-// returns the fields with a wrong type, and the unknown ones if the client wants strict handling.
-// Otherwise a header of the response names the unknown ones.
-func readOrder(w http.ResponseWriter, r *http.Request, known []string) (order payment.Order, wrong payment.Problems, _ *reply) {
-	refuse := func(reason payment.Reason, message string) (payment.Order, payment.Problems, *reply) {
+// readBody reads the JSON of a request into a struct whose fields have the names all. known are those
+// that the request may have. It returns the fields with a wrong type, and the unknown ones if the client
+// wants strict handling. Otherwise a header of the response names the unknown ones.
+func readBody[T any](w http.ResponseWriter, r *http.Request, all, known []string) (body T, wrong payment.Problems, _ *reply) {
+	refuse := func(reason payment.Reason, message string) (T, payment.Problems, *reply) {
 		out := decline(reason, message)
-		return order, nil, &out
+		return body, nil, &out
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -240,24 +261,30 @@ func readOrder(w http.ResponseWriter, r *http.Request, known []string) (order pa
 		if errors.As(err, &tooLarge) {
 			out := decline(payment.InvalidInput, fmt.Sprintf("the body is larger than %d bytes", maxBody))
 			out.code = http.StatusRequestEntityTooLarge
-			return order, nil, &out
+			return body, nil, &out
 		}
 		return refuse(payment.BadJSON, "the body could not be read")
 	}
-	if err := json.Unmarshal(raw, &order); err != nil {
+	if err := json.Unmarshal(raw, &body); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if !errors.As(err, &wrongType) || wrongType.Field == "" {
 			return refuse(payment.BadJSON, "the body is not a JSON object: "+err.Error())
 		}
-		wrong = wrongTypes(raw)
+		wrong = wrongTypes[T](raw)
 	}
-	unknown, err := checkShape(raw, known)
+	unknown, err := checkShape(raw, all, known)
 	if err != nil {
 		out := decline(payment.BadJSON, err.Error())
 		out.wrong = and(nil, err)
-		return order, nil, &out
+		return body, nil, &out
 	}
-	// Unknown fields are accepted unless the client wants otherwise: existing clients may send them.
+	return body, append(wrong, refuseUnknown(w, r, unknown)...), nil
+}
+
+// refuseUnknown returns a problem for each unknown field of a body, if the client wants that. Without
+// that wish they are accepted, because existing clients may send them, and a header of the response
+// names them.
+func refuseUnknown(w http.ResponseWriter, r *http.Request, unknown []string) (wrong payment.Problems) {
 	preference := handling(r.Header)
 	if preference != "" {
 		w.Header().Set("Preference-Applied", preference)
@@ -269,7 +296,7 @@ func readOrder(w http.ResponseWriter, r *http.Request, known []string) (order pa
 	} else if len(unknown) > 0 {
 		w.Header().Set(unknownFieldsHeader, unknownFields(unknown))
 	}
-	return order, wrong, nil
+	return wrong
 }
 
 // idempotencyKey returns the key from the field or from the header. If both are present they must
@@ -318,6 +345,17 @@ type record struct {
 	// Events are the events of this payment. They are absent in a list.
 	Events []eventID `json:"events,omitempty"`
 
+	given
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // of an authorized payment that is not captured yet
+	// Refunds are the refunds that gave something back or may do so, the oldest first. They are absent in
+	// a list.
+	Refunds []refund `json:"refunds,omitempty"`
+	// Of a refund: the key of its payment, and why it was asked for.
+	PaymentKey string `json:"payment_key,omitempty"`
+	Note       string `json:"note,omitempty"`
+	// TraceID is the trace of the attempt that claimed the key. It is absent if that was not traced.
+	TraceID string `json:"trace_id,omitempty"`
+
 	// The other fields are those of the payment. A field of record hides the field with the same
 	// JSON name of an embedded struct.
 	payment.Payment
@@ -327,6 +365,7 @@ type record struct {
 	Attempt       hidden `json:"attempt_id,omitzero"`
 	DebitMinor    hidden `json:"debit_minor,omitzero"`
 	CreditMinor   hidden `json:"credit_minor,omitzero"`
+	HoldSeconds   hidden `json:"hold_seconds,omitzero"`
 }
 
 // exchange is the price of a payment between balances of two currencies.
@@ -357,37 +396,68 @@ type eventID struct {
 	ID   string `json:"id"`
 }
 
-// getPayment returns the payment of a key, or of the ref that clients got with the answer. If a key is
-// spelled like another payment's ref, the payment of the key is returned.
+// getPayment returns the payment of a client's key, or of the ref that clients got with the answer. If a
+// key is spelled like another payment's ref, the payment of the key is returned. An operator gets the
+// payment of any client: of several with the key its own, or else the newest. The others have their
+// refs.
 func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
-	key := r.PathValue("key")
-	rec, err := g.find(r.Context(), &dbv1.FindRequest{IdempotencyKey: key, OrRef: true})
+	key, client := r.PathValue("key"), principal(r)
+	rec, err := g.find(r.Context(), &dbv1.FindRequest{
+		IdempotencyKey: key, OrRef: true, Client: clientOf(r.Context()), AnyClient: isOperator(client),
+	})
 	w.Header().Set("Server-Timing", fmt.Sprintf("ledger;dur=%.3f", float64(time.Since(begun).Microseconds())/1000))
 	// The response does not show whether another client's payment exists.
-	if p := principal(r); err == nil && !sees(p, rec.Sender) && !sees(p, rec.Receiver) {
+	if err == nil && !seesPayment(client, rec) {
 		err = status.Error(codes.NotFound, "belongs to another client")
 	}
-	switch status.Code(err) {
-	case codes.OK:
-	case codes.NotFound:
-		writeProblem(w, http.StatusNotFound, "The ledger has no payment of this key",
-			"It was refused before it reached the ledger, or it has not reached the ledger yet. Ask again after its deadline.")
+	var refunds []refund
+	if err == nil && rec.RefundedMinor+rec.RefundingMinor > 0 {
+		refunds, err = g.refundsOf(r.Context(), rec)
+	}
+	if err != nil {
+		g.writeNoPayment(w, r, key, err, "It was refused before it reached the ledger, or it has not reached the ledger yet. Ask again after its deadline.")
 		return
+	}
+	out := recordOf(rec, client)
+	out.Refunds = refunds
+	out.Entries = entriesOf(rec, client)
+	out.Events = eventsOf(rec)
+	writeJSON(w, http.StatusOK, out)
+}
+
+// writeNoPayment answers that a payment could not be read. err is the ledger's error, and unknown what
+// to do if there is no such payment.
+func (g *Gateway) writeNoPayment(w http.ResponseWriter, r *http.Request, key string, err error, unknown string) {
+	switch status.Code(err) {
+	case codes.NotFound:
+		writeProblem(w, http.StatusNotFound, "The ledger has no payment of this key", unknown)
 	case codes.InvalidArgument:
 		writeProblem(w, http.StatusBadRequest, "Bad key", status.Convert(err).Message())
-		return
 	default:
 		g.writeUnreachable(trace.WithKey(r.Context(), key), w, err, "The ledger can't be asked now", "Try again.")
-		return
 	}
-	out := recordOf(rec)
-	out.Entries = entriesOf(rec, principal(r))
-	out.Events = []eventID{{event.RequestedType(rec.Payment), event.RequestedID(rec.Key, rec.Claimed)}}
-	if out.Status != "" {
-		out.Events = append(out.Events, eventID{event.TypePaymentResult, event.ResultID(rec.Key, rec.Claimed)})
+}
+
+// eventsOf returns the events of a payment or a refund. The refund of a cancellation has none of its own.
+func eventsOf(rec payment.Record) (events []eventID) {
+	requested := eventID{event.RequestedType(rec.Payment), event.RequestedID(rec.Scoped(), rec.Claimed)}
+	result := eventID{event.TypePaymentResult, event.ResultID(rec.Scoped(), rec.Claimed)}
+	switch {
+	case strings.HasPrefix(rec.Key, payment.CancelPrefix):
+		return nil
+	case rec.PaymentKey != "":
+		requested.Type, result.Type = event.TypeRefundRequested, event.TypeRefundResult
+		requested.ID, result.ID = event.OperationIDs(rec.Client, rec.Key, rec.Claimed)
 	}
-	writeJSON(w, http.StatusOK, out)
+	events = []eventID{requested}
+	if rec.AuthorizedMinor > 0 {
+		events = append(events, eventID{event.TypePaymentResult, event.AuthorizedID(rec.Scoped(), rec.Claimed)})
+	}
+	if rec.Status != "" && rec.Reason != payment.Authorized {
+		events = append(events, result)
+	}
+	return events
 }
 
 // find reads a payment from the ledger.
@@ -399,17 +469,26 @@ func (g *Gateway) find(ctx context.Context, in *dbv1.FindRequest) (payment.Recor
 	return rpc.ToRecord(got)
 }
 
-func recordOf(rec payment.Record) record {
+// recordOf returns a payment as a client gets it. Only an operator is told whose payment it is.
+func recordOf(rec payment.Record, client *access.Principal) record {
 	debit, credit := rec.Debit(), rec.Credit()
 	out := record{
 		Payment: rec.Payment, Outcome: rec.Outcome, Key: rec.Key, State: rec.State, Status: rec.Status, Reason: rec.Reason,
 		Currency: rec.Currency, TxDate: rec.TxDate, ReservedAt: rec.ReservedAt, DecidedAt: rec.DecidedAt,
 		DebitCurrency: debit.Currency, DebitAmount: debit.String(), CreditCurrency: credit.Currency, CreditAmount: credit.String(),
+		given: givenOf(rec), PaymentKey: rec.PaymentKey, Note: rec.Note, TraceID: rec.TraceID,
+	}
+	if rec.AuthorizedMinor > 0 && rec.State == payment.Pending {
+		out.ExpiresAt = rec.Deadline
+	}
+	if !isOperator(client) {
+		out.Payment.Client = ""
 	}
 	if rec.Minor > 0 {
 		out.Amount = rec.Sent().String()
 	}
-	if e := rec.Exchange; rec.Exchanges() {
+	// A refund at the price of its payment has no steps of its own.
+	if e := rec.Exchange; rec.Exchanges() && len(e.Steps) > 0 {
 		out.Exchange = &exchange{e.Rate, e.MidRate, spreadOf(rec.Payment).String(), e.Remainder, e.Steps}
 	}
 	return out
@@ -439,7 +518,7 @@ func timeOf(t *timestamppb.Timestamp) *time.Time {
 }
 
 func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
-	if p := principal(r); p != nil && !p.OwnsAll() {
+	if !isOperator(principal(r)) {
 		writeProblem(w, http.StatusForbidden, "Not your accounts", "The accounts are picked from all accounts. Only a client that may send from all accounts can ask for them.")
 		return
 	}

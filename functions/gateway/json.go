@@ -23,22 +23,26 @@ const (
 )
 
 // fieldNames are the JSON names of the fields of payment.Order.
-var fieldNames = func() (names []string) {
-	for field := range reflect.TypeFor[payment.Order]().Fields() {
+var fieldNames = namesOf[payment.Order]()
+
+// namesOf returns the JSON names of a struct's fields.
+func namesOf[T any]() (names []string) {
+	for field := range reflect.TypeFor[T]().Fields() {
 		names = append(names, field.Tag.Get("json"))
 	}
 	return names
-}()
+}
 
 // quoteFields are those of fieldNames that a firm quote has.
 var quoteFields = []string{"sender_id", "receiver_id", "currency", "amount", "debit_currency", "credit_currency"}
 
 // checkShape refuses JSON that json.Unmarshal accepts. For a field that is given twice,
 // json.Unmarshal takes the last value, but a proxy in front of pgw may have checked the first. raw
-// must be valid JSON. checkShape returns the names of the fields that are not known ones, each once.
-func checkShape(raw []byte, known []string) (unknown []string, err error) {
+// must be valid JSON, and all are the names of the fields that it is read into. checkShape returns the
+// names of the fields that are not known ones, each once.
+func checkShape(raw []byte, all, known []string) (unknown []string, err error) {
 	depth, fields := 0, 0
-	seen := make([]bool, len(fieldNames))
+	seen := make([]bool, len(all))
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
 		case '{', '[':
@@ -54,13 +58,13 @@ func checkShape(raw []byte, known []string) (unknown []string, err error) {
 					return nil, fmt.Errorf("the body has more than %d fields", maxFields)
 				}
 				name := nameOf(raw[i:end])
-				at := fieldOf(name)
+				at := fieldOf(name, all)
 				if at >= 0 && seen[at] {
-					return nil, &payment.FieldError{Field: fieldNames[at], Problem: "is given more than once"}
+					return nil, &payment.FieldError{Field: all[at], Problem: "is given more than once"}
 				} else if at >= 0 {
 					seen[at] = true
 				}
-				if (at < 0 || !slices.Contains(known, fieldNames[at])) && !slices.Contains(unknown, string(name)) {
+				if (at < 0 || !slices.Contains(known, all[at])) && !slices.Contains(unknown, string(name)) {
 					unknown = append(unknown, string(name))
 				}
 			}
@@ -110,18 +114,18 @@ func nameOf(quoted []byte) []byte {
 
 // fieldOf returns the index of the field that json.Unmarshal assigns a name's value to, or -1. Like
 // json.Unmarshal, it ignores the case.
-func fieldOf(name []byte) int {
-	return slices.IndexFunc(fieldNames, func(field string) bool { return strings.EqualFold(string(name), field) })
+func fieldOf(name []byte, all []string) int {
+	return slices.IndexFunc(all, func(field string) bool { return strings.EqualFold(string(name), field) })
 }
 
-// wrongTypes finds all fields of an order that have a value of another type than theirs.
+// wrongTypes finds all fields of a struct that have a value of another type than theirs in the JSON.
 // json.Unmarshal reports only the first.
-func wrongTypes(raw []byte) (wrong payment.Problems) {
+func wrongTypes[T any](raw []byte) (wrong payment.Problems) {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(raw, &fields) != nil {
 		return nil
 	}
-	for field := range reflect.TypeFor[payment.Order]().Fields() {
+	for field := range reflect.TypeFor[T]().Fields() {
 		for name, value := range fields {
 			if !strings.EqualFold(name, field.Tag.Get("json")) {
 				continue

@@ -13,6 +13,8 @@ import (
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	fxv1 "pgw/proto/gen/fx/v1"
@@ -43,6 +45,8 @@ func (agreeable) Invoke(_ context.Context, _ string, _, reply any, _ ...grpc.Cal
 		proto.Merge(reply, &fxv1.ConvertResponse{AmountMinor: 15500, Rate: "15500", RateId: "rate"})
 	case *walletv1.GetAccountResponse:
 		proto.Merge(reply, &walletv1.GetAccountResponse{Status: "ACTIVE", BalanceIdr: 1_000_000})
+	case *walletv1.GetAccountsResponse:
+		return status.Error(codes.Unimplemented, "a wallet of an older release")
 	case *riskv1.EvaluateResponse:
 		reply.Allow = true
 	}

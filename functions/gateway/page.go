@@ -107,7 +107,7 @@ func (p *page) speaking(w http.ResponseWriter, r *http.Request) file {
 
 // views are the addresses of the page's views. All of them have the same index. The script shows the
 // view of the address.
-var views = []string{"/{$}", "/payments", "/payments/{key...}", "/accounts", "/accounts/{id}", "/operations"}
+var views = []string{"/{$}", "/payments", "/payments/{key...}", "/accounts", "/accounts/{id}", "/webhooks", "/webhooks/{id}", "/operations"}
 
 // lost serves the page at an address that no route serves. The script shows that the address is not
 // known.

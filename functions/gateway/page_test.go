@@ -264,7 +264,7 @@ func TestPageHasItsWords(t *testing.T) {
 		}
 	}
 	// The page builds these keys from the gateway's answers.
-	made := regexp.MustCompile(`^(outcome|state|stage|kind|view|part|health|dependency|verdict)\.`)
+	made := regexp.MustCompile(`^(outcome|state|stage|kind|view|part|health|dependency|verdict|delivery|attempt|disabled)\.`)
 	for _, key := range english {
 		if !made.MatchString(key) && !strings.Contains(said, `"`+key+`"`) && !strings.Contains(said, `'`+key+`'`) {
 			t.Errorf("the key %s is not used", key)

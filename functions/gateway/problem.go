@@ -30,6 +30,7 @@ const (
 	tooManyQuotes       problemType = "too-many-quotes"
 	unreachable         problemType = "unreachable"
 	overloaded          problemType = "overloaded"
+	notOffered          problemType = "not-offered"
 	providerUnavailable problemType = "provider-unavailable"
 )
 
@@ -55,6 +56,7 @@ var typesByCode = map[int]problemType{
 	http.StatusTooManyRequests:       tooManyRequests,
 	http.StatusBadGateway:            unreachable,
 	http.StatusServiceUnavailable:    overloaded,
+	http.StatusNotImplemented:        notOffered,
 }
 
 // address returns the address of the explanation, relative to the gateway.

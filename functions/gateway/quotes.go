@@ -45,7 +45,7 @@ func (g *Gateway) postQuote(w http.ResponseWriter, r *http.Request) {
 	if !readable(w, r) {
 		return
 	}
-	order, wrong, bad := readOrder(w, r, quoteFields)
+	order, wrong, bad := readBody[payment.Order](w, r, fieldNames, quoteFields)
 	if bad != nil {
 		g.refuseQuote(r.Context(), w, *bad)
 		return
@@ -97,7 +97,7 @@ func (g *Gateway) postQuote(w http.ResponseWriter, r *http.Request) {
 
 // missing returns the name of the field whose account does not exist; empty if both exist.
 func (g *Gateway) missing(ctx context.Context, p payment.Payment) (field string, _ verdict) {
-	read := g.readAccounts(ctx, p.Sender, p.Receiver)
+	read := g.readAccounts(ctx, p.Sender, p.Receiver, false)
 	for _, side := range []struct {
 		field string
 		err   error
@@ -159,11 +159,11 @@ func spreadOf(p payment.Payment) money.Amount {
 	return money.Amount{Minor: p.Exchange.MidMinor - credit.Minor, Currency: credit.Currency}
 }
 
-// clientOf returns the name of the client that makes the request of a context; empty if requests are
-// not authenticated.
+// clientOf returns the client that makes the request of a context: the scope of its idempotency keys.
+// It is empty if requests are not authenticated.
 func clientOf(ctx context.Context) string {
 	if p, _ := ctx.Value(principalKey{}).(*access.Principal); p != nil {
-		return p.Name
+		return p.Client
 	}
 	return ""
 }

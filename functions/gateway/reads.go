@@ -24,7 +24,7 @@ func cost(r *http.Request) int {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return usualCost
-	case r.URL.Path == "/api/payments", strings.HasPrefix(r.URL.Path, "/api/reports/"):
+	case r.URL.Path == "/api/payments", r.URL.Path == "/api/dead-letters", strings.HasPrefix(r.URL.Path, "/api/reports/"):
 		return listCost
 	case strings.HasPrefix(r.URL.Path, "/api/accounts/") && (strings.HasSuffix(r.URL.Path, "/statement") || r.FormValue("at") != ""):
 		return listCost

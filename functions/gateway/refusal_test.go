@@ -191,3 +191,102 @@ func TestOnlyAnUnsentRequestIsReportedAsNotSent(t *testing.T) {
 		t.Errorf("perhaps sent: %d %s", w.Code, w.Body)
 	}
 }
+
+// both is a wallet that reads both accounts by one call.
+type both struct {
+	*neighbours
+	accounts func(current bool) []*walletv1.GetAccountResponse
+	err      error
+	calls    atomic.Int64
+}
+
+func (b *both) Invoke(ctx context.Context, method string, in, out any, opts ...grpc.CallOption) error {
+	switch out := out.(type) {
+	case *walletv1.GetAccountsResponse:
+		b.calls.Add(1)
+		if b.err == nil {
+			out.Accounts = b.accounts(in.(*walletv1.GetAccountsRequest).Current)
+		}
+		return b.err
+	case *walletv1.GetAccountResponse:
+		b.calls.Add(1)
+	}
+	return b.neighbours.Invoke(ctx, method, in, out, opts...)
+}
+
+// gateway is one beside this wallet. Kafka is away.
+func (b *both) gateway(t *testing.T) *function.Port {
+	t.Helper()
+	cfg := Config{AnswerIn: 20 * time.Second, MinWaiting: 8, MaxWaiting: 8}
+	if err := cfg.Keys.Decode("k:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Function.Make(cfg, function.Dependencies{
+		Conns:     map[string]grpc.ClientConnInterface{"fx": b, "wallet": b, "risk": b, "db": b},
+		Publisher: publishes(func() error { return kafka.ErrNotSent }),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// What a standby shows may be a moment old. Before a payment is refused for it, the primary is asked.
+func TestAStandbyRefusesNothing(t *testing.T) {
+	for name, tc := range map[string]struct {
+		now  int64 // what the sender has at the primary
+		want string
+	}{
+		"the money has just come": {1_000_000, "queue_publish_error"}, // it was sent on
+		"there is too little":     {1, "insufficient_funds"},
+	} {
+		b := &both{neighbours: &neighbours{}, accounts: func(current bool) (all []*walletv1.GetAccountResponse) {
+			has := int64(1)
+			if current {
+				has = tc.now
+			}
+			for _, id := range []string{"A", "B"} {
+				all = append(all, &walletv1.GetAccountResponse{AccountId: id, Status: "ACTIVE", BalanceIdr: has, Behind: !current})
+			}
+			return all
+		}}
+		if w := payAt(b.gateway(t)); !strings.Contains(w.Body.String(), `"reason":"`+tc.want+`"`) || b.calls.Load() != 2 {
+			t.Errorf("%s: %d %s, after %d calls; want %s", name, w.Code, w.Body, b.calls.Load(), tc.want)
+		}
+	}
+}
+
+// Both accounts are read by one call. A wallet of an earlier release reads them one by one, and is not
+// asked for both again for a while.
+func TestBothAccountsAreReadByOneCall(t *testing.T) {
+	active := func(id string) *walletv1.GetAccountResponse {
+		return &walletv1.GetAccountResponse{AccountId: id, Status: "ACTIVE", BalanceIdr: 1_000_000}
+	}
+	none := &walletv1.GetAccountResponse{}
+	for name, tc := range map[string]struct {
+		accounts []*walletv1.GetAccountResponse
+		err      error
+		want     string
+		calls    int64
+	}{
+		"active":           {[]*walletv1.GetAccountResponse{active("A"), active("B")}, nil, "queue_publish_error", 1},
+		"no sender":        {[]*walletv1.GetAccountResponse{none, active("B")}, nil, "unknown_sender", 1},
+		"no receiver":      {[]*walletv1.GetAccountResponse{active("A"), none}, nil, "unknown_receiver", 1},
+		"neither":          {[]*walletv1.GetAccountResponse{none, none}, nil, "unknown_sender", 1},
+		"a senseless one":  {[]*walletv1.GetAccountResponse{active("A")}, nil, "wallet_unavailable", 1},
+		"away":             {nil, status.Error(codes.Unavailable, "down"), "wallet_unavailable", 1},
+		"an older release": {nil, status.Error(codes.Unimplemented, "unknown"), "queue_publish_error", 3},
+	} {
+		b := &both{neighbours: &neighbours{}, err: tc.err}
+		b.accounts = func(bool) []*walletv1.GetAccountResponse { return tc.accounts }
+		f := b.gateway(t)
+		if w := payAt(f); !strings.Contains(w.Body.String(), `"reason":"`+tc.want+`"`) || b.calls.Load() != tc.calls {
+			t.Errorf("%s: %s, after %d calls", name, w.Body, b.calls.Load())
+		}
+		if before := b.calls.Load(); tc.calls == 3 {
+			if payAt(f); b.calls.Load() != before+2 {
+				t.Errorf("%s: %d more calls", name, b.calls.Load()-before)
+			}
+		}
+	}
+}

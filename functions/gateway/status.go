@@ -21,6 +21,7 @@ import (
 
 	"pgw/functions/gateway/access"
 	dbv1 "pgw/proto/gen/db/v1"
+	"pgw/shared/deadletter"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/rpc"
@@ -84,6 +85,14 @@ type ledgerJSON struct {
 	OldestPendingAt time.Time `json:"oldest_pending_at,omitzero"`
 	LastSweepAt     time.Time `json:"last_sweep_at,omitzero"`
 	Schema          int32     `json:"schema,omitempty"`
+
+	Standby *standbyJSON `json:"standby,omitempty"` // absent if there is none
+}
+
+type standbyJSON struct {
+	Used        bool   `json:"used"`
+	StalenessMS *int64 `json:"staleness_ms,omitempty"`
+	Problem     string `json:"problem,omitempty"`
 }
 
 type lettersJSON struct {
@@ -126,6 +135,7 @@ var Flow = []Hop{
 	{"worker", "gateway", "payments.result", "pgw-gateway"},
 	letters: {"worker", "payments", "payments.deadletter", "pgw-payments"},
 	{"outside", "db", "ledger.accounts", "pgw-db"},
+	{"worker", "webhooks", "payments.result", "pgw-webhooks"},
 }
 
 // operations makes reports of the system.
@@ -135,6 +145,7 @@ type operations struct {
 	probes  map[string]healthpb.HealthClient
 	outages map[string]*trace.Outage
 	db      dbv1.DbClient
+	box     *deadletter.Box
 	now     func() time.Time
 
 	refreshing singleflight.Group
@@ -153,9 +164,9 @@ type sample struct {
 	rate *float64 // up to at; nil: not known
 }
 
-func newOperations(cfg Config, on function.Dependencies, db dbv1.DbClient) *operations {
+func newOperations(cfg Config, on function.Dependencies, db dbv1.DbClient, box *deadletter.Box) *operations {
 	s := &operations{
-		kafka: cfg.Kafka, groups: cfg.GroupPrefix, probes: map[string]healthpb.HealthClient{}, outages: on.Outages, db: db, now: on.Now,
+		kafka: cfg.Kafka, groups: cfg.GroupPrefix, probes: map[string]healthpb.HealthClient{}, outages: on.Outages, db: db, box: box, now: on.Now,
 		silent: map[string]time.Time{}, samples: map[Hop]sample{},
 	}
 	for _, name := range []string{"fx", "wallet", "risk"} {
@@ -332,6 +343,9 @@ func (s *operations) askDB(ctx context.Context) (db, postgres dependencyJSON, le
 			ledger.LastSweepAt, ledger.OldestPendingAt, ledger.Pending, ledger.HeldIDR = rpc.Time(l.At), rpc.Time(l.OldestPendingAt), &l.Pending, &l.HeldIdr
 		}
 	}
+	if s := got.Standby; s != nil && ledger != nil {
+		ledger.Standby = &standbyJSON{s.Used, s.StalenessMs, s.Problem}
+	}
 	if v := got.Verdict; v != nil {
 		verdict = &verdictJSON{rpc.Time(v.At), v.Verdict, v.Breaches, v.Text}
 	}
@@ -340,11 +354,13 @@ func (s *operations) askDB(ctx context.Context) (db, postgres dependencyJSON, le
 
 // askKafka reads how far the consumers are behind, and counts the dead letters.
 func (s *operations) askKafka(ctx context.Context) (broker dependencyJSON, hops []hopJSON, dead *lettersJSON) {
-	topics := []string{s.kafka.ParkedTopic}
+	var topics []string
 	groups := make([]kafka.Consumption, len(Flow))
 	for i, h := range Flow {
 		groups[i] = kafka.Consumption{Topic: s.kafka.Renamed()[h.Topic], Group: s.groups + h.Group}
-		topics = append(topics, groups[i].Topic)
+		if !slices.Contains(topics, groups[i].Topic) { // two groups may read one topic
+			topics = append(topics, groups[i].Topic)
+		}
 	}
 	got, err := within(ctx, probeWithin, func(ctx context.Context) (kafka.Standing, error) {
 		return kafka.ReadStanding(ctx, s.kafka, "status", topics, groups)
@@ -371,8 +387,8 @@ func (s *operations) askKafka(ctx context.Context) (broker dependencyJSON, hops 
 			hops[i].Lag, hops[i].Rate = &lag, s.rate(h, p.Sum())
 		}
 	}
-	if err == nil {
-		dead = s.countLetters(ctx, got, groups[letters])
+	if by, ok := got.Groups[groups[letters]]; ok && err == nil {
+		dead = s.countLetters(ctx, by.Taken)
 	}
 	return broker, hops, dead
 }
@@ -392,57 +408,13 @@ func (s *operations) rate(h Hop, sum int64) *float64 {
 }
 
 // countLetters counts the dead letters that wait: those that payments has not handled, and those that
-// wait for an operator. A parked letter with an operator's action does not wait any more.
-func (s *operations) countLetters(ctx context.Context, at kafka.Standing, by kafka.Consumption) *lettersJSON {
-	dead := &lettersJSON{}
-	first := map[kafka.Place]bool{} // the oldest letters that wait, one in each partition
-	if p, ok := at.Groups[by]; ok {
-		lag := p.Lag()
-		dead.Waiting = &lag
-		for partition, next := range p.Taken {
-			if next < p.Ends[partition] {
-				first[kafka.Place{Topic: by.Topic, Partition: partition, Offset: next}] = true
-			}
-		}
+// wait for an operator. taken has the offsets up to which payments has handled the dead-letter topic.
+func (s *operations) countLetters(ctx context.Context, taken map[int32]int64) *lettersJSON {
+	n, err := within(ctx, probeWithin, func(ctx context.Context) (deadletter.Counts, error) { return s.box.Count(ctx, taken) })
+	if err != nil {
+		return nil
 	}
-	parked := s.kafka.ParkedTopic
-	oldest, known := at.Oldest[parked]
-	if known {
-		got, err := within(ctx, probeWithin, func(ctx context.Context) (*dbv1.ActedLettersResponse, error) {
-			return s.db.ActedLetters(ctx, &dbv1.ActedLettersRequest{Topic: parked, From: oldest})
-		})
-		if err == nil {
-			var n int64
-			for partition, from := range oldest {
-				acted := got.Acted[partition].GetOffsets()
-				n += max(0, at.Ends[parked][partition]-from-int64(len(acted)))
-				for _, offset := range acted { // in order
-					if offset == from {
-						from++
-					}
-				}
-				if from < at.Ends[parked][partition] {
-					first[kafka.Place{Topic: parked, Partition: partition, Offset: from}] = true
-				}
-			}
-			dead.Parked = &n
-		}
-	}
-	dead.OldestAt, _ = within(ctx, probeWithin, func(ctx context.Context) (time.Time, error) { return s.oldestOf(ctx, first) })
-	return dead
-}
-
-func (s *operations) oldestOf(ctx context.Context, letters map[kafka.Place]bool) (oldest time.Time, err error) {
-	for p := range letters {
-		at, err := kafka.TimeAt(ctx, s.kafka, "status", p.Topic, p.Partition, p.Offset)
-		if err != nil {
-			return time.Time{}, err
-		}
-		if oldest.IsZero() || !at.IsZero() && at.Before(oldest) {
-			oldest = at
-		}
-	}
-	return oldest, nil
+	return &lettersJSON{Waiting: &n.Waiting, Parked: &n.Parked, OldestAt: n.Oldest}
 }
 
 // getStatus serves a report. A client that is not an operator gets only the time and the state.
@@ -478,7 +450,7 @@ func (g *Gateway) isOperator(r *http.Request) (bool, *access.Denied) {
 		return false, nil
 	}
 	p, denied := g.access.Check(r)
-	return denied == nil && (p == nil || p.OwnsAll()), denied
+	return denied == nil && isOperator(p), denied
 }
 
 // prefersHTML reports whether a client prefers a page to JSON, as browsers do.

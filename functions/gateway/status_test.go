@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -31,6 +32,8 @@ type neighbour struct {
 	grpc.ClientConnInterface
 	mode atomic.Value // of neighbourMode; none: works
 	asks atomic.Int32
+	// answer, if not nil, answers a call before the others do.
+	answer func(in, out any) (answers bool, err error)
 }
 
 type neighbourMode string
@@ -44,8 +47,13 @@ const (
 
 var sweptAt = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 
-func (n *neighbour) Invoke(ctx context.Context, _ string, _, out any, _ ...grpc.CallOption) error {
+func (n *neighbour) Invoke(ctx context.Context, _ string, in, out any, _ ...grpc.CallOption) error {
 	n.asks.Add(1)
+	if n.answer != nil {
+		if answers, err := n.answer(in, out); answers {
+			return err
+		}
+	}
 	mode, _ := n.mode.Load().(neighbourMode)
 	switch mode {
 	case hangs:
@@ -67,7 +75,9 @@ func (n *neighbour) Invoke(ctx context.Context, _ string, _, out any, _ ...grpc.
 			Verdict:   &dbv1.Verdict{At: rpc.Timestamp(sweptAt), Verdict: "agrees", Text: "the books agree"},
 		})
 	case *dbv1.ActedLettersResponse:
-		out.Acted = map[int32]*dbv1.Offsets{0: {Offsets: []int64{0}}}
+		if strings.HasSuffix(in.(*dbv1.ActedLettersRequest).Topic, "payments.parked") {
+			out.Acted = map[int32]*dbv1.Offsets{0: {Offsets: []int64{0}}}
+		}
 	}
 	return nil
 }
@@ -78,6 +88,13 @@ type system struct {
 	fx, wallet, risk, db *neighbour
 	kafka                embeddedtest.Broker
 	ahead                atomic.Int64
+	published            []cloudevents.Event
+}
+
+// Publish implements event.Publisher.
+func (s *system) Publish(_ context.Context, _, _ string, e cloudevents.Event) error {
+	s.published = append(s.published, e)
+	return nil
 }
 
 func newSystem(t *testing.T, change func(*Config)) *system {
@@ -97,7 +114,7 @@ func newSystem(t *testing.T, change func(*Config)) *system {
 	}
 	var err error
 	s.Port, err = Function.Make(cfg, function.Dependencies{
-		Conns: map[string]grpc.ClientConnInterface{"fx": s.fx, "wallet": s.wallet, "risk": s.risk, "db": s.db}, Publisher: publishes(notPublished),
+		Conns: map[string]grpc.ClientConnInterface{"fx": s.fx, "wallet": s.wallet, "risk": s.risk, "db": s.db}, Publisher: s,
 		Now: func() time.Time { return sweptAt.Add(time.Duration(s.ahead.Load())) },
 	})
 	if err != nil {
@@ -122,9 +139,9 @@ func (s *system) get(t *testing.T, headers ...string) (code int, report statusJS
 	return w.Code, report, w.Header()
 }
 
-func anyEvent() cloudevents.Event {
+func anyEvent(id string) cloudevents.Event {
 	e := cloudevents.New()
-	e.SetID("1")
+	e.SetID(id)
 	e.SetType("test")
 	e.SetSource("/test")
 	return e
@@ -149,17 +166,17 @@ func TestStatusSaysWhatIsKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer producer.Close(context.Background())
-	send := func(topic string, records int) {
+	send := func(topic string, ids ...string) {
 		t.Helper()
-		for range records {
-			if err := producer.Publish(t.Context(), topic, "k", anyEvent()); err != nil {
+		for _, id := range ids {
+			if err := producer.Publish(t.Context(), topic, "k", anyEvent(id)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	send(s.kafka.RequestTopic, 3)
-	send(s.kafka.DeadLetterTopic, 1)
-	send(s.kafka.ParkedTopic, 3) // db says that the first one has an action
+	send(s.kafka.RequestTopic, "a", "b", "c")
+	send(s.kafka.DeadLetterTopic, "waits", "acted", "parked", "parked too")
+	send(s.kafka.ParkedTopic, "acted", "parked", "parked", "parked too") // db says that the first one has an action
 
 	code, got, _ := s.get(t)
 	if code != http.StatusOK || got.State != systemOK || len(got.Dependencies) != 6 {

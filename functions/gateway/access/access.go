@@ -48,7 +48,10 @@ const (
 
 // Principal is the client that makes a request.
 type Principal struct {
-	Name    string
+	Name string // of the key or of the token's subject, for limits and logs
+	// Client is whose payments and idempotency keys are the principal's: the key's owner, or the
+	// token's subject. Several keys may have one owner.
+	Client  string
 	senders accounts
 	rate    float64
 	burst   int
@@ -245,13 +248,24 @@ func tooMany(wait time.Duration, of string) *Denied {
 // MaySend denies a payment from another client's account. p is nil if requests are not
 // authenticated.
 func (a *Access) MaySend(p *Principal, account string) *Denied {
+	return a.mayUse(p, account, "sender_id: %s may not send from %q.")
+}
+
+// MayOperate denies an operation on a payment to another client's account. A refund takes money from
+// that account, and a void takes away what its owner relies on. p is nil if requests are not
+// authenticated.
+func (a *Access) MayOperate(p *Principal, receiver string) *Denied {
+	return a.mayUse(p, receiver, "%s may not send from %q, which gets the payment.")
+}
+
+// mayUse denies the use of another client's account. detail has the places of the client and the account.
+func (a *Access) mayUse(p *Principal, account, detail string) *Denied {
 	if p == nil || p.Owns(account) {
 		return nil
 	}
 	a.outcomes.WithLabelValues("foreign_account").Inc()
 	return &Denied{
-		Code: http.StatusForbidden, Title: "Not your account", Detail: "sender_id: " + p.Name + " may not send from " + strconv.Quote(account) + ".",
-		outcome: "foreign_account",
+		Code: http.StatusForbidden, Title: "Not your account", Detail: fmt.Sprintf(detail, p.Name, account), outcome: "foreign_account",
 	}
 }
 

@@ -36,7 +36,7 @@ type key struct {
 // keys are the keys by id.
 type keys map[string]*key
 
-// readKeys parses lines of: ID sha256=HEX senders=A,B* [rate=50] [burst=100]
+// readKeys parses lines of: ID sha256=HEX senders=A,B* [owner=SHOP] [rate=50] [burst=100]
 // [until=2027-01-31T00:00:00Z].
 func readKeys(text string) (keys, error) {
 	all := keys{}
@@ -65,7 +65,7 @@ func readKeys(text string) (keys, error) {
 // The errors of readKey contain the names of options but not their values, because a line may
 // contain a key in place of its hash.
 func readKey(fields []string) (*key, error) {
-	k := &key{Principal: Principal{Name: fields[0], rate: defaultRate}}
+	k := &key{Principal: Principal{Name: fields[0], Client: fields[0], rate: defaultRate}}
 	if err := CheckKeyID(k.Name); err != nil {
 		return nil, err
 	}
@@ -86,6 +86,8 @@ func readKey(fields []string) (*key, error) {
 			copy(k.hash[:], raw)
 		case "senders":
 			k.senders, err = readAccounts(strings.Split(value, ","))
+		case "owner":
+			k.Client, err = value, CheckKeyID(value)
 		case "rate":
 			if k.rate, err = strconv.ParseFloat(value, 64); err == nil && !(k.rate > 0 && k.rate <= 1e6) {
 				err = errors.New("out of range")
@@ -97,7 +99,7 @@ func readKey(fields []string) (*key, error) {
 		case "until":
 			k.until, err = time.Parse(time.RFC3339, value)
 		default:
-			return nil, fmt.Errorf("an option of key %s is none of sha256, senders, rate, burst, until", k.Name)
+			return nil, fmt.Errorf("an option of key %s is none of sha256, senders, owner, rate, burst, until", k.Name)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s of key %s can't be read", name, k.Name)

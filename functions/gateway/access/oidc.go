@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
+	"pgw/shared/payment"
 	"pgw/shared/trace"
 )
 
@@ -97,6 +98,10 @@ func (a *Access) bearer(r *http.Request, token string) (*Principal, *Denied) {
 	if err := got.Claims(&claims); err != nil || got.Subject == "" || len(got.Subject) > 255 {
 		return bad("It has no subject.")
 	}
+	client := "oidc:" + got.Subject // no key's owner has a colon
+	if err := payment.CheckClient(client); err != nil {
+		return bad("Its subject has characters that are not allowed.")
+	}
 	denied := func(detail string) (*Principal, *Denied) {
 		return nil, &Denied{Code: http.StatusForbidden, Title: "The token does not allow this", Detail: detail, outcome: "not_allowed"}
 	}
@@ -107,7 +112,7 @@ func (a *Access) bearer(r *http.Request, token string) (*Principal, *Denied) {
 	if err != nil {
 		return denied("Its claim " + a.tokens.cfg.SendersIn + " must list accounts.")
 	}
-	return &Principal{Name: "oidc:" + got.Subject, senders: senders, rate: a.tokens.cfg.TokenRate, burst: a.tokens.cfg.TokenBurst}, nil
+	return &Principal{Name: client, Client: client, senders: senders, rate: a.tokens.cfg.TokenRate, burst: a.tokens.cfg.TokenBurst}, nil
 }
 
 // words reads a claim that is a list or a string of words.

@@ -47,10 +47,11 @@ func (o ordered[V]) get(name string) (v V) {
 // The parts of the documents that the page shows.
 type (
 	openAPI struct {
-		Info    info
-		Servers []struct{ URL, Description string }
-		Tags    []struct{ Name, Description string }
-		Paths   ordered[ordered[operation]]
+		Info     info
+		Servers  []struct{ URL, Description string }
+		Tags     []struct{ Name, Description string }
+		Paths    ordered[ordered[operation]]
+		Webhooks ordered[ordered[operation]] // what pgw sends
 
 		Components struct {
 			SecuritySchemes ordered[securityScheme] `yaml:"securitySchemes"`

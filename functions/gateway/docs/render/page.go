@@ -67,7 +67,7 @@ type view struct {
 	Script   template.JS
 }
 
-// route is an operation with its method and path.
+// route is an operation with its method and path, or the name of what pgw sends to webhooks.
 type route struct {
 	Method, Path string
 	operation
@@ -75,7 +75,7 @@ type route struct {
 
 // Routes returns the routes of a tag, in the document's order.
 func (v view) Routes(tag string) (routes []route) {
-	for _, path := range v.HTTP.Paths {
+	for _, path := range slices.Concat(v.HTTP.Paths, v.HTTP.Webhooks) {
 		for _, op := range path.Value {
 			if op.Value.Tags[0] == tag {
 				routes = append(routes, route{strings.ToUpper(op.Name), path.Name, op.Value})
@@ -87,7 +87,7 @@ func (v view) Routes(tag string) (routes []route) {
 
 // ID returns the route's anchor.
 func (r route) ID() string {
-	return strings.ToLower(r.Method) + regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(r.Path, "-")
+	return strings.ToLower(r.Method) + regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(r.Path), "-")
 }
 
 // Response returns a response, or the one that it refers to.
