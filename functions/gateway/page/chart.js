@@ -6,9 +6,10 @@ import {t} from './words.js';
 
 const [height, left, right, above, below] = [180, 56, 8, 8, 24];
 
-// steps returns the marks of an axis from 0 to at least most: 1, 2 or 5 times a power of ten apart.
-export function steps(most) {
-  const rough = most / 4 || 1;
+// steps returns the marks of an axis from 0 to at least most: 1, 2 or 5 times a power of ten apart, and
+// at least as far apart as least.
+export function steps(most, least = 0) {
+  const rough = Math.max(most / 4, least) || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((n) => n * power >= rough) * power;
   return Array.from({length: Math.max(1, Math.ceil(most / step - 1e-9)) + 1}, (_, i) => i * step);
@@ -19,7 +20,7 @@ export function steps(most) {
 export function chart({heading, times, series, stacked, write, clock, width}) {
   const sums = times.map((_, i) => series.reduce((sum, s) => sum + (s.values[i] ?? 0), 0));
   const most = Math.max(0, ...stacked ? sums : series.flatMap((s) => s.values.filter((v) => v !== undefined)));
-  const marks = steps(most || 1);
+  const marks = steps(most || 1, stacked ? 1 : 0); // columns are of whole numbers
   const top = marks.at(-1);
   const wide = width - left - right;
   const x = (i) => left + wide * (stacked ? i / times.length : i / Math.max(1, times.length - 1));

@@ -10,6 +10,6 @@ export function make(tag, attributes = {}, ...children) {
     if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
     else if (value !== null && value !== false) element.setAttribute(name, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== false && child !== ''));
+  element.append(...children.filter((child) => child !== undefined && child !== null && child !== false && child !== ''));
   return element;
 }

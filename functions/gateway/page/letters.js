@@ -11,22 +11,25 @@ let drawn = '';
 let chosen; // {letter, action}, while the dialog asks for a note
 
 export function refresh() {
-  return fill($('letters'), () => get(`/api/dead-letters?state=waiting&limit=${page}`), (got) => {
-    const letters = got.letters ?? got.dead_letters ?? [];
+  return fill($('letters'), () => get(`/api/dead-letters?state=parked&limit=${page}`), (got) => {
+    const letters = got.letters;
     const now = JSON.stringify(letters);
     if (now !== drawn) $('letters-table').tBodies[0].replaceChildren(...letters.map(row));
     drawn = now;
     $('letters-table').hidden = letters.length === 0;
-    return letters.length ? '' : t('letters.none');
+    return letters.length === 0 ? t('letters.none') : got.next_before ? t('letters.more', {n: letters.length}) : '';
   });
 }
 
+// Other letters, such as those of fundings, have the key of an account.
+const ofPayment = (letter) => /^pgw\.(payment|refund|capture|void|cancel)\.|kafka/.test(letter.type);
+
 function row(letter) {
-  const key = letter.key ?? letter.subject;
+  const {key} = letter;
   const button = (action, label) => make('button', {type: 'button', class: 'quiet', 'aria-label': `${label}: ${letter.id}`, onclick: () => choose(letter, action)}, label);
   return make('tr', {},
     make('th', {scope: 'row'}, letter.at ? make('time', {datetime: letter.at}, zonedTime(letter.at)) : '–', make('code', {}, letter.type ?? '')),
-    make('td', {'data-label': t('letters.key')}, key ? make('a', {href: paymentAt(key)}, key) : '–'),
+    make('td', {'data-label': t('letters.key')}, !key ? '–' : ofPayment(letter) ? make('a', {href: paymentAt(key)}, key) : key),
     make('td', {'data-label': t('letters.reason')}, letter.reason ?? '–', letter.error && make('small', {}, letter.error)),
     make('td', {'data-label': t('letters.actions')}, button('redrive', t('letters.redrive')), ' ', button('discard', t('letters.discard'))));
 }

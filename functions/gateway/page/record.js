@@ -3,8 +3,9 @@
 import {words} from './outcome.js';
 import {money, rupiah, t} from './words.js';
 
-export const stateOf = (p) => p.status ?? 'PENDING';
-export const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open'};
+// stateOf returns the state of a payment in words of the page. An authorized one has moved nothing yet.
+export const stateOf = (p) => (p.reason === 'authorized' ? 'AUTHORIZED' : p.status ?? 'PENDING');
+export const look = {SUCCESS: 'good', FAILED: 'bad', PENDING: 'open', AUTHORIZED: 'open'};
 export const begunAt = (p) => p.accepted_at ?? p.reserved_at;
 export const sent = (p) => money(p.debit_amount, p.debit_currency);
 export const got = (p) => money(p.credit_amount, p.credit_currency);

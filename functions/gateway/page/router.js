@@ -5,7 +5,7 @@ import {t} from './words.js';
 
 const paths = [
   [/^\/$/, 'try'], [/^\/payments\/?$/, 'payments'], [/^\/payments\/(.+)$/, 'payment'],
-  [/^\/accounts$/, 'accounts'], [/^\/accounts\/([^/]+)$/, 'accounts'], [/^\/(?:operations|status)$/, 'operations'],
+  [/^\/accounts$/, 'accounts'], [/^\/accounts\/([^/]+)$/, 'accounts'], [/^\/webhooks$/, 'webhooks'], [/^\/webhooks\/([^/]+)$/, 'webhook'], [/^\/(?:operations|status)$/, 'operations'],
 ];
 
 // match returns the view of a path and the id in it. An unknown path has the view that says so.
@@ -24,6 +24,7 @@ export function match(pathname) {
 
 export const paymentAt = (key) => `/payments/${encodeURIComponent(key)}`;
 export const accountAt = (id) => `/accounts/${encodeURIComponent(id)}`;
+export const webhookAt = (id) => `/webhooks/${encodeURIComponent(id)}`;
 
 let views;
 let shown; // the address that is shown, without its hash
@@ -39,10 +40,13 @@ function withLanguage(address) {
   return url.pathname + url.search + url.hash;
 }
 
-// go shows another address.
-export function go(address) {
-  history.pushState(null, '', withLanguage(address));
-  return show(true);
+// go shows another address. It resolves to false if that is shown already.
+export async function go(address) {
+  const next = withLanguage(address);
+  if (next === shown) return false;
+  history.pushState(null, '', next);
+  await show(true);
+  return true;
 }
 
 // title names the view in the browser's tab and history.
@@ -57,10 +61,11 @@ async function show(moved) {
   const query = new URLSearchParams(location.search);
   query.delete('lang');
   const turned = name !== current;
+  if (turned) views[current]?.leave?.();
   current = name;
   for (const element of document.querySelectorAll('.view')) element.hidden = element.id !== `view-${name}`;
   for (const link of document.querySelectorAll('.top nav a[data-view]')) {
-    if (link.dataset.view === name || (name === 'payment' && link.dataset.view === 'payments')) link.setAttribute('aria-current', 'page');
+    if (link.dataset.view === name || link.dataset.view === `${name}s`) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
   for (const link of document.querySelectorAll('.languages a')) {
@@ -79,7 +84,8 @@ async function show(moved) {
 // refresh reads again what the view shows.
 export const refresh = () => views[current]?.refresh?.();
 
-// begin follows the addresses. views have show(id, query), and refresh() if what they show changes.
+// begin follows the addresses. views have show(id, query), refresh() if what they show changes, and
+// leave() if another view must not find what they leave behind.
 export function begin(all) {
   views = all;
   addEventListener('popstate', () => show(false));

@@ -32,9 +32,9 @@ export async function fill(section, read, draw, absent) {
     const got = await read();
     if (turns.get(section) !== mine) return;
     line.classList.remove('problem');
+    body.hidden = false; // before drawing, which measures what is shown
     const said = draw(got);
     say(line, ...(said ? [said] : []));
-    body.hidden = false;
   } catch (error) {
     if (turns.get(section) !== mine) return;
     const stays = !body.hidden && !(error.status >= 400 && error.status < 500 && error.status !== 429);

@@ -14,6 +14,7 @@ let shown; // the id of the account that is shown
 let at; // the time of its balances; empty: now
 let begun = false;
 let asked; // the query of the statement that is shown
+let period = {}; // the statement of the address: currency, from and to
 let entries = 0;
 
 const path = (id) => `/api/accounts/${encodeURIComponent(id)}`;
@@ -32,9 +33,10 @@ function draw(account) {
   const limit = (text) => (text === undefined ? '–' : Number(text) ? decimal(text) : t('account.no_limit'));
   $('account-balances').hidden = false;
   $('account-past').hidden = true;
+  const cell = (label, text) => make('td', {'data-label': t(`account.${label}`)}, text);
   $('account-balances').tBodies[0].replaceChildren(...balances.map((b) => make('tr', {},
-    make('th', {scope: 'row'}, b.currency), make('td', {}, decimal(b.available)), make('td', {}, b.held ? decimal(b.held) : '–'),
-    make('td', {}, limit(b.daily_limit)), make('td', {}, b.spent_today ? decimal(b.spent_today) : '–'))));
+    make('th', {scope: 'row'}, b.currency), cell('available', decimal(b.available)), cell('held', b.held ? decimal(b.held) : '–'),
+    cell('limit', limit(b.daily_limit)), cell('spent', b.spent_today ? decimal(b.spent_today) : '–'))));
   const codes = balances.map((b) => b.currency);
   const select = $('statement-currency');
   if ([...select.options].map((o) => o.value).join() === codes.join()) return;
@@ -86,6 +88,27 @@ function query() {
   return wanted;
 }
 
+// here is the address of the account and the statement of the form.
+function here() {
+  const wanted = new URLSearchParams({...at && {at}, currency: $('statement-currency').value});
+  for (const name of ['from', 'to']) {
+    if ($(`statement-${name}`).value) wanted.set(name, $(`statement-${name}`).value);
+  }
+  return `${accountAt(shown)}?${wanted}`;
+}
+
+// readPeriod shows the statement of the address, when the account's currencies are known.
+function readPeriod() {
+  const select = $('statement-currency');
+  if (!period.currency || !select.options.length) return undefined;
+  if (![...select.options].some((o) => o.value === period.currency)) select.append(make('option', {value: period.currency}, period.currency));
+  select.value = period.currency;
+  $('statement-from').value = period.from;
+  $('statement-to').value = period.to;
+  asked = query();
+  return read(asked);
+}
+
 const balanceRow = (label, balance) => make('tr', {class: 'total'}, make('th', {scope: 'row'}, label), make('td'), make('td', {}, decimal(balance)));
 
 const ofPayments = new Set(['payment', 'exchange', 'spread', 'residue']);
@@ -117,7 +140,7 @@ async function read(wanted, cursor) {
     $('statement').hidden = false;
     $('statement-more').hidden = !got.next_cursor;
     $('statement-more').dataset.cursor = got.next_cursor ?? '';
-    say('statement-said', entries ? t('statement.count', {n: entries}) : t('statement.none'));
+    say('statement-said', entries ? t(entries === 1 ? 'statement.count_one' : 'statement.count', {n: entries}) : t('statement.none'));
   } catch (error) {
     if (wanted === asked) say('statement-said', error);
   }
@@ -149,8 +172,7 @@ function begin() {
   });
   $('statement-form').addEventListener('submit', (event) => {
     event.preventDefault();
-    asked = query();
-    read(asked);
+    go(here()).then((moved) => moved || readPeriod());
   });
   $('statement-more').addEventListener('click', () => read(asked, $('statement-more').dataset.cursor));
   $('statement-csv').addEventListener('click', exportCSV);
@@ -159,9 +181,10 @@ function begin() {
 export function show(id, wanted) {
   if (!begun) begin();
   begun = true;
-  if (id !== shown) hideStatement();
+  if (id !== shown || !wanted.has('currency')) hideStatement();
   shown = id;
   at = wanted.get('at') ?? '';
+  period = Object.fromEntries(['currency', 'from', 'to'].map((name) => [name, wanted.get(name) ?? '']));
   $('account-id').value = id;
   $('account-at').value = Number.isNaN(Date.parse(at)) ? '' : new Date(at).toLocaleString('sv').replace(' ', 'T').slice(0, 16);
   $('account').hidden = !id;
@@ -169,5 +192,5 @@ export function show(id, wanted) {
   $('account-payments').href = `/payments?${new URLSearchParams({account: id})}`;
   $('account-heading').textContent = id || t('account.heading');
   if (id) title(id);
-  return refresh();
+  return refresh()?.then(readPeriod);
 }

@@ -2,14 +2,16 @@
 
 import * as activity from '../activity.js';
 import {get} from '../api.js';
+import * as books from '../books.js';
 import {$, make} from '../dom.js';
 import {flow} from '../flow.js';
 import {change} from '../key.js';
 import * as letters from '../letters.js';
 import {fill} from '../section.js';
+import {verdict} from '../verdict.js';
 import {has, number, rupiah, t, zonedTime} from '../words.js';
 
-const charts = 30_000; // ms between two reads of the charts
+const charts = 30_000; // ms between two reads of the charts and of the books
 
 let begun = false;
 let span = 'hour';
@@ -41,9 +43,9 @@ function drawStatus(s) {
   $('flow').replaceChildren(...s.flow?.length ? [flow(s.flow, Math.max(280, Math.min(560, $('flow').clientWidth)))] : missing());
   const ledger = s.ledger;
   $('ledger').replaceChildren(...ledger ? [facts(['status.pending', count(ledger.pending)], ['status.held', ledger.held_idr === undefined ? undefined : rupiah(ledger.held_idr)],
-    ['status.oldest', time(ledger.oldest_pending_at) ?? (ledger.pending === 0 ? t('status.none') : undefined)], ['status.sweep', time(ledger.last_sweep_at)], ['status.schema', ledger.schema])] : missing());
-  const verdict = s.reconcile;
-  $('reconcile').replaceChildren(...verdict ? [make('p', {}, state('verdict', verdict.verdict)), make('p', {}, verdict.text ?? ''), facts(['status.checked', time(verdict.at)], ['status.breaches', count(verdict.breaches)])] : missing());
+    ['status.undecided', time(ledger.oldest_pending_at) ?? (ledger.last_sweep_at ? t('status.none') : undefined)], ['status.sweep', time(ledger.last_sweep_at)], ['status.schema', ledger.schema])] : missing());
+  const found = s.reconcile;
+  $('reconcile').replaceChildren(...found ? [make('p', {}, state('verdict', found.verdict)), ...verdict(found.text ?? ''), facts(['status.checked', time(found.at)], ['status.breaches', count(found.breaches)])] : missing());
   const dead = s.dead_letters;
   $('letters-counts').replaceChildren(...dead ? [facts(['letters.waiting', count(dead.waiting)], ['letters.parked', count(dead.parked)], ['status.oldest', time(dead.oldest_at) ?? (dead.waiting === 0 ? t('status.none') : undefined)])] : []);
   return s.at ? t('status.at', {time: zonedTime(s.at)}) : '';
@@ -53,7 +55,7 @@ export function refresh() {
   const reads = [fill($('status'), () => get('/status'), drawStatus), letters.refresh()];
   if (performance.now() - charted >= charts) {
     charted = performance.now();
-    reads.push(activity.refresh(span));
+    reads.push(activity.refresh(span), books.refresh());
   }
   return Promise.all(reads);
 }

@@ -28,7 +28,8 @@ function addressOf(query) {
 function row(p) {
   const [also, why] = [alsoAmount(p), refusal(p)];
   return make('tr', {},
-    make('th', {scope: 'row'}, make('a', {href: paymentAt(p.idempotency_key)}, make('time', {datetime: begunAt(p)}, zonedTime(begunAt(p)))), make('code', {}, p.idempotency_key)),
+    make('th', {scope: 'row'}, make('a', {href: paymentAt(p.idempotency_key)}, make('time', {datetime: begunAt(p)}, zonedTime(begunAt(p)))), make('code', {}, p.idempotency_key),
+      p.payment_key && make('small', {}, `${t('kind.refund')}: ${p.payment_key}`)),
     make('td', {'data-label': t('detail.from')}, p.sender_id), make('td', {'data-label': t('detail.to')}, p.receiver_id),
     make('td', {'data-label': t('pay.amount'), class: 'amount'}, amountOf(p), also && make('small', {}, also)),
     make('td', {'data-label': t('recent.status')}, make('span', {class: `state ${look[stateOf(p)]}`}, t(`state.${stateOf(p)}`), why && make('small', {}, why))));
@@ -77,9 +78,9 @@ async function exportCSV() {
       else query.delete('before');
     }
     const columns = ['idempotency_key', 'ref', 'accepted_at', 'reserved_at', 'decided_at', 'sender_id', 'receiver_id', 'currency', 'amount', 'debit_currency', 'debit_amount',
-      'credit_currency', 'credit_amount', 'state', 'status', 'reason'];
+      'credit_currency', 'credit_amount', 'state', 'status', 'reason', 'payment_key'];
     save('payments.csv', [columns, ...found.map((p) => columns.map((name) => p[name] ?? ''))]);
-    say($('list-exported'), t(query.has('before') ? 'list.exported_some' : 'list.exported', {n: number(found.length)}));
+    say($('list-exported'), t(query.has('before') ? 'list.exported_some' : found.length === 1 ? 'list.exported_one' : 'list.exported', {n: number(found.length)}));
   } catch (error) {
     say($('list-exported'), ...why(error));
   }
