@@ -5,11 +5,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
@@ -19,7 +22,7 @@ import (
 )
 
 type accountCommand struct {
-	Open    openAccount    `cmd:"" help:"Open an account, or replace its whole profile: owner, currency, limit and status."`
+	Open    openAccount    `cmd:"" help:"Open an account, or with --replace replace its whole profile: owner, currency, limit and status."`
 	Fund    fundAccount    `cmd:"" help:"Add money that came in from outside to an account."`
 	Block   blockAccount   `cmd:"" help:"Block an account: it can neither send nor receive."`
 	Unblock unblockAccount `cmd:"" help:"Let a blocked account send and receive again."`
@@ -78,12 +81,18 @@ type openAccount struct {
 	Owner      string `required:"" help:"The owner's name."`
 	DailyLimit int64  `name:"daily-limit-idr" help:"The most rupiah that the account may send in one UTC day; 0: no limit."`
 	Blocked    bool   `help:"The account can neither send nor receive. Without this flag an account that was blocked is unblocked."`
+	Replace    bool   `help:"Replace the profile of an account that is open already."`
 }
 
 func (c openAccount) Run(ctx context.Context) error {
 	in, err := c.request(uuid.NewString())
 	if err != nil {
 		return err
+	}
+	if !c.Replace && c.ID == "" { // an id is a repetition of a command whose result is unknown
+		if err := c.checkNew(ctx); err != nil {
+			return err
+		}
 	}
 	done := accountChange{Account: c.Account, Change: "open", later: "the account's profile is set as soon as Kafka delivers it"}
 	err = c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
@@ -95,6 +104,23 @@ func (c openAccount) Run(ctx context.Context) error {
 		return orRepeat(err, in.EventId)
 	}
 	return c.print(done, done.text)
+}
+
+// checkNew returns an error if the account is open already.
+func (c openAccount) checkNew(ctx context.Context) error {
+	owner, found := "", false
+	err := c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
+		got, err := dbv1.NewAdminClient(db).DescribeAccount(ctx, &dbv1.DescribeAccountRequest{AccountId: c.Account, Limit: 1})
+		if status.Code(err) == codes.NotFound {
+			return nil
+		}
+		owner, found = got.GetOwner(), err == nil
+		return err
+	})
+	if err == nil && found {
+		err = fmt.Errorf("account: %s is open already, and its owner is %q: --replace gives it another profile", c.Account, owner)
+	}
+	return err
 }
 
 // request makes the call. newID is the event's id if the operator gave none.
@@ -306,7 +332,13 @@ func (a accountView) text(to io.Writer) error {
 	}
 	if len(a.Changes) > 0 {
 		fmt.Fprintln(to, "\nlast changes by operators:")
-		return writeChanges(to, a.Changes)
+		if err := writeChanges(to, a.Changes); err != nil {
+			return err
+		}
+	}
+	if a.Status == string(payment.Blocked) && !slices.ContainsFunc(a.Changes, changeView.ofAccount) {
+		_, err := fmt.Fprintln(to, "\nno operator has blocked it: an event on the topic of accounts that names nobody has set its profile")
+		return err
 	}
 	return nil
 }

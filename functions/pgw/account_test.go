@@ -73,6 +73,9 @@ func (town) SetAccountStatus(context.Context, *dbv1.SetAccountStatusRequest) (*d
 }
 
 func (town) DescribeAccount(_ context.Context, in *dbv1.DescribeAccountRequest) (*dbv1.DescribeAccountResponse, error) {
+	if in.AccountId == "NEW" {
+		return nil, status.Error(codes.NotFound, "there is no account NEW")
+	}
 	return &dbv1.DescribeAccountResponse{
 		AccountId: in.AccountId, Owner: "Ayu", Currency: "USD", Status: "BLOCKED", ProfileAt: noon,
 		Balances: []*commonv1.Balance{{Currency: "IDR", AvailableMinor: 7000, DailyLimitMinor: 500}, {Currency: "USD", AvailableMinor: 1050, HeldMinor: 25}},
@@ -133,6 +136,8 @@ func TestOperatorsCommands(t *testing.T) {
 	}{
 		{"account open A --owner Ayu --currency USD --daily-limit-idr 500 --by ayu --note new --id bank-1",
 			`"account_id":"A","owner":"Ayu","currency":"USD","daily_limit_idr":500,"status":"ACTIVE","event_id":"bank-1","by":"ayu","note":"new"`, "account A is open (event e1)\n"},
+		{"account open NEW --owner Ayu", `"account_id":"NEW","owner":"Ayu"`, "account NEW is open (event e1)\n"},
+		{"account open A --owner Budi --replace", `"account_id":"A","owner":"Budi"`, "account A is open (event e1)\n"},
 		{"account fund A 10.50 --currency USD --by budi", `"amount":{"minor":1050,"currency":"USD"},"event_id":"`, "counted before"},
 		{"account block A --by citra --note fraud", `"account_id":"A","status":"BLOCKED","by":"citra","note":"fraud"`, "account A is blocked (event e3)\n"},
 		{"account unblock A --json", `"status":"ACTIVE"`, `"event_id": "e3"`},
@@ -164,6 +169,7 @@ func TestOperatorsCommands(t *testing.T) {
 	// What is wrong is named, with its limit, in one line.
 	for args, want := range map[string]string{
 		"account open A --owner " + strings.Repeat("x", 201):        "owner: is 201 bytes long; at most 200",
+		"account open A --owner x":                                  `account: A is open already, and its owner is "Ayu": --replace gives it another profile`,
 		"account open SPREAD --owner x":                             "account: SPREAD is the house's own",
 		"account open A --owner x --daily-limit-idr=-1":             "--daily-limit-idr must be between 0 and",
 		"account open A --owner x --by " + strings.Repeat("x", 201): "by: is 201 bytes long; at most 200",
@@ -222,5 +228,25 @@ func TestLiquidityOfOperators(t *testing.T) {
 	}
 	if slices.ContainsFunc(bad, func(c liquidityCommand) bool { _, err := c.request(); return err == nil }) {
 		t.Errorf("one of %+v makes a request", bad)
+	}
+}
+
+// Where a blocked account has no change by an operator, that is said.
+func TestABlockedAccountSaysWhetherAnOperatorBlockedIt(t *testing.T) {
+	const nobody = "no operator has blocked it"
+	by := func(kind string) []changeView { return []changeView{{Kind: kind, By: "ayu"}} }
+	for _, tc := range []struct {
+		a    accountView
+		want bool
+	}{
+		{accountView{Status: "BLOCKED"}, true},
+		{accountView{Status: "BLOCKED", Changes: by("funding")}, true},
+		{accountView{Status: "BLOCKED", Changes: by("account")}, false},
+		{accountView{Status: "ACTIVE"}, false},
+	} {
+		var out strings.Builder
+		if err := tc.a.text(&out); err != nil || strings.Contains(out.String(), nobody) != tc.want {
+			t.Errorf("%+v: %s, %v", tc.a, &out, err)
+		}
 	}
 }

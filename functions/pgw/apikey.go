@@ -16,6 +16,7 @@ type apiKeyCommand struct {
 
 type newAPIKey struct {
 	ID      string    `name:"id" required:"" help:"The key's name in logs and limits. To rotate a key, make a new one with another id. Remove the old line after the client has changed to the new key."`
+	Owner   string    `help:"Whose payments and idempotency keys these are; the id by default. Give all keys of one client the same owner: a client that repeats a payment with another owner's key pays again."`
 	Senders []string  `required:"" help:"Accounts that the client may send from and look at: full names, or prefixes that end in *."`
 	Rate    float64   `help:"Requests per second; 100 by default."`
 	Burst   int       `help:"The most requests at once; twice the rate by default."`
@@ -24,6 +25,9 @@ type newAPIKey struct {
 
 func (c newAPIKey) Run() error {
 	options := []string{"senders=" + strings.Join(c.Senders, ",")}
+	if c.Owner != "" {
+		options = append(options, "owner="+c.Owner)
+	}
 	if c.Rate != 0 {
 		options = append(options, "rate="+strconv.FormatFloat(c.Rate, 'f', -1, 64))
 	}

@@ -137,6 +137,9 @@ type changeView struct {
 	Note    string          `json:"note,omitempty"`
 }
 
+// ofAccount reports whether the change is of an account itself, and not of its money.
+func (c changeView) ofAccount() bool { return c.Kind == string(ledger.AccountChange) }
+
 func newChangeViews(changes []*dbv1.Change) []changeView {
 	all := []changeView{}
 	for _, c := range changes {

@@ -164,11 +164,11 @@ func printLettersJSON(w io.Writer, letters []deadletter.Letter) error {
 // actFlags are the flags of actions on letters.
 type actFlags struct {
 	letterFlags
-	All      bool   `help:"Select all letters that are parked."`
-	Again    bool   `help:"Also act on letters that are not parked, and on letters that were redriven or discarded before."`
-	DryRun   bool   `help:"Print what would be done, and do nothing."`
-	Operator string `env:"USER" default:"unknown" help:"The person who acts; is recorded."`
-	Note     string `help:"The reason; is recorded."`
+	All    bool   `help:"Select all letters that are parked."`
+	Again  bool   `help:"Also act on letters that are not parked, and on letters that were redriven or discarded before."`
+	DryRun bool   `help:"Print what would be done, and do nothing."`
+	By     string `aliases:"operator" help:"The person who acts; is recorded. By default the user on this machine."`
+	Note   string `help:"The reason; is recorded."`
 }
 
 func (f actFlags) Validate() error {
@@ -184,7 +184,7 @@ func (f actFlags) Validate() error {
 }
 
 func (f actFlags) order() deadletter.Order {
-	return deadletter.Order{Operator: f.Operator, Note: f.Note}
+	return deadletter.Order{Operator: changeFlags{By: f.By}.who(), Note: f.Note}
 }
 
 // wants reports whether an action is for a letter.

@@ -28,6 +28,9 @@ func (c liquidityCommand) Run(ctx context.Context) error {
 	}
 	return c.call(ctx, "db", func(ctx context.Context, db grpc.ClientConnInterface) error {
 		_, err := dbv1.NewAdminClient(db).SetLiquidity(ctx, set)
+		if err == nil {
+			_, err = fmt.Printf("the house can exchange %s %s, and its position limit is %s\n", set.Currency, c.Available, c.PositionLimit)
+		}
 		return err
 	})
 }

@@ -14,10 +14,10 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"pgw/functions/pgw/load"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 )
 
 // loadCommand makes payments over HTTP, and then compares every answer with the ledger.
@@ -49,8 +49,9 @@ const askAgainFor = time.Minute
 
 // underLoad is the part of the system that the command needs.
 type underLoad struct {
-	Gateway  string `envconfig:"GATEWAY_URL" required:"true"`
-	Database string `envconfig:"DATABASE_URL" required:"true"`
+	Gateway  string          `envconfig:"GATEWAY_URL" required:"true"`
+	Database string          `envconfig:"DATABASE_URL" required:"true"`
+	Schema   postgres.Schema `envconfig:"LEDGER_SCHEMA"`
 }
 
 func (c loadCommand) system() (at underLoad, err error) {
@@ -93,7 +94,7 @@ func (c loadCommand) compare(ctx context.Context, prefix string, requests []load
 	if err := poll(bounded, func() (err error) { at, err = c.system(); return err }); err != nil {
 		return nil, err
 	}
-	return c.judge(ctx, at.Database, prefix, requests, answers)
+	return c.judge(ctx, at.Schema.In(at.Database), prefix, requests, answers)
 }
 
 // loadRequest is one body and its key.
@@ -235,7 +236,7 @@ func (r loadReport) text(to io.Writer) error {
 
 // judge compares every answer with the ledger, and checks that the ledger adds up.
 func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Answer) (*loadVerdict, error) {
-	conn, err := pgx.Connect(ctx, database)
+	conn, err := postgres.Connect(ctx, database)
 	if err != nil {
 		return nil, err
 	}

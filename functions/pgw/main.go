@@ -17,6 +17,7 @@ import (
 	"pgw/functions/pgw/table"
 	"pgw/shared/function"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/shared/secret"
 )
 
@@ -27,16 +28,19 @@ type commands struct {
 	Seed       seedCommand       `cmd:"" help:"Add the seeds to a system (apply), or print generated accounts and transactions: the same seed number gives the same."`
 	Load       loadCommand       `cmd:"" help:"Make payments on a running system, and compare every answer with the ledger."`
 	Replay     replayCommand     `cmd:"" help:"Send events again, from a topic or a file to a function, a topic or a file."`
+	Restore    restoreCommand    `cmd:"" help:"Record again the outcomes that a ledger has forgotten because its database was restored to a point in time. Exit code 1: something does not fit."`
 	Sign       signCommand       `cmd:"" help:"Print the signed event of a payment, or a line for curl, kcat, kn or func that sends it. fx prices it as for the gateway; wallet and risk are not asked."`
 	Reconcile  reconcileCommand  `cmd:"" help:"Check that the ledger adds up, and that events and ledger agree. Exit code 0: they agree; 1: they do not; 2: the check could not be completed."`
 	Trial      trialCommand      `cmd:"" name:"trial-balance" help:"Add up the balances of each currency, with the house's accounts. Exit code 0: each currency sums to zero; 1: one does not; 2: the balances could not be read."`
 	Metrics    metricsCommand    `cmd:"" help:"Print the catalogue of the metrics that all processes expose: as Markdown, or as JSON."`
 	APIKey     apiKeyCommand     `cmd:"" name:"apikey" help:"Make an API key."`
+	Payment    paymentCommand    `cmd:"" help:"Show a payment, refund it, capture or void its hold, cancel it."`
 	Account    accountCommand    `cmd:"" help:"Open, fund, block and show accounts."`
 	Rate       rateCommand       `cmd:"" help:"List and set rates."`
 	Rules      rulesCommand      `cmd:"" help:"Show and set the rules by which risk judges payments."`
 	Liquidity  liquidityCommand  `cmd:"" help:"Set what the house has to exchange in one currency."`
 	Changes    changesCommand    `cmd:"" help:"List what operators have changed: accounts, fundings, rates, rules and liquidity, with who and why."`
+	Webhook    webhookCommand    `cmd:"" help:"Add, list, change and test the webhooks by which clients are told of their payments, and send events again."`
 	DeadLetter deadLetterCommand `cmd:"" name:"deadletter" help:"List, send again or discard events that could not be delivered."`
 	Ready      readyCommand      `cmd:"" help:"Check whether a function is ready. Exit code 0: it is ready."`
 	Completion completionCommand `cmd:"" help:"Print the script with which a shell completes pgw's commands and flags."`
@@ -79,11 +83,13 @@ func (c sourcesCommand) Run(ctx context.Context, k *kong.Context) error {
 }
 
 type migrateCommand struct {
-	DatabaseURL string `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
-	Contract    bool   `help:"Also take away what only earlier releases use. No earlier release may run any more, and none can work with the schema afterwards."`
-	Roles       bool   `help:"Also make the roles pgw_owner, pgw_ledger and pgw_reader, and grant their rights."`
-	Ledger      string `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
-	Reader      string `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
+	DatabaseURL string          `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
+	Schema      postgres.Schema `name:"ledger-schema" env:"LEDGER_SCHEMA" help:"The ledger's schema, if several ledgers share the database. It is made if it is missing. With --roles the ledger has roles of its own, such as pgw_ledger_of_SCHEMA, and must have logins of its own."`
+	Contract    bool            `help:"Also take away what only earlier releases use. No earlier release may run any more, and none can work with the schema afterwards."`
+	Roles       bool            `help:"Also make the roles pgw_owner, pgw_ledger, pgw_reader and pgw_webhooks, and grant their rights."`
+	Ledger      string          `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
+	Reader      string          `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
+	Webhooks    string          `name:"webhooks-url" env:"WEBHOOKS_DATABASE_URL" help:"With --roles: the DATABASE_URL of webhooks."`
 }
 
 func (c migrateCommand) Run(ctx context.Context) error {
@@ -91,7 +97,8 @@ func (c migrateCommand) Run(ctx context.Context) error {
 	if c.Contract {
 		migrate = ledger.Contract
 	}
-	if err := migrate(ctx, c.DatabaseURL); err != nil || !c.Roles {
+	database := c.Schema.In(c.DatabaseURL)
+	if err := migrate(ctx, database); err != nil || !c.Roles {
 		return err
 	}
 	var logins []ledger.Login
@@ -101,7 +108,10 @@ func (c migrateCommand) Run(ctx context.Context) error {
 	if c.Reader != "" {
 		logins = append(logins, ledger.Login{URL: c.Reader, Role: ledger.ReaderRole})
 	}
-	return ledger.Roles(ctx, c.DatabaseURL, logins...)
+	if c.Webhooks != "" {
+		logins = append(logins, ledger.Login{URL: c.Webhooks, Role: ledger.WebhooksRole})
+	}
+	return ledger.Roles(ctx, database, logins...)
 }
 
 func main() {
@@ -159,7 +169,8 @@ func grammar() []kong.Option {
 		kong.Name("pgw"),
 		kong.Description("A real-time multi-currency payment gateway.\n\n" + exitCodes),
 		kong.Help(printHelp),
-		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String(), "worker_url": workerURL},
+		kong.Vars{"partitions": strconv.Itoa(partitions), "grace": reconcile.DefaultGrace.String(), "worker_url": workerURL,
+			"kafka_port": defaultKafkaPort},
 	}
 	for _, f := range table.Functions {
 		var command any = &functionCommand{}

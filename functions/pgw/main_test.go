@@ -3,14 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
 
+	"pgw/functions/pgw/allinone"
 	"pgw/functions/pgw/table"
 )
 
@@ -48,16 +52,59 @@ func TestRunListensWhereCallersLook(t *testing.T) {
 	for _, command := range parser.Model.Leaves(false) {
 		for _, flag := range command.Flags {
 			if command.Name == "run" {
-				ports[flag.Name] = flag.Default
+				ports[flag.Name] = flag.PlaceHolder
 			}
 		}
 	}
 	for flag, want := range map[string]string{
 		"gateway-port": "18080", "fx-port": "19102", "wallet-port": "19093", "risk-port": "19094", "db-port": "19095", "payments-port": "19096",
-		"worker-port": "19091", "kafka-port": "19092",
+		"webhooks-port": "19099", "worker-port": "19091", "kafka-port": "19092",
 	} {
 		if ports[flag] != want {
 			t.Errorf("--%s is %q by default, want %s", flag, ports[flag], want)
+		}
+	}
+	var flags commands
+	flags.Run.Ports = portFlags()
+	for i, name := range allinone.Listening() {
+		if port, err := flags.Run.functionPort(i); err != nil || strconv.Itoa(port) != ports[name+"-port"] {
+			t.Errorf("%s listens on %d by default: %v", name, port, err)
+		}
+	}
+}
+
+// An offset moves every port that is not given itself. The error about a busy port names the part of the system, the
+// port and both ways out.
+func TestAnOffsetMovesThePorts(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	port := busy.Addr().(*net.TCPAddr).Port
+	functions := []string{"run"} // with any port for each function
+	for _, name := range allinone.Listening() {
+		functions = append(functions, "--"+name+"-port=0")
+	}
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"the first function": {[]string{"run", fmt.Sprint("--port-offset=", port-18080)}, fmt.Sprintf("gateway needs port %d (PGW_GATEWAY_PORT", port)},
+		"the broker":         {slices.Concat(functions, []string{fmt.Sprint("--port-offset=", port-19092)}), fmt.Sprintf("kafka needs port %d (PGW_KAFKA_PORT", port)},
+		"a given port":       {slices.Concat(functions, []string{"--port-offset=1", fmt.Sprint("--kafka-port=", port)}), fmt.Sprintf("kafka needs port %d (", port)},
+	} {
+		given := newCommands()
+		parser, err := kong.New(given, grammar()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(c.args); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = given.Run.listen()
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "PGW_PORT_OFFSET") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

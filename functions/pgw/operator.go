@@ -16,6 +16,7 @@ import (
 	"pgw/shared/event"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
+	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 )
 
@@ -34,9 +35,23 @@ type operatorFlags struct {
 // naming has the variables that name a system.
 var naming = []string{"KAFKA_BROKERS", "DATABASE_URL", "GATEWAY_URL"}
 
+// databaseConfig names the ledger's database.
+type databaseConfig struct {
+	URL    string          `envconfig:"DATABASE_URL"`
+	Schema postgres.Schema `envconfig:"LEDGER_SCHEMA"`
+}
+
+// ledger returns the URL of the ledger, or an error if there is none.
+func (c databaseConfig) ledger() (string, error) {
+	if c.URL == "" {
+		return "", errors.New("DATABASE_URL is not set")
+	}
+	return c.Schema.In(c.URL), nil
+}
+
 // operatorConfig is the configuration that most operators' commands need.
 type operatorConfig struct {
-	DatabaseURL   string        `envconfig:"DATABASE_URL"`
+	Database      databaseConfig
 	Keys          event.Keyring `envconfig:"EVENT_KEYS"`
 	AllowUnsigned bool          `envconfig:"ALLOW_UNSIGNED_REQUESTS"`
 	RPC           rpc.Security

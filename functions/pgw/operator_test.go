@@ -86,7 +86,7 @@ func TestLoadIsNotSentToHalfASystem(t *testing.T) {
 		t.Errorf("%+v, %v", at, err)
 	}
 	c.Gateway = ""
-	if at, err := c.system(); err != nil || at != (underLoad{"http://here", "postgres://here/"}) {
+	if at, err := c.system(); err != nil || at != (underLoad{Gateway: "http://here", Database: "postgres://here/"}) {
 		t.Errorf("%+v, %v", at, err)
 	}
 }

@@ -31,7 +31,14 @@ type reconcileCommand struct {
 	dataFlags
 
 	Direct     bool   `help:"Callers pay over gRPC. Such payments have no event and no attempt id. Without this flag, a committed payment without either is a breach."`
-	Checkpoint string `help:"Store in this file up to where everything agrees, and compare only what is newer in the next run."`
+	Checkpoint string `help:"Store in this file up to where everything agrees, and compare only what is newer in the next run. A run that finds breaches stores nothing, so the next run compares the same again."`
+}
+
+// Help implements kong.HelpProvider.
+func (reconcileCommand) Help() string {
+	return `The last line is the verdict. /status and the page keep it. A verdict that the books differ stays there until a reconciliation ` +
+		`that compares at least as much finds that they agree: one without --since and --checkpoint always does, one from the same checkpoint ` +
+		`does, and one whose --since is later does not.`
 }
 
 func (c reconcileCommand) Validate() error {
@@ -56,14 +63,15 @@ func (u unknown) Unwrap() error { return u.error }
 
 func (c reconcileCommand) Run(ctx context.Context) error {
 	system, at, err := c.config()
-	if err == nil && system.DatabaseURL == "" {
-		err = errors.New("DATABASE_URL is not set")
+	var database string
+	if err == nil {
+		database, err = system.Database.ledger()
 	}
 	if err != nil {
 		return unknown{err}
 	}
 	cfg := reconcile.Config{
-		Database: system.DatabaseURL, Kafka: system.Kafka, Keys: &system.Keys, AllowUnsigned: system.AllowUnsigned,
+		Database: database, Kafka: system.Kafka, Keys: &system.Keys, AllowUnsigned: system.AllowUnsigned,
 		Since: c.Since.Time, Grace: c.Grace, Direct: c.Direct, Checkpoint: c.Checkpoint,
 	}
 	// The records of a large ledger pass through quickly. With this limit they are collected in time.
@@ -125,8 +133,10 @@ func (c reconcileCommand) printReport(r reconcile.Report, failed error, now time
 }
 
 func writeReport(to io.Writer, r reconcile.Report) error {
-	fmt.Fprintf(to, "%s: %d accounts, balances %d + holds %d, funded %d IDR; %d pending, %d too young to compare, %d foreign events, %d payments and %d set balances without an event\n",
-		r.At.Format(time.RFC3339), r.Accounts, r.Balances, r.Holds, r.Funded, r.Pending, r.TooYoung, r.Foreign, r.Direct, r.Seeded)
+	fmt.Fprintf(to, "%s: %d accounts, balances %d + holds %d, funded %d IDR; %d pending, %d too young to compare\n",
+		r.At.Format(time.RFC3339), r.Accounts, r.Balances, r.Holds, r.Funded, r.Pending, r.TooYoung)
+	fmt.Fprintf(to, "without an event: payments over gRPC %d, balances that an operator has set %d; events that are not pgw's: %d\n",
+		r.Direct, r.Seeded, r.Foreign)
 	if r.Resumed {
 		fmt.Fprintf(to, "compared with events since %s, where the last run ended\n", r.Since.Format(time.RFC3339))
 	}

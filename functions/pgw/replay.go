@@ -29,6 +29,7 @@ type replayCommand struct {
 	Since      timeOrAge `help:"For a topic: records since this time (RFC 3339), or this long ago (such as 90m)."`
 	Until      timeOrAge `help:"For a topic: records before this time, or older than this."`
 	Key        string    `help:"Only events with this partition key; a payment's key is its idempotency key."`
+	Client     string    `help:"Only events of this client's payments."`
 	Type       string    `help:"Only events of this type."`
 	Subject    string    `help:"Only events with this subject."`
 	Limit      int64     `help:"Stop after this number of matching events."`
@@ -79,7 +80,7 @@ func (c replayCommand) Validate() error {
 
 func (c replayCommand) Run(ctx context.Context) error {
 	cfg := replay.Config{
-		From: c.From, To: c.To, Match: replay.Match{Key: c.Key, Type: c.Type, Subject: c.Subject},
+		From: c.From, To: c.To, Match: replay.Match{Key: c.Key, Client: c.Client, Type: c.Type, Subject: c.Subject},
 		Range: kafka.Range{Partitions: c.Partition, FromOffset: c.FromOffset, ToOffset: c.ToOffset, Since: c.Since.Time, Until: c.Until.Time},
 		Limit: c.Limit, Rate: rate.Limit(c.Rate), InFlight: c.InFlight, Retries: c.Retries, Checkpoint: c.Checkpoint, KeepGoing: c.KeepGoing,
 		Stdin: os.Stdin, Stdout: os.Stdout,

@@ -35,6 +35,7 @@ import (
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/shared/trace"
 )
 
@@ -49,37 +50,44 @@ const (
 // runCommand runs the whole system in one process: the same functions and manifests as in
 // production, with a Kafka broker and a private Postgres unless others are named.
 type runCommand struct {
-	DataDir     string   `env:"PGW_DATA_DIR" default:".pgw" help:"Directory of data, keys and run.json."`
-	Fresh       bool     `help:"Delete the data of Postgres and Kafka in the data directory first; the keys stay."`
-	Database    string   `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
-	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
-	Requests    string   `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"The topic's name, if another is wanted."`
-	Results     string   `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
-	DeadLetters string   `name:"deadletter-topic" env:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
-	Parked      string   `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
-	Accounts    string   `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
-	LogLevel    string   `env:"LOG_LEVEL" help:"debug, info, warn or error. The default is warn, and info with --log-payments."`
-	LogFormat   string   `env:"LOG_FORMAT" default:"text" enum:"text,json" help:"text or json."`
-	LogPayments bool     `env:"LOG_PAYMENTS" help:"Log a line for each payment that the gateway answers."`
-	TraceURL    string   `env:"TRACE_URL" help:"The URL of a payment's trace for the page's links, with {trace} for the trace id."`
-	EventKey    string   `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events. If empty, they are made and stored in the data directory."`
-	RiskSecret  string   `env:"RISK_SECRET" help:"The secret key of risk's random draw. If empty, it is made and stored in the data directory."`
+	DataDir     string          `env:"PGW_DATA_DIR" default:".pgw" help:"Directory of data, keys and run.json."`
+	Fresh       bool            `help:"Delete the data of Postgres and Kafka in the data directory first; the keys stay."`
+	Database    string          `name:"database-url" env:"DATABASE_URL" help:"Use this Postgres instead of a private one."`
+	Schema      postgres.Schema `name:"ledger-schema" env:"LEDGER_SCHEMA" help:"The ledger's schema, if several ledgers share the database."`
+	Brokers     []string        `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"Use this Kafka instead of a broker in the process."`
+	Requests    string          `name:"request-topic" env:"KAFKA_REQ_TOPIC" default:"payments.request" help:"The topic's name, if another is wanted."`
+	Results     string          `name:"result-topic" env:"KAFKA_RES_TOPIC" default:"payments.result"`
+	DeadLetters string          `name:"deadletter-topic" env:"KAFKA_DEADLETTER_TOPIC" default:"payments.deadletter"`
+	Parked      string          `name:"parked-topic" env:"KAFKA_PARKED_TOPIC" default:"payments.parked"`
+	Accounts    string          `name:"accounts-topic" env:"KAFKA_ACCOUNTS_TOPIC" default:"ledger.accounts"`
+	LogLevel    string          `env:"LOG_LEVEL" help:"debug, info, warn or error. The default is warn, and info with --log-payments."`
+	LogFormat   string          `env:"LOG_FORMAT" default:"text" enum:"text,json" help:"text or json."`
+	LogPayments bool            `env:"LOG_PAYMENTS" help:"Log a line for each payment that the gateway answers."`
+	TraceURL    string          `env:"TRACE_URL" help:"The URL of a payment's trace for the page's links, with {trace} for the trace id."`
+	EventKey    string          `name:"event-keys" env:"EVENT_KEYS" help:"Keys that sign events. If empty, they are made and stored in the data directory."`
+	WebhookKeys string          `name:"webhook-secret-keys" env:"WEBHOOK_SECRET_KEYS" help:"Keys that encrypt the secrets of webhooks. If empty, one is made and stored in the data directory."`
+	RiskSecret  string          `env:"RISK_SECRET" help:"The secret key of risk's random draw. If empty, it is made and stored in the data directory."`
 
 	Repository string `name:"postgres-repository" env:"PGW_POSTGRES_REPOSITORY" help:"The Maven repository to download a PostgreSQL from, if none is installed. If empty, Maven Central."`
 
 	Grafana gateway.GrafanaURL `name:"grafana-url" env:"GRAFANA_URL" help:"The URL at which browsers reach a Grafana with the dashboards. The page links to it and shows its panels."`
 
-	KafkaPort int          `env:"PGW_KAFKA_PORT" default:"19092" help:"Port of the broker on loopback; 0 takes any free one."`
+	Admin     string       `name:"admin-port" env:"ADMIN_PORT" help:"A port on loopback for /metrics, /healthz and /readyz of the gateway, without its limits; /metrics is then only there. The other functions have theirs on their ports, which are on loopback too."`
+	Offset    int          `name:"port-offset" env:"PGW_PORT_OFFSET" help:"Add this to each port that is not given itself, for a second pgw run on this machine. It needs a data directory of its own."`
+	KafkaPort *int         `env:"PGW_KAFKA_PORT" placeholder:"${kafka_port}" help:"Port of the broker on loopback; 0 takes any free one."`
 	Ports     kong.Plugins `embed:""` // one for each of allinone.Listening
 }
+
+// defaultKafkaPort is the port of the broker in the process.
+const defaultKafkaPort = "19092"
 
 // portFlags are the flags for the functions' ports.
 func portFlags() (flags kong.Plugins) {
 	for _, name := range allinone.Listening() {
 		f, _ := table.Functions.Find(name)
 		flags = append(flags, reflect.New(reflect.StructOf([]reflect.StructField{{
-			Name: "Port", Type: reflect.TypeFor[int](), Tag: reflect.StructTag(fmt.Sprintf(
-				`name:"%s-port" env:"PGW_%s_PORT" default:"%s" help:"Port of %s on loopback; 0 takes any free one."`, name, strings.ToUpper(name), f.Port, name)),
+			Name: "Port", Type: reflect.TypeFor[*int](), Tag: reflect.StructTag(fmt.Sprintf(
+				`name:"%s-port" env:"PGW_%s_PORT" placeholder:"%s" help:"Port of %s on loopback; 0 takes any free one."`, name, strings.ToUpper(name), f.Port, name)),
 		}})).Interface())
 	}
 	return flags
@@ -105,9 +113,19 @@ func (c runCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	listeners, err := c.listen()
+	listeners, broker, err := c.listen()
 	if err != nil {
 		return err
+	}
+	if broker != nil {
+		defer broker.Close() // Kafka has closed it already, unless the start failed before
+	}
+	var admin net.Listener // closed with the gateway's port
+	if c.Admin != "" {
+		if admin, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", c.Admin)); err != nil {
+			return errors.Join(fmt.Errorf("ADMIN_PORT: %w", err), closeAll(listeners))
+		}
+		defer admin.Close()
 	}
 	keys, err := c.eventKeys()
 	if err != nil {
@@ -117,7 +135,14 @@ func (c runCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sys := &system{log: log, keys: keys, riskSecret: riskSecret, listeners: listeners, dataDir: c.DataDir, logPayments: c.LogPayments, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL}}
+	webhookKeys, err := c.kept("webhook-secret-keys", c.WebhookKeys, func() (string, error) { return allinone.NewWebhookKey(), nil })
+	if err != nil {
+		return err
+	}
+	sys := &system{
+		log: log, keys: keys, riskSecret: riskSecret, webhookKeys: webhookKeys, listeners: listeners, broker: broker, admin: admin, dataDir: c.DataDir,
+		logPayments: c.LogPayments, links: allinone.Links{Grafana: c.Grafana, Trace: c.TraceURL},
+	}
 	if err := function.ReadEnvironment(&sys.access); err != nil {
 		return err
 	}
@@ -174,7 +199,7 @@ func (c runCommand) lockDataDir() (unlock func(), err error) {
 		return nil, fmt.Errorf("data directory %s: %w", c.DataDir, err)
 	}
 	if !locked {
-		return nil, fmt.Errorf("another pgw run uses the data directory %s: stop it, or set PGW_DATA_DIR", c.DataDir)
+		return nil, fmt.Errorf("another pgw run uses the data directory %s: stop it, or set PGW_DATA_DIR and PGW_PORT_OFFSET for this one", c.DataDir)
 	}
 	if c.Fresh {
 		if err := errors.Join(embedded.RemovePostgres(c.postgresDir()), os.RemoveAll(c.kafkaDir())); err != nil {
@@ -187,21 +212,58 @@ func (c runCommand) lockDataDir() (unlock func(), err error) {
 func (c runCommand) postgresDir() string { return filepath.Join(c.DataDir, "postgres") }
 func (c runCommand) kafkaDir() string    { return filepath.Join(c.DataDir, "kafka") }
 
+// port returns the given port of a part of the system, or else its usual one, moved by the offset.
+func (c runCommand) port(given *int, usual string) (int, error) {
+	if given != nil {
+		return *given, nil
+	}
+	port, err := strconv.Atoi(usual)
+	return port + c.Offset, err
+}
+
+// functionPort is the port of the function with this place in allinone.Listening.
+func (c runCommand) functionPort(i int) (int, error) {
+	f, _ := table.Functions.Find(allinone.Listening()[i])
+	given, _ := reflect.ValueOf(c.Ports[i]).Elem().Field(0).Interface().(*int)
+	return c.port(given, f.Port)
+}
+
 // listen opens all ports first. So a busy port is reported before anything is started.
-func (c runCommand) listen() (map[string]net.Listener, error) {
-	listeners := map[string]net.Listener{}
-	for i, name := range allinone.Listening() {
-		port := int(reflect.ValueOf(c.Ports[i]).Elem().Field(0).Int())
+func (c runCommand) listen() (listeners map[string]net.Listener, broker net.Listener, err error) {
+	listeners = map[string]net.Listener{}
+	open := func(name string, port int, err error) (net.Listener, error) {
+		if err != nil {
+			return nil, err
+		}
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
-			for _, other := range listeners {
-				other.Close()
-			}
-			return nil, fmt.Errorf("%s needs port %d (PGW_%s_PORT chooses another): %w", name, port, strings.ToUpper(name), err)
+			return nil, fmt.Errorf("%s needs port %d (PGW_%s_PORT chooses another one, PGW_PORT_OFFSET=10000 moves all): %w", name, port, strings.ToUpper(name), err)
+		}
+		return l, nil
+	}
+	for i, name := range allinone.Listening() {
+		port, err := c.functionPort(i)
+		l, err := open(name, port, err)
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll(listeners))
 		}
 		listeners[name] = l
 	}
-	return listeners, nil
+	if len(c.Brokers) > 0 {
+		return listeners, nil, nil
+	}
+	port, err := c.port(c.KafkaPort, defaultKafkaPort)
+	if broker, err = open("kafka", port, err); err != nil {
+		return nil, nil, errors.Join(err, closeAll(listeners))
+	}
+	return listeners, broker, nil
+}
+
+func closeAll(listeners map[string]net.Listener) (err error) {
+	for _, l := range listeners {
+		err = errors.Join(err, l.Close())
+	}
+	return err
 }
 
 // eventKeys returns the keys, and stores new ones. Events that were signed before a restart are
@@ -222,13 +284,14 @@ func (c runCommand) eventKeys() (event.Keyring, error) {
 	return keys, nil
 }
 
-// readmeKey is the key of the example payment in the README and in pgw run's banner.
-const readmeKey = "test-001"
+// pagesKeys are the keys of the payments that the README, pgw run's banner and the pages for readers make. Risk's
+// rules do not refuse them at random: a reader could not go on.
+var pagesKeys = []string{"test-001", "test-002", "try-quote", "try-hold", "try-event", "hold-001", "curl-001", "curl-002", "curl-003", "go-001", "js-001"}
 
 // riskSecret returns the secret, and stores a new one. So a retry gets the same verdict after a
 // restart.
 func (c runCommand) riskSecret() (string, error) {
-	return c.kept("risk-secret", c.RiskSecret, func() (string, error) { return risk.MakeSecret(rand.Reader, readmeKey) })
+	return c.kept("risk-secret", c.RiskSecret, func() (string, error) { return risk.MakeSecret(rand.Reader, pagesKeys...) })
 }
 
 // kept returns the given secret, or else the one in a file of the data directory. The first start
@@ -260,15 +323,21 @@ type system struct {
 	keys        event.Keyring
 	access      access.Config
 	riskSecret  string
+	webhookKeys string
 	dataDir     string
 	logPayments bool
 	links       allinone.Links
 	listeners   map[string]net.Listener
+	broker      net.Listener // of the broker in this process; nil: another one is used
+	admin       net.Listener // of the gateway; nil: its own port serves /metrics
 	closers     []func() error
 
-	database string             // URL of its owner
+	server   string             // URL of the database
+	schema   postgres.Schema    // the ledger's
+	database string             // URL of the ledger, for its owner
 	ledger   string             // URL of db's login
 	reader   string             // URL of the login of fx, wallet and risk
+	webhooks string             // URL of the login of webhooks
 	postgres *embedded.Postgres // nil if another one is used
 	abort    embedded.Abort     // ends postgres at once
 	ready    bool               // the banner has been printed
@@ -292,8 +361,8 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 	for _, l := range s.listeners {
 		s.onClose(func() error { l.Close(); return nil }) // its error does not matter: a function that served it has closed it already
 	}
-	s.database = c.Database
-	if s.database != "" {
+	s.server, s.schema = c.Database, c.Schema
+	if s.server != "" {
 		s.stores = append(s.stores, "Postgres    as DATABASE_URL says")
 	} else {
 		pg, err := embedded.StartPostgres(ctx, embedded.PostgresConfig{
@@ -303,22 +372,25 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 			return err
 		}
 		s.onClose(pg.Stop)
-		s.database, s.postgres = pg.URL(), pg
+		s.server, s.postgres = pg.URL(), pg
 		s.stores = append(s.stores, "Postgres    private, in "+c.postgresDir())
 	}
+	s.database = s.schema.In(s.server)
 	if err := ledger.Migrate(ctx, s.database); err != nil {
 		return err
 	}
-	if s.ledger, s.reader = s.database, s.database; s.postgres != nil {
+	if s.ledger, s.reader, s.webhooks = s.database, s.database, s.database; s.postgres != nil {
 		// Each login has only the rights that it needs, as in production. The passwords are new in
 		// each run.
-		var errs [2]error
+		var errs [3]error
 		s.ledger, errs[0] = loginAs(s.database, "pgw_db")
 		s.reader, errs[1] = loginAs(s.database, "pgw_functions")
+		s.webhooks, errs[2] = loginAs(s.database, "pgw_webhooks_login")
 		if err := errors.Join(errs[:]...); err != nil {
 			return err
 		}
-		if err := ledger.Roles(ctx, s.database, ledger.Login{URL: s.ledger, Role: ledger.LedgerRole}, ledger.Login{URL: s.reader, Role: ledger.ReaderRole}); err != nil {
+		if err := ledger.Roles(ctx, s.database, ledger.Login{URL: s.ledger, Role: ledger.LedgerRole},
+			ledger.Login{URL: s.reader, Role: ledger.ReaderRole}, ledger.Login{URL: s.webhooks, Role: ledger.WebhooksRole}); err != nil {
 			return err
 		}
 	}
@@ -338,7 +410,10 @@ func (s *system) startStores(ctx context.Context, c runCommand) error {
 		s.stores = append(s.stores, "Kafka       "+strings.Join(c.Brokers, ",")+", as KAFKA_BROKERS says")
 		return kafka.EnsureTopics(s.kafka, topics)
 	}
-	broker, err := embedded.StartKafka(embedded.KafkaConfig{Dir: c.kafkaDir(), Port: c.KafkaPort, Topics: topics, Log: s.log})
+	broker, err := embedded.StartKafka(embedded.KafkaConfig{
+		Dir: c.kafkaDir(), Port: s.broker.Addr().(*net.TCPAddr).Port, Topics: topics, Log: s.log,
+		Listen: func(string, string) (net.Listener, error) { return s.broker, nil },
+	})
 	if err != nil {
 		return err
 	}
@@ -363,7 +438,8 @@ func loginAs(databaseURL, user string) (string, error) {
 // serve runs until ctx ends, and drains.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.all, err = allinone.New(allinone.Config{
-		Database: s.ledger, Reader: s.reader, Kafka: s.kafka, Keys: s.keys, RiskSecret: s.riskSecret, Access: s.access, Listeners: s.listeners, Links: s.links, Log: s.log, LogPayments: s.logPayments,
+		Database: s.ledger, Reader: s.reader, Webhooks: s.webhooks, WebhookKeys: s.webhookKeys, Kafka: s.kafka, Keys: s.keys, RiskSecret: s.riskSecret,
+		Access: s.access, Listeners: s.listeners, Admin: s.admin, Links: s.links, Log: s.log, LogPayments: s.logPayments,
 		Seed: s.seed,
 	}); err != nil {
 		return err
@@ -448,13 +524,18 @@ func (s *system) addr(name string) string { return s.listeners[name].Addr().Stri
 // writeRunFile writes the system's addresses. Their names are the lower-case names of the
 // corresponding variables.
 func (s *system) writeRunFile() error {
-	found := map[string]any{"pid": os.Getpid(), "database_url": s.database, "kafka_brokers": s.kafka.Brokers}
+	found := map[string]any{
+		"pid": os.Getpid(), "database_url": s.server, "ledger_schema": s.schema, "kafka_brokers": s.kafka.Brokers,
+	}
 	for name := range s.listeners {
 		if s.all.Conn(name) != nil {
 			found[name+"_addr"] = s.addr(name)
 		} else {
 			found[name+"_url"] = "http://" + s.addr(name)
 		}
+	}
+	if s.admin != nil {
+		found["admin_url"] = "http://" + s.admin.Addr().String()
 	}
 	text, err := json.MarshalIndent(found, "", "  ")
 	if err != nil {
@@ -466,6 +547,9 @@ func (s *system) writeRunFile() error {
 func (s *system) printBanner() {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\npgw runs.\n\n  gateway     http://%s\n", s.addr("gateway"))
+	if s.admin != nil {
+		fmt.Fprintf(&b, "  its metrics http://%s/metrics\n", s.admin.Addr())
+	}
 	for _, name := range allinone.Listening()[1:] {
 		takes := "HTTP"
 		if f, _ := table.Functions.Find(name); s.all.Conn(name) != nil {
@@ -486,6 +570,6 @@ func (s *system) printBanner() {
 		`"amount":10,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"test-001"}'`+"\n"+
 		"  curl -s http://%s/api/payments/test-001\n\n"+
 		"The seeded risk rules refuse 2 %% of payments at random (risk_random_reject), so that you see refusals.\n"+
-		"bin/pgw rules set --random-reject-ppm 0 switches that off.\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))
+		"bin/pgw rules set --random-reject-ppm 0 --note \"nothing at random\" switches that off.\n\nCtrl-C drains and stops.\n", s.addr("gateway"), s.addr("gateway"))
 	fmt.Print(b.String())
 }

@@ -27,6 +27,7 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
 	"pgw/shared/money"
+	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 )
 
@@ -268,7 +269,7 @@ func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent
 // applyMissing adds rates, rules or accounts if the ledger has none, and waits until the accounts
 // are funded. It adds the liquidity that is missing.
 func (s newSystem) applyMissing(ctx context.Context, database string) error {
-	conn, err := pgx.Connect(ctx, database)
+	conn, err := postgres.Connect(ctx, database)
 	if err != nil {
 		return err
 	}
@@ -415,7 +416,7 @@ func (c applySeeds) Validate() error {
 
 func (c applySeeds) Run(ctx context.Context) error {
 	var cfg struct {
-		Database string        `envconfig:"DATABASE_URL"`
+		Database databaseConfig
 		Keys     event.Keyring `envconfig:"EVENT_KEYS" required:"true"`
 		RPC      rpc.Security
 		Kafka    kafka.Config
@@ -427,8 +428,9 @@ func (c applySeeds) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Missing && cfg.Database == "" {
-		return errors.New("--missing needs DATABASE_URL")
+	database, err := cfg.Database.ledger()
+	if c.Missing && err != nil {
+		return fmt.Errorf("--missing: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, seededWithin)
 	defer cancel()
@@ -448,7 +450,7 @@ func (c applySeeds) Run(ctx context.Context) error {
 		producer: producer, topic: cfg.Kafka.AccountsTopic, keys: &cfg.Keys,
 	}
 	if c.Missing {
-		return errors.Join(s.applyMissing(ctx, cfg.Database), producer.Close(ctx))
+		return errors.Join(s.applyMissing(ctx, database), producer.Close(ctx))
 	}
 	done, err := s.applyAll(ctx, c.Reset)
 	if err = errors.Join(err, producer.Close(ctx)); stopped(ctx, err) {

@@ -24,6 +24,7 @@ import (
 
 	fxv1 "pgw/proto/gen/fx/v1"
 	"pgw/shared/event"
+	"pgw/shared/function"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 	"pgw/shared/rpc"
@@ -35,7 +36,7 @@ const priceWithin = 10 * time.Second
 // workerURL is where worker listens by default.
 const workerURL = "http://localhost:19091/"
 
-// signCommand prints the event that requests a payment.
+// signCommand prints the event that requests a payment, or an operation on one.
 type signCommand struct {
 	operatorFlags
 	Body           string            `help:"A file with the JSON of POST /api/payments, or - for standard input. The flags below replace its fields."`
@@ -44,19 +45,31 @@ type signCommand struct {
 	Currency       string            `help:"The currency of the amount: its ISO 4217 code."`
 	Amount         string            `help:"The amount in major units, such as 10.50."`
 	Key            string            `help:"The idempotency key; new by default."`
+	Client         string            `help:"Whose payment it is: the owner of an API key, or oidc: and the subject of a token. The key belongs to it. By default none."`
 	TxDate         string            `help:"The client's date (RFC 3339); now by default."`
 	Metadata       map[string]string `help:"Data that is kept with the payment, as NAME=VALUE."`
 	DebitCurrency  string            `help:"The currency of the sender's balance; IDR by default."`
 	CreditCurrency string            `help:"The currency of the receiver's balance; IDR by default."`
 
+	Operation string  `enum:"payment,refund,capture,void,cancel" default:"payment" help:"What to request: a payment, or a refund, capture, void or cancellation of the payment that --of names. The amount of a refund or capture is in the currency that the sender has paid; without one it is all that is left."`
+	Of        string  `help:"For an operation: the idempotency key of the payment."`
+	OfClient  *string `help:"For an operation: whose payment it is. By default that of --client."`
+	Note      string  `help:"For an operation: why."`
+
 	As       string        `enum:"json,yaml,curl,kcat,kn,func" default:"json" help:"json or yaml: the event; curl, kcat, kn or func: a shell line that sends it. kn and func can't send a signature, so their event is a plain record, which is accepted only with ALLOW_UNSIGNED_REQUESTS."`
 	To       string        `help:"For curl, kn and func: worker's URL. By default that of pgw run, or ${worker_url}."`
-	ValidFor time.Duration `default:"1m" help:"How long the payment may be settled; 0: a minute from when the ledger gets it."`
+	ValidFor time.Duration `default:"1m" help:"How long the payment may be settled, or the operation carried out; 0: a minute from when the ledger gets it."`
 }
 
 func (c signCommand) Validate() error {
 	if c.ValidFor < 0 {
 		return errors.New("--valid-for must not be negative")
+	}
+	if !c.requestsPayment() {
+		if c.Of == "" || (c.Amount == "") != (c.Currency == "") {
+			return errors.New("--of, and both or none of --currency and --amount, are needed")
+		}
+		return nil
 	}
 	if c.Body == "" && (c.Sender == "" || c.Receiver == "" || c.Currency == "" || c.Amount == "") {
 		return errors.New("--body, or --sender, --receiver, --currency and --amount are needed")
@@ -65,33 +78,17 @@ func (c signCommand) Validate() error {
 }
 
 func (c signCommand) Run(ctx context.Context) error {
-	now := time.Now()
-	order, err := c.order(os.Stdin, now, uuid.NewString())
-	if err != nil {
-		return err
-	}
-	p, err := order.Payment()
-	if err != nil {
-		return err
-	}
-	if p.QuoteID != "" {
-		return errors.New("quote_id: only the gateway can check a quote: pay by it there")
-	}
 	cfg, at, err := c.config()
 	if err != nil {
 		return err
 	}
-	conns, err := dial(at, cfg.RPC, "fx")
-	if err != nil {
-		return err
+	now, attempt := time.Now(), uuid.Must(uuid.NewV7()).String()
+	var e cloudevents.Event
+	if c.requestsPayment() {
+		e, err = c.payment(ctx, at, cfg, now, attempt)
+	} else {
+		e, err = c.operation(&cfg.Keys, now, attempt, uuid.NewString())
 	}
-	defer conns["fx"].Close()
-	ctx, cancel := context.WithTimeout(ctx, priceWithin)
-	defer cancel()
-	if p, err = priced(ctx, conns["fx"], p); err != nil {
-		return err
-	}
-	e, err := c.event(p, &cfg.Keys, now, uuid.Must(uuid.NewV7()).String())
 	if err != nil {
 		return err
 	}
@@ -106,6 +103,69 @@ func (c signCommand) Run(ctx context.Context) error {
 	_, err = os.Stdout.WriteString(text)
 	return err
 }
+
+// payment makes the signed event that requests a payment, with the price that the gateway would get.
+func (c signCommand) payment(ctx context.Context, at function.Settings, cfg operatorConfig, now time.Time, attempt string) (e cloudevents.Event, err error) {
+	order, err := c.order(os.Stdin, now, uuid.NewString())
+	if err != nil {
+		return e, err
+	}
+	p, err := order.Payment()
+	if err != nil {
+		return e, err
+	}
+	p.Client = c.Client
+	if p.QuoteID != "" {
+		return e, errors.New("quote_id: only the gateway can check a quote: pay by it there")
+	}
+	conns, err := dial(at, cfg.RPC, "fx")
+	if err != nil {
+		return e, err
+	}
+	defer conns["fx"].Close()
+	ctx, cancel := context.WithTimeout(ctx, priceWithin)
+	defer cancel()
+	if p, err = priced(ctx, conns["fx"], p); err != nil {
+		return e, err
+	}
+	return c.event(p, &cfg.Keys, now, attempt)
+}
+
+// operation makes the signed event that requests an operation. newKey is its key if there is none.
+func (c signCommand) operation(keys *event.Keyring, now time.Time, attempt, newKey string) (e cloudevents.Event, err error) {
+	o := payment.Operation{
+		Kind: payment.OperationKind(c.Operation), Key: cmp.Or(c.Key, newKey), Client: c.Client, Payment: c.Of, Note: c.Note, AcceptedAt: now.UTC(), AttemptID: attempt,
+	}
+	if c.OfClient != nil {
+		o = o.On(payment.ScopedKey{Client: *c.OfClient, Key: c.Of})
+	}
+	if c.ValidFor > 0 {
+		o.Deadline = o.AcceptedAt.Add(c.ValidFor)
+	}
+	if c.Amount != "" {
+		if o.Currency, err = money.ParseCurrency(c.Currency); err != nil {
+			return e, err
+		}
+		amount, err := money.ParseAmount(c.Amount, o.Currency)
+		if err == nil && amount.Minor <= 0 {
+			err = errors.New("--amount must be positive")
+		}
+		if err != nil {
+			return e, err
+		}
+		o.Minor = amount.Minor
+	}
+	if err := o.Validate(); err != nil {
+		return e, err
+	}
+	if e, err = event.RequestedOperation(signSource, o, "", now); err == nil {
+		err = keys.Sign(&e)
+	}
+	return e, err
+}
+
+// requestsPayment reports whether the event requests a payment, and not an operation on one.
+func (c signCommand) requestsPayment() bool { return c.Operation == "" || c.Operation == "payment" }
 
 // order returns the payment's request as a client sends it. newKey is its key if there is none.
 func (c signCommand) order(stdin io.Reader, now time.Time, newKey string) (o payment.Order, err error) {
@@ -274,7 +334,10 @@ type plainFields struct {
 // signature, worker takes the payment only as a plain record.
 func (s shape) asPlain(tool string, e cloudevents.Event) (string, error) {
 	if e.Type() != event.TypePaymentRequested {
-		return "", fmt.Errorf("%s can't send a signature, and a payment that is not in rupiah needs one: use curl or kcat", tool)
+		return "", fmt.Errorf("%s can't send a signature, and only a payment in rupiah is accepted without one: use curl or kcat", tool)
+	}
+	if signed, err := event.Decode[event.PaymentRequested](e); err == nil && signed.Client != "" {
+		return "", fmt.Errorf("%s can't send a signature, and a plain record has no client: use curl or kcat", tool)
 	}
 	p, err := event.Decode[plainFields](e)
 	if err != nil {

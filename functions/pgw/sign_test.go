@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -132,7 +133,7 @@ func tool(t *testing.T, name, line string) {
 func TestCurlSendsASignedEvent(t *testing.T) {
 	e, keys := signed(t)
 	arrived := make(chan cloudevents.Event, 1)
-	server := httptest.NewServer(event.HTTP(func(_ context.Context, e cloudevents.Event) error {
+	server := httptest.NewServer(event.NewReceiver(func(_ context.Context, e cloudevents.Event) error {
 		arrived <- e
 		return nil
 	}, slog.New(slog.DiscardHandler)))
@@ -277,6 +278,39 @@ func TestAPaymentToSignIsReadFromABody(t *testing.T) {
 	for _, bad := range []signCommand{{}, {Sender: "A", Receiver: "B", Currency: "USD"}, {Body: "-", ValidFor: -1}} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v is accepted", bad)
+		}
+	}
+}
+
+func TestASignedOperationCanBeReadAgain(t *testing.T) {
+	_, keys := signed(t)
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		c    signCommand
+		want string // the kind and amount; "": an error
+	}{
+		"all that is left":     {signCommand{Operation: "refund", Of: "p", Note: "broken"}, "refund 0"},
+		"a part":               {signCommand{Operation: "refund", Of: "p", Amount: "1.50", Currency: "USD"}, "refund 150"},
+		"a capture":            {signCommand{Operation: "capture", Of: "p", Amount: "100", Currency: "IDR", ValidFor: time.Minute}, "capture 100"},
+		"a cancellation":       {signCommand{Operation: "cancel", Of: "p"}, "cancel 0"},
+		"a void of a part":     {signCommand{Operation: "void", Of: "p", Amount: "1", Currency: "IDR"}, ""},
+		"nothing":              {signCommand{Operation: "refund", Of: "p", Amount: "0", Currency: "IDR"}, ""},
+		"of nobody":            {signCommand{Operation: "refund"}, ""},
+		"a part of a currency": {signCommand{Operation: "refund", Of: "p", Amount: "1"}, ""},
+	} {
+		e, err := cloudevents.Event{}, tc.c.Validate()
+		if err == nil {
+			e, err = tc.c.operation(keys, now, "attempt", "new")
+		}
+		if (err != nil) != (tc.want == "") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			continue
+		}
+		got, err := event.ReadOperation(e, keys)
+		if text := fmt.Sprint(got.Kind, " ", got.Minor); err != nil || text != tc.want || got.Key != "new" || got.AttemptID != "attempt" || e.Subject() != "p" {
+			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
 }

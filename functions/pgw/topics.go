@@ -1,9 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
+	"strings"
 	"text/tabwriter"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"pgw/functions/kafkasource"
 	"pgw/functions/pgw/allinone"
@@ -18,7 +26,9 @@ const partitions = 8
 type topicsCommand struct {
 	operatorFlags
 	Partitions int32 `default:"${partitions}" help:"Partitions of a new topic; an existing topic is not changed."`
-	Lag        bool  `help:"Only show how many records each topic has, and how many of them each consumer group has not consumed yet."`
+	// A record is acknowledged when all but one of the replicas have it, so that one broker may be away.
+	Replication int16 `env:"KAFKA_REPLICATION" default:"3" help:"Replicas of a new topic, each on another broker. A record is acknowledged when all of them but one have it, at least one. 1 is for a single broker, whose loss loses payments."`
+	Lag         bool  `help:"Only show how many records each topic has, and how many of them each consumer group has not consumed yet."`
 	dataFlags
 	Group string `name:"group-prefix" env:"KAFKA_GROUP_PREFIX" help:"The prefix of each consumer group's name, if several systems share a Kafka."`
 }
@@ -26,6 +36,9 @@ type topicsCommand struct {
 func (c topicsCommand) Validate() error {
 	if c.Partitions < 1 || c.Partitions > 1000 {
 		return fmt.Errorf("--partitions must be between 1 and 1000")
+	}
+	if c.Replication < 1 || c.Replication > 10 {
+		return fmt.Errorf("--replication must be between 1 and 10")
 	}
 	return nil
 }
@@ -51,26 +64,82 @@ func (c topicsCommand) Run() error {
 		return c.print(waiting, func(to io.Writer) error { return printLag(to, waiting) })
 	}
 	topics := flowTopics(cfg, manifests, c.Partitions)
+	var names []string
+	for i := range topics {
+		topics[i].Replication = c.Replication
+		topics[i].Config[kafka.MinInSync] = strconv.Itoa(minInSync(c.Replication))
+		names = append(names, topics[i].Name)
+	}
 	if err := kafka.EnsureTopics(cfg, topics); err != nil {
+		return fmt.Errorf("%w; KAFKA_REPLICATION says how many brokers keep a record", err)
+	}
+	durable, err := readDurability(cfg, names)
+	if err != nil {
 		return err
 	}
 	there := []topicState{}
-	for _, t := range topics {
-		there = append(there, topicState{Topic: t.Name})
+	for _, d := range durable {
+		there = append(there, topicState{Topic: d.Topic, Replication: d.Replication, MinInSync: d.MinInSync})
+	}
+	if text := warning(durable); text != "" {
+		fmt.Fprintln(os.Stderr, text)
 	}
 	return c.print(there, func(to io.Writer) error {
+		w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "topic\treplicas\tacknowledged by")
 		for _, t := range there {
-			fmt.Fprintln(to, t.Topic)
+			fmt.Fprintf(w, "%s\t%d\t%d\n", t.Topic, t.Replication, t.MinInSync)
 		}
-		return nil
+		return w.Flush()
 	})
+}
+
+// topicsThereWithin is how long topics that were just made may take to get to every broker.
+const topicsThereWithin = 20 * time.Second
+
+// readDurability reads what topics survive, when all of them are there.
+func readDurability(cfg kafka.Config, names []string) ([]kafka.Durability, error) {
+	return backoff.Retry(context.Background(), func() ([]kafka.Durability, error) {
+		durable, err := kafka.ReadDurability(cfg, names)
+		if err != nil && !errors.Is(err, kafka.ErrNoTopic) {
+			return nil, backoff.Permanent(err)
+		}
+		return durable, err
+	}, backoff.WithMaxElapsedTime(topicsThereWithin))
+}
+
+// minInSync is how many replicas must have a record before it is acknowledged: all but one, so that one
+// broker may be away.
+func minInSync(replication int16) int { return max(1, int(replication)-1) }
+
+// The replicas with which no single broker's loss loses a payment or stops payments.
+const (
+	safeReplication = 3
+	safeInSync      = 2
+)
+
+// warning names the topics that a single broker's loss can harm. It is empty if there are none.
+func warning(topics []kafka.Durability) string {
+	var weak []string
+	for _, d := range topics {
+		if d.Replication < safeReplication || d.MinInSync < safeInSync {
+			weak = append(weak, fmt.Sprintf("%s (%d, %d)", d.Topic, d.Replication, d.MinInSync))
+		}
+	}
+	if len(weak) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("warning: the loss of one broker can lose payments or stop them: these topics have fewer than %d replicas, or acknowledge "+
+		"a record before %d replicas have it (replicas, acknowledged by): %s", safeReplication, safeInSync, strings.Join(weak, ", "))
 }
 
 // topicState is a topic with its records and the groups that consume it.
 type topicState struct {
-	Topic   string     `json:"topic"`
-	Records *int64     `json:"records,omitempty"` // nil: not asked for
-	Groups  []groupLag `json:"groups,omitempty"`
+	Topic       string     `json:"topic"`
+	Replication int16      `json:"replicas,omitempty"`            // 0: not asked for
+	MinInSync   int        `json:"min_insync_replicas,omitempty"` // 0: not asked for
+	Records     *int64     `json:"records,omitempty"`             // nil: not asked for
+	Groups      []groupLag `json:"groups,omitempty"`
 }
 
 // groupLag is how many records a group has not consumed yet.

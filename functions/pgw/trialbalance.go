@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -13,6 +12,7 @@ import (
 
 	"pgw/shared/ledger"
 	"pgw/shared/money"
+	"pgw/shared/postgres"
 )
 
 // trialCommand adds up the balances of each currency. Its exit code is 0 if every currency
@@ -24,13 +24,14 @@ type trialCommand struct {
 
 func (c trialCommand) Run(ctx context.Context) error {
 	system, _, err := c.config()
-	if err == nil && system.DatabaseURL == "" {
-		err = errors.New("DATABASE_URL is not set")
+	var database string
+	if err == nil {
+		database, err = system.Database.ledger()
 	}
 	if err != nil {
 		return unknown{err}
 	}
-	trial, err := readTrialBalance(ctx, system.DatabaseURL)
+	trial, err := readTrialBalance(ctx, database)
 	if err == nil {
 		err = c.print(trialJSON(trial), func(to io.Writer) error { return printTrial(to, trial) })
 	}
@@ -42,9 +43,9 @@ func (c trialCommand) Run(ctx context.Context) error {
 
 // readTrialBalance reads the trial balance in one snapshot.
 func readTrialBalance(ctx context.Context, database string) (t ledger.TrialBalance, err error) {
-	settings, err := pgx.ParseConfig(database)
+	settings, err := postgres.ParseConfig(database)
 	if err != nil {
-		return t, fmt.Errorf("DATABASE_URL: %w", err)
+		return t, err
 	}
 	settings.ConnectTimeout = cmp.Or(settings.ConnectTimeout, 10*time.Second)
 	conn, err := pgx.ConnectConfig(ctx, settings)

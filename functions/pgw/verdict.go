@@ -39,10 +39,39 @@ func recordVerdict(ctx context.Context, at function.Settings, security rpc.Secur
 	defer conns["db"].Close()
 	ctx, cancel := context.WithTimeout(ctx, tellWithin)
 	defer cancel()
+	known, err := dbv1.NewDbClient(conns["db"]).Status(ctx, &dbv1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	was := known.GetVerdict()
+	before := reconcile.Conclusion{Verdict: reconcile.Verdict(was.GetVerdict()), Asked: rpc.Time(was.GetSince())}
+	if !replaces(before, v) {
+		slog.WarnContext(ctx, "the ledger keeps the older verdict that the books differ: only a reconciliation that compares as much replaces it; "+
+			"pgw reconcile without --since and --checkpoint compares everything",
+			"verdict", v.Verdict, "compared_since", v.Asked, "differs_since", rpc.Time(was.GetAt()), "differs_compared_since", before.Asked)
+		return nil
+	}
 	_, err = dbv1.NewAdminClient(conns["db"]).RecordVerdict(ctx, &dbv1.RecordVerdictRequest{Verdict: &dbv1.Verdict{
-		Verdict: string(v.Verdict), Breaches: v.Breaches, Text: verdictText(v.Text),
+		Verdict: string(v.Verdict), Breaches: v.Breaches, Text: verdictText(v.Text), Since: rpc.Timestamp(keptSince(before, v)),
 	}})
 	return err
+}
+
+// replaces reports whether a verdict replaces the one before. That the books differ stays until a
+// reconciliation that compares at least as much finds that they agree: the payment that differs may be
+// older than a part that agrees.
+func replaces(before, now reconcile.Conclusion) bool {
+	return before.Verdict != reconcile.Differs || now.Verdict == reconcile.Differs ||
+		now.Verdict == reconcile.Agrees && !now.Asked.After(before.Asked)
+}
+
+// keptSince is the start of the comparison that is kept with a verdict. While the books differ, it is the earliest, so that
+// a part that differs too does not hide that an older payment does.
+func keptSince(before, now reconcile.Conclusion) time.Time {
+	if before.Verdict == reconcile.Differs && now.Verdict == reconcile.Differs && before.Asked.Before(now.Asked) {
+		return before.Asked
+	}
+	return now.Asked
 }
 
 // verdictText returns a text as the ledger keeps it: an error may have several lines, and be long.

@@ -5,6 +5,8 @@ package allinone
 import (
 	"cmp"
 	"context"
+	crand "crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,7 +47,13 @@ type Config struct {
 	GroupPrefix string
 	Keys        event.Keyring
 	RiskSecret  string
+	// Webhooks is the URL of the login of webhooks; empty: Database.
+	Webhooks string
+	// WebhookKeys encrypt the secrets of webhooks in the database; empty: a new key, which the next
+	// system does not have.
+	WebhookKeys string
 	Listeners   map[string]net.Listener // one for each function with a port
+	Admin       net.Listener            // for /metrics, /healthz and /readyz of the gateway; nil: its own port has them
 	AnswerIn    time.Duration           // the time limit of a client's wait; 0 means 5 s
 	Access      access.Config           // the access checks of the gateway; zero: everybody is admitted
 	Origins     []string                // the origins whose pages may use the API
@@ -93,7 +101,10 @@ func Listening() (names []string) {
 
 // New builds the functions and connects them.
 func New(cfg Config) (*System, error) {
-	cfg.Reader = cmp.Or(cfg.Reader, cfg.Database)
+	cfg.Reader, cfg.Webhooks = cmp.Or(cfg.Reader, cfg.Database), cmp.Or(cfg.Webhooks, cfg.Database)
+	if cfg.WebhookKeys == "" {
+		cfg.WebhookKeys = NewWebhookKey()
+	}
 	cfg.AnswerIn = cmp.Or(cfg.AnswerIn, 5*time.Second)
 	producer, err := kafka.NewProducer(cfg.Kafka, "run")
 	if err != nil {
@@ -106,7 +117,7 @@ func New(cfg Config) (*System, error) {
 	if cfg.Publish != nil {
 		publisher = cfg.Publish(publisher)
 	}
-	reach := transport{}
+	receivers := map[string]event.Receive{} // their URLs have the functions' names as hosts
 	// In reverse order, a function is built before its callers.
 	for _, f := range slices.Backward(table.Functions) {
 		on := function.Dependencies{
@@ -119,7 +130,7 @@ func New(cfg Config) (*System, error) {
 		if f.Port == "" {
 			// A function without a port calls the others directly, and its metrics are on worker's
 			// port.
-			on.HTTP, on.Registry = reach, s.ports["worker"].Registry
+			on.Receivers, on.Registry = receivers, s.ports["worker"].Registry
 		}
 		config, err := f.Configure(cfg.settings(f.Name))
 		if err != nil {
@@ -131,10 +142,17 @@ func New(cfg Config) (*System, error) {
 		}
 		s.add(port)
 		if f.Events != "" {
-			reach[f.Name] = port.EventHandler()
+			receivers[f.Name] = port.Receive()
 		}
 	}
 	return s, nil
+}
+
+// NewWebhookKey makes a key that encrypts the secrets of webhooks.
+func NewWebhookKey() string {
+	key := make([]byte, 32)
+	crand.Read(key)
+	return "local:" + base64.StdEncoding.EncodeToString(key)
 }
 
 // settings are the variables of a function, in place of the environment, which belongs to the whole
@@ -150,10 +168,16 @@ func (cfg Config) settings(name string) function.Settings {
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
 		// One lane of each kind is enough: all functions share the processors, and fewer, larger
 		// transactions cost less.
-		"BATCH_LANES": "1", "LOG_PAYMENTS": strconv.FormatBool(cfg.LogPayments),
+		"BATCH_LANES": "1", "WEBHOOK_SECRET_KEYS": cfg.WebhookKeys,
+		// Who tries pgw on a machine has the receiver of its webhooks there too.
+		"WEBHOOK_ALLOW_HTTP": "true", "WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8,::1/128",
+		"LOG_PAYMENTS": strconv.FormatBool(cfg.LogPayments),
 	}
-	if name == "db" {
+	switch name {
+	case "db":
 		values["DATABASE_URL"] = cfg.Database
+	case "webhooks":
+		values["DATABASE_URL"] = cfg.Webhooks
 	}
 	return function.Settings{Lookup: values.Lookup, Given: []any{cfg.Kafka, cfg.Keys, cfg.Access, cfg.Links.Grafana}}
 }
@@ -161,6 +185,9 @@ func (cfg Config) settings(name string) function.Settings {
 func (s *System) add(port *function.Port) {
 	s.ports[port.Name] = port
 	port.Callers, port.Transport = s.cfg.Callers, function.GRPCOnly
+	if port.Name == front {
+		port.Admin = s.cfg.Admin
+	}
 	if port.GRPC == nil {
 		return
 	}

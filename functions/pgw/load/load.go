@@ -108,10 +108,10 @@ func Judge(ctx context.Context, conn postgres.Querier, prefix string, answers []
 	}
 	v.Ends = make(map[string]string, len(claims))
 	kept := make(map[string]Kept, len(claims))
-	for key, c := range claims {
+	for _, c := range claims {
 		k := Kept{c.ReservationID.String(), c.Status, c.Reason}
-		kept[key] = k
-		v.Ends[key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.Status, k.Reason))
+		kept[c.Key] = k
+		v.Ends[c.Key] = strings.TrimSpace(fmt.Sprintf("%s %s", k.Status, k.Reason))
 	}
 	successes := map[string]int{}
 	for _, a := range answers {

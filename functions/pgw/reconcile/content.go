@@ -34,6 +34,7 @@ var fields = [...]struct {
 	{"accepted_at", func(p payment.Payment) string { return instant(p.AcceptedAt) }},
 	{"tx_date", func(p payment.Payment) string { return p.TxDate }},
 	{"rule_set", func(p payment.Payment) string { return p.RuleSet }},
+	{"hold_seconds", func(p payment.Payment) string { return number(p.HoldSeconds) }},
 	{"metadata", func(p payment.Payment) string { return inJSON(p.Metadata, len(p.Metadata) == 0) }},
 }
 
@@ -94,6 +95,12 @@ func (c content) difference(from content) (d difference) {
 	}
 	return d
 }
+
+// shares are the fields that change with the debit when only a part of a payment is captured.
+const shares difference = 1<<amountIDRField | 1<<creditField | 1<<exchangeField
+
+// The positions of some fields.
+const amountIDRField, creditField, exchangeField = 2, 9, 10
 
 func (d difference) count() int { return bits.OnesCount32(uint32(d)) }
 

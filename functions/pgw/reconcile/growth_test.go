@@ -287,9 +287,9 @@ func (g *grown) add(r *reconciliation, i int) error {
 		fixed any
 		texts []string
 	}{
-		{&r.claims, e.claim, []string{e.key, e.attempt, string(e.reason), string(e.state)}},
-		{&r.requests, asked, []string{paid.Key}},
-		{&r.results, result{fp, asked.Place, false}, []string{paid.Key, string(payment.Success), string(payment.ReasonCommitted), id.String(), paid.AttemptID}},
+		{&r.claims, e.claim, []string{e.Key, e.Client, e.attempt, string(e.reason), string(e.state)}},
+		{&r.requests, asked, []string{paid.Key, paid.Client, paid.Key, paid.Key}},
+		{&r.results, result{Fingerprint: fp, Place: asked.Place}, []string{paid.Key, paid.Client, string(payment.Success), string(payment.ReasonCommitted), id.String(), paid.AttemptID}},
 	} {
 		record, err := pack(each.fixed, each.texts...)
 		if err == nil {

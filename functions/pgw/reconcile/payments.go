@@ -2,7 +2,10 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/IBM/sarama"
@@ -25,7 +28,7 @@ const maxUndecided = 100_000
 // entry is a payment of the ledger.
 type entry struct {
 	claim
-	key     string
+	payment.ScopedKey
 	attempt string
 	reason  payment.Reason
 	state   payment.ReservationStatus
@@ -45,6 +48,8 @@ type claim struct {
 	Accepted    int64 // by the gateway's clock
 	Reserved    int64
 	Decided     int64 // 0 while PENDING
+	Authorized  bool  // its money was held for a capture
+	Part        bool  // of several amounts, because only a part was captured
 }
 
 // place is the position of a record.
@@ -72,12 +77,33 @@ type result struct {
 	Fingerprint payment.Fingerprint
 	Place       place
 	Young       bool
+	Cancels     bool // it is a cancellation's, as a whole
 }
 
 // undecided is a request event without a claim in the ledger.
 type undecided struct {
-	key   string
-	place place
+	payment.ScopedKey
+	letter string // the key of the event's record: an operation's is that of its payment
+	id     string // the event's
+	place  place
+}
+
+// entries are payments of the ledger by their keys. Several clients may have one key.
+type entries map[string][]*entry
+
+// find returns the entry that decides about a request; nil: there is none.
+func (es entries) find(key payment.ScopedKey, content payment.Fingerprint) *entry {
+	of := func(e *entry) payment.Identity { return payment.Identity{Client: e.Client, Fingerprint: e.Fingerprint} }
+	e, _ := payment.Deciding(es[key.Key], of, payment.Identity{Client: key.Client, Fingerprint: content})
+	return e
+}
+
+// breachOf is the breach of a check by a client's payment.
+func breachOf(check Check, key payment.ScopedKey, problem string) Breach {
+	if own, is := strings.CutPrefix(key.Key, operationMark); is {
+		key.Key, problem = own, "the operation "+problem
+	}
+	return Breach{Check: check, Payment: key.Key, Client: key.Client, Problem: problem}
 }
 
 func micros(t time.Time) int64 {
@@ -89,44 +115,71 @@ func micros(t time.Time) int64 {
 
 func entryOf(rec payment.Record) (*entry, error) {
 	id, err := uuid.Parse(rec.Ref)
+	_, part := askedFor(rec)
 	return &entry{
 		claim: claim{
-			ID: id, Fingerprint: rec.Claimed, Content: contentOf(rec.Payment),
+			ID: id, Fingerprint: rec.Claimed, Content: contentOfRecord(rec), Authorized: rec.AuthorizedMinor > 0, Part: part,
 			Accepted: micros(rec.AcceptedAt), Reserved: micros(rec.ReservedAt), Decided: micros(rec.DecidedAt),
 		},
-		key: rec.Key, attempt: rec.AttemptID, reason: rec.Reason, state: rec.State, nearest: undefined,
+		ScopedKey: comparedBy(rec), attempt: rec.AttemptID, reason: rec.Reason, state: rec.State, nearest: undefined,
 	}, err
+}
+
+// askedFor returns the payment with the debit that its client asked for. If only a part of an authorized
+// payment was captured, the ledger has the amounts of the part, and what was authorized. part reports that
+// amounts besides the debit are those of the part too.
+func askedFor(rec payment.Record) (_ payment.Payment, part bool) {
+	p := rec.Payment
+	switch {
+	case rec.AuthorizedMinor == 0 || rec.AuthorizedMinor == p.Debit().Minor:
+		return p, false
+	case p.InRupiah():
+		p.AmountIDR = rec.AuthorizedMinor
+		return p, false
+	}
+	p.DebitMinor = rec.AuthorizedMinor
+	return p, true
 }
 
 // readLedger reads the payments that are compared with events. It also checks each one's fingerprint.
 func (r *reconciliation) readLedger(ctx context.Context) error {
-	// A request's event is older than its claim. Twice the deadline covers the claims of all
-	// compared events.
-	since := r.since
-	if !since.IsZero() {
-		since = since.Add(-2 * payment.DecideWithin)
-	}
-	return ledger.EachRecord(ctx, r.tx, since, func(rec payment.Record) error {
+	return ledger.EachRecord(ctx, r.tx, r.comparedSince(), func(rec payment.Record) error {
 		r.examined[ClaimTrue]++
-		if rec.Payment.Fingerprint() != rec.Claimed {
-			r.breach(Breach{Check: ClaimTrue, Payment: rec.Key, Problem: "its parties, amount, currencies, quote or metadata are not those that its fingerprint stands for"})
+		if rec.Asked() != rec.Claimed {
+			r.breach(breachOf(ClaimTrue, rec.Scoped(),
+				"its parties, amount, currencies, quote or metadata are not those that its fingerprint stands for"))
 		}
-		e, err := entryOf(rec)
-		if err != nil {
-			return err
-		}
-		record, err := pack(e.claim, e.key, e.attempt, string(e.reason), string(e.state))
-		if err != nil {
-			return err
-		}
-		return r.claims.add(e.key, record)
+		return r.addClaim(entryOf(rec))
 	})
+}
+
+// comparedSince is the time of the oldest claims that are compared with events. A request's event is older
+// than its claim. Twice the deadline covers the claims of all compared events.
+func (r *reconciliation) comparedSince() time.Time {
+	if r.since.IsZero() {
+		return r.since
+	}
+	return r.since.Add(-2 * payment.DecideWithin)
+}
+
+func (r *reconciliation) addClaim(e *entry, err error) error {
+	if err != nil {
+		return err
+	}
+	record, err := pack(e.claim, e.Key, e.Client, e.attempt, string(e.reason), string(e.state))
+	if err != nil {
+		return err
+	}
+	return r.claims.add(e.Key, record)
 }
 
 func (r *reconciliation) readRequests(ctx context.Context) error {
 	var err error
 	r.covered, err = r.read(ctx, r.cfg.Kafka.RequestTopic, func(m *sarama.ConsumerMessage) error {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
+		if event.IsOperationRequest(e) {
+			return r.readOperation(e, m)
+		}
 		got, err := event.ReadRequest(e, r.cfg.Keys, r.cfg.AllowUnsigned)
 		if err != nil {
 			r.report.Foreign++ // worker refused it for the same reason
@@ -140,7 +193,7 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 		} else {
 			r.examined[RequestDecided]++
 		}
-		record, err := pack(request{got.Fingerprint(), contentOf(got.Payment), placeOf(m), young}, got.Key)
+		record, err := pack(request{got.Fingerprint(), contentOf(got.Payment), placeOf(m), young}, got.Key, got.Client, string(m.Key), e.ID())
 		if err != nil {
 			return err
 		}
@@ -152,13 +205,16 @@ func (r *reconciliation) readRequests(ctx context.Context) error {
 func (r *reconciliation) readResults(ctx context.Context) error {
 	covered, err := r.read(ctx, r.cfg.Kafka.ResultTopic, func(m *sarama.ConsumerMessage) error {
 		e := kafkasource.ReadRecord(ctx, "reconcile", m)
+		if event.IsOperationResult(e) {
+			return r.readOperationResult(e, m)
+		}
 		got, err := event.ReadResult(e, r.cfg.Keys)
 		if err != nil {
 			r.report.Foreign++
 			return nil
 		}
-		record, err := pack(result{got.Fingerprint, placeOf(m), m.Timestamp.After(r.judged)},
-			got.Key, string(got.Status), string(got.Reason), got.Ref, got.AttemptID)
+		record, err := pack(result{got.Fingerprint, placeOf(m), m.Timestamp.After(r.judged), false},
+			got.Key, got.Client, string(got.Status), string(got.Reason), got.Ref, got.AttemptID)
 		if err != nil {
 			return err
 		}
@@ -173,19 +229,21 @@ func (r *reconciliation) readResults(ctx context.Context) error {
 // comparePayments compares the ledger with the events that were read, bucket by bucket.
 func (r *reconciliation) comparePayments(ctx context.Context) error {
 	for bucket := range buckets {
-		entries, err := r.entriesOf(ctx, bucket)
+		known, err := r.entriesOf(ctx, bucket)
 		if err != nil {
 			return err
 		}
-		if err := r.requests.each(bucket, func(record []byte) error { return r.judgeRequest(entries, record) }); err != nil {
+		if err := r.requests.each(bucket, func(record []byte) error { return r.judgeRequest(known, record) }); err != nil {
 			return err
 		}
-		if err := r.results.each(bucket, func(record []byte) error { return r.judgeResult(entries, record) }); err != nil {
+		if err := r.results.each(bucket, func(record []byte) error { return r.judgeResult(known, record) }); err != nil {
 			return err
 		}
-		for _, e := range entries {
-			if !e.outside {
-				r.judgePayment(e)
+		for _, same := range known {
+			for _, e := range same {
+				if !e.outside {
+					r.judgePayment(e)
+				}
 			}
 		}
 	}
@@ -193,53 +251,49 @@ func (r *reconciliation) comparePayments(ctx context.Context) error {
 }
 
 // entriesOf returns a bucket's payments by their keys.
-func (r *reconciliation) entriesOf(ctx context.Context, bucket int) (map[string]*entry, error) {
-	entries := map[string]*entry{}
+func (r *reconciliation) entriesOf(ctx context.Context, bucket int) (entries, error) {
+	found := entries{}
 	err := r.claims.each(bucket, func(record []byte) error {
 		e := &entry{nearest: undefined}
 		var reason, state string
-		if err := unpack(record, &e.claim, &e.key, &e.attempt, &reason, &state); err != nil {
+		if err := unpack(record, &e.claim, &e.Key, &e.Client, &e.attempt, &reason, &state); err != nil {
 			return err
 		}
 		e.reason, e.state = payment.Reason(reason), payment.ReservationStatus(state)
-		entries[e.key] = e
+		found[e.Key] = append(found[e.Key], e)
 		return nil
 	})
 	if err != nil || r.since.IsZero() {
-		return entries, err
+		return found, err
 	}
 	// A client may send the key of a payment that is older than what is compared.
-	var unknown []string
+	var unknown []payment.ScopedKey
+	looked := map[payment.ScopedKey]bool{}
 	look := func() error {
-		if len(unknown) == 0 {
-			return nil
-		}
-		records, err := ledger.ReadRecords(ctx, r.tx, unknown)
-		if err != nil {
-			return err
-		}
-		for _, rec := range records {
-			e, err := entryOf(rec)
-			if err != nil {
-				return err
-			}
+		older, err := r.lookUp(ctx, unknown)
+		for _, e := range older {
 			e.outside = true
-			entries[e.key] = e
+			if !slices.ContainsFunc(found[e.Key], func(other *entry) bool { return other.ID == e.ID && other.Client == e.Client }) {
+				found[e.Key] = append(found[e.Key], e)
+			}
 		}
 		unknown = unknown[:0]
-		return nil
+		return err
 	}
+	var asked request
+	var told result
 	for _, events := range []struct {
-		spill *spill
-		into  any
-	}{{&r.requests, &request{}}, {&r.results, &result{}}} {
+		spill   *spill
+		into    any
+		content *payment.Fingerprint
+	}{{&r.requests, &asked, &asked.Fingerprint}, {&r.results, &told, &told.Fingerprint}} {
 		err := events.spill.each(bucket, func(record []byte) error {
-			var key string
-			if err := unpack(record, events.into, &key); err != nil {
+			var key payment.ScopedKey
+			if err := unpack(record, events.into, &key.Key, &key.Client); err != nil {
 				return err
 			}
-			if entries[key] == nil {
-				unknown = append(unknown, key)
+			if !looked[key] && found.find(key, *events.content) == nil {
+				looked[key], unknown = true, append(unknown, key)
 			}
 			if len(unknown) == lookups {
 				return look()
@@ -250,57 +304,105 @@ func (r *reconciliation) entriesOf(ctx context.Context, bucket int) (map[string]
 			return nil, err
 		}
 	}
-	return entries, look()
+	return found, look()
 }
 
-func (r *reconciliation) judgeRequest(entries map[string]*entry, record []byte) error {
-	var q request
-	var key string
-	if err := unpack(record, &q, &key); err != nil {
+// lookUp reads the payments and operations of keys.
+func (r *reconciliation) lookUp(ctx context.Context, keys []payment.ScopedKey) (found []*entry, err error) {
+	var payments []string
+	var operations []payment.ScopedKey
+	for _, key := range keys {
+		if own, is := strings.CutPrefix(key.Key, operationMark); is {
+			operations = append(operations, payment.ScopedKey{Client: key.Client, Key: own})
+		} else {
+			payments = append(payments, key.Key)
+		}
+	}
+	add := func(e *entry, err error) error {
+		found = append(found, e)
 		return err
 	}
-	known := entries[key]
+	if len(payments) > 0 {
+		records, err := ledger.ReadRecords(ctx, r.tx, payments)
+		for _, rec := range records {
+			err = errors.Join(err, add(entryOf(rec)))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(operations) > 0 {
+		kept, err := ledger.ReadOperations(ctx, r.tx, operations)
+		for _, o := range kept {
+			err = errors.Join(err, add(entryOfOperation(o)))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func (r *reconciliation) judgeRequest(of entries, record []byte) error {
+	var q request
+	var key payment.ScopedKey
+	var letter, id string
+	if err := unpack(record, &q, &key.Key, &key.Client, &letter, &id); err != nil {
+		return err
+	}
+	known := of.find(key, q.Fingerprint)
 	if known != nil {
 		known.requested = known.requested || known.Fingerprint == q.Fingerprint
-		if d := known.Content.difference(q.Content); known.nearest == undefined || d.count() < known.nearest.count() {
+		d := known.Content.difference(q.Content)
+		if known.Part {
+			d &^= shares
+		}
+		if known.nearest == undefined || d.count() < known.nearest.count() {
 			known.nearest, known.place = d, q.Place
 		}
 	}
 	switch {
 	case q.Young:
+	case known == nil && forCancel(key.Key): // it refunded nothing
 	case known == nil:
+		u := undecided{key, letter, id, q.Place}
 		if len(r.undecided) == maxUndecided {
-			r.breach(r.withoutOutcome(undecided{key, q.Place}))
+			r.breach(r.withoutOutcome(u))
 			return nil
 		}
-		r.undecided = append(r.undecided, undecided{key, q.Place})
-	case known.state == payment.Pending:
-		r.breach(Breach{Check: RequestDecided, Payment: key, Problem: "was requested, but is still PENDING after its deadline and a sweep"})
+		r.undecided = append(r.undecided, u)
+	case known.state == payment.Pending && !known.Authorized: // an authorized one has a deadline of its own
+		r.breach(breachOf(RequestDecided, key, "was requested, but is still PENDING after its deadline and a sweep"))
 	}
 	return nil
 }
 
-func (r *reconciliation) judgeResult(entries map[string]*entry, record []byte) error {
+func (r *reconciliation) judgeResult(of entries, record []byte) error {
 	var q result
-	var key, status, reason, ref, attempt string
-	if err := unpack(record, &q, &key, &status, &reason, &ref, &attempt); err != nil {
+	var key payment.ScopedKey
+	var status, reason, ref, attempt string
+	if err := unpack(record, &q, &key.Key, &key.Client, &status, &reason, &ref, &attempt); err != nil {
 		return err
 	}
-	known := entries[key]
+	known := of.find(key, q.Fingerprint)
 	if known == nil && q.Young {
 		return nil // decided after the snapshot
 	}
 	r.examined[ResultTrue]++
-	if known != nil && known.Fingerprint == q.Fingerprint {
+	// An expiry is told after the payment's first result.
+	if known != nil && known.Fingerprint == q.Fingerprint && (known.reason != payment.AuthorizationExpired || string(known.reason) == reason) {
 		known.published = true
 	}
+	if q.Cancels && known != nil && known.Fingerprint == q.Fingerprint && known.reason == payment.PaymentSettled {
+		return nil // its refund decides, which has a result of its own, or an earlier cancellation's
+	}
 	told := event.PaymentResult{
-		Key: key, Outcome: payment.Outcome{Status: payment.Status(status), Reason: payment.Reason(reason), Ref: ref},
+		Key: key.Key, Client: key.Client, Outcome: payment.Outcome{Status: payment.Status(status), Reason: payment.Reason(reason), Ref: ref},
 		Fingerprint: q.Fingerprint, AttemptID: attempt,
 	}
 	if problem := contradiction(known, told); problem != "" {
-		r.breach(Breach{Check: ResultTrue, Payment: key, Problem: fmt.Sprintf("has the result %s %s %s (%s), but %s",
-			status, reason, ref, q.Place.in(r.cfg.Kafka.ResultTopic), problem)})
+		r.breach(breachOf(ResultTrue, key, fmt.Sprintf("has the result %s %s %s (%s), but %s",
+			status, reason, ref, q.Place.in(r.cfg.Kafka.ResultTopic), problem)))
 	}
 	return nil
 }
@@ -314,8 +416,12 @@ func contradiction(known *entry, result event.PaymentResult) string {
 		if result.Status != payment.Failed || result.Reason != payment.IdempotencyMismatch {
 			return "the ledger has its key for another request"
 		}
+	case result.Reason == payment.Authorized && !known.Authorized:
+		return fmt.Sprintf("the ledger says %s %s, and never held it for a capture", known.state, known.reason)
 	case result.Status == payment.Success || result.Status == payment.SuccessReplay:
-		if id := uuid.UUID(known.ID).String(); known.state != payment.Committed || id != result.Ref {
+		// That a payment is authorized stays true of its time, however the hold ended.
+		held := known.Authorized && result.Reason != payment.ReasonCommitted
+		if id := uuid.UUID(known.ID).String(); known.state != payment.Committed && !held || id != result.Ref {
 			return fmt.Sprintf("the ledger says %s %s %s", known.state, known.reason, id)
 		}
 		if result.Status == payment.Success && known.attempt != "" && result.AttemptID != known.attempt {
@@ -335,8 +441,8 @@ func (r *reconciliation) judgePayment(e *entry) {
 	}
 	if e.state == payment.Committed && e.nearest != undefined {
 		if r.examined[RequestTrue]++; e.nearest != 0 {
-			r.breach(Breach{Check: RequestTrue, Payment: e.key,
-				Problem: fmt.Sprintf("differs from its signed request (%s) in %s", e.place.in(r.cfg.Kafka.RequestTopic), e.nearest)})
+			r.breach(breachOf(RequestTrue, e.ScopedKey,
+				fmt.Sprintf("differs from its signed request (%s) in %s", e.place.in(r.cfg.Kafka.RequestTopic), e.nearest)))
 		}
 	}
 	if !r.complete(e) {
@@ -346,7 +452,7 @@ func (r *reconciliation) judgePayment(e *entry) {
 	// A caller of payments over gRPC gets the answer directly, without an event.
 	if e.requested {
 		if r.examined[ResultTold]++; !e.published {
-			r.breach(Breach{Check: ResultTold, Payment: e.key, Problem: "is decided, but its result event is missing"})
+			r.breach(breachOf(ResultTold, e.ScopedKey, "is decided, but its result event is missing"))
 		}
 	}
 }
@@ -373,20 +479,19 @@ func (r *reconciliation) judgeOrigin(e *entry) {
 	switch {
 	case e.attempt != "":
 		if r.examined[RequestKept]++; !e.requested {
-			r.breach(Breach{Check: RequestKept, Payment: e.key, Problem: "came through Kafka, but its request event is missing"})
+			r.breach(breachOf(RequestKept, e.ScopedKey, "came through Kafka, but its request event is missing"))
 		}
 	case !direct, e.state != payment.Committed:
-	case payment.Payment{Key: e.key}.IsHold(), r.cfg.Direct:
+	case payment.Payment{Key: e.Key}.IsHold(), r.cfg.Direct:
 		r.report.Direct++
 	default:
 		r.examined[RequestKept]++
-		r.breach(Breach{Check: RequestKept, Payment: e.key, Problem: "is committed, but nobody asked for it: it has no request event and no attempt id"})
+		r.breach(breachOf(RequestKept, e.ScopedKey, "is committed, but nobody asked for it: it has no request event and no attempt id"))
 	}
 }
 
 func (r *reconciliation) withoutOutcome(u undecided) Breach {
-	return Breach{Check: RequestDecided, Payment: u.key,
-		Problem: "was requested (" + u.place.in(r.cfg.Kafka.RequestTopic) + "), but the ledger has no outcome"}
+	return breachOf(RequestDecided, u.ScopedKey, "was requested ("+u.place.in(r.cfg.Kafka.RequestTopic)+"), but the ledger has no outcome")
 }
 
 // reportUndecided reports the undecided requests as breaches, except those that an operator has
@@ -397,7 +502,7 @@ func (r *reconciliation) reportUndecided(ctx context.Context) error {
 	}
 	letters := make(map[string]string, len(r.undecided)) // the position of the dead letter, by key
 	for _, u := range r.undecided {
-		letters[u.key] = ""
+		letters[u.letter] = ""
 	}
 	err := r.readLetters(ctx, func(m *sarama.ConsumerMessage) {
 		if _, wanted := letters[string(m.Key)]; wanted {
@@ -412,11 +517,13 @@ func (r *reconciliation) reportUndecided(ctx context.Context) error {
 		return err
 	}
 	for _, u := range r.undecided {
-		if discarded[u.key] {
+		// Another client's event with the same key may be the one that was discarded. Events without a
+		// client may be plain records, whose ids are those of their places.
+		if u.Client == "" && discarded.Keys[u.letter] || discarded.Events[u.id] {
 			continue
 		}
 		b := r.withoutOutcome(u)
-		if at := letters[u.key]; at != "" {
+		if at := letters[u.letter]; at != "" {
 			b.Problem += "; it is a dead letter, " + at
 		}
 		r.breach(b)

@@ -27,6 +27,7 @@ import (
 	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // Check names one check.
@@ -43,6 +44,7 @@ const (
 	Overdue        Check = "overdue"         // no hold outlives its deadline
 	Spent          Check = "spent"           // a balance has counted what was spent today
 	Position       Check = "position"        // LIQUIDITY's positions are what was exchanged
+	Refunded       Check = "refunded"        // a payment has counted its refunds, and they are between its parties
 	Funded         Check = "funding"         // a funding is what its signed event says
 	RequestDecided Check = "request_decided" // the ledger has decided each request event
 	RequestKept    Check = "request_kept"    // somebody asked for each committed payment: it has its request event
@@ -53,7 +55,7 @@ const (
 
 // Checks are all checks in the order of the report.
 var Checks = []Check{
-	Conservation, Account, Booking, Outcome, ClaimTrue, Deadline, Overdue, Spent, Position, Funded,
+	Conservation, Account, Booking, Outcome, ClaimTrue, Deadline, Overdue, Spent, Position, Refunded, Funded,
 	RequestDecided, RequestKept, RequestTrue, ResultTold, ResultTrue,
 }
 
@@ -87,6 +89,7 @@ type Config struct {
 type Breach struct {
 	Check   Check  `json:"check"`
 	Payment string `json:"payment,omitempty"` // the idempotency key
+	Client  string `json:"client,omitempty"`  // whose payment it is, if the check knows it
 	Account string `json:"account,omitempty"`
 	Problem string `json:"problem"`
 }
@@ -102,6 +105,7 @@ type Result struct {
 type Report struct {
 	At       time.Time `json:"at"`             // the time of the ledger's snapshot
 	Since    time.Time `json:"since,omitzero"` // the start of the comparison with events
+	Asked    time.Time `json:"-"`              // like Since, but not later because topics have deleted events
 	Balances int64     `json:"balances_idr"`
 	Holds    int64     `json:"holds_idr"`
 	Funded   int64     `json:"funded_idr"`
@@ -132,7 +136,7 @@ const (
 
 // connect opens a connection that detects a silent host.
 func connect(ctx context.Context, url string) (*pgx.Conn, error) {
-	settings, err := pgx.ParseConfig(url)
+	settings, err := postgres.ParseConfig(url)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +145,11 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	}
 	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: aliveEvery, Interval: aliveEvery, Count: aliveTries}}
 	settings.DialFunc = dialer.DialContext
-	return pgx.ConnectConfig(ctx, settings)
+	conn, err := pgx.ConnectConfig(ctx, settings)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	return conn, nil
 }
 
 // Run reconciles. An error means that the checks could not be completed. If a checkpoint does not fit the
@@ -161,7 +169,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 	conn, err := connect(ctx, cfg.Database)
 	if err != nil {
-		return Report{}, fmt.Errorf("DATABASE_URL: %w", err)
+		return Report{}, err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
@@ -185,6 +193,7 @@ func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 		{"reading the database's clock", r.readClock},
 		{"adding up the ledger", r.addUp},
 		{"reading the ledger's payments", r.readLedger},
+		{"reading the ledger's operations", r.readOperations},
 		{"reading the ledger's fundings", r.readTransfers},
 		{"reading request events", r.readRequests},
 		{"reading result events", r.readResults},
@@ -200,7 +209,7 @@ func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 			return Report{}, err
 		}
 	}
-	r.report.Since = r.covered
+	r.report.Since, r.report.Asked = r.covered, r.since
 	for _, c := range Checks {
 		r.report.Checks = append(r.report.Checks, Result{c, r.examined[c], r.breaches[c]})
 	}
@@ -271,9 +280,10 @@ func (r *reconciliation) addUp(ctx context.Context) error {
 	r.report.Accounts = n.Accounts
 	r.report.Balances, r.report.Holds, r.report.Funded, r.report.Pending = sum.Balances, sum.Holds, sum.Funded, sum.Pending
 	r.examined[Conservation], r.examined[Account], r.examined[Outcome], r.examined[Overdue] = 1, n.Accounts, n.Claims, sum.Pending
+	r.examined[Refunded] = n.Claims
 	r.examined[Booking], r.examined[Deadline], r.examined[Spent], r.examined[Position] = n.Claims+n.Fundings, n.Claims, n.Accounts, n.Accounts
 	for _, list := range []func(context.Context, ledger.Sum) error{
-		r.listCurrencies, r.listAccounts, r.listBookings, r.listOutcomes, r.listClaims, r.listOverdue, r.listCounters,
+		r.listCurrencies, r.listAccounts, r.listBookings, r.listOutcomes, r.listClaims, r.listOverdue, r.listCounters, r.listRefunds,
 	} {
 		if err := list(ctx, sum); err != nil {
 			return err
@@ -420,6 +430,26 @@ func (r *reconciliation) listCounters(ctx context.Context, _ ledger.Sum) error {
 		r.breach(Breach{Check: Position, Account: c.Account, Problem: fmt.Sprintf("has the position %d in %s, but its exchanges and holds are %d", c.Is, c.Currency, c.Should)})
 	}
 	r.breaches[Position] = all
+	return nil
+}
+
+func (r *reconciliation) listRefunds(ctx context.Context, sum ledger.Sum) error {
+	if sum.RefundsOff == 0 {
+		return nil
+	}
+	off, err := ledger.ReadRefundsOff(ctx, r.tx, MaxListed)
+	if err != nil {
+		return err
+	}
+	for _, o := range off {
+		b := Breach{Check: Refunded, Payment: o.Key, Problem: "has a refund between other parties, or in other currencies"}
+		if o.Is != o.Should {
+			b.Problem = fmt.Sprintf("has counted %d as refunded, %d as on its way and %d as returned, but its refunds are %d, %d and %d",
+				o.Is.Refunded, o.Is.Refunding, o.Is.Returned, o.Should.Refunded, o.Should.Refunding, o.Should.Returned)
+		}
+		r.breach(b)
+	}
+	r.breaches[Refunded] = sum.RefundsOff
 	return nil
 }
 

@@ -22,6 +22,9 @@ type Conclusion struct {
 	Verdict  Verdict   `json:"verdict"`
 	Breaches int64     `json:"breaches"`
 	Text     string    `json:"text"`
+	// Asked is from when on payments were to be compared with their events; zero: as far back as the topics
+	// go.
+	Asked time.Time `json:"-"`
 }
 
 // Conclude returns the verdict of a report, or of the error that kept a reconciliation from its end. now
@@ -30,7 +33,7 @@ func Conclude(r Report, err error, now time.Time) Conclusion {
 	if err != nil {
 		return Conclusion{At: now.UTC(), Verdict: Unknown, Text: "It could not be checked whether the books agree: " + err.Error()}
 	}
-	c := Conclusion{At: r.At, Verdict: Agrees}
+	c := Conclusion{At: r.At, Verdict: Agrees, Asked: r.Asked}
 	var found []string
 	examined := map[Check]int64{}
 	for _, check := range r.Checks {

@@ -52,7 +52,21 @@ type Config struct {
 }
 
 // Match selects events. An empty field matches all events.
-type Match struct{ Key, Type, Subject string }
+type Match struct{ Key, Client, Type, Subject string }
+
+// matches reports whether an event is selected. Only the data of an event has its client.
+func (m Match) matches(e Event) bool {
+	if m.Key != "" && m.Key != e.Key || m.Type != "" && m.Type != e.Type() || m.Subject != "" && m.Subject != e.Subject() {
+		return false
+	}
+	if m.Client == "" {
+		return true
+	}
+	data, err := event.Decode[struct {
+		Client string `json:"client"`
+	}](e.Event)
+	return err == nil && data.Client == m.Client
+}
 
 // Event is one event with its position in the source.
 type Event struct {
@@ -210,8 +224,7 @@ func (r *run) all(ctx context.Context, from source) error {
 
 // take adds an event to those under way.
 func (r *run) take(e Event) (it *item, matches bool) {
-	m := r.cfg.Match
-	matches = (m.Key == "" || m.Key == e.Key) && (m.Type == "" || m.Type == e.Type()) && (m.Subject == "" || m.Subject == e.Subject())
+	matches = r.cfg.Match.matches(e)
 	it = &item{event: e}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -29,7 +29,7 @@ func TestFunctionsAreReadyWhereTheSchemaFits(t *testing.T) {
 	}
 	defer conn.Close(context.Background())
 	ports := map[string]*function.Port{}
-	for _, name := range []string{"db", "fx", "wallet", "risk"} {
+	for _, name := range []string{"db", "fx", "wallet", "risk", "webhooks"} {
 		ports[name] = run(t, name, database)
 	}
 	check := func(want string) {
@@ -75,7 +75,7 @@ func run(t *testing.T, name, database string) *function.Port {
 	f, _ := Functions.Find(name)
 	set := map[string]string{
 		"DATABASE_URL": database, "KAFKA_BROKERS": "nowhere.invalid:9092", "RISK_SECRET": "of no use to anybody",
-		"EVENT_KEYS": "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+		"EVENT_KEYS": "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "WEBHOOK_SECRET_KEYS": "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 	}
 	config, err := f.Configure(function.Settings{Lookup: func(name string) (string, bool) { value, is := set[name]; return value, is }})
 	if err != nil {

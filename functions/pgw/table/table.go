@@ -2,6 +2,7 @@
 package table
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"pgw/functions/payments"
 	"pgw/functions/risk"
 	"pgw/functions/wallet"
+	"pgw/functions/webhooks"
 	"pgw/functions/worker"
 	"pgw/shared/event"
 	"pgw/shared/function"
@@ -24,6 +26,7 @@ var Functions = function.Table{
 	kafkasource.Function,
 	worker.Function,
 	payments.Function,
+	webhooks.Function,
 	wallet.Function,
 	risk.Function,
 	fx.Function,
@@ -46,8 +49,9 @@ func Sinks(url func(name string) string) string {
 // run, but their routes and metrics are the same as in a running system.
 func Unconnected() (map[string]*function.Port, error) {
 	needed := function.Values{
-		"DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092",
+		"DATABASE_URL": "postgres://nowhere.invalid/", "READER_DATABASE_URL": "postgres://nowhere.invalid/", "KAFKA_BROKERS": "nowhere.invalid:9092",
 		"RISK_SECRET": "of no use to anybody", "SINKS": Sinks(func(name string) string { return "http://" + name }),
+		"WEBHOOK_SECRET_KEYS": "none:" + base64.StdEncoding.EncodeToString(make([]byte, 32)),
 	}
 	settings := function.Settings{Lookup: needed.Lookup, Given: []any{event.Keyring{}}}
 	ports := map[string]*function.Port{}

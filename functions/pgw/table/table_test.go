@@ -14,6 +14,7 @@ import (
 func TestFunctionsListenWhereCallersLook(t *testing.T) {
 	want := map[string]string{
 		"gateway": ":18080", "fx": ":19102", "wallet": ":19093", "risk": ":19094", "db": ":19095", "payments": ":19096", "worker": ":19091",
+		"webhooks":    ":19099",
 		"kafkasource": ":8080",
 	}
 	for _, f := range Functions {
