@@ -59,6 +59,7 @@ type clients struct {
 	mu        sync.Mutex
 	payments  int
 	calls     []history.Call
+	life      []request // what was asked for besides plain payments
 	successes []success // in the order of the answers
 }
 
@@ -86,7 +87,8 @@ func (c *clients) run(ctx context.Context) {
 }
 
 // pay makes one payment. When an answer does not decide it, many clients ask again with the same
-// key, and some do not. A few clients send the same request twice at the same time.
+// key, and some do not. A few clients send the same request twice at the same time. Some payments are
+// only authorized, and some are refunded or canceled later.
 func (c *clients) pay(n int64) {
 	rng := rand.New(rand.NewPCG(c.o.Seed, uint64(n)))
 	key := fmt.Sprintf("%s%d-%d", keyPrefix, c.o.Seed, n)
@@ -106,6 +108,35 @@ func (c *clients) pay(n int64) {
 		terms.Sent = worth[between[rng.IntN(2)]]
 		terms.Sent.Minor *= int64(1 + rng.IntN(30))
 	}
+	if rng.IntN(8) == 0 {
+		c.hold(rng, n, terms)
+		return
+	}
+	text := body(key, terms, "")
+	c.mu.Lock()
+	c.payments++
+	c.mu.Unlock()
+	var twin sync.WaitGroup
+	if rng.IntN(30) == 0 {
+		twin.Go(func() { c.ask(key, terms, text) })
+	}
+	asks := 1
+	if rng.IntN(10) < 6 {
+		asks = 4
+	}
+	var answer load.Answer
+	for range asks {
+		if answer = c.ask(key, terms, text); !answer.Undecided() {
+			break
+		}
+		time.Sleep(time.Duration(200+rng.IntN(800)) * time.Millisecond)
+	}
+	twin.Wait()
+	c.goOn(rng, n, key, terms, answer.Status == payment.Success || answer.Status == payment.SuccessReplay)
+}
+
+// body returns a payment's request. capture is "manual" if it is only authorized.
+func body(key string, terms history.Terms, capture string) []byte {
 	fields := map[string]any{
 		"sender_id": terms.Sender, "receiver_id": terms.Receiver, "currency": terms.Sent.Currency.String(), "amount": terms.Sent.String(),
 		"tx_date": "2026-01-31T09:30:00Z", "idempotency_key": key,
@@ -113,28 +144,14 @@ func (c *clients) pay(n int64) {
 	if terms.Debit != (money.Currency{}) {
 		fields["debit_currency"], fields["credit_currency"] = terms.Debit.String(), terms.Credit.String()
 	}
-	body, err := json.Marshal(fields)
+	if capture != "" {
+		fields["capture"] = capture
+	}
+	text, err := json.Marshal(fields)
 	if err != nil {
 		panic(err) // strings can always be encoded
 	}
-	c.mu.Lock()
-	c.payments++
-	c.mu.Unlock()
-	var twin sync.WaitGroup
-	if rng.IntN(30) == 0 {
-		twin.Go(func() { c.ask(key, terms, body) })
-	}
-	asks := 1
-	if rng.IntN(10) < 6 {
-		asks = 4
-	}
-	for range asks {
-		if !c.ask(key, terms, body).Undecided() {
-			break
-		}
-		time.Sleep(time.Duration(200+rng.IntN(800)) * time.Millisecond)
-	}
-	twin.Wait()
+	return text
 }
 
 func (c *clients) ask(key string, terms history.Terms, body []byte) load.Answer {

@@ -7,36 +7,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/IBM/sarama"
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/alecthomas/kong"
-	"github.com/rs/zerolog"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2/event"
-
-	"pgw/functions/kafkasource"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
-	"pgw/shared/ledger"
+	"pgw/shared/payment"
 	"pgw/tests/processes"
 )
 
 type options struct {
 	Seed        uint64        `default:"1" help:"The same seed makes the same faults at the same times."`
 	Duration    time.Duration `default:"2m" help:"How long faults happen."`
-	Faults      int           `help:"How many; one in five seconds when not said."`
+	Faults      int           `help:"How many; one in five seconds when not said. With --cluster: the most."`
 	Rate        float64       `default:"300" help:"Payments a second that are offered."`
+	Cluster     bool          `help:"Several machines, of which any one is broken at a time."`
 	Connections int           `default:"256" help:"Clients at the same time."`
 	Binary      string        `default:"bin/pgw" type:"existingfile"`
 	Out         string        `default:"tests/fault/out" help:"Where the report and the logs go."`
@@ -58,14 +51,20 @@ const (
 	// restartAfter is the time after which a process that ended is started again, as a cluster
 	// does.
 	restartAfter = 500 * time.Millisecond
+	// holdFor is how long an authorized payment holds its money.
+	holdFor = payment.MinAuthorize
 	// healWithin is the time limit until payments succeed again without help.
 	healWithin = 2 * time.Minute
 )
 
+// settings are further variables of all processes. Holds that nobody ends expire during the run. A webhook
+// whose process was killed is sent again soon.
+var settings = []string{"AUTHORIZE_FOR=" + holdFor.String(), "WEBHOOK_TIMEOUT=2s"}
+
 func main() {
 	var o options
 	kong.Parse(&o, kong.Name("fault"), kong.Description("Break pgw in every way, under load, and judge what is left."))
-	if o.Faults == 0 {
+	if o.Faults == 0 && !o.Cluster {
 		o.Faults = max(1, int(o.Duration/(5*time.Second)))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -76,16 +75,31 @@ func main() {
 	}
 }
 
+// stage is what pgw runs on, and what can be broken there.
+type stage interface {
+	// start starts everything. The processes are started again until keep ends.
+	start(ctx, keep context.Context) error
+	// breakThings makes the faults, and returns those that it made when each is undone, and what it found
+	// wrong meanwhile.
+	breakThings(ctx context.Context, begun time.Time) (made []fault, wrong []string)
+	heal() // undoes the faults that are still active; starts no process
+	stop() error
+
+	gateway() string  // host:port for clients
+	database() string // the ledger's URL for the judge
+	skipped() []string
+}
+
 // world is everything that runs.
 type world struct {
+	stage
 	o        options
 	dir      string
-	sys      *processes.System
-	wires    map[string]*toxiproxy.Proxy // in front of each function and store
-	broker   *broker
-	server   *server
+	shop     *shop
+	hook     string // the shop's id as an endpoint
 	kafka    kafka.Config
 	keys     event.Keyring
+	logs     io.Writer // gets the output of the processes
 	log      *slog.Logger
 	keepers  sync.WaitGroup
 	stopKeep context.CancelFunc
@@ -104,15 +118,13 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	faults := plan(o.Seed, o.Faults, o.Duration)
-	fmt.Printf("seed %d: %d faults in %s, %.0f payments a second are sent\n", o.Seed, len(faults), o.Duration, o.Rate)
-	clients := newClients(o, "http://"+w.sys.Front("gateway"))
+	clients := newClients(o, "http://"+w.gateway())
 	begun := time.Now()
 	paying, stopPaying := context.WithCancel(ctx)
 	defer stopPaying()
 	done := make(chan struct{})
 	go func() { defer close(done); clients.run(paying) }()
-	w.breakThings(ctx, begun, faults)
+	faults, wrong := w.breakThings(ctx, begun)
 	if wait := time.Until(begun.Add(o.Duration)); wait > 0 {
 		sleep(ctx, wait)
 	}
@@ -125,7 +137,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	return w.judge(ctx, o, faults, clients, healed, again)
+	return w.judge(ctx, o, faults, wrong, clients, healed, again)
 }
 
 func build(ctx context.Context, o options) (*world, error) {
@@ -138,88 +150,47 @@ func build(ctx context.Context, o options) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{o: o, dir: dir, wires: map[string]*toxiproxy.Proxy{}, restarts: map[string]int{}, log: slog.New(slog.NewTextHandler(logs, nil))}
+	w := &world{o: o, dir: dir, restarts: map[string]int{}, logs: logs, log: slog.New(slog.NewTextHandler(logs, nil))}
 	if err := w.keys.Decode(eventKeys); err != nil {
 		return w, err
 	}
-	quiet := zerolog.Nop()
-	proxies := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), quiet)
-	for _, name := range append([]string{kafkaStore, postgresStore}, processes.Functions...) {
-		w.wires[name] = toxiproxy.NewProxy(proxies, name, "127.0.0.1:0", "127.0.0.1:1")
-		if err := w.wires[name].Start(); err != nil {
-			return w, err
-		}
+	host := "127.0.0.1"
+	if o.Cluster {
+		w.stage, host = &cluster{world: w}, gateAddr
+	} else {
+		w.stage = &single{world: w}
 	}
 	keep, stop := context.WithCancel(context.Background())
 	w.stopKeep = stop
-	if err := w.startStores(ctx, keep); err != nil {
+	if err := w.start(ctx, keep); err != nil {
 		return w, err
-	}
-	w.sys, err = processes.New(processes.Config{Binary: o.Binary, Database: w.server.url(), Kafka: w.kafka, EventKeys: eventKeys, Log: logs})
-	if err != nil {
-		return w, err
-	}
-	for _, name := range processes.Functions {
-		wire := w.wires[name]
-		if err := wire.Update(&toxiproxy.Proxy{Listen: wire.Listen, Upstream: w.sys.Addr(name), Enabled: true}); err != nil {
-			return w, err
-		}
-		w.sys.SetFront(name, wire.Listen)
-	}
-	for _, name := range processes.All {
-		w.keep(keep, name, func() (<-chan struct{}, error) { return w.sys.Launch(name) })
 	}
 	bounded, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
-	if err := eventually(bounded, func() error { return w.sys.Seed(bounded, accounts) }); err != nil {
-		return w, err
-	}
-	return w, eventually(bounded, func() error { return w.sys.SeedExchange(bounded, accounts) })
+	return w, w.openShop(bounded, host)
 }
 
-func (w *world) startStores(ctx, keep context.Context) (err error) {
-	if w.broker, err = takeOver(w.dir, w.wires[kafkaStore].Listen); err != nil {
-		return err
-	}
-	plain := strings.Split(os.Getenv("PGW_TEST_KAFKA_BROKERS"), ",")[0]
-	wire := w.wires[kafkaStore]
-	if err := wire.Update(&toxiproxy.Proxy{Listen: wire.Listen, Upstream: plain, Enabled: true}); err != nil {
-		return err
-	}
-	w.keep(keep, kafkaStore, w.broker.launch)
-	if w.server, err = newServer(w.dir, w.wires[postgresStore], w.log); err != nil {
-		return err
-	}
-	started := make(chan struct{})
-	once := sync.OnceFunc(func() { close(started) })
-	w.keep(keep, postgresStore, func() (<-chan struct{}, error) {
-		ended, err := w.server.launch()
-		if err == nil {
-			once()
-		}
-		return ended, err
-	})
-	select {
-	case <-started:
-	case <-time.After(healWithin):
-		return errors.New("postgres did not start")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if err := ledger.Migrate(ctx, w.server.direct()); err != nil {
-		return err
-	}
-	w.kafka = kafka.Config{
-		Brokers: []string{wire.Listen}, RequestTopic: "payments.request", ResultTopic: "payments.result",
-		DeadLetterTopic: "payments.deadletter", ParkedTopic: "payments.parked", AccountsTopic: "ledger.accounts",
-	}
-	topics, err := processes.Topics(8)
-	if err != nil {
-		return err
-	}
+// seed gives the system accounts and money.
+func seed(ctx context.Context, sys *processes.System) error {
 	bounded, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
-	return eventually(bounded, func() error { return kafka.EnsureTopics(w.kafka, topics) })
+	if err := eventually(bounded, func() error { return sys.Seed(bounded, accounts) }); err != nil {
+		return err
+	}
+	return eventually(bounded, func() error { return sys.SeedExchange(bounded, accounts) })
+}
+
+// openShop makes the clients' endpoint. A new webhook may miss what happens in its first two seconds.
+func (w *world) openShop(ctx context.Context, host string) (err error) {
+	if w.shop, err = openShop(host); err != nil {
+		return err
+	}
+	err = eventually(ctx, func() (err error) {
+		w.hook, err = w.shop.register(ctx, "http://"+w.gateway())
+		return err
+	})
+	sleep(ctx, 2*time.Second)
+	return err
 }
 
 // keep starts a process again whenever it ends, as a cluster does. Nothing else restarts a process.
@@ -249,156 +220,6 @@ func (w *world) keep(ctx context.Context, name string, launch func() (<-chan str
 	})
 }
 
-// breakThings makes the faults at their times, and waits until each is undone.
-func (w *world) breakThings(ctx context.Context, begun time.Time, faults []fault) {
-	var under sync.WaitGroup
-	for i := range faults {
-		f := &faults[i]
-		sleep(ctx, time.Until(begun.Add(f.At)))
-		if ctx.Err() != nil {
-			break
-		}
-		fmt.Printf("%7.1f s  %s\n", time.Since(begun).Seconds(), f)
-		under.Go(func() {
-			if err := w.inflict(ctx, i, f); err != nil {
-				w.log.Warn("a fault could not be made", "fault", f.String(), "error", err)
-			}
-			f.healed = time.Now()
-		})
-	}
-	under.Wait()
-}
-
-func (w *world) inflict(ctx context.Context, i int, f *fault) error {
-	switch f.Kind {
-	case kill:
-		return w.signal(f.Target, syscall.SIGKILL)
-	case term:
-		return w.signal(f.Target, syscall.SIGTERM)
-	case freeze:
-		err := w.signal(f.Target, syscall.SIGSTOP)
-		sleep(ctx, f.For)
-		return errors.Join(err, w.signal(f.Target, syscall.SIGCONT))
-	case killInRecovery:
-		return w.server.killInRecovery()
-	case shutDown:
-		return w.server.signal(syscall.SIGINT)
-	case delay:
-		return w.toxic(ctx, i, f, "latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, f.Millis, f.Millis/2))
-	case blackhole:
-		return w.toxic(ctx, i, f, "timeout", `{"timeout":0}`)
-	case mute:
-		return muteNow(w.wires[f.Target], i)
-	case drop:
-		wire := w.wires[f.Target]
-		wire.Stop()
-		sleep(ctx, f.For)
-		if err := wire.Start(); err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
-			return err
-		}
-		return nil
-	case redeliver:
-		return w.redeliver(ctx, f.Target, uint64(i))
-	case fullDisk:
-		if w.server.disk == "" {
-			return errors.New("this Postgres has no disk of its own")
-		}
-		undo, err := w.server.fill()
-		if err != nil {
-			return err
-		}
-		sleep(ctx, f.For)
-		undo()
-		return nil
-	}
-	return fmt.Errorf("%q is not a kind of fault", f.Kind)
-}
-
-func (w *world) signal(target string, sig syscall.Signal) error {
-	switch target {
-	case kafkaStore:
-		return w.broker.signal(sig)
-	case postgresStore:
-		return w.server.signal(sig)
-	}
-	return w.sys.Signal(target, sig)
-}
-
-// toxic disturbs both directions of a wire for a while.
-func (w *world) toxic(ctx context.Context, i int, f *fault, kind, attributes string) error {
-	toxics := w.wires[f.Target].Toxics
-	var added []string
-	for _, stream := range []string{"downstream", "upstream"} {
-		t, err := toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(`{"name":"%s-%d","stream":%q,"type":%q,"attributes":%s}`, stream, i, stream, kind, attributes)))
-		if err != nil {
-			return err
-		}
-		added = append(added, t.Name)
-	}
-	sleep(ctx, f.For)
-	for _, name := range added {
-		if err := toxics.RemoveToxic(context.Background(), name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// redeliver delivers the events of the last half minute again, twice, in any order.
-func (w *world) redeliver(ctx context.Context, function string, seed uint64) error {
-	topic, path := w.kafka.RequestTopic, "/"
-	if function == "gateway" {
-		topic, path = w.kafka.ResultTopic, "/events"
-	}
-	lately := kafka.Range{Topic: topic, Since: time.Now().Add(-30 * time.Second)}
-	var events []cloudevents.Event
-	errEnough := errors.New("enough")
-	err := kafka.Read(ctx, w.kafka, "fault", lately, func(m *sarama.ConsumerMessage) error {
-		e := kafkasource.ReadRecord(ctx, "fault", m)
-		if events = append(events, e, e); len(events) >= 2000 {
-			return errEnough
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, errEnough) {
-		return err
-	}
-	rng := rand.New(rand.NewPCG(seed, 5))
-	rng.Shuffle(len(events), func(i, j int) { events[i], events[j] = events[j], events[i] })
-	sender, err := kafkasource.NewSender("http://"+w.sys.Front(function)+path, http.DefaultTransport, 2, 100*time.Millisecond, 10*time.Second)
-	if err != nil {
-		return err
-	}
-	next := make(chan cloudevents.Event)
-	var sending sync.WaitGroup
-	for range 16 {
-		sending.Go(func() {
-			for e := range next {
-				sender.Send(ctx, e) // a function that is away misses a duplicate
-			}
-		})
-	}
-	for _, e := range events {
-		next <- e
-	}
-	close(next)
-	sending.Wait()
-	return nil
-}
-
-// heal undoes the faults that are still active. It starts no process.
-func (w *world) heal() {
-	for _, wire := range w.wires {
-		healWire(wire)
-		if err := wire.Start(); err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
-			w.log.Error("a wire is not healed", "wire", wire.Name, "error", err)
-		}
-	}
-	for _, name := range append([]string{kafkaStore}, processes.All...) {
-		w.signal(name, syscall.SIGCONT)
-	}
-}
-
 // close ends everything that was started, however the run ended.
 func (w *world) close() error {
 	if w.stopKeep != nil {
@@ -407,17 +228,11 @@ func (w *world) close() error {
 		w.keepers.Wait()
 	}
 	var errs []error
-	if w.sys != nil {
-		errs = append(errs, w.sys.StopAll())
+	if w.stage != nil {
+		errs = append(errs, w.stop())
 	}
-	if w.server != nil {
-		errs = append(errs, w.server.close())
-	}
-	if w.broker != nil {
-		w.broker.close()
-	}
-	for _, wire := range w.wires {
-		wire.Stop()
+	if w.shop != nil {
+		w.shop.close()
 	}
 	return errors.Join(append(errs, os.RemoveAll(w.dir))...)
 }

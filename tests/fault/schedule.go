@@ -22,13 +22,26 @@ const (
 	drop           = "dropped connections"
 	redeliver      = "events doubled and reordered"
 	fullDisk       = "full disk"
+	killServer     = "kill -9 of Postgres alone"
+	killMachine    = "kill -9 of the whole machine" // which is off for a while
+	cut            = "unplugged machine"            // nothing passes, and no connection is closed
+	clock          = "clock step"                   // and back
+	badEndpoint    = "failing webhook endpoint"
+	stuckEndpoint  = "hanging webhook endpoint"
+	cutEndpoint    = "cut webhooks"
 )
+
+// manners are what the endpoint does during a fault.
+var manners = map[string]manner{badEndpoint: fails, stuckEndpoint: hangs, cutEndpoint: cuts}
 
 // The stores, in addition to the functions and the stand-in.
 const (
 	kafkaStore    = "kafka"
 	postgresStore = "postgres"
 )
+
+// endpoint is the client's program that takes webhooks.
+const endpoint = "endpoint"
 
 // frozen is longer than the longest timeout, which is that of handling one event.
 const frozen = 32 * time.Second
@@ -41,15 +54,34 @@ type fault struct {
 	For    time.Duration `json:"for_ns,omitempty"`   // until it is undone; a process that ends is started again automatically
 	Millis int           `json:"delay_ms,omitempty"` // for a delay
 
-	healed time.Time
+	// Of a cluster's faults: what was broken, and how far its clock went ahead.
+	Machine string        `json:"machine,omitempty"`
+	Ahead   time.Duration `json:"ahead_ns,omitempty"`
+
+	Decided time.Duration `json:"decided_ns,omitempty"` // from the fault to the first success of a payment sent after it
+	Whole   time.Duration `json:"whole_ns,omitempty"`   // from the fault until a second one could be made
+
+	draw  uint64    // chooses the machine among its equals
+	since time.Time // the time until the next success is measured from then
 }
 
 func (f fault) String() string {
 	s := fmt.Sprintf("%s of %s", f.Kind, f.Target)
+	if f.Ahead != 0 {
+		s += fmt.Sprintf(" by %s", f.Ahead)
+	}
 	if f.For > 0 {
 		s += fmt.Sprintf(" for %.1f s", f.For.Seconds())
 	}
 	return s
+}
+
+// class is what faults are counted by. What a cluster survives depends on what was broken, too.
+func (f fault) class() string {
+	if f.Machine == "" {
+		return f.Kind
+	}
+	return f.Kind + ": " + f.Target
 }
 
 // plan draws n faults over a time. The same seed gives the same faults.
@@ -80,6 +112,9 @@ func plan(seed uint64, n int, during time.Duration) []fault {
 		{10, func() fault { return fault{Kind: drop, Target: pick(rng, wires), For: seconds(0.1, 3)} }},
 		{10, func() fault { return fault{Kind: redeliver, Target: pick(rng, []string{"worker", "gateway"})} }},
 		{3, func() fault { return fault{Kind: fullDisk, Target: postgresStore, For: seconds(3, 8)} }},
+		{6, func() fault {
+			return fault{Kind: pick(rng, []string{badEndpoint, stuckEndpoint, cutEndpoint}), Target: endpoint, For: seconds(2, 8)}
+		}},
 	}
 	total := 0
 	for _, d := range draws {

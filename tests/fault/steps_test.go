@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -47,6 +48,10 @@ type rig struct {
 	client *http.Client
 	said   *processes.Output
 	order  string // what a payment's JSON says of the amount and the balances
+	// What the client asks for at a step, and what is there before it asks. The key is that of the
+	// reservation whose state is looked at.
+	ask     func(key string) string
+	prepare func(key string) // may be nil
 }
 
 // A payment in rupiah moves money between two balances. An exchange has five entries.
@@ -55,20 +60,21 @@ const (
 	exchange = `"currency":"USD","amount":10,"debit_currency":"USD","credit_currency":"SGD"`
 )
 
+// migrated is a database with the schema.
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	binary, err := processes.Build(t.TempDir())
+	binary, err := processes.Build(embeddedtest.Dir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, taps: &taps{}, client: &http.Client{Timeout: 20 * time.Second}, said: &processes.Output{}, order: inRupiah}
+	r.ask = r.pay
 	if err := r.keys.Decode(testKeys); err != nil {
 		t.Fatal(err)
 	}
-	database := embeddedtest.Postgres(t)
-	if err := ledger.Migrate(t.Context(), database); err != nil {
-		t.Fatal(err)
-	}
+	database := migrated.Postgres(t)
 	if r.conn, err = pgx.Connect(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +141,26 @@ func (r *rig) pay(key string) string {
 		`{"sender_id":%q,"receiver_id":%q,%s,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
 		processes.Account(0), processes.Account(1), r.order, key))
 	return strings.TrimSpace(fmt.Sprintf("%s %s", answer.Status, answer.Reason))
+}
+
+// operate asks for an operation on a payment and returns the client's answer.
+func (r *rig) operate(of, what, body string) string {
+	url := "http://" + r.Addr("gateway") + "/api/payments/" + of + "/" + what
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return err.Error()
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return noAnswer
+	}
+	defer resp.Body.Close()
+	var answer struct{ Status, Reason string }
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return noAnswer
+	}
+	return answer.Status + " " + answer.Reason
 }
 
 // kept is the ledger's state of a key: nothing, PENDING, COMMITTED or ROLLEDBACK.
@@ -230,11 +256,14 @@ func TestAStopAtEveryStep(t *testing.T) {
 	}
 }
 
-// stopAt makes one payment and kills a process at one step of it.
+// stopAt makes one payment, or one operation, and kills a process at one step of it.
 func (r *rig) stopAt(t *testing.T, s step) {
 	defer func(outer *testing.T) { r.t = outer }(r.t)
 	r.t = t
 	key := strings.ReplaceAll(s.name, " ", "-")
+	if r.prepare != nil {
+		r.prepare(key)
+	}
 	struck := make(chan string, 1)
 	r.taps.arm(s.at, func() {
 		if err := r.Kill(s.kill); err != nil {
@@ -243,7 +272,7 @@ func (r *rig) stopAt(t *testing.T, s step) {
 		struck <- r.kept(key)
 	})
 	answered := make(chan string, 1)
-	go func() { answered <- r.pay(key) }()
+	go func() { answered <- r.ask(key) }()
 	select {
 	case kept := <-struck:
 		if kept != s.kept {
@@ -277,13 +306,89 @@ func (r *rig) stopAt(t *testing.T, s step) {
 	if s.between != nil {
 		s.between()
 	}
-	if got := r.pay(key); !slices.Contains(s.again, got) {
+	if got := r.ask(key); !slices.Contains(s.again, got) {
 		t.Errorf("the client that asked again got %q, want one of %q", got, s.again)
 	}
 	if got := r.kept(key); got != ends {
 		t.Errorf("in the end the ledger has %s, want %s", got, ends)
 	}
 	r.settled()
+}
+
+// The same for refunds of parts of a payment. In the end the payment has counted each of them once.
+func TestAStopAtEveryStepOfARefund(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.order = exchange
+	if got := r.pay("paid"); got != committed {
+		t.Fatal(got)
+	}
+	r.ask = func(key string) string {
+		return r.operate("paid", "refunds", fmt.Sprintf(`{"idempotency_key":%q,"amount":"0.10"}`, key))
+	}
+	const (
+		operate = "/payments.v1.PaymentsService/Operate"
+		reserve = "/db.v1.Db/ReserveRefund"
+		commit  = "/db.v1.Db/CommitReservation"
+	)
+	waits, again := []string{committed, timeout}, []string{replayed}
+	steps := []step{
+		{"worker before it has refunded", point{function: "worker", path: "/"}, "worker", "nothing", waits, again, "", nil},
+		{"payments before it has reserved", point{function: "payments", path: operate}, "payments", "nothing", waits, again, "", nil},
+		{"db before the reserve is committed", point{sql: "COMMIT\n"}, "db", "nothing", waits, again, "", nil},
+		{"db after the reserve is committed", point{sql: "INSERT INTO reservations", after: true}, "db", "PENDING", waits, again, "", nil},
+		{"payments after it has reserved", point{function: "db", path: reserve, after: true}, "payments", "PENDING", waits, again, "", nil},
+		{"db before the commit is committed", point{sql: "SET status = 'COMMITTED'"}, "db", "PENDING", waits, again, "", nil},
+		{"db after the commit is committed", point{sql: "SET status = 'COMMITTED'", after: true}, "db", "COMMITTED", waits, again, "", nil},
+		{"payments after it has committed", point{function: "db", path: commit, after: true}, "payments", "COMMITTED", waits, again, "", nil},
+		{"worker after it has refunded", point{function: "payments", path: operate, after: true}, "worker", "COMMITTED", waits, again, "", nil},
+		{"worker before the result is published", point{client: "pgw-worker", api: produce}, "worker", "COMMITTED", waits, again, "", nil},
+		{"worker before it has acknowledged", point{function: "worker", path: "/", after: true}, "worker", "COMMITTED", waits, again, "", nil},
+		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, again, "", nil},
+	}
+	for _, s := range steps {
+		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
+	}
+	var refunded, refunding int64
+	err := r.conn.QueryRow(t.Context(), `SELECT refunded_minor, refunding_minor FROM reservations WHERE idempotency_key = 'paid'`).Scan(&refunded, &refunding)
+	if err != nil || !t.Failed() && (refunded != int64(10*len(steps)) || refunding != 0) {
+		t.Errorf("%d was refunded and %d is on its way after %d refunds, %v", refunded, refunding, len(steps), err)
+	}
+}
+
+// The same for captures. A capture is one transaction, so the payment is authorized or captured.
+func TestAStopAtEveryStepOfACapture(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.prepare = func(key string) {
+		r.order = exchange + `,"capture":"manual"`
+		if got := r.pay(key); got != "SUCCESS authorized" {
+			r.t.Fatal(got)
+		}
+		r.settled()
+	}
+	r.ask = func(key string) string {
+		return r.operate(key, "capture", fmt.Sprintf(`{"idempotency_key":"capture-%s","amount":"6.00"}`, key))
+	}
+	const (
+		operate = "/payments.v1.PaymentsService/Operate"
+		capture = "/db.v1.Db/Capture"
+	)
+	waits, again := []string{committed, timeout}, []string{replayed}
+	for _, s := range []step{
+		{"worker before it has captured", point{function: "worker", path: "/"}, "worker", "PENDING", waits, again, "", nil},
+		{"payments before it has captured", point{function: "payments", path: operate}, "payments", "PENDING", waits, again, "", nil},
+		{"db before it has begun", point{function: "db", path: capture}, "db", "PENDING", waits, again, "", nil},
+		{"db before the rest goes back", point{sql: "UPDATE balances b SET available = b.available + w.amount"}, "db", "PENDING", waits, again, "", nil},
+		{"db after the payment has moved", point{sql: "SET status = 'COMMITTED'", after: true}, "db", "PENDING", waits, again, "", nil},
+		{"db before the capture is committed", point{sql: "INSERT INTO operations"}, "db", "PENDING", waits, again, "", nil},
+		{"db after the capture is committed", point{sql: "INSERT INTO operations", after: true}, "db", "COMMITTED", waits, again, "", nil},
+		{"payments after it has captured", point{function: "db", path: capture, after: true}, "payments", "COMMITTED", waits, again, "", nil},
+		{"worker before the result is published", point{client: "pgw-worker", api: produce}, "worker", "COMMITTED", waits, again, "", nil},
+		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, again, "", nil},
+	} {
+		t.Run(s.name, func(t *testing.T) { r.stopAt(t, s) })
+	}
 }
 
 // settled waits until every published event has been delivered, so that the next step affects only
