@@ -44,6 +44,7 @@ type scenario struct {
 
 var scenarios = []scenario{
 	{"flow-one-process", (*bench).flowOneProcess},
+	{"limits", (*bench).limits},
 	{"settle-rpc", (*bench).settleRPC},
 	{"ledger-batch", (*bench).ledgerBatch},
 	{"exchange", (*bench).exchange},

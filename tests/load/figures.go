@@ -16,7 +16,7 @@ type figure struct {
 	Unit  string  `json:"unit"`
 	Floor float64 `json:"floor"` // in the same unit, from the same run
 	Ratio float64 `json:"ratio"` // value ÷ floor
-	Goal  float64 `json:"goal"`  // for the ratio
+	Goal  float64 `json:"goal"`  // for the ratio; 0: none
 	Met   bool    `json:"met"`
 
 	Low    float64 `json:"low"`
@@ -25,6 +25,10 @@ type figure struct {
 	AtMost bool    `json:"at_most"` // the goal is an upper limit
 	Floors string  `json:"floor_is"`
 	Failed int     `json:"failed"` // payments without an outcome; the goal is met only when there are none
+
+	// Microseconds of processor time a payment, by program, in the last run.
+	Cost      map[string]float64 `json:"cost_us,omitempty"`
+	FloorCost map[string]float64 `json:"floor_cost_us,omitempty"`
 }
 
 // goal is the goal for a scenario's ratio, and what the floor is.
@@ -71,9 +75,12 @@ func printFigures(figures []figure) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "name\tvalue\tunit\tfloor\tratio\tlowest to highest\tgoal\tmet")
 	for _, f := range figures {
-		sign, met := "≥", "yes"
+		aim, met := fmt.Sprintf("≥ %g", f.Goal), "yes"
 		if f.AtMost {
-			sign = "≤"
+			aim = fmt.Sprintf("≤ %g", f.Goal)
+		}
+		if f.Goal == 0 {
+			aim, met = "none", "-"
 		}
 		if !f.Met {
 			met = "no"
@@ -81,7 +88,7 @@ func printFigures(figures []figure) {
 		if f.Failed > 0 {
 			met = fmt.Sprintf("no: %d failed", f.Failed)
 		}
-		fmt.Fprintf(w, "%s\t%g\t%s\t%g (%s)\t%g\t%g to %g\t%s %g\t%s\n", f.Name, f.Value, f.Unit, f.Floor, f.Floors, f.Ratio, f.Low, f.High, sign, f.Goal, met)
+		fmt.Fprintf(w, "%s\t%g\t%s\t%g (%s)\t%g\t%g to %g\t%s\t%s\n", f.Name, f.Value, f.Unit, f.Floor, f.Floors, f.Ratio, f.Low, f.High, aim, met)
 	}
 	w.Flush()
 }

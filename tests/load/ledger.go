@@ -95,7 +95,7 @@ FROM transfers t, LATERAL (VALUES (t.account_id, t.amount), ('OUTSIDE', -t.amoun
 // ledger still adds up. Their keys are spread over the index like clients' keys.
 func (l *testLedger) pastPayments(n int) error {
 	return l.m.exec(l.database,
-		`ALTER TABLE reservations DROP CONSTRAINT reservations_idempotency_key_key`,
+		`DROP INDEX reservations_key`,
 		fmt.Sprintf(`
 INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_id, sender_id, receiver_id, amount_idr, currency_input,
 	amount_minor, rate, rate_id, rate_time, rule_set, tx_date, status, accepted_at, deadline, created_at, ended_at,
@@ -110,7 +110,7 @@ SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, 
 		`INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
 SELECT leg.account, 'IDR', r.created_at, r.reservation_id, 'payment', leg.amount, r.created_at::date
 FROM reservations r, LATERAL (VALUES (r.sender_id, -r.amount_idr), (r.receiver_id, r.amount_idr)) leg(account, amount) WHERE r.status = 'COMMITTED'`,
-		`ALTER TABLE reservations ADD CONSTRAINT reservations_idempotency_key_key UNIQUE (idempotency_key)`,
+		`CREATE UNIQUE INDEX reservations_key ON reservations (idempotency_key, client)`,
 		`VACUUM ANALYZE entries`, `VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
 }
 

@@ -22,6 +22,7 @@ type commands struct {
 	Grow     growCommand     `cmd:"" help:"Cost as work grows: connections, accounts, past payments, db replicas."`
 	Profile  profileCommand  `cmd:"" help:"Keep CPU, allocation, mutex and block profiles of each scenario."`
 	Overload overloadCommand `cmd:"" help:"Three times the capacity for a minute, and then half of it."`
+	Limit    limitCommand    `cmd:"" hidden:"" help:"Serve one of the limits that the flow is compared with."`
 }
 
 func main() {

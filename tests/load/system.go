@@ -59,7 +59,7 @@ func (m *machine) oneProcess(scenario string) (*system, error) {
 	}
 	s := &system{m: m, data: filepath.Join(m.dir, m.name("data"))}
 	cmd := s.pgw("run", "--fresh", "--database-url", database)
-	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "WEBHOOKS", "FX"} {
 		cmd.Env = append(cmd.Env, "PGW_"+name+"_PORT=0")
 	}
 	if m.profiles != "" {

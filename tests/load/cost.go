@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// tick is the unit of the kernel's accounts of processor time.
+const tick = 10 * time.Millisecond
+
+// spent is processor time by program. It is empty where the system has no /proc.
+type spent map[string]time.Duration
+
+// spentBy returns the processor time of a program, of Postgres with all its processes, and of the load
+// generator, which is this process.
+func (b *bench) spentBy(program string, pid int) (spent, error) {
+	conn, err := pgx.Connect(b.m.ctx, b.m.postgres.URL())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(b.m.ctx)
+	var backend int
+	if err := conn.QueryRow(b.m.ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+		return nil, err
+	}
+	processes := map[int]processAccounts{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		if of, err := readAccounts(path); err == nil {
+			processes[of.pid] = of
+		}
+	}
+	if len(processes) == 0 {
+		return spent{}, nil
+	}
+	postmaster := processes[backend].parent
+	postgres := processes[postmaster].own + processes[postmaster].ended
+	for _, of := range processes {
+		if of.parent == postmaster {
+			postgres += of.own
+		}
+	}
+	return spent{program: processes[pid].own, "postgres": postgres, "generator": processes[os.Getpid()].own}, nil
+}
+
+// processAccounts is what the kernel says of a process.
+type processAccounts struct {
+	pid, parent int
+	own, ended  time.Duration // processor time of the process, and of its children that have ended
+}
+
+// readAccounts reads a file /proc/PID/stat.
+func readAccounts(path string) (a processAccounts, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return a, err
+	}
+	// The second field is the program's name in parentheses, which may have spaces.
+	number, rest, _ := strings.Cut(string(text), " ")
+	fields := strings.Fields(rest[strings.LastIndex(rest, ")")+1:])
+	const parent, own, ended, ofEach = 1, 11, 13, 2 // the places after the name; user and system time follow each other
+	if len(fields) < ended+ofEach {
+		return a, fmt.Errorf("%s has %d fields", path, len(fields))
+	}
+	if a.pid, err = strconv.Atoi(number); err != nil {
+		return a, err
+	}
+	if a.parent, err = strconv.Atoi(fields[parent]); err != nil {
+		return a, err
+	}
+	sum := func(from int) (d time.Duration) {
+		for _, field := range fields[from : from+ofEach] {
+			n, _ := strconv.ParseInt(field, 10, 64)
+			d += time.Duration(n) * tick
+		}
+		return d
+	}
+	a.own, a.ended = sum(own), sum(ended)
+	return a, nil
+}
+
+// each returns the microseconds of processor time of each of n payments, by program, since before.
+func (s spent) each(before spent, n int) map[string]float64 {
+	cost := map[string]float64{}
+	for program, now := range s {
+		cost[program] = round(float64((now - before[program]).Microseconds()) / float64(n))
+	}
+	return cost
+}
+
+func costText(cost map[string]float64) string {
+	var parts []string
+	for _, program := range slices.Sorted(maps.Keys(cost)) {
+		parts = append(parts, fmt.Sprintf("%s %g", program, cost[program]))
+	}
+	return strings.Join(parts, ", ")
+}
