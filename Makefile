@@ -25,17 +25,18 @@ RACE := -race
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-units test-manifests test-broken test-kafka test-queueproxy test-browser test-compose fuzz chaos \
+.PHONY: help run fresh dev build compose-up compose-down logs psql topics test test-units test-manifests test-broken test-ledger test-kafka test-webhooks test-queueproxy test-browser test-compose fuzz chaos chaos-ha \
 	check lint vulncheck sbom licenses lint-docs generate check-generated bench bench-go profile grow overload clean \
 	kind-demo kind-up knative-install image knative-deploy knative-demo kind-down
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Static, as in the image, so that tests and measurements use the same binary as the image.
+# Static and with -trimpath, as in the image: tests and measurements use the image's binary, and each package is compiled
+# only once for all of them.
 build: ## Build bin/pgw.
-	@test -e bin/pgw || echo "Building bin/pgw. The first build takes about three minutes, later ones take seconds."
-	@CGO_ENABLED=0 go build -o bin/pgw ./functions/pgw
+	@test -e bin/pgw || echo "Building bin/pgw. The first build downloads 130 MB of modules, and then prints nothing for about three minutes. Later builds take seconds."
+	@CGO_ENABLED=0 go build -trimpath -o bin/pgw ./functions/pgw
 
 run: build ## Run everything in one process, with embedded stores (Ctrl-C stops it).
 	@exec bin/pgw run
@@ -48,7 +49,7 @@ fresh: build ## make run, with empty data.
 dev: build ## make run, rebuilt and restarted when a source file changes.
 	@mkdir -p bin/dev && cp bin/pgw bin/dev/pgw
 	@printf '%s\n' \
-		"-r '\.(go|sql|html|css|js|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- sh -c 'CGO_ENABLED=0 go build -o bin/dev/next ./functions/pgw && mv bin/dev/next bin/dev/pgw'" \
+		"-r '\.(go|sql|html|css|js|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- sh -c 'CGO_ENABLED=0 go build -trimpath -o bin/dev/next ./functions/pgw && mv bin/dev/next bin/dev/pgw'" \
 		"-s -t 30s -g bin/dev/pgw -- bin/dev/pgw run" | $(REFLEX) -d none -c /dev/stdin
 
 compose-up: ## Run everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3").
@@ -71,9 +72,12 @@ topics: ## List the topics with their records and each consumer group's lag.
 # programs that they build.
 test: ## Run all tests, with a real Postgres and the embedded broker: units, flows, then the manifests.
 	@$(if $(RACE),,echo "no C compiler: the tests run without the race detector")
-	go test $(RACE) -timeout 20m $(units)
-	go test $(RACE) -count=1 -timeout 20m ./tests/...
+	go test $(RACE) -timeout 40m $(units)
+	go test $(RACE) -count=1 -timeout 40m -parallel $(waiting) ./tests/...
 	$(MAKE) --no-print-directory test-manifests
+
+# Tests wait more than they compute, so this many run at the same time.
+waiting = $$((2 * $$(getconf _NPROCESSORS_ONLN)))
 
 units = $$(go list ./... | grep -v '^pgw/tests/')
 test-units: ## Run the tests of packages on their own, without the slowest (-short) and without the race detector.
@@ -81,14 +85,30 @@ test-units: ## Run the tests of packages on their own, without the slowest (-sho
 
 check: lint test-units check-generated ## Check what can be checked in minutes: lint, units, generated files.
 
+# With -trimpath, the copy that test-broken makes needs no other compilation.
 test-manifests: ## Check the manifests against Knative's types and against the code.
-	cd tests/manifests && go test -count=1 ./...
+	cd tests/manifests && go test -trimpath -count=1 ./...
 
 test-broken: ## Break manifests, and check that test-manifests finds each mistake.
 	tests/manifests/broken
 
+# On a database with Citus each test gets a schema of it, which becomes a distributed one. SCHEMAS=1 does the same anywhere.
+ledger_tests = ./shared/ledger ./functions/db ./functions/pgw/reconcile
+test-ledger: ## Run the tests of the ledger on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1).
+ifdef LEDGER_URL
+	PGW_TEST_DATABASE_URL='$(LEDGER_URL)' PGW_TEST_SCHEMAS=$(SCHEMAS) go test -count=1 -p 1 -timeout 40m $(ledger_tests)
+else
+	@echo "LEDGER_URL is not set: nothing was run"
+endif
+
 test-kafka: ## Test the flows, the stand-in and its soak on a real Apache Kafka (Java and Maven, or KAFKA_BROKERS).
-	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 20m ./shared/kafka ./functions/kafkasource ./tests/flow
+	tests/kafka/with-kafka go test $(RACE) -count=1 -p 1 -timeout 40m -parallel $(waiting) ./shared/kafka ./functions/kafkasource ./tests/flow
+
+WEBHOOK_LIBRARIES = bin/webhook-libraries
+test-webhooks: ## Verify webhooks by Standard Webhooks' own libraries of npm and PyPI (npm, pip).
+	npm install --silent --no-audit --no-fund --no-save --prefix $(WEBHOOK_LIBRARIES) standardwebhooks@1.1.1
+	python3 -m pip install --quiet --disable-pip-version-check --upgrade --target $(WEBHOOK_LIBRARIES)/python standardwebhooks==1.1.0
+	PGW_TEST_WEBHOOK_LIBRARIES=$(CURDIR)/$(WEBHOOK_LIBRARIES) go test -count=1 -run Libraries ./functions/webhooks
 
 test-queueproxy: ## Test payments through functions behind Knative's own queue-proxy (Linux).
 	cd tests/queueproxy && go build -o $(CURDIR)/bin/queue-proxy knative.dev/serving/cmd/queue
@@ -113,6 +133,11 @@ fuzz: ## Fuzz every decoder of external input, each for FUZZTIME.
 
 chaos: build ## Break everything under load on a real Kafka, heal it, and check the result (SEED, DURATION, FAULTS).
 	tests/kafka/with-kafka go run ./tests/fault --seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))
+
+chaos-ha: build ## Break any one machine of a cluster under load, and check the result: Patroni, three brokers, two of each function (root on Debian; SEED, DURATION, FAULTS).
+	go build -o bin/fault ./tests/fault
+	KAFKA_ALONE=no tests/kafka/with-kafka tests/fault/in-namespaces bin/fault --cluster --rate $(or $(RATE),20) --connections 64 \
+		--seed $(or $(SEED),1) --duration $(or $(DURATION),2m) $(if $(FAULTS),--faults $(FAULTS))
 
 lint: ## Check the Go code: formatting, go vet, staticcheck, the direction of imports and more (.golangci.yaml).
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
@@ -139,7 +164,7 @@ licenses: sbom ## Fail if the binary has code under a license that is not allowe
 
 generate: ## Generate proto/gen, the HTTP client, the page of the API documents, the seeds and the catalogue of metrics from their sources.
 	cd proto && $(BUF) lint && $(BUF) generate
-	$(CODEGEN) --config shared/client/oapi-codegen.yaml functions/gateway/docs/openapi.yaml
+	sed '/^webhooks:/,/^components:/{/^components:/!d}' functions/gateway/docs/openapi.yaml | $(CODEGEN) --config shared/client/oapi-codegen.yaml /dev/stdin
 	go run ./functions/gateway/docs/render functions/gateway/docs
 	go run ./functions/pgw seed accounts --count 1004 --seed 1 > seeds/accounts.csv.new && mv seeds/accounts.csv.new seeds/accounts.csv
 	EVENT_KEYS= go run ./functions/pgw seed transactions --count 20 --seed 1 --format cloudevents > seeds/payments.jsonl.new && mv seeds/payments.jsonl.new seeds/payments.jsonl

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path"
@@ -58,6 +59,10 @@ func download(ctx context.Context, as *account, cfg PostgresConfig) (string, err
 		return "", err
 	}
 	defer os.RemoveAll(scratch)
+	// embedded-postgres takes the name localhost, and calls every failure to listen a used port.
+	if _, err := net.DefaultResolver.LookupHost(ctx, "localhost"); err != nil {
+		return "", fmt.Errorf("%w (the name localhost has no address here, such as the line \"127.0.0.1 localhost\" in /etc/hosts gives it)", ErrNoPostgres)
+	}
 	port, err := freePort()
 	if err != nil {
 		return "", err

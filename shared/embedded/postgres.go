@@ -78,6 +78,7 @@ func (a *Abort) watch(server *os.Process) {
 // Postgres is a private server with its own data and one superuser. It listens on loopback only.
 type Postgres struct {
 	cmd    *exec.Cmd
+	of     server
 	url    string
 	exited chan struct{}
 	err    error // set before exited is closed
@@ -443,7 +444,7 @@ func (s server) start(ctx context.Context) (*Postgres, error) {
 		return nil, err
 	}
 	s.abort.watch(cmd.Process)
-	p := &Postgres{cmd: cmd, exited: make(chan struct{})}
+	p := &Postgres{cmd: cmd, of: s, exited: make(chan struct{})}
 	go func() { p.err = cmd.Wait(); close(p.exited) }()
 
 	address := func(database string) string {

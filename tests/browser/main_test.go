@@ -30,6 +30,8 @@ import (
 	riskv1 "pgw/proto/gen/risk/v1"
 	walletv1 "pgw/proto/gen/wallet/v1"
 	"pgw/shared/embedded/embeddedtest"
+	"pgw/shared/function"
+	"pgw/shared/kafka"
 	"pgw/shared/ledger"
 	"pgw/shared/rpc"
 	"pgw/tests/processes"
@@ -39,7 +41,7 @@ func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
 const (
 	patience = 20 * time.Second // the limit for steps that normally take milliseconds
-	start    = 90 * time.Second
+	start    = 5 * time.Minute  // of pgw run, which takes seconds on an idle machine
 	traces   = "http://traces.invalid/trace/{trace}"
 )
 
@@ -49,6 +51,7 @@ type suite struct {
 	wallet  walletv1.AdminClient
 	db      dbv1.AdminClient
 	conn    *pgx.Conn
+	kafka   kafka.Config
 	browser context.Context
 	axe     string // the source of axe-core
 	grafana *grafana
@@ -120,7 +123,7 @@ func newSuite(t *testing.T) *suite {
 // run starts pgw run on the test's own database. At the end, pgw reconcile checks it.
 func (s *suite) run(t *testing.T) {
 	dir := t.TempDir()
-	pgw, err := processes.Build(dir)
+	pgw, err := processes.Build(embeddedtest.Dir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +132,7 @@ func (s *suite) run(t *testing.T) {
 	command := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(pgw, args...)
 		cmd.Env = append(os.Environ(), "PGW_DATA_DIR="+dir, "GRAFANA_URL="+s.grafana.url, "TRACE_URL="+traces)
-		for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+		for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "WEBHOOKS", "FX"} {
 			cmd.Env = append(cmd.Env, "PGW_"+name+"_PORT=0")
 		}
 		cmd.Stdout, cmd.Stderr = out, out
@@ -149,10 +152,11 @@ func (s *suite) run(t *testing.T) {
 		}
 	})
 	var at struct {
-		Gateway string `json:"gateway_url"`
-		Wallet  string `json:"wallet_addr"`
-		DB      string `json:"db_addr"`
-		Risk    string `json:"risk_addr"`
+		Brokers []string `json:"kafka_brokers"`
+		Gateway string   `json:"gateway_url"`
+		Wallet  string   `json:"wallet_addr"`
+		DB      string   `json:"db_addr"`
+		Risk    string   `json:"risk_addr"`
 	}
 	for deadline := time.Now().Add(start); ; time.Sleep(50 * time.Millisecond) {
 		if text, err := os.ReadFile(filepath.Join(dir, "run.json")); err == nil && json.Unmarshal(text, &at) == nil {
@@ -163,6 +167,9 @@ func (s *suite) run(t *testing.T) {
 		}
 	}
 	s.url = at.Gateway
+	if err := (function.Settings{Lookup: function.Values{"KAFKA_BROKERS": strings.Join(at.Brokers, ",")}.Lookup}).Read(&s.kafka); err != nil {
+		t.Fatal(err)
+	}
 	if s.conn, err = pgx.Connect(t.Context(), database); err != nil {
 		t.Fatal(err)
 	}

@@ -1,12 +1,15 @@
 package browser
 
 import (
+	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +18,10 @@ import (
 	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+
+	"pgw/functions/pgw/reconcile"
+	"pgw/shared/event"
+	"pgw/shared/kafka"
 )
 
 // downloads lets the tab save files, and returns their folder.
@@ -46,12 +53,11 @@ func (p *tab) saved(path string) string {
 // Each view has an address: it can be opened, reloaded and gone back to. An unknown one says so.
 func (s *suite) testAddresses(t *testing.T) {
 	headings := map[string]string{
-		"/": "Send a payment", "/payments": "Payments", "/payments/no/such%20key": "Payment", "/accounts": "Accounts", "/operations": "Operations",
+		"/": "Send a payment", "/payments": "Payments", "/payments/no/such%20key": "Payment", "/accounts": "Accounts", "/webhooks": "Webhooks", "/operations": "Operations",
 	}
 	for path, heading := range headings {
 		p := s.open(t, look{url: s.url + path}).ready()
 		p.expect(statusText(http.StatusNotFound))
-		p.expect(statusText(http.StatusNotImplemented))
 		p.says(".view:not([hidden]) h1", heading)
 		if shown := eval[int](p, `document.querySelectorAll('.view:not([hidden])').length`); shown != 1 {
 			t.Errorf("%s: %d views are shown", path, shown)
@@ -59,8 +65,6 @@ func (s *suite) testAddresses(t *testing.T) {
 	}
 
 	p := s.open(t, look{url: s.url + "/payments?lang=id"}).ready()
-	p.expect(statusText(http.StatusNotFound))
-	p.expect(statusText(http.StatusNotImplemented))
 	p.says(".view:not([hidden]) h1", "Pembayaran")
 	p.click(`.top nav a[data-view="operations"]`)
 	p.says(".view:not([hidden]) h1", "Operasi")
@@ -210,7 +214,17 @@ func (s *suite) testAccounts(t *testing.T) {
 	p.says("#account-state", "Active")
 	p.says("#account-balances", "1,000,000")
 	p.click("#statement-form button")
-	p.says("#statement-said", "1 entries shown")
+	p.says("#statement-said", "1 entry shown")
+	p.until("the address has the statement", `new URLSearchParams(location.search).get('currency') === 'IDR' && /^\d{4}-\d\d-\d\d$/.test(new URLSearchParams(location.search).get('from'))`)
+	p.do(chromedp.Reload())
+	p.ready().says("#statement-said", "1 entry shown")
+	p.do(chromedp.Navigate(s.url + "/accounts/" + sender + "?currency=IDR&from=2020-01-01&to=2020-01-31"))
+	p.ready().says("#statement-said", "No entries in this period.")
+	p.until("the form has the period", `document.getElementById('statement-from').value === '2020-01-01' && document.getElementById('statement-to').value === '2020-01-31'`)
+	p.do(chromedp.Navigate(s.url + "/accounts/" + sender))
+	p.ready().says("#account-balances", "1,000,000")
+	p.click("#statement-form button")
+	p.says("#statement-said", "1 entry shown")
 	p.accessible("an account")
 	p.shot("accounts-light")
 	p.lighting(look{dark: true})
@@ -231,17 +245,25 @@ const statusJSON = `{"at":"2026-11-26T10:00:00Z","state":"degraded",
 	"dependencies":[{"name":"fx","state":"down","since":"2026-11-26T09:58:00Z","detail":"connection refused"},{"name":"wallet","state":"up","since":"2026-11-26T08:00:00Z"},
 		{"name":"postgres","state":"unknown"}],
 	"flow":[{"from":"gateway","to":"worker","topic":"payments.request","group":"pgw-worker","lag":12,"rate_per_second":41.5},
-		{"from":"worker","to":"gateway","topic":"payments.result","lag":0,"rate_per_second":41.4},{"from":"worker","to":"webhooks","topic":"payments.result"}],
+		{"from":"worker","to":"gateway","topic":"payments.result","lag":0,"rate_per_second":41.4},{"from":"worker","to":"webhooks","topic":"payments.result"},
+		{"from":"outside","to":"db","topic":"ledger.accounts","lag":0,"rate_per_second":0}],
 	"ledger":{"pending":3,"held_idr":45000,"oldest_pending_at":"2026-11-26T09:59:30Z","last_sweep_at":"2026-11-26T09:59:45Z","schema":14},
 	"dead_letters":{"waiting":1,"parked":0},"reconcile":{"at":"2026-11-26T09:00:00Z","verdict":"agrees","breaches":0,"text":"All 120 payments agree."}}`
 
-// operator answers as a gateway whose operator asks.
-func operator(redriven *sync.Map) func(w http.ResponseWriter, r *http.Request) bool {
+// inWords is statusJSON with what a real reconciliation says.
+func inWords(r reconcile.Report) string {
+	return strings.Replace(statusJSON, `"All 120 payments agree."`, strconv.Quote(reconcile.Conclude(r, nil, r.At).Text), 1)
+}
+
+// operator answers as a gateway whose operator asks. redriven gets the letters that were sent again.
+func operator(redriven *sync.Map, status ...string) func(w http.ResponseWriter, r *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		var body string
 		switch {
 		case r.URL.Path == "/status":
-			body = statusJSON
+			if body = statusJSON; len(status) > 0 {
+				body = status[0]
+			}
 		case r.URL.Path == "/api/dead-letters":
 			body = `{"letters":[{"id":"a1","event_id":"e1","type":"pgw.payment.requested.v1","key":"web-1","reason":"bad_signature","error":"no key k2","at":"2026-11-26T09:30:00Z","state":"waiting"}]}`
 			if _, done := redriven.Load("a1"); done {
@@ -292,6 +314,8 @@ func (s *suite) testOperations(t *testing.T) {
 	p.click(`#activity a[data-span="day"]`)
 	p.until("a day has 48 intervals, at its own address", `location.search === '?span=day' && document.querySelectorAll('#activity figure:first-child tbody tr').length === 48`)
 
+	p.until("the books have rupiah", `[...document.querySelectorAll('#books-table tbody tr')].some((r) => r.textContent.includes('IDR') && r.textContent.includes('zero'))`)
+
 	p.click("#letters-table button")
 	p.until("the note is asked for", `document.getElementById('act').open`)
 	p.accessible("a dead letter")
@@ -303,11 +327,83 @@ func (s *suite) testOperations(t *testing.T) {
 		t.Errorf("the gateway got %v", note)
 	}
 
-	phone := s.open(t, look{url: s.front(t, operator(&sync.Map{})) + "/operations", width: 360, height: 740, language: "id"}).ready()
+	// A page that nobody uses stops reading, so that idle functions can stop.
+	eval[bool](p, `(globalThis.realNow = performance.now.bind(performance), performance.now = () => realNow() + 600_000, true)`)
+	p.says("#paused", "Paused")
+	p.accessible("a page that is paused")
+	p.do(chromedp.KeyEvent(kb.Shift))
+	p.until("it goes on", `document.getElementById('paused').textContent === ''`)
+
+	// What a reconciliation says is in the page's language.
+	at := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	report := reconcile.Report{At: at, Since: at, Accounts: 1004, Checks: []reconcile.Result{
+		{Check: reconcile.RequestDecided, Examined: 12_000}, {Check: reconcile.Funded, Examined: 7}, {Check: reconcile.Account, Breaches: 2},
+	}}
+	phone := s.open(t, look{url: s.front(t, operator(&sync.Map{}, inWords(report))) + "/operations", width: 360, height: 740, language: "id"}).ready()
+	phone.says("#reconcile", "Pelanggaran: account 2.")
+	phone.says("#reconcile", "(1.004 rekening), lalu 12.000 pembayaran yang diminta dan 7 pendanaan dibandingkan dengan peristiwanya, sejak")
+	phone.until("the flow is in Indonesian", `document.querySelector('#flow svg').getAttribute('aria-label').includes('dari luar → db')`)
 	phone.until("charts are shown", `document.querySelectorAll('#activity .chart').length === 2 && document.querySelector('#letters-table tbody tr')`)
 	phone.fits()
 	phone.accessible("operations, phone")
 	phone.shot("operations-phone")
+	for text, want := range map[string]string{
+		reconcile.Conclude(reconcile.Report{}, nil, at).Text:                         "sejauh yang masih disimpan topik",
+		reconcile.Conclude(reconcile.Report{}, errors.New("kafka is away"), at).Text: "tidak dapat diperiksa: kafka is away",
+		"another text": "another text",
+	} {
+		if said := eval[string](phone, fmt.Sprintf(`import('/page/verdict.js').then((m) => m.verdict(%q).map((e) => e.textContent).join(' '))`, text)); !strings.Contains(said, want) {
+			t.Errorf("%s is said as %s", text, said)
+		}
+	}
+}
+
+// An operator redrives and closes letters of the real gateway.
+func (s *suite) testLetters(t *testing.T) {
+	producer, err := kafka.NewProducer(s.kafka, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer producer.Close(context.Background())
+	for _, key := range []string{"letter-1", "letter-2"} {
+		// A plain record that is not a payment: worker refuses it, and payments has nothing to close out.
+		e, err := event.New(event.TypeAccountFunded, "forged-"+key, "/nobody", key, map[string]string{}, time.Now())
+		if err == nil {
+			err = producer.Publish(t.Context(), s.kafka.AccountsTopic, key, e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := s.open(t, look{url: s.url + "/operations"}).ready()
+	p.until("both letters are shown", `document.querySelectorAll('#letters-table tbody tr').length === 2`)
+	p.says("#letters-table", "signature")
+	p.until("nothing is drawn of what is not there", `!document.body.textContent.includes('undefined')`)
+	p.until("the flow is drawn as wide as its place", `document.querySelector('#flow svg').viewBox.baseVal.width > 400`)
+	p.until("letters are counted once", `/2/.test(document.getElementById('letters-counts').textContent)`)
+	p.accessible("dead letters")
+	p.shot("letters-light")
+	act := func(button, note string) {
+		t.Helper()
+		p.click("#letters-table tbody tr:first-child button:nth-of-type(" + button + ")")
+		p.until("the note is asked for", `document.getElementById('act').open`)
+		p.fill("#act-note", note)
+		p.do(chromedp.KeyEvent(kb.Enter))
+	}
+	p.expect(statusText(http.StatusConflict))
+	act("1", "send it again")
+	p.says("#act-said", "would fail again for its signature")
+	p.click("#act-close")
+	for left := 1; left >= 0; left-- {
+		act("2", "a test's")
+		p.says("#letters-done", "The letter was closed.")
+		p.until("it is gone", fmt.Sprintf(`document.querySelectorAll('#letters-table tbody tr').length === %d`, left))
+	}
+	p.says("#letters .said", "No dead letter waits.")
+	var actions int
+	if err := s.conn.QueryRow(t.Context(), `SELECT count(*) FROM dead_letter_actions WHERE action = 'DISCARDED' AND note = 'a test''s'`).Scan(&actions); err != nil || actions != 2 {
+		t.Errorf("%d actions are recorded, %v", actions, err)
+	}
 }
 
 // A section says why it shows nothing: the gateway has no such thing, the key may not see it, or

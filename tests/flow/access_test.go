@@ -126,13 +126,15 @@ func TestTheAPIIsForThoseWithAKey(t *testing.T) {
 	if s.balance("B") != before {
 		t.Error("a payment from B's account was made")
 	}
-	for name, who := range map[string]client{"its sender": a, "its receiver": b, "who may all": all} {
+	for name, who := range map[string]client{"its client": a, "who may all": all} {
 		if resp, text := who.do("GET", "/api/payments/mine", ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("%s: %s %s", name, resp.Status, text)
 		}
 	}
-	// Another client's payment looks like one that does not exist.
-	theirs, theirText := c.do("GET", "/api/payments/mine", "")
+	// Another client's payment looks like one that does not exist, also to the client of its receiver.
+	theirs, theirText := b.do("GET", "/api/payments/mine", "")
+	problem(t, "a payment to one's account", theirs, theirText, http.StatusNotFound)
+	theirs, theirText = c.do("GET", "/api/payments/mine", "")
 	problem(t, "another's payment", theirs, theirText, http.StatusNotFound)
 	if _, none := c.do("GET", "/api/payments/nothing", ""); none != theirText {
 		t.Errorf("%s, but for one that does not exist %s", theirText, none)

@@ -239,13 +239,15 @@ func TestTheEventDocumentIsWhole(t *testing.T) {
 	if got, want := slices.Sorted(maps.Keys(document.channels)), slices.Sorted(slices.Values(manifests.Topics())); !slices.Equal(got, want) {
 		t.Errorf("the document has the topics %q, the manifests %q", got, want)
 	}
-	source, err := os.ReadFile("../../shared/event/event.go")
-	if err != nil {
-		t.Fatal(err)
-	}
 	inCode := map[string]bool{}
-	for _, m := range regexp.MustCompile(`Type\w+\s+= "(pgw\..*)"`).FindAllSubmatch(source, -1) {
-		inCode[string(m[1])] = true
+	for _, file := range []string{"event.go", "operation.go"} {
+		source, err := os.ReadFile("../../shared/event/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`Type\w+\s+= "(pgw\..*)"`).FindAllSubmatch(source, -1) {
+			inCode[string(m[1])] = true
+		}
 	}
 	topicOf := map[string]string{}
 	for topic, messages := range document.channels {

@@ -268,8 +268,8 @@ func (s *system) nothingInFlight() {
 				}
 			}
 		}
-		if seen != 8 {
-			return fmt.Errorf("%d series of four sources", seen)
+		if seen != 10 {
+			return fmt.Errorf("%d series of five sources", seen)
 		}
 		return nil
 	})

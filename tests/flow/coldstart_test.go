@@ -20,14 +20,11 @@ import (
 // the ledger is added up.
 func separate(t *testing.T, log *processes.Output) *processes.System {
 	t.Helper()
-	binary, err := processes.Build(t.TempDir())
+	binary, err := processes.Build(embeddedtest.Dir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	database := embeddedtest.Postgres(t)
-	if err := ledger.Migrate(t.Context(), database); err != nil {
-		t.Fatal(err)
-	}
+	database := migrated.Postgres(t)
 	topics, err := processes.Topics(4)
 	if err != nil {
 		t.Fatal(err)

@@ -203,6 +203,7 @@ func (p *prometheus) ask(query string) error {
 // run. The run has payments that succeed, that are repeated, and that each function refuses, one
 // that becomes a dead letter, and a sweep.
 func TestDashboardsAndRulesHaveAnswers(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Skip("prometheus is not on PATH; .ci/run installs it")
 	}

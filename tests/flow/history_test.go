@@ -62,7 +62,7 @@ func TestNobodyIsEverToldFalse(t *testing.T) {
 	draw := history.Draw{Seed: *historySeed, Clients: historyClients}
 	t.Logf("-history.seed=%d repeats what clients and operators do, and how often what fails", draw.Seed)
 	c := &chronicle{
-		system: start(t, options{serial: true, answerIn: historyAnswerIn, log: slog.DiscardHandler}), draw: draw, begun: time.Now(),
+		system: start(t, options{answerIn: historyAnswerIn, log: slog.DiscardHandler}), draw: draw, begun: time.Now(),
 		given: map[string]int64{}, operator: draw.Operator(),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4 * historyClients}, Timeout: patience},
 	}

@@ -34,7 +34,7 @@ func TestLinesOfLogs(t *testing.T) {
 	s.expect(s.pay("poor", from, to, "IDR", 5_000_000), "200 FAILED insufficient_funds")
 	s.faults.set(func(f *faults) {
 		f.rpc = func(called string) error {
-			if strings.HasSuffix(called, "/GetAccount") {
+			if strings.Contains(called, "/GetAccount") {
 				return status.Error(codes.Unavailable, "away")
 			}
 			return nil

@@ -159,13 +159,18 @@ func (p faultyPublisher) Publish(ctx context.Context, topic, key string, e cloud
 type options struct {
 	answerIn time.Duration        // how long a client waits; 0 means patience, so that a busy machine has time
 	database string               // an existing database; empty makes one
+	empty    bool                 // the existing database has to be seeded
 	kafka    *embeddedtest.Broker // an existing broker
+	keys     string               // EVENT_KEYS; empty: those of the tests
 	serial   bool                 // not in parallel with other tests
 	access   access.Config        // who may use the API; the zero value means everybody
 	origins  []string             // the origins whose pages may use the API
 	log      slog.Handler         // nil: errors go to standard error
 	callers  *rpc.Callers         // who may call over the network; nil means everybody
 }
+
+// migrated is a database with the schema.
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
 
 func start(t testing.TB, o options) *system {
 	t.Helper()
@@ -175,16 +180,15 @@ func start(t testing.TB, o options) *system {
 	o.answerIn = cmp.Or(o.answerIn, patience)
 	fresh := o.database == ""
 	if fresh {
-		o.database = embeddedtest.Postgres(t)
-		if err := ledger.Migrate(t.Context(), o.database); err != nil {
-			t.Fatal(err)
-		}
+		o.database = migrated.Postgres(t)
 	}
 	s := &system{t: t, faults: &faults{}}
 	// Each function has the rights that it has in production; s.conn has the owner's.
 	writer, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
+	hooks := loginTo(t, o.database, "pgw_flow_webhooks")
 	err := ledger.Roles(t.Context(), o.database,
-		ledger.Login{URL: writer, Role: ledger.LedgerRole}, ledger.Login{URL: reader, Role: ledger.ReaderRole})
+		ledger.Login{URL: writer, Role: ledger.LedgerRole}, ledger.Login{URL: reader, Role: ledger.ReaderRole},
+		ledger.Login{URL: hooks, Role: ledger.WebhooksRole})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +201,7 @@ func start(t testing.TB, o options) *system {
 		o.kafka = &broker
 	}
 	s.kafka = *o.kafka
-	if err := s.keys.Decode(testKeys); err != nil {
+	if err := s.keys.Decode(cmp.Or(o.keys, testKeys)); err != nil {
 		t.Fatal(err)
 	}
 	listeners := map[string]net.Listener{}
@@ -221,7 +225,7 @@ func start(t testing.TB, o options) *system {
 				return ctx.Err()
 			}
 		},
-		Database: writer, Reader: reader, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
+		Database: writer, Reader: reader, Webhooks: hooks, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
@@ -255,7 +259,7 @@ func start(t testing.TB, o options) *system {
 	case <-time.After(patience):
 		t.Fatalf("the functions behind the gateway are not ready within %s: %v", patience, s.Ready(ctx))
 	}
-	if fresh {
+	if fresh || o.empty {
 		s.seed()
 	}
 	close(seeded)

@@ -32,6 +32,7 @@ type checked struct {
 	requests, answers validator.Validator
 	document          httpDocument
 	events            map[string]*jsonschema.Schema // the events of a payment's stream, by name
+	operationEvents   map[string]*jsonschema.Schema // those of a refund's, a capture's, a void's and a cancellation's
 }
 
 // httpDocument is the part of the document that no validator knows.
@@ -73,12 +74,20 @@ func newChecked(next http.RoundTripper) (*checked, error) {
 		return nil, err
 	}
 	var err error
-	c.events, err = streamEvents()
+	if c.events, err = streamEvents("~1api~1payments"); err == nil {
+		c.operationEvents, err = streamEvents("~1api~1payments~1%7Bidempotency_key%7D~1refunds")
+	}
 	return c, err
 }
 
-// streamEvents returns the document's schemas of the events of a payment's stream.
-func streamEvents() (map[string]*jsonschema.Schema, error) {
+// streamEvents returns the document's schemas of the events of a path's stream. A pointer escapes the
+// slashes of a path.
+func streamEvents(path string) (map[string]*jsonschema.Schema, error) {
+	return schemasAt("/paths/"+path+"/post/responses/200/content/text~1event-stream/x-events/", "stage", "answer")
+}
+
+// schemasAt returns schemas of the document, which allow no field that the document lacks.
+func schemasAt(place string, names ...string) (map[string]*jsonschema.Schema, error) {
 	text, err := yaml.YAMLToJSON(docs.OpenAPI)
 	if err != nil {
 		return nil, err
@@ -94,11 +103,9 @@ func streamEvents() (map[string]*jsonschema.Schema, error) {
 	if err := compiler.AddResource(url, root); err != nil {
 		return nil, err
 	}
-	// A pointer escapes the slashes of a path.
-	const events = "/paths/~1api~1payments/post/responses/200/content/text~1event-stream/x-events/"
 	found := map[string]*jsonschema.Schema{}
-	for _, name := range []string{"stage", "answer"} {
-		if found[name], err = compiler.Compile(url + "#" + events + name); err != nil {
+	for _, name := range names {
+		if found[name], err = compiler.Compile(url + "#" + place + name); err != nil {
 			return nil, err
 		}
 	}
@@ -163,7 +170,11 @@ func (c *checked) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if resp.Header.Get("Content-Type") == "text/event-stream" {
-		resp.Body = &checkedStream{ReadCloser: resp.Body, events: c.events}
+		events := c.events
+		if r.URL.Path != "/api/payments" {
+			events = c.operationEvents
+		}
+		resp.Body = &checkedStream{ReadCloser: resp.Body, events: events}
 		return resp, nil
 	}
 	text, err := io.ReadAll(resp.Body)
@@ -247,7 +258,8 @@ func checkUnknown(r *http.Request, resp *http.Response) error {
 
 // pageViews are addresses of the page for a person. The document has only its first view.
 var pageViews = map[string]bool{
-	"GET /payments": true, "GET /payments/{idempotency_key}": true, "GET /accounts": true, "GET /accounts/{id}": true, "GET /operations": true,
+	"GET /payments": true, "GET /payments/{idempotency_key}": true, "GET /accounts": true, "GET /accounts/{id}": true, "GET /webhooks": true,
+	"GET /webhooks/{id}": true, "GET /operations": true,
 }
 
 // The gateway routes exactly what is documented, apart from the page's further views.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/ledger"
 	"pgw/tests/processes"
 )
@@ -36,11 +37,11 @@ func build(t testing.TB) *program {
 	t.Helper()
 	p := &program{t: t, dir: t.TempDir(), ports: map[string]string{}}
 	var err error
-	if p.path, err = processes.Build(p.dir); err != nil {
+	if p.path, err = processes.Build(embeddedtest.Dir(t)); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(os.Environ(), "PGW_DATA_DIR="+filepath.Join(p.dir, "data"))
-	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "FX"} {
+	for _, name := range []string{"GATEWAY", "WORKER", "KAFKA", "WALLET", "RISK", "DB", "PAYMENTS", "WEBHOOKS", "FX"} {
 		port := freePort(t)
 		p.env = append(p.env, fmt.Sprintf("PGW_%s_PORT=%d", name, port))
 		p.ports[name] = strconv.Itoa(port)
@@ -82,7 +83,7 @@ func (p *program) run() (*exec.Cmd, *processes.Output) {
 			cmd.Wait()
 		}
 	})
-	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		// The last line of its output. run.json exists before the first line.
 		if strings.Contains(out.String(), "Ctrl-C drains and stops") {
 			return cmd, out
@@ -126,6 +127,7 @@ func (p *program) stop(cmd *exec.Cmd, out *processes.Output) {
 // kill -9 during a load, and a new start: every answer matches the ledger, nothing stays pending,
 // and the ledger adds up. The clients ask again with the same key, as clients should.
 func TestKillInTheMiddle(t *testing.T) {
+	t.Parallel()
 	p := build(t)
 	cmd, _ := p.run()
 	load, result := p.command("load", "--payments", "4000", "--connections", "32", "--settle")
@@ -168,7 +170,10 @@ func TestKillInTheMiddle(t *testing.T) {
 }
 
 func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
+	t.Parallel()
 	p := build(t)
+	admin := freePort(t)
+	p.env = append(p.env, fmt.Sprintf("ADMIN_PORT=%d", admin))
 	pay := func(key string) string {
 		t.Helper()
 		resp, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/api/payments", p.port), "application/json", strings.NewReader(body(key, "ACC001", "ACC002", "USD", 10)))
@@ -197,6 +202,17 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	}
 	conn.Close(t.Context())
 	expect(pay("test-001"), "200 SUCCESS committed")
+	// With ADMIN_PORT, the gateway's metrics are only there.
+	for port, want := range map[int]int{admin: http.StatusOK, p.port: http.StatusNotFound} {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("port %d: %s", port, resp.Status)
+		}
+	}
 
 	second, text := p.command("run")
 	if err := second.Run(); err == nil || !strings.Contains(text.String(), "another pgw run uses the data directory") {
@@ -204,7 +220,7 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	}
 	elsewhere, text := p.command("run")
 	elsewhere.Env = append(p.env, "PGW_DATA_DIR="+filepath.Join(p.dir, "other"))
-	if err := elsewhere.Run(); err == nil || !strings.Contains(text.String(), "needs port") {
+	if err := elsewhere.Run(); err == nil || !strings.Contains(text.String(), "needs port") || !strings.Contains(text.String(), "PGW_PORT_OFFSET") {
 		t.Errorf("a busy port: %v: %s", err, text)
 	}
 	p.stop(cmd, out)
@@ -217,7 +233,7 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 	if err := fresh.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if strings.Contains(out.String(), "Ctrl-C drains and stops") || time.Now().After(deadline) {
 			break
 		}
@@ -354,6 +370,7 @@ func (p *program) expectMetrics(lines ...string) {
 // The operators' commands find the system that runs here, do what the README says, and report the
 // result by their exit code.
 func TestOperatorsCommands(t *testing.T) {
+	t.Parallel()
 	p := build(t)
 	cmd, out := p.run()
 	sample, err := filepath.Abs("../../seeds/payments.jsonl")

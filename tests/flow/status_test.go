@@ -47,7 +47,7 @@ func TestTheStateAndTheActivityOfTheSystem(t *testing.T) {
 	}
 	s.eventually("a whole report", func() error {
 		got := ask()
-		if got.State != "ok" || len(got.Dependencies) != 6 || len(got.Flow) != 4 || got.Flow[0].Lag == nil || *got.Flow[0].Lag != 0 ||
+		if got.State != "ok" || len(got.Dependencies) != 6 || len(got.Flow) != 5 || got.Flow[0].Lag == nil || *got.Flow[0].Lag != 0 ||
 			got.Ledger == nil || got.Ledger.Pending == nil || got.DeadLetters == nil || got.DeadLetters.Parked == nil || got.Reconcile == nil {
 			text, _ := json.Marshal(got)
 			return errors.New(string(text))

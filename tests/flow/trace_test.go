@@ -32,7 +32,7 @@ type span struct {
 // wholeWay are the spans of one payment, from its request to its result. Over a network a call has
 // two spans of its name.
 var wholeWay = []string{
-	"POST /api/payments", "fx.v1.FxService/Convert", "wallet.v1.WalletService/GetAccount", "batch account",
+	"POST /api/payments", "fx.v1.FxService/Convert", "wallet.v1.WalletService/GetAccounts", "batch account",
 	"risk.v1.RiskService/Evaluate", "publish payments.request", "await result",
 	"deliver pgw.payment.requested.v1", "process pgw.payment.requested.v1",
 	"payments.v1.PaymentsService/Settle", "db.v1.Db/Reserve", "batch reserve", "db.v1.Db/CommitReservation", "batch finish",
@@ -79,6 +79,23 @@ func oneTree(spans []span) error {
 	return nil
 }
 
+// hasTrace checks that the payment and the list of payments have the trace of the payment's request.
+func hasTrace(t *testing.T, gateway string, spans []span) {
+	t.Helper()
+	at := slices.IndexFunc(spans, func(s span) bool { return s.name == "POST /api/payments" })
+	for _, path := range []string{"/api/payments/traced", "/api/payments"} {
+		resp, err := http.Get(gateway + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if want := `"trace_id":"` + spans[at].trace + `"`; err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s has not %s: %v: %s", path, want, err, text)
+		}
+	}
+}
+
 // One payment is one tree of spans, in one process.
 func TestAPaymentIsOneTraceInOneProcess(t *testing.T) {
 	kept := tracetest.NewInMemoryExporter()
@@ -87,6 +104,7 @@ func TestAPaymentIsOneTraceInOneProcess(t *testing.T) {
 	s := start(t, options{serial: true})
 	s.expect(s.pay("traced", "A", "B", "USD", 10), "200 SUCCESS committed")
 	prefix := s.kafka.Prefix
+	var traced []span
 	s.eventually("one tree", func() error {
 		var spans []span
 		for _, stub := range kept.GetSpans() {
@@ -99,8 +117,10 @@ func TestAPaymentIsOneTraceInOneProcess(t *testing.T) {
 			}
 			spans = append(spans, one)
 		}
+		traced = spans
 		return oneTree(spans)
 	})
+	hasTrace(t, s.url, traced)
 	// An exemplar links a latency to its trace.
 	req, err := http.NewRequest(http.MethodGet, s.url+"/metrics", nil)
 	if err != nil {
@@ -194,15 +214,20 @@ func TestAPaymentIsOneTraceThroughAllFunctions(t *testing.T) {
 		}
 		return oneTree(spans)
 	})
-	services := map[string]bool{}
-	for _, s := range c.all() {
-		services[s.service] = true
-	}
-	for _, name := range processes.All {
-		if !services[name] {
-			t.Errorf("%s sent no span", name)
+	hasTrace(t, "http://"+s.Addr("gateway"), c.all())
+	// Nobody waits for webhooks, so its span may come after the client's answer.
+	eventually(t, "a span of each function", func() error {
+		services := map[string]bool{}
+		for _, s := range c.all() {
+			services[s.service] = true
 		}
-	}
+		for _, name := range processes.All {
+			if !services[name] {
+				return fmt.Errorf("%s sent no span", name)
+			}
+		}
+		return nil
+	})
 }
 
 // A variable with a value that pgw does not support is an error, and is not ignored.

@@ -39,7 +39,7 @@ func buildRelease(t *testing.T, commit string) string {
 	for _, command := range [][]string{
 		{"git", "-C", root, "archive", "--output", source, commit},
 		{"tar", "-xf", source, "-C", dir},
-		{"go", "build", "-C", dir, "-o", filepath.Join(dir, "pgw"), "./functions/pgw"},
+		{"env", "CGO_ENABLED=0", "go", "build", "-C", dir, "-trimpath", "-o", filepath.Join(dir, "pgw"), "./functions/pgw"},
 	} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
@@ -122,13 +122,16 @@ func (c *clients) waitsInKafka(cfg kafka.Config) {
 	})
 }
 
+// newFunctions are functions that the previous release does not have.
+var newFunctions = []string{"webhooks"}
+
 // A release replaces the release before it while clients pay: first the schema, while the previous
 // release still runs, and then one function after the other. The new release handles the records
 // that the previous release left in Kafka. The way back also works on the new schema. Each client
 // gets its outcome, or an answer that it must try again.
 func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 	t.Parallel()
-	before, now := buildRelease(t, previousRelease), must(processes.Build(t.TempDir()))
+	before, now := buildRelease(t, previousRelease), must(processes.Build(embeddedtest.Dir(t)))
 	log := &processes.Output{}
 	database := embeddedtest.Postgres(t)
 	migrate := exec.Command(before, "migrate")
@@ -141,7 +144,7 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 		Binary: before, Database: database, Kafka: broker.Config, GroupPrefix: broker.Prefix, EventKeys: testKeys, Log: log,
 	}))
 	const payers = 4
-	if err := s.StartSeeded(t.Context(), payers); err != nil {
+	if err := s.StartSeeded(t.Context(), payers, newFunctions...); err != nil {
 		t.Fatalf("%v: %s", err, log)
 	}
 	c := &clients{t: t, gateway: s.Front("gateway")}
@@ -181,6 +184,9 @@ func TestAnUpgradeLetsPaymentsGoOn(t *testing.T) {
 			}
 			if name == "worker" {
 				c.waitsInKafka(broker.Config)
+			}
+			if step.release == before && slices.Contains(newFunctions, name) {
+				continue
 			}
 			if _, err := s.Start(t.Context(), name); err != nil {
 				t.Fatalf("%v: %s", err, log)

@@ -53,7 +53,8 @@ const standIn = "kafkasource"
 // have the same ones.
 var secrets = map[string][]string{
 	"pgw-events":   {"event-keys", "risk-secret"},
-	"pgw-database": {"owner", "ledger", "reader", "ca.crt"},
+	"pgw-webhooks": {"secret-keys"},
+	"pgw-database": {"owner", "ledger", "reader", "webhooks", "ca.crt"},
 	"pgw-kafka":    {"protocol", "sasl.mechanism", "user", "password", "ca.crt"},
 	"pgw-postgres": {"password"},
 	"pgw-access":   {"api-keys"},
@@ -117,8 +118,9 @@ func againstCode(all []object) (found []string) {
 			found = append(found, sourceProblems(o, fns)...)
 		case o.kind == "PingSource":
 			pings++
-			if sink := text(o.get("spec", "sink", "ref", "name")); sink != "db" {
-				bad(o, "the sweep is db's, not %s's", sink)
+			wants := map[string]string{"sweep": "db", "webhooks": "webhooks"}
+			if sink := text(o.get("spec", "sink", "ref", "name")); sink != wants[o.name] {
+				bad(o, "goes to %s; want %s", sink, wants[o.name])
 			}
 		case o.kind == "KafkaSink":
 			if topic := text(o.get("spec", "topic")); !isTopic(topic) {
@@ -139,8 +141,8 @@ func againstCode(all []object) (found []string) {
 	}
 	if sources == 0 {
 		found = append(found, standInProblems(all, fns)...)
-	} else if sources != 4 || pings != 1 {
-		found = append(found, fmt.Sprintf("%d KafkaSources and %d PingSources; want 4 and 1", sources, pings))
+	} else if sources != 5 || pings != 2 {
+		found = append(found, fmt.Sprintf("%d KafkaSources and %d PingSources; want 5 and 2", sources, pings))
 	}
 	return found
 }
@@ -360,9 +362,12 @@ func sourceProblems(o object, fns map[string]made) (found []string) {
 	case cmp.Or(uri, "/") != fn.EventsPath:
 		bad("%s takes events at %q, not at %q", sink, fn.EventsPath, uri)
 	}
-	wants := map[string]string{"payments.request": "worker", "payments.result": "gateway", "payments.deadletter": "payments", "ledger.accounts": "db"}
-	if topic := text(o.get("spec", "topics", 0)); wants[topic] != sink {
-		bad("%s goes to %s; want %s", topic, sink, wants[topic])
+	wants := map[string]struct{ topic, sink string }{
+		"payments-request": {"payments.request", "worker"}, "payments-result": {"payments.result", "gateway"}, "webhooks-result": {"payments.result", "webhooks"},
+		"payments-deadletter": {"payments.deadletter", "payments"}, "ledger-accounts": {"ledger.accounts", "db"},
+	}
+	if topic, want := text(o.get("spec", "topics", 0)), wants[o.name]; topic != want.topic || sink != want.sink {
+		bad("%s goes to %s; want %s, for %s", topic, sink, want.sink, want.topic)
 	}
 	if text(o.get("spec", "delivery", "deadLetterSink", "ref", "name")) == o.name {
 		bad("its dead letters come back to it")

@@ -15,7 +15,7 @@ import (
 
 // published has the host ports of each Compose service.
 var published = map[string][]string{
-	"ingress": {"18080", "19091", "19093", "19094", "19095", "19096", "19102"},
+	"ingress": {"18080", "19091", "19093", "19094", "19095", "19096", "19099", "19102"},
 	"kafka":   {"19092"}, "grafana": {"3000"}, "kafka-ui": {"9081"}, "prometheus": {"19097"}, "jaeger": {"16686"},
 }
 
@@ -27,6 +27,7 @@ var contract = map[string]struct{ port, service, behind string }{
 	"risk":       {"19094", "ingress", "19094"},
 	"db":         {"19095", "ingress", "19095"},
 	"payments":   {"19096", "ingress", "19096"},
+	"webhooks":   {"19099", "ingress", "19099"},
 	"Prometheus": {"19097", "prometheus", "9090"},
 	"Grafana":    {"3000", "grafana", "3000"},
 	"Kafka UI":   {"9081", "kafka-ui", "8080"},
@@ -34,7 +35,7 @@ var contract = map[string]struct{ port, service, behind string }{
 
 // inIngress has each function's port in ingress, as in haproxy.cfg.
 var inIngress = map[string]string{
-	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102",
+	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102", "webhooks": "19099",
 }
 
 func readCompose(t *testing.T) string {

@@ -5,6 +5,7 @@ package processes
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -64,31 +65,42 @@ type Config struct {
 	Env         []string          // further variables of all processes
 	Fronts      map[string]string // host:port that other processes use for a function, instead of its own
 	Log         io.Writer         // gets the output of the processes
+	// Place gives the address of a process, and the command that starts a command there; nil: loopback.
+	Place func(name string) (addr string, start []string)
 }
 
 // System is a set of processes.
 type System struct {
 	cfg   Config
-	ports map[string]string
+	addrs map[string]string // host:port
 	mu    sync.Mutex
 	procs map[string]*exec.Cmd
 	ended map[string]chan struct{}
 }
 
-// New chooses the ports. It starts no process.
+// New chooses the addresses. It starts no process.
 func New(cfg Config) (*System, error) {
-	s := &System{cfg: cfg, ports: map[string]string{}, procs: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}}
+	s := &System{cfg: cfg, addrs: map[string]string{}, procs: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}}
 	if s.cfg.Fronts == nil {
 		s.cfg.Fronts = map[string]string{}
 	}
 	for _, name := range All {
-		port, err := FreePort()
-		if err != nil {
+		if err := s.place(name); err != nil {
 			return nil, err
 		}
-		s.ports[name] = strconv.Itoa(port)
 	}
 	return s, nil
+}
+
+// place chooses the address of a process.
+func (s *System) place(name string) error {
+	if s.cfg.Place != nil {
+		s.addrs[name], _ = s.cfg.Place(name)
+		return nil
+	}
+	port, err := FreePort()
+	s.addrs[name] = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return err
 }
 
 var (
@@ -123,7 +135,7 @@ func (s *System) Use(binary string) { s.cfg.Binary = binary }
 func (s *System) Kafka() kafka.Config { return s.cfg.Kafka }
 
 // Addr returns the address on which a function itself listens.
-func (s *System) Addr(name string) string { return "127.0.0.1:" + s.ports[name] }
+func (s *System) Addr(name string) string { return s.addrs[name] }
 
 // Front returns the address that other processes use for a function.
 func (s *System) Front(name string) string {
@@ -139,9 +151,11 @@ func (s *System) SetFront(name, addr string) { s.cfg.Fronts[name] = addr }
 func (s *System) env(name string) []string {
 	url := func(name string) string { return "http://" + s.Front(name) }
 	c := s.cfg.Kafka
+	host, port, _ := net.SplitHostPort(s.Addr(name))
 	env := append(os.Environ(),
-		"HOST=127.0.0.1", "PORT="+s.ports[name], "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.GRPCOnly),
+		"HOST="+host, "PORT="+port, "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.GRPCOnly),
 		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=for the tests alone",
+		"WEBHOOK_SECRET_KEYS=test:"+base64.StdEncoding.EncodeToString(make([]byte, 32)), "WEBHOOK_ALLOW_HTTP=true", "WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8",
 		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
 		"KAFKA_DEADLETTER_TOPIC="+c.DeadLetterTopic, "KAFKA_PARKED_TOPIC="+c.ParkedTopic, "KAFKA_ACCOUNTS_TOPIC="+c.AccountsTopic,
 		"KAFKA_GROUP_PREFIX="+s.cfg.GroupPrefix, "REPLICA_URL=http://"+s.Addr("gateway"),
@@ -156,14 +170,17 @@ func (s *System) env(name string) []string {
 // Launch starts a function, StandIn or another serving command, and does not wait. The channel is
 // closed when the process ends.
 func (s *System) Launch(name string, args ...string) (ended <-chan struct{}, err error) {
-	if s.ports[name] == "" {
-		port, err := FreePort()
-		if err != nil {
+	if s.addrs[name] == "" {
+		if err := s.place(name); err != nil {
 			return nil, err
 		}
-		s.ports[name] = strconv.Itoa(port)
 	}
-	cmd := exec.Command(s.cfg.Binary, append([]string{name}, args...)...)
+	line := append([]string{s.cfg.Binary, name}, args...)
+	if s.cfg.Place != nil {
+		_, start := s.cfg.Place(name)
+		line = append(slices.Clone(start), line...)
+	}
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env(name), s.cfg.Log, s.cfg.Log
 	if err := cmd.Start(); err != nil {
 		return nil, err

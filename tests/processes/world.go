@@ -3,6 +3,7 @@ package processes
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -11,14 +12,27 @@ import (
 	"pgw/shared/kafka"
 )
 
-// Build makes the pgw command in a directory and returns its path.
+// Build makes the pgw command in a directory, once for each directory, and returns its path.
 func Build(dir string) (string, error) {
+	building.Lock()
+	defer building.Unlock()
 	path := filepath.Join(dir, "pgw")
-	if out, err := exec.Command("go", "build", "-o", path, "pgw/functions/pgw").CombinedOutput(); err != nil {
+	if built[path] {
+		return path, nil
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "pgw/functions/pgw") // as `make build` does
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
+	built[path] = true
 	return path, nil
 }
+
+var (
+	building sync.Mutex
+	built    = map[string]bool{} // by path
+)
 
 // Output collects the output of processes. It can be read while they write.
 type Output struct {

@@ -18,6 +18,7 @@ import (
 
 	"pgw/shared/embedded"
 	"pgw/shared/kafka"
+	"pgw/shared/postgres"
 )
 
 var (
@@ -27,14 +28,32 @@ var (
 	startNow = sync.OnceValues(start)
 )
 
-// Main runs a package's tests and then stops the server that they shared. Call it from TestMain.
+// Main runs a package's tests and then stops the server that they shared, and deletes their
+// directory. Call it from TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
+	if path, err := dir(); err == nil {
+		os.RemoveAll(path)
+	}
 	if server != nil {
 		server.Stop()
 		embedded.RemovePostgres(serverDir())
+	} else {
+		dropTemplates()
 	}
 	os.Exit(code)
+}
+
+var dir = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "pgw-test-") })
+
+// Dir returns a directory for what the package's tests make once and share. Main deletes it.
+func Dir(tb testing.TB) string {
+	tb.Helper()
+	path, err := dir()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return path
 }
 
 func serverDir() string {
@@ -43,11 +62,13 @@ func serverDir() string {
 
 func start() (string, error) {
 	if given := os.Getenv("PGW_TEST_DATABASE_URL"); given != "" {
-		return given, nil
+		return given, findLayout(given)
 	}
 	var err error
 	server, err = embedded.StartPostgres(context.Background(), embedded.PostgresConfig{
-		Dir: serverDir(), Settings: map[string]string{"max_connections": "200"}, Log: quiet,
+		// The server's data need not survive the machine. A process that is killed loses nothing without
+		// fsync either.
+		Dir: serverDir(), Settings: map[string]string{"max_connections": "200", "fsync": "off"}, Log: quiet,
 	})
 	if err != nil {
 		return "", err
@@ -55,33 +76,162 @@ func start() (string, error) {
 	return server.URL(), nil
 }
 
+// inSchemas says that a test gets a schema of the given database, and no database of its own.
+var inSchemas bool
+
+// findLayout sets inSchemas. A new database has no Citus, also where the given one has it, so tests on
+// Citus get schemas. PGW_TEST_SCHEMAS asks for schemas on any server.
+func findLayout(given string) error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, given)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	return conn.QueryRow(ctx, `SELECT $1 OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`,
+		os.Getenv("PGW_TEST_SCHEMAS") != "").Scan(&inSchemas)
+}
+
+// Schemas says whether a test's database is a schema of one that it shares with other tests. Then it
+// can't change the settings of the database or read the server's catalogues as if it were alone.
+func Schemas(tb testing.TB) bool {
+	tb.Helper()
+	if _, err := startNow(); err != nil {
+		tb.Fatal(err)
+	}
+	return inSchemas
+}
+
 // Postgres returns the URL of a new, empty database. The database is dropped when the test ends.
-// The package's tests share one server; PGW_TEST_DATABASE_URL names another server.
+// The package's tests share one server; PGW_TEST_DATABASE_URL names another server. There the database
+// may be a schema: see Schemas.
 func Postgres(tb testing.TB) string {
+	tb.Helper()
+	return database(tb, "")
+}
+
+// Template is a database that is prepared once for the package's tests. Each test gets a copy, which
+// takes less time than to prepare its own.
+type Template struct {
+	Prepare func(ctx context.Context, url string) error
+
+	once sync.Once
+	name string
+	err  error
+}
+
+// Postgres is like the function Postgres, with a prepared database.
+func (m *Template) Postgres(tb testing.TB) string {
+	tb.Helper()
+	if Schemas(tb) { // a schema can't be copied
+		url := Postgres(tb)
+		if err := m.Prepare(context.Background(), url); err != nil {
+			tb.Fatal(err)
+		}
+		return url
+	}
+	m.once.Do(func() {
+		var admin string
+		if admin, m.err = startNow(); m.err != nil {
+			return
+		}
+		m.name = newName()
+		templates.Store(m.name, nil)
+		if m.err = run(admin, "CREATE DATABASE "+m.name); m.err == nil {
+			m.err = m.Prepare(context.Background(), at(admin, m.name))
+		}
+	})
+	if m.err != nil {
+		tb.Fatal(m.err)
+	}
+	return database(tb, " TEMPLATE "+m.name)
+}
+
+var templates sync.Map // has the names of all templates
+
+// dropTemplates drops the templates from a server that goes on after the tests.
+func dropTemplates() {
+	templates.Range(func(name, _ any) bool {
+		if err := run(os.Getenv("PGW_TEST_DATABASE_URL"), "DROP DATABASE IF EXISTS "+name.(string)+" WITH (FORCE)"); err != nil {
+			quiet.Warn("a template of the tests is left", "database", name, "error", err)
+		}
+		return true
+	})
+}
+
+func newName() string { return fmt.Sprintf("test_%d_%d", os.Getpid(), serial.Add(1)) }
+
+func database(tb testing.TB, how string) string {
 	tb.Helper()
 	admin, err := startNow()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	name := fmt.Sprintf("test_%d_%d", os.Getpid(), serial.Add(1))
-	run := func(sql string) {
-		ctx := context.Background()
-		conn, err := pgx.Connect(ctx, admin)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		defer conn.Close(ctx)
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			tb.Fatal(err)
-		}
+	name := newName()
+	if inSchemas {
+		return schema(tb, admin, name)
 	}
-	run("CREATE DATABASE " + name)
-	tb.Cleanup(func() { run("DROP DATABASE " + name + " WITH (FORCE)") })
-	u, err := url.Parse(admin)
-	if err != nil {
+	if err := run(admin, "CREATE DATABASE "+name+how); err != nil {
 		tb.Fatal(err)
 	}
-	u.Path = "/" + name
+	tb.Cleanup(func() {
+		if err := run(admin, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			tb.Error(err)
+		}
+	})
+	return at(admin, name)
+}
+
+// schema makes a schema, and returns the URL of the database with it. On Citus it becomes a distributed
+// schema. The roles of the schema's ledger go with it.
+func schema(tb testing.TB, admin, name string) string {
+	tb.Helper()
+	if err := run(admin, `SELECT set_config('citus.enable_schema_based_sharding', 'on', false) FROM pg_extension WHERE extname = 'citus';
+		CREATE SCHEMA `+name); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := run(admin, fmt.Sprintf(dropSchemaSQL, name)); err != nil {
+			tb.Error(err)
+		}
+	})
+	return postgres.Schema(name).In(admin)
+}
+
+const dropSchemaSQL = `SET client_min_messages = warning;
+DROP SCHEMA %[1]s CASCADE;
+DO $$
+DECLARE name text;
+BEGIN
+	FOR name IN SELECT rolname FROM pg_roles WHERE rolname LIKE 'pgw\_%%\_of\_%[1]s' LOOP
+		EXECUTE format('DROP OWNED BY %%I', name);
+		EXECUTE format('DROP ROLE %%I', name);
+	END LOOP;
+	-- A login that other tests use too is theirs again.
+	FOR name IN SELECT rolname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole JOIN pg_database d ON d.oid = s.setdatabase
+		WHERE datname = current_database() AND setconfig @> ARRAY['search_path=%[1]s'] LOOP
+		EXECUTE format('ALTER ROLE %%I IN DATABASE %%I RESET search_path', name, current_database());
+	END LOOP;
+END $$`
+
+func run(admin, sql string) error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, admin)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
+
+// at returns the URL of a database on the server of another URL.
+func at(admin, database string) string {
+	u, err := url.Parse(admin)
+	if err != nil {
+		panic(err) // startNow's URL is one
+	}
+	u.Path = "/" + database
 	return u.String()
 }
 

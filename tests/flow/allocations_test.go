@@ -1,0 +1,120 @@
+package flow
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"pgw/shared/payment"
+)
+
+// wire is a client that allocates next to nothing, so that what is counted is the system's.
+type wire struct {
+	host   string
+	conn   net.Conn
+	answer *bufio.Reader
+	out    []byte
+}
+
+func (s *system) wire(t testing.TB) *wire {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Addr("gateway"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &wire{host: s.Addr("gateway"), conn: conn, answer: bufio.NewReader(conn)}
+}
+
+// pay makes a payment in dollars, and returns an error unless it succeeds.
+func (w *wire) pay(key string) error {
+	const order = `{"sender_id":"A","receiver_id":"B","currency":"USD","amount":1.25,"tx_date":"` + txDate + `","idempotency_key":"`
+	w.out = fmt.Appendf(w.out[:0], "POST /api/payments HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s%s\"}",
+		w.host, len(order)+len(key)+2, order, key)
+	if _, err := w.conn.Write(w.out); err != nil {
+		return err
+	}
+	length := 0
+	for n := 0; ; n++ {
+		line, err := w.answer.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		if n == 0 && !strings.HasPrefix(string(line), "HTTP/1.1 200 ") {
+			return fmt.Errorf("%s: %s", key, line)
+		}
+		if len(line) == 2 {
+			break
+		}
+		if name, value, _ := strings.Cut(string(line), ": "); http.CanonicalHeaderKey(name) == "Content-Length" {
+			if _, err := fmt.Sscan(value, &length); err != nil {
+				return err
+			}
+		}
+	}
+	body, err := w.answer.Peek(length)
+	if err == nil && !strings.HasPrefix(string(body), `{"status":"`+string(payment.Success)+`"`) {
+		err = fmt.Errorf("%s: %s", key, body)
+	}
+	w.answer.Discard(length)
+	return err
+}
+
+// allocated is what a payment allocates in the process.
+type allocated struct{ bytes, objects float64 }
+
+// allocations makes n payments, a few at the same time, and returns what each of them allocated.
+func allocations(t testing.TB, wires []*wire, prefix string, n int) allocated {
+	t.Helper()
+	var before, after runtime.MemStats
+	var next atomic.Int64
+	var paying sync.WaitGroup
+	failed := make([]error, len(wires))
+	runtime.ReadMemStats(&before)
+	for i, w := range wires {
+		paying.Go(func() {
+			for k := next.Add(1); k <= int64(n) && failed[i] == nil; k = next.Add(1) {
+				failed[i] = w.pay(fmt.Sprint(prefix, k))
+			}
+		})
+	}
+	paying.Wait()
+	runtime.ReadMemStats(&after)
+	for _, err := range failed {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return allocated{float64(after.TotalAlloc-before.TotalAlloc) / float64(n), float64(after.Mallocs-before.Mallocs) / float64(n)}
+}
+
+// TestPaymentAllocates bounds what a payment allocates with all functions in one process. What a batch
+// allocates is divided among its payments, so a payment allocates less under load.
+func TestPaymentAllocates(t *testing.T) {
+	const (
+		rounds, each         = 3, 50
+		maxBytes, maxObjects = 160 << 10, 2200
+	)
+	s := start(t, options{serial: true})
+	var wires []*wire
+	for range 8 {
+		wires = append(wires, s.wire(t))
+	}
+	allocations(t, wires, "warm-", each) // connections, plans and pools are made
+	// Other work of the process comes and goes, so the round with the least counts.
+	least := allocations(t, wires, "0-", each)
+	for round := 1; round < rounds; round++ {
+		got := allocations(t, wires, fmt.Sprint(round, "-"), each)
+		least = allocated{min(least.bytes, got.bytes), min(least.objects, got.objects)}
+	}
+	t.Logf("a payment allocates %.0f bytes in %.0f objects", least.bytes, least.objects)
+	if least.bytes > maxBytes || least.objects > maxObjects {
+		t.Errorf("a payment allocates %.0f bytes in %.0f objects; at most %d in %d are expected", least.bytes, least.objects, maxBytes, maxObjects)
+	}
+}
