@@ -90,18 +90,14 @@ func (g *Gateway) readAccounts(ctx context.Context, sender, receiver string, cur
 	return p
 }
 
-// singlyFor is how long a wallet of a release without GetAccounts is not asked for it again.
-const singlyFor = time.Minute
-
 // readTogether reads both accounts by one call. read is false if wallet is of a release that can't do that.
 func (g *Gateway) readTogether(ctx context.Context, sender, receiver string, current bool) (p parties, read bool) {
-	if time.Now().UnixNano() < g.singly.Load() {
+	if g.lacking.Known() {
 		return p, false
 	}
 	got, err := g.wallet.GetAccounts(ctx, &walletv1.GetAccountsRequest{AccountIds: []string{sender, receiver}, Current: current})
 	switch {
-	case status.Code(err) == codes.Unimplemented:
-		g.singly.Store(time.Now().Add(singlyFor).UnixNano())
+	case g.lacking.Note(err):
 		return p, false
 	case err == nil && len(got.Accounts) != 2:
 		err = fmt.Errorf("wallet returned %d accounts, not 2", len(got.Accounts))

@@ -33,6 +33,7 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 	"pgw/shared/trace"
 )
 
@@ -93,7 +94,7 @@ type Gateway struct {
 	log        *slog.Logger
 	metrics    *metrics
 	seeded     atomic.Bool  // rates and accounts were found
-	singly     atomic.Int64 // until this time, in nanoseconds, accounts are read one by one
+	lacking    rpc.Lacking  // wallet's GetAccounts: accounts are read one by one
 	page       func() *page // built at the first request, which keeps the start short
 
 	senseless, relaying, counting *trace.Outage

@@ -42,8 +42,6 @@ const (
 	maxTravelling = 8192
 	// longest bounds a call without a deadline.
 	longest = time.Minute
-	// singlyFor is how long a server that does not know CallsService is not asked for it again.
-	singlyFor = time.Minute
 )
 
 // Together returns conn with calls that meet travelling together: those of one method that are made at the
@@ -62,7 +60,7 @@ type together struct {
 	grpc.ClientConnInterface
 	service    callsv1.CallsServiceClient
 	gatherings map[string]*gathering
-	singly     atomic.Int64 // until this time, in nanoseconds, all calls go alone
+	lacking    Lacking // CallsService: all calls go alone
 }
 
 // gathering has the calls of a method that are about to travel.
@@ -92,7 +90,7 @@ func (t *together) Invoke(ctx context.Context, method string, in, out any, optio
 	g := t.gatherings[method]
 	request, isMessage := in.(proto.Message)
 	response, wantsMessage := out.(proto.Message)
-	if g == nil || !isMessage || !wantsMessage || !plain(ctx, options) || time.Now().UnixNano() < t.singly.Load() {
+	if g == nil || !isMessage || !wantsMessage || !plain(ctx, options) || t.lacking.Known() {
 		return alone()
 	}
 	c := &traveller{ctx: ctx, result: make(chan travelled, 1)}
@@ -240,13 +238,12 @@ func (t *together) make(method string, calls []*traveller) {
 		}
 	}
 	r := travelled{err: err}
-	switch code := status.Code(err); {
+	switch {
 	case errors.Is(err, io.EOF):
 		r.err = status.Errorf(codes.Internal, "there is no answer of %s", method)
-	case code == codes.Unimplemented: // nothing was called
-		t.singly.Store(time.Now().Add(singlyFor).UnixNano())
+	case t.lacking.Note(err): // nothing was called
 		r.alone = true
-	case code == codes.Unavailable && repeatable()[method]: // a call that goes alone is repeated by gRPC
+	case status.Code(err) == codes.Unavailable && repeatable()[method]: // a call that goes alone is repeated by gRPC
 		r.alone = true
 	}
 	for _, c := range waiting {
