@@ -35,7 +35,21 @@ func TestNewPartitionsAreRead(t *testing.T) {
 	settings := r.kafka.Client(t)
 	settings.Producer.Partitioner = sarama.NewManualPartitioner
 	settings.Producer.Return.Successes = true
-	producer, err := sarama.NewSyncProducer(r.kafka.Brokers, settings)
+	known, err := sarama.NewClient(r.kafka.Brokers, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer known.Close()
+	// A broker may tell of a new partition a moment after the one that made it.
+	for partitions := []int32(nil); len(partitions) < 3; {
+		if err := known.RefreshMetadata(topic); err != nil {
+			t.Fatal(err)
+		}
+		if partitions, err = known.Partitions(topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	producer, err := sarama.NewSyncProducerFromClient(known)
 	if err != nil {
 		t.Fatal(err)
 	}
