@@ -236,7 +236,7 @@ func (r loadReport) text(to io.Writer) error {
 
 // judge compares every answer with the ledger, and checks that the ledger adds up.
 func (c loadCommand) judge(ctx context.Context, database, prefix string, requests []loadRequest, answers []load.Answer) (*loadVerdict, error) {
-	conn, err := postgres.Connect(ctx, database)
+	conn, err := postgres.Connect(ctx, database, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -269,7 +269,7 @@ func (s newSystem) missingRates(ctx context.Context, rates []seeds.Rate) (absent
 // applyMissing adds rates, rules or accounts if the ledger has none, and waits until the accounts
 // are funded. It adds the liquidity that is missing.
 func (s newSystem) applyMissing(ctx context.Context, database string) error {
-	conn, err := postgres.Connect(ctx, database)
+	conn, err := postgres.Connect(ctx, database, nil)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -43,14 +42,9 @@ func (c trialCommand) Run(ctx context.Context) error {
 
 // readTrialBalance reads the trial balance in one snapshot.
 func readTrialBalance(ctx context.Context, database string) (t ledger.TrialBalance, err error) {
-	settings, err := postgres.ParseConfig(database)
+	conn, err := postgres.Connect(ctx, database, nil)
 	if err != nil {
 		return t, err
-	}
-	settings.ConnectTimeout = cmp.Or(settings.ConnectTimeout, 10*time.Second)
-	conn, err := pgx.ConnectConfig(ctx, settings)
-	if err != nil {
-		return t, fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
@@ -26,7 +25,7 @@ var migrations embed.FS
 // A migration waits at most migrationLockTimeout for a lock, because payments queue up behind it.
 // It is tried at most migrationTries times.
 const (
-	migrationLockTimeout = 2 * time.Second
+	migrationLockTimeout = "2s"
 	migrationTries       = 30
 )
 
@@ -46,9 +45,9 @@ func migrate(ctx context.Context, databaseURL string, files fs.FS, known int) er
 	if err != nil {
 		return err
 	}
-	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
+	cfg.RuntimeParams["lock_timeout"] = migrationLockTimeout
 	if schema := postgres.SchemaOf(cfg); schema != "" {
-		if err := makeSchema(ctx, cfg, schema); err != nil {
+		if err := makeSchema(ctx, databaseURL, schema); err != nil {
 			return fmt.Errorf("make the schema %s: %w", schema, err)
 		}
 	}
@@ -87,10 +86,10 @@ BEGIN
 EXCEPTION WHEN duplicate_schema OR unique_violation THEN -- another process has just made it
 END $$`
 
-func makeSchema(ctx context.Context, cfg *pgx.ConnConfig, schema postgres.Schema) error {
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+func makeSchema(ctx context.Context, databaseURL string, schema postgres.Schema) error {
+	conn, err := postgres.Connect(ctx, databaseURL, nil)
 	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	_, err = conn.Exec(ctx, fmt.Sprintf(makeSchemaSQL, schema, quoted(schema)))
@@ -121,14 +120,9 @@ func Contract(ctx context.Context, databaseURL string) error {
 	if err := Migrate(ctx, databaseURL); err != nil {
 		return err
 	}
-	cfg, err := postgres.ParseConfig(databaseURL)
+	conn, err := postgres.Connect(ctx, databaseURL, map[string]string{"lock_timeout": migrationLockTimeout})
 	if err != nil {
 		return err
-	}
-	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(migrationLockTimeout.Milliseconds(), 10)
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	// Several statements without parameters are one transaction.
@@ -225,16 +219,12 @@ type Login struct{ URL, Role string }
 // new table before that. The ledger of a schema has roles and logins of its own, and that schema becomes
 // the setting of its logins: PgBouncer does not pass on what a URL says.
 func Roles(ctx context.Context, databaseURL string, logins ...Login) error {
-	cfg, err := postgres.ParseConfig(databaseURL)
+	conn, err := postgres.Connect(ctx, databaseURL, nil)
 	if err != nil {
 		return err
 	}
-	schema := postgres.SchemaOf(cfg)
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("DATABASE_URL: %w", err)
-	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	schema := postgres.SchemaOf(conn.Config())
 	if err := changeRoles(ctx, conn, rolesIn(schema)); err != nil {
 		return fmt.Errorf("make roles: %w", err)
 	}

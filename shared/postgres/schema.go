@@ -1,12 +1,16 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -74,13 +78,23 @@ func ParseConfig(databaseURL string) (*pgx.ConnConfig, error) {
 	return c, nil
 }
 
-// Connect opens a single connection to a ledger. An error of the URL itself names DATABASE_URL.
-func Connect(ctx context.Context, databaseURL string) (*pgx.Conn, error) {
+// Connect opens a single connection to a ledger, with further settings of its session. It gives up after
+// 10 s if the URL has no connect_timeout, and detects a silent host. An error names DATABASE_URL.
+func Connect(ctx context.Context, databaseURL string, settings map[string]string) (*pgx.Conn, error) {
 	c, err := ParseConfig(databaseURL)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.ConnectConfig(ctx, c)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
+	c.DialFunc = (&net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 10 * time.Second, Count: 3},
+	}).DialContext
+	maps.Copy(c.RuntimeParams, settings)
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	return conn, nil
 }
 
 // requireSchema makes a connection fail if its session has another schema than the URL names. PgBouncer

@@ -14,7 +14,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -125,32 +124,9 @@ func (r Report) Clean() bool {
 	return !slices.ContainsFunc(r.Checks, func(c Result) bool { return c.Breaches > 0 })
 }
 
-// The time limits of the connection to Postgres. A query has no time limit, because it may take
-// long on a large ledger. If the host is gone, keepalives fail and end the query.
-const (
-	connectWithin = 10 * time.Second
-	endWithin     = 5 * time.Second
-	aliveEvery    = 10 * time.Second
-	aliveTries    = 3
-)
-
-// connect opens a connection that detects a silent host.
-func connect(ctx context.Context, url string) (*pgx.Conn, error) {
-	settings, err := postgres.ParseConfig(url)
-	if err != nil {
-		return nil, err
-	}
-	if settings.ConnectTimeout == 0 {
-		settings.ConnectTimeout = connectWithin
-	}
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: aliveEvery, Interval: aliveEvery, Count: aliveTries}}
-	settings.DialFunc = dialer.DialContext
-	conn, err := pgx.ConnectConfig(ctx, settings)
-	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
-	}
-	return conn, nil
-}
+// endWithin is the time limit to close the connection to Postgres. A query has no time limit, because it
+// may take long on a large ledger. If the host is gone, keepalives fail and end the query.
+const endWithin = 5 * time.Second
 
 // Run reconciles. An error means that the checks could not be completed. If a checkpoint does not fit the
 // topics any more, Run compares everything.
@@ -167,7 +143,7 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 }
 
 func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
-	conn, err := connect(ctx, cfg.Database)
+	conn, err := postgres.Connect(ctx, cfg.Database, nil)
 	if err != nil {
 		return Report{}, err
 	}
