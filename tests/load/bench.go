@@ -53,8 +53,11 @@ var scenarios = []scenario{
 	{"ten-million", (*bench).tenMillion},
 	{"lone", (*bench).lone},
 	{"open-loop-one-process", (*bench).openOneProcess},
+	{"latency-one-process", (*bench).latencyOneProcess},
 	{"flow-processes", (*bench).flowProcesses},
+	{"limits-processes", (*bench).limitsOfProcesses},
 	{"open-loop-processes", (*bench).openProcesses},
+	{"latency-processes", (*bench).latencyProcesses},
 	{"start", (*bench).start},
 	{"image", (*bench).image},
 	{"cold", (*bench).cold},
@@ -141,11 +144,7 @@ func (b *bench) flow(g goal, s *system) error {
 }
 
 func (b *bench) flowOneProcess() error {
-	s, err := warmed(b.m.oneProcess("flow-one-process"))
-	if err != nil {
-		return err
-	}
-	return errors.Join(b.flow(goal{name: "flow-one-process", ratio: 1.5}, s), s.stop())
+	return b.withOneProcess("flow-one-process", func(s *system) error { return b.flow(goal{name: "flow-one-process", ratio: 0.75}, s) })
 }
 
 // longWarm is for scenarios with Kafka: a broker that has just been started spends as much time on
@@ -153,23 +152,34 @@ func (b *bench) flowOneProcess() error {
 var longWarm = spec{20_000, 64}
 
 func (b *bench) flowProcesses() error {
-	s, err := b.m.separate("flow-processes")
+	return b.withProcesses("flow-processes", func(s *separate) error { return b.flow(goal{name: "flow-processes", ratio: 0.25}, s.system) })
+}
+
+func (b *bench) settleRPC() error {
+	return b.withOneProcess("settle-rpc", func(s *system) error {
+		return b.beside(goal{name: "settle-rpc", ratio: 2}, func() (float64, error) { return s.settle(b.Payments) })
+	})
+}
+
+// withOneProcess measures a warmed system, and stops it.
+func (b *bench) withOneProcess(scenario string, measure func(*system) error) error {
+	s, err := warmed(b.m.oneProcess(scenario))
+	if err != nil {
+		return err
+	}
+	return errors.Join(measure(s), s.stop())
+}
+
+// withProcesses does the same with one process for each function.
+func (b *bench) withProcesses(scenario string, measure func(*separate) error) error {
+	s, err := b.m.separate(scenario)
 	if err != nil {
 		return err
 	}
 	_, err = s.load(longWarm)
 	if err == nil {
-		err = b.flow(goal{name: "flow-processes", ratio: 0.4}, s.system)
+		err = measure(s)
 	}
-	return errors.Join(err, s.stop())
-}
-
-func (b *bench) settleRPC() error {
-	s, err := warmed(b.m.oneProcess("settle-rpc"))
-	if err != nil {
-		return err
-	}
-	err = b.beside(goal{name: "settle-rpc", ratio: 2}, func() (float64, error) { return s.settle(b.Payments) })
 	return errors.Join(err, s.stop())
 }
 
@@ -291,78 +301,26 @@ func inTurn(value, floor func() (float64, error)) (sample, error) {
 }
 
 func (b *bench) lone() error {
-	s, err := warmed(b.m.oneProcess("lone"))
-	if err != nil {
-		return err
-	}
-	var samples []sample
-	for range b.Runs {
-		var one sample
-		one, err = inTurn(
-			func() (float64, error) { done, err := s.load(spec{1000, 1}); return done.p50, err },
-			func() (float64, error) {
-				h, err := b.m.loneTransfers(1000)
-				if err != nil {
-					return 0, err
-				}
-				return millis(h, 50), nil
-			})
-		if err != nil {
-			return errors.Join(err, s.stop())
+	return b.withOneProcess("lone", func(s *system) error {
+		var samples []sample
+		for range b.Runs {
+			one, err := inTurn(
+				func() (float64, error) { done, err := s.load(spec{1000, 1}); return done.p50, err },
+				func() (float64, error) {
+					h, err := b.m.loneTransfers(1000)
+					if err != nil {
+						return 0, err
+					}
+					return millis(h, 50), nil
+				})
+			if err != nil {
+				return err
+			}
+			samples = append(samples, one)
 		}
-		samples = append(samples, one)
-	}
-	b.report(goal{"lone", "ms p50", "pgbench's transfer, 1 client, p50", 4, true}, samples)
-	return s.stop()
-}
-
-// open sends payments at a fifth of the floor's rate. The system and pgbench run in turn.
-func (b *bench) open(name string, times float64, s *system) error {
-	floor, err := b.m.floor(b.Floor)
-	if err != nil {
-		return err
-	}
-	rate := 0.2 * floor
-	var samples []sample
-	failed := 0
-	for range (b.Runs + 1) / 2 {
-		payments, lost, err := s.openLoop(rate, b.Open)
-		if err != nil {
-			return err
-		}
-		failed += lost
-		transfers, err := b.m.pacedTransfers(rate, b.Open)
-		if err != nil {
-			return err
-		}
-		samples = append(samples, sample{millis(payments, 99), millis(transfers, 99)})
-	}
-	b.report(goal{name, fmt.Sprintf("ms p99 at %.0f/s", rate), "pgbench's transfer at the same rate, p99", times, true}, samples)
-	if f := &b.figures[len(b.figures)-1]; failed > 0 {
-		f.Failed, f.Met = failed, false
-		fmt.Fprintf(os.Stderr, "  %d payments had no outcome\n", failed)
-	}
-	return nil
-}
-
-func (b *bench) openOneProcess() error {
-	s, err := warmed(b.m.oneProcess("open-loop-one-process"))
-	if err != nil {
-		return err
-	}
-	return errors.Join(b.open("open-loop-one-process", 4, s), s.stop())
-}
-
-func (b *bench) openProcesses() error {
-	s, err := b.m.separate("open-loop-processes")
-	if err != nil {
-		return err
-	}
-	_, err = s.load(longWarm)
-	if err == nil {
-		err = b.open("open-loop-processes", 10, s.system)
-	}
-	return errors.Join(err, s.stop())
+		b.report(goal{"lone", "ms p50", "pgbench's transfer, 1 client, p50", 4, true}, samples)
+		return nil
+	})
 }
 
 // start measures the slowest function's start, and the largest idle function's memory.

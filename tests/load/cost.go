@@ -19,9 +19,9 @@ const tick = 10 * time.Millisecond
 // spent is processor time by program. It is empty where the system has no /proc.
 type spent map[string]time.Duration
 
-// spentBy returns the processor time of a program, of Postgres with all its processes, and of the load
-// generator, which is this process.
-func (b *bench) spentBy(program string, pid int) (spent, error) {
+// spentBy returns the processor time of programs by their pids, of Postgres with all its processes, and of
+// the load generator, which is this process.
+func (b *bench) spentBy(programs map[string]int) (spent, error) {
 	conn, err := pgx.Connect(b.m.ctx, b.m.postgres.URL())
 	if err != nil {
 		return nil, err
@@ -48,7 +48,11 @@ func (b *bench) spentBy(program string, pid int) (spent, error) {
 			postgres += of.own
 		}
 	}
-	return spent{program: processes[pid].own, "postgres": postgres, "generator": processes[os.Getpid()].own}, nil
+	all := spent{"postgres": postgres, "generator": processes[os.Getpid()].own}
+	for program, pid := range programs {
+		all[program] = processes[pid].own
+	}
+	return all, nil
 }
 
 // processAccounts is what the kernel says of a process.
@@ -98,8 +102,12 @@ func (s spent) each(before spent, n int) map[string]float64 {
 
 func costText(cost map[string]float64) string {
 	var parts []string
+	served := 0.0
 	for _, program := range slices.Sorted(maps.Keys(cost)) {
 		parts = append(parts, fmt.Sprintf("%s %g", program, cost[program]))
+		if program != "generator" {
+			served += cost[program]
+		}
 	}
-	return strings.Join(parts, ", ")
+	return fmt.Sprintf("%s; %g without the generator", strings.Join(parts, ", "), round(served))
 }

@@ -26,6 +26,9 @@ type figure struct {
 	Floors string  `json:"floor_is"`
 	Failed int     `json:"failed"` // payments without an outcome; the goal is met only when there are none
 
+	Latency map[string]float64 `json:"latency_ms,omitempty"` // of an open loop, by percentile, of all runs together
+	Wanted  map[string]float64 `json:"wanted_ms,omitempty"`  // the most that is wanted of some of them
+
 	// Microseconds of processor time a payment, by program, in the last run.
 	Cost      map[string]float64 `json:"cost_us,omitempty"`
 	FloorCost map[string]float64 `json:"floor_cost_us,omitempty"`

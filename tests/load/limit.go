@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -22,11 +24,13 @@ import (
 	"github.com/google/uuid"
 
 	"pgw/functions/pgw/load"
+	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/embedded"
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 	"pgw/tests/processes"
 )
 
@@ -39,31 +43,44 @@ const (
 )
 
 const (
-	limitTopic = "limit"
+	// limitPartitions are as many as those of the topics of the functions that it is compared with.
+	limitPartitions = 2
 	// maxLimitBody is the largest request, as at the gateway.
 	maxLimitBody = 16 << 10
-	// maxInFlow is the number of requests that the limit with Kafka settles at the same time.
+	// maxInFlow is the number of requests that the limit with Kafka settles at the same time, for each partition.
 	maxInFlow = 64
 )
 
 // limitCommand serves a limit, as a process of its own, until it is interrupted.
 type limitCommand struct {
-	Kind     string `arg:"" enum:"answer,ledger,kafka"`
-	Port     int    `required:""`
-	Database string `required:"" help:"With the accounts of the seeds."`
+	Kind     string   `arg:"" enum:"answer,ledger,kafka"`
+	Port     int      `required:""`
+	Database string   `required:"" help:"With the accounts of the seeds."`
+	DB       string   `help:"The address of db, which reserves and commits; otherwise this process does."`
+	Brokers  []string `help:"Of Kafka; otherwise a broker in this process."`
+	Topic    string   `default:"limit"`
 }
 
 func (c limitCommand) Run(ctx context.Context) (err error) {
 	function.CollectLess() // as the functions do
-	l := &limit{ctx: ctx, waiting: map[string]chan load.Answer{}}
-	if c.Kind != limitAnswer {
+	l := &limit{ctx: ctx, topic: c.Topic, waiting: map[string]chan load.Answer{}}
+	switch {
+	case c.Kind == limitAnswer:
+	case c.DB != "":
+		conn, err := rpc.Dial(c.DB)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		l.db = dbv1.NewDbClient(rpc.Together(conn))
+	default:
 		if l.ledger, err = ledger.Open(ledger.Config{URL: c.Database, Name: "limit", BatchMax: 256, BatchLanes: 1, QueueMax: 4096}); err != nil {
 			return err
 		}
 		go l.ledger.Run(ctx)
 	}
 	if c.Kind == limitKafka {
-		if err := l.openKafka(); err != nil {
+		if err := l.openKafka(c.Brokers); err != nil {
 			return err
 		}
 	}
@@ -85,8 +102,10 @@ func (c limitCommand) Run(ctx context.Context) (err error) {
 // no events; what it books is right.
 type limit struct {
 	ctx      context.Context
-	ledger   *ledger.Ledger  // nil: it only answers
+	ledger   *ledger.Ledger  // nil: db reserves and commits, or nobody
+	db       dbv1.DbClient   // nil: ledger does, or nobody
 	producer *kafka.Producer // nil: nothing goes through Kafka
+	topic    string
 
 	mu      sync.Mutex
 	waiting map[string]chan load.Answer // by key: the requests that are on their way through Kafka
@@ -103,7 +122,7 @@ func (l *limit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 	case l.producer != nil:
 		answer, err = l.through(r.Context(), order.Key, body)
-	case l.ledger != nil:
+	case l.ledger != nil || l.db != nil:
 		answer, err = l.settle(r.Context(), order)
 	}
 	if err != nil {
@@ -122,6 +141,9 @@ func (l *limit) settle(ctx context.Context, order payment.Order) (load.Answer, e
 	}
 	now := time.Now()
 	p.AmountIDR, p.AcceptedAt, p.Deadline, p.AttemptID = p.Minor, now, now.Add(time.Minute), p.Key
+	if l.db != nil {
+		return l.settleInDB(ctx, p)
+	}
 	got, err := l.ledger.Reserve(ctx, p)
 	if err != nil {
 		return load.Answer{}, err
@@ -131,6 +153,18 @@ func (l *limit) settle(ctx context.Context, order payment.Order) (load.Answer, e
 		err = fmt.Errorf("%s was not committed: %s", p.Key, done.Claim.Reason)
 	}
 	return load.Answer{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationID.String()}, err
+}
+
+func (l *limit) settleInDB(ctx context.Context, p payment.Payment) (load.Answer, error) {
+	got, err := l.db.Reserve(ctx, rpc.FromPayment(p))
+	if err != nil {
+		return load.Answer{}, err
+	}
+	done, err := l.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: p.Key})
+	if err == nil && done.Status != dbv1.TxStatus_OK {
+		err = fmt.Errorf("%s was not committed: %s", p.Key, done)
+	}
+	return load.Answer{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationId}, err
 }
 
 // through publishes a request, and waits until it was consumed and settled.
@@ -144,7 +178,7 @@ func (l *limit) through(ctx context.Context, key string, body []byte) (load.Answ
 		delete(l.waiting, key)
 		l.mu.Unlock()
 	}()
-	if err := l.producer.Send(ctx, &sarama.ProducerMessage{Topic: limitTopic, Key: sarama.StringEncoder(key), Value: sarama.ByteEncoder(body)}); err != nil {
+	if err := l.producer.Send(ctx, &sarama.ProducerMessage{Topic: l.topic, Key: sarama.StringEncoder(key), Value: sarama.ByteEncoder(body)}); err != nil {
 		return load.Answer{}, err
 	}
 	select {
@@ -155,15 +189,22 @@ func (l *limit) through(ctx context.Context, key string, body []byte) (load.Answ
 	}
 }
 
-// openKafka starts a broker in this process, as pgw run does, with a producer and a consumer.
-func (l *limit) openKafka() error {
-	broker, err := embedded.StartKafka(embedded.KafkaConfig{
-		Topics: []kafka.Topic{{Name: limitTopic, Partitions: 1}}, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
-	if err != nil {
-		return err
+// openKafka makes a producer and consumers. Without brokers it starts one in this process, as pgw run does.
+func (l *limit) openKafka(brokers []string) error {
+	cfg, topics := kafka.Config{Brokers: brokers}, []kafka.Topic{{Name: l.topic, Partitions: 1}}
+	if len(brokers) == 0 {
+		broker, err := embedded.StartKafka(embedded.KafkaConfig{Topics: topics, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+		if err != nil {
+			return err
+		}
+		cfg = kafka.Config{Brokers: []string{broker.Addr()}, Dial: broker.Dial}
+	} else {
+		topics[0].Partitions = limitPartitions
+		if err := kafka.EnsureTopics(cfg, topics); err != nil {
+			return err
+		}
 	}
-	cfg := kafka.Config{Brokers: []string{broker.Addr()}, Dial: broker.Dial}
+	var err error
 	if l.producer, err = kafka.NewProducer(cfg, "limit"); err != nil {
 		return err
 	}
@@ -175,16 +216,18 @@ func (l *limit) openKafka() error {
 	if err != nil {
 		return err
 	}
-	records, err := consumer.ConsumePartition(limitTopic, 0, sarama.OffsetOldest)
-	if err != nil {
-		return err
-	}
-	for range maxInFlow {
-		go func() {
-			for m := range records.Messages() {
-				l.consume(m)
-			}
-		}()
+	for partition := range topics[0].Partitions {
+		records, err := consumer.ConsumePartition(l.topic, partition, sarama.OffsetOldest)
+		if err != nil {
+			return err
+		}
+		for range maxInFlow {
+			go func() {
+				for m := range records.Messages() {
+					l.consume(m)
+				}
+			}()
+		}
 	}
 	return nil
 }
@@ -208,8 +251,8 @@ func (l *limit) consume(m *sarama.ConsumerMessage) {
 	}
 }
 
-// serveLimit starts a limit on a system's database. stop ends it.
-func (s *system) serveLimit(kind string) (url string, pid int, stop func() error, err error) {
+// serveLimit starts a limit on a system's database, with further flags. stop ends it.
+func (s *system) serveLimit(kind string, flags ...string) (url string, pid int, stop func() error, err error) {
 	port, err := processes.FreePort()
 	if err != nil {
 		return "", 0, nil, err
@@ -218,7 +261,7 @@ func (s *system) serveLimit(kind string) (url string, pid int, stop func() error
 	if err != nil {
 		return "", 0, nil, err
 	}
-	cmd := exec.CommandContext(s.m.ctx, self, "limit", kind, "--port", strconv.Itoa(port), "--database", s.Database)
+	cmd := exec.CommandContext(s.m.ctx, self, append([]string{"limit", kind, "--port", strconv.Itoa(port), "--database", s.Database}, flags...)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return "", 0, nil, err
@@ -244,9 +287,9 @@ type driven struct {
 }
 
 // drive makes payments in rupiah between the seeds' accounts, 64 at the same time. Every one must
-// succeed. program and pid are the server's.
-func (b *bench) drive(url, program string, pid int) (driven, error) {
-	before, err := b.spentBy(program, pid)
+// succeed, and is asked for again until it has. programs are those that serve them.
+func (b *bench) drive(url string, programs map[string]int) (driven, error) {
+	before, err := b.spentBy(programs)
 	if err != nil {
 		return driven{}, err
 	}
@@ -254,7 +297,7 @@ func (b *bench) drive(url, program string, pid int) (driven, error) {
 	if err != nil {
 		return driven{}, err
 	}
-	after, err := b.spentBy(program, pid)
+	after, err := b.spentBy(programs)
 	return driven{perSecond, after.each(before, b.Payments)}, err
 }
 
@@ -270,7 +313,12 @@ func (b *bench) payAt(url string) (float64, error) {
 		from, to := evenly(rng, len(payers))
 		body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"IDR","amount":15500,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"%016x-%s"}`,
 			payers[from], payers[to], rng.Uint64(), run)
-		if got := load.Post(ctx, client, url, body); got.HTTP != http.StatusOK || got.Status != payment.Success {
+		got := load.Post(ctx, client, url, body)
+		for begun := time.Now(); got.Undecided() && time.Since(begun) < patient; {
+			time.Sleep(100 * time.Millisecond)
+			got = load.Post(ctx, client, url, body)
+		}
+		if got.Status != payment.Success && got.Status != payment.SuccessReplay {
 			return fmt.Errorf("a payment was answered %d %s %s", got.HTTP, got.Status, cmp.Or(got.Reason, load.NoAnswer))
 		}
 		return nil
@@ -280,9 +328,32 @@ func (b *bench) payAt(url string) (float64, error) {
 // limits compares the whole flow in one process with each limit, on the same database, driven by the
 // same load generator. The ratio is the flow's share of the limit.
 func (b *bench) limits() error {
-	s, err := warmed(b.m.oneProcess("limits"))
-	if err != nil {
-		return err
+	return b.withOneProcess("limits", func(s *system) error {
+		return b.shares("limit", 0.6, s, map[string]int{"pgw": s.pid}, nil)
+	})
+}
+
+// limitsOfProcesses does the same where each function, the limit, Kafka and db are processes of their own.
+// The limit uses the same Kafka, and the same db to reserve and commit.
+func (b *bench) limitsOfProcesses() error {
+	return b.withProcesses("limits-processes", func(s *separate) error {
+		programs := s.Pids()
+		if kafka, err := strconv.Atoi(os.Getenv("PGW_TEST_KAFKA_PID")); err == nil {
+			programs["kafka"] = kafka
+		}
+		return b.shares("limit-processes", 0.5, s.system, programs, map[string]string{
+			"--db": s.Addr("db"), "--brokers": strings.Join(b.m.brokers, ","), "--topic": b.m.name("limit"),
+		})
+	})
+}
+
+// shares compares a system with each limit. share is the goal for the share of the last.
+func (b *bench) shares(name string, share float64, s *system, programs map[string]int, flags map[string]string) error {
+	of := maps.Clone(programs) // the programs that a limit uses as well
+	maps.DeleteFunc(of, func(program string, _ int) bool { return program != "kafka" && program != "db" })
+	var arguments []string
+	for flag, value := range flags {
+		arguments = append(arguments, flag, value)
 	}
 	for _, l := range []struct {
 		kind, floor string
@@ -290,38 +361,44 @@ func (b *bench) limits() error {
 	}{
 		{limitAnswer, "an HTTP server that reads the request and answers", 0},
 		{limitLedger, "the same, with a batched reserve and commit", 0},
-		{limitKafka, "the same, with a record through Kafka in between", 0.6},
+		{limitKafka, "the same, with a record through Kafka in between", share},
 	} {
-		if err := b.shareOf(goal{"limit-" + l.kind, "payments/s", l.floor, l.share, false}, l.kind, s); err != nil {
-			return errors.Join(err, s.stop())
+		url, pid, stop, err := s.serveLimit(l.kind, arguments...)
+		if err != nil {
+			return err
+		}
+		of["limit"] = pid
+		err = b.shareOf(goal{name + "-" + l.kind, "payments/s", l.floor, l.share, false},
+			func() (driven, error) { return b.drive(s.Gateway, programs) },
+			func() (driven, error) { return b.drive(url, of) })
+		if err := errors.Join(err, stop()); err != nil {
+			return err
 		}
 	}
-	return errors.Join(b.m.sum(s.Database), s.stop())
+	return b.m.sum(s.Database)
 }
 
-func (b *bench) shareOf(g goal, kind string, s *system) error {
-	url, pid, stop, err := s.serveLimit(kind)
-	if err != nil {
-		return err
-	}
-	_, err = b.payAt(url) // as warm as the system is
+// shareOf runs the flow and a limit in turn.
+func (b *bench) shareOf(g goal, flow, limit func() (driven, error)) error {
+	_, err := limit() // as warm as the system is
 	var samples []sample
-	var flow, least driven
+	var whole, least driven
 	for range b.Runs {
 		if err != nil {
-			break
+			return err
 		}
 		var one sample
 		one, err = inTurn(
-			func() (float64, error) { flow, err = b.drive(s.Gateway, "pgw", s.pid); return flow.perSecond, err },
-			func() (float64, error) { least, err = b.drive(url, "limit", pid); return least.perSecond, err })
+			func() (float64, error) { whole, err = flow(); return whole.perSecond, err },
+			func() (float64, error) { least, err = limit(); return least.perSecond, err })
 		samples = append(samples, one)
 	}
-	if err == nil {
-		b.report(g, samples)
-		f := &b.figures[len(b.figures)-1]
-		f.Cost, f.FloorCost = flow.cost, least.cost
-		fmt.Fprintf(os.Stderr, "  µs of processor time a payment, in the last run: %s; the limit: %s\n", costText(f.Cost), costText(f.FloorCost))
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, stop())
+	b.report(g, samples)
+	f := &b.figures[len(b.figures)-1]
+	f.Cost, f.FloorCost = whole.cost, least.cost
+	fmt.Fprintf(os.Stderr, "  µs of processor time a payment, in the last run: %s; the limit: %s\n", costText(f.Cost), costText(f.FloorCost))
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -95,4 +96,84 @@ func answered(r *vegeta.Result) load.KeyedAnswer {
 		answer.HTTP, answer.RetryAfter = int(r.Code), r.Headers.Get("Retry-After")
 	}
 	return load.KeyedAnswer{Key: key, Answer: answer}
+}
+
+// openOneProcess and openProcesses send a fifth of the floor's rate.
+func (b *bench) openOneProcess() error {
+	return b.withOneProcess("open-loop-one-process", func(s *system) error { return b.atAFifth("open-loop-one-process", 5, s) })
+}
+
+func (b *bench) openProcesses() error {
+	return b.withProcesses("open-loop-processes", func(s *separate) error { return b.atAFifth("open-loop-processes", 10, s.system) })
+}
+
+func (b *bench) atAFifth(name string, times float64, s *system) error {
+	floor, err := b.m.floor(b.Floor)
+	if err != nil {
+		return err
+	}
+	return b.paced(goal{name: name, ratio: times}, s, 0.2*floor, (b.Runs+1)/2, nil)
+}
+
+// latencyOneProcess and latencyProcesses send rates at which the processors are not busy.
+func (b *bench) latencyOneProcess() error {
+	return b.withOneProcess("latency-one-process", func(s *system) error {
+		return b.atRates("latency-one-process", s, map[int]map[float64]float64{1000: {99: 10}})
+	})
+}
+
+func (b *bench) latencyProcesses() error {
+	return b.withProcesses("latency-processes", func(s *separate) error {
+		return b.atRates("latency-processes", s.system, map[int]map[float64]float64{200: {50: 8, 99: 40}})
+	})
+}
+
+// atRates measures three rates. wanted has milliseconds by rate and percentile.
+func (b *bench) atRates(name string, s *system, wanted map[int]map[float64]float64) error {
+	for _, rate := range []int{50, 200, 1000} {
+		if err := b.paced(goal{name: fmt.Sprintf("%s-%d", name, rate)}, s, float64(rate), b.Runs, wanted[rate]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// paced sends payments at a rate, in turn with pgbench's transfers at the same rate. The ratio is that of the
+// 99th percentiles. wanted has milliseconds by percentile, for all runs together.
+func (b *bench) paced(g goal, s *system, rate float64, runs int, wanted map[float64]float64) error {
+	all := newHistogram()
+	var samples []sample
+	failed := 0
+	for range runs {
+		payments, lost, err := s.openLoop(rate, b.Open)
+		if err != nil {
+			return err
+		}
+		failed += lost
+		all.Merge(payments)
+		transfers, err := b.m.pacedTransfers(rate, b.Open)
+		if err != nil {
+			return err
+		}
+		samples = append(samples, sample{millis(payments, 99), millis(transfers, 99)})
+	}
+	g.unit, g.floor, g.atMost = fmt.Sprintf("ms p99 at %.0f/s", rate), "pgbench's transfer at the same rate, p99", true
+	b.report(g, samples)
+	f := &b.figures[len(b.figures)-1]
+	f.Met = f.Met || g.ratio == 0
+	f.Latency, f.Wanted = map[string]float64{}, map[string]float64{}
+	for _, percent := range []float64{50, 99, 99.9} {
+		name, is := fmt.Sprint("p", percent), millis(all, percent)
+		f.Latency[name] = round(is)
+		if most := wanted[percent]; most > 0 {
+			f.Wanted[name] = most
+			f.Met = f.Met && is <= most
+		}
+	}
+	fmt.Fprintf(os.Stderr, "  ms: %v; wanted at most: %v\n", f.Latency, f.Wanted)
+	if failed > 0 {
+		f.Failed, f.Met = failed, false
+		fmt.Fprintf(os.Stderr, "  %d payments had no outcome\n", failed)
+	}
+	return nil
 }

@@ -365,6 +365,17 @@ func (s *System) StopAll() error {
 	return errors.Join(errs...)
 }
 
+// Pids returns the pids of the running processes by name.
+func (s *System) Pids() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pids := map[string]int{}
+	for name, cmd := range s.procs {
+		pids[name] = cmd.Process.Pid
+	}
+	return pids
+}
+
 // Resident returns a process's resident memory in bytes. It works only on Linux.
 func (s *System) Resident(name string) (int64, error) {
 	s.mu.Lock()
