@@ -205,8 +205,8 @@ bench-go: ## Run the Go benchmarks of the hot code, with output for benchstat.
 profile: build ## Write CPU, allocation, mutex and block profiles of each scenario to tests/load/out/profiles.
 	tests/kafka/with-kafka go run ./tests/load profile
 
-grow: build ## Measure the cost as work grows: connections, accounts, past payments, db replicas.
-	go run ./tests/load grow
+grow: build ## Measure the cost as work grows: connections, accounts, past payments, replicas, and a replacement (GROW: flags).
+	tests/kafka/with-kafka go run ./tests/load grow $(GROW)
 
 overload: build ## Send three times the capacity for a minute, and then half of it (OVERLOAD="--times 1.7").
 	go run ./tests/load overload $(OVERLOAD)

@@ -170,9 +170,12 @@ func (b *bench) withOneProcess(scenario string, measure func(*system) error) err
 	return errors.Join(measure(s), s.stop())
 }
 
+// fewPartitions are those of each topic, unless a measurement is about more.
+const fewPartitions = 2
+
 // withProcesses does the same with one process for each function.
 func (b *bench) withProcesses(scenario string, measure func(*separate) error) error {
-	s, err := b.m.separate(scenario)
+	s, err := b.m.separate(scenario, fewPartitions)
 	if err != nil {
 		return err
 	}
@@ -325,7 +328,7 @@ func (b *bench) lone() error {
 
 // start measures the slowest function's start, and the largest idle function's memory.
 func (b *bench) start() error {
-	s, err := b.m.separate("start")
+	s, err := b.m.separate("start", fewPartitions)
 	if err != nil {
 		return err
 	}
@@ -433,7 +436,7 @@ func (c *counter) Write(p []byte) (int, error) {
 // cold measures the first request with worker, payments and db at zero. The first connection to
 // each of them starts it. The floor is twice the slowest start plus a single payment.
 func (b *bench) cold() error {
-	s, err := b.m.separate("cold")
+	s, err := b.m.separate("cold", fewPartitions)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -15,12 +17,21 @@ import (
 	"pgw/tests/processes"
 )
 
-// growCommand measures the cost of more connections, accounts, past payments and replicas.
+// growCommand measures the cost of more connections, accounts, past payments and replicas, and of a
+// replacement.
 type growCommand struct {
-	Runs     int `default:"3" help:"Runs of each; medians are reported."`
-	Payments int `default:"20000" help:"In one run of the flow; ledger scenarios make three times as many."`
-	Most     int `default:"10000000" help:"Accounts, and past payments, at the most."`
-	Replicas int `default:"4" help:"Processes of db at the most."`
+	Only     []string      `help:"These of connections, accounts, past, replicas, flows, replaced; all when not given."`
+	Runs     int           `default:"3" help:"Runs of each; medians are reported."`
+	Payments int           `default:"20000" help:"In one run of the flow; ledger scenarios make three times as many."`
+	Most     int           `default:"10000000" help:"Accounts, and past payments, at the most."`
+	Replicas int           `default:"4" help:"Processes of db at the most."`
+	Replace  time.Duration `default:"1m" help:"How long payments are made while replicas are replaced."`
+}
+
+// part is measured on its own.
+type part struct {
+	name    string
+	measure func() error
 }
 
 // step is one line of grow.json.
@@ -30,6 +41,9 @@ type step struct {
 	PerSecond float64 `json:"payments_per_second"`
 	P50       float64 `json:"p50_ms,omitempty"`
 	P99       float64 `json:"p99_ms,omitempty"`
+	Longest   float64 `json:"longest_ms,omitempty"`
+	Late      int     `json:"late"`   // payments whose answer took longer than 5 s
+	Failed    int     `json:"failed"` // payments without an outcome
 }
 
 func (c growCommand) Run(ctx context.Context) error {
@@ -39,14 +53,26 @@ func (c growCommand) Run(ctx context.Context) error {
 	}
 	defer m.close()
 	g := &growth{growCommand: c, m: m}
-	for _, grow := range []func() error{g.connections, g.accounts, g.past, g.replicas} {
-		if err := grow(); err != nil {
-			return err
+	all := []part{
+		{"connections", g.connections}, {"accounts", g.accounts}, {"past", g.past}, {"replicas", g.replicas}, {"flows", g.flows}, {"replaced", g.replaced},
+	}
+	for _, name := range c.Only {
+		if !slices.ContainsFunc(all, func(p part) bool { return p.name == name }) {
+			return fmt.Errorf("--only: there is nothing that is called %s", name)
+		}
+	}
+	for _, p := range all {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, p.name) {
+			continue
+		}
+		if err := p.measure(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, s := range g.steps {
-		fmt.Fprintf(w, "%s\t%d\t%.0f/s\t%.1f ms p50\t%.1f ms p99\t\n", s.Of, s.N, s.PerSecond, s.P50, s.P99)
+		fmt.Fprintf(w, "%s\t%d\t%.0f/s\t%.1f ms p50\t%.1f ms p99\t%.1f ms at most\t%d late\t%d failed\t\n",
+			s.Of, s.N, s.PerSecond, s.P50, s.P99, s.Longest, s.Late, s.Failed)
 	}
 	w.Flush()
 	return write("grow.json", g.steps)
@@ -68,7 +94,7 @@ func (g *growth) several(of string, n int, run func() (loaded, error)) error {
 		}
 		rates, p50s, p99s = append(rates, done.perSecond), append(p50s, done.p50), append(p99s, done.p99)
 	}
-	g.steps = append(g.steps, step{of, n, round(median(rates)), round(median(p50s)), round(median(p99s))})
+	g.steps = append(g.steps, step{Of: of, N: n, PerSecond: round(median(rates)), P50: round(median(p50s)), P99: round(median(p99s))})
 	fmt.Fprintln(os.Stderr, of, n, g.steps[len(g.steps)-1].PerSecond)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,8 +44,6 @@ const (
 )
 
 const (
-	// limitPartitions are as many as those of the topics of the functions that it is compared with.
-	limitPartitions = 2
 	// maxLimitBody is the largest request, as at the gateway.
 	maxLimitBody = 16 << 10
 	// maxInFlow is the number of requests that the limit with Kafka settles at the same time, for each partition.
@@ -199,7 +198,7 @@ func (l *limit) openKafka(brokers []string) error {
 		}
 		cfg = kafka.Config{Brokers: []string{broker.Addr()}, Dial: broker.Dial}
 	} else {
-		topics[0].Partitions = limitPartitions
+		topics[0].Partitions = fewPartitions // as the functions that it is compared with
 		if err := kafka.EnsureTopics(cfg, topics); err != nil {
 			return err
 		}
@@ -286,14 +285,13 @@ type driven struct {
 	cost      map[string]float64 // microseconds of processor time a payment, by program
 }
 
-// drive makes payments in rupiah between the seeds' accounts, 64 at the same time. Every one must
-// succeed, and is asked for again until it has. programs are those that serve them.
+// drive makes payments, and counts what they cost the programs that serve them.
 func (b *bench) drive(url string, programs map[string]int) (driven, error) {
 	before, err := b.spentBy(programs)
 	if err != nil {
 		return driven{}, err
 	}
-	perSecond, err := b.payAt(url)
+	perSecond, err := b.m.payAt(b.Payments, url)
 	if err != nil {
 		return driven{}, err
 	}
@@ -301,7 +299,9 @@ func (b *bench) drive(url string, programs map[string]int) (driven, error) {
 	return driven{perSecond, after.each(before, b.Payments)}, err
 }
 
-func (b *bench) payAt(url string) (float64, error) {
+// payAt makes n payments in rupiah between the seeds' accounts at gateways in turn, 64 at the same time. Every
+// one must succeed, and is asked for again until it has.
+func (m *machine) payAt(n int, gateways ...string) (float64, error) {
 	payers, err := load.Payers()
 	if err != nil {
 		return 0, err
@@ -309,7 +309,9 @@ func (b *bench) payAt(url string) (float64, error) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: maxInFlow}}
 	defer client.CloseIdleConnections()
 	run := uuid.NewString()
-	return closedLoop(b.m.ctx, maxInFlow, b.Payments, func(ctx context.Context, _ int, rng *rand.Rand) error {
+	var turn atomic.Int64
+	return closedLoop(m.ctx, maxInFlow, n, func(ctx context.Context, _ int, rng *rand.Rand) error {
+		url := gateways[int(turn.Add(1))%len(gateways)]
 		from, to := evenly(rng, len(payers))
 		body := fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"IDR","amount":15500,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":"%016x-%s"}`,
 			payers[from], payers[to], rng.Uint64(), run)

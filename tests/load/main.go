@@ -19,7 +19,7 @@ const outDir = "tests/load/out"
 
 type commands struct {
 	Bench    benchCommand    `cmd:"" help:"The table of goals: each figure a ratio to pgbench's, measured before and after it."`
-	Grow     growCommand     `cmd:"" help:"Cost as work grows: connections, accounts, past payments, db replicas."`
+	Grow     growCommand     `cmd:"" help:"Cost as work grows: connections, accounts, past payments, replicas, and what a replacement costs."`
 	Profile  profileCommand  `cmd:"" help:"Keep CPU, allocation, mutex and block profiles of each scenario."`
 	Overload overloadCommand `cmd:"" help:"Three times the capacity for a minute, and then half of it."`
 	Limit    limitCommand    `cmd:"" hidden:"" help:"Serve one of the limits that the flow is compared with."`

@@ -47,9 +47,14 @@ func (s schedule) Rate(time.Duration) float64 { return float64(len(s)) / s[len(s
 // from the planned start and not from the sending, so a system that stalls cannot hide its delays.
 // All outcomes must match the ledger; failed counts the payments without one.
 func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *hdrhistogram.Histogram, failed int, err error) {
+	return s.openLoopAt(func() string { return s.Gateway }, perSecond, during)
+}
+
+// openLoopAt is openLoop at the gateway that is named for each payment.
+func (s *system) openLoopAt(gateway func() string, perSecond float64, during time.Duration) (latencies *hdrhistogram.Histogram, failed int, err error) {
 	due := newSchedule(perSecond, during)
 	prefix := fmt.Sprintf("open-%d-", time.Now().UnixNano())
-	targets, err := payments(s.Gateway, prefix)
+	targets, err := payments(gateway, prefix)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -70,7 +75,7 @@ func (s *system) openLoop(perSecond float64, during time.Duration) (latencies *h
 
 // payments are targets with one key each. The key is also the URL's fragment, which is not sent: a
 // result has the URL, but not its request.
-func payments(gateway, prefix string) (vegeta.Targeter, error) {
+func payments(gateway func() string, prefix string) (vegeta.Targeter, error) {
 	payers, err := load.Payers()
 	if err != nil {
 		return nil, err
@@ -81,7 +86,7 @@ func payments(gateway, prefix string) (vegeta.Targeter, error) {
 		from := n % len(payers)
 		to := (from + 1 + n/len(payers)%(len(payers)-1)) % len(payers)
 		key := fmt.Sprint(prefix, n)
-		t.Method, t.URL = http.MethodPost, gateway+"/api/payments#"+key
+		t.Method, t.URL = http.MethodPost, gateway()+"/api/payments#"+key
 		t.Body = fmt.Appendf(nil, `{"sender_id":%q,"receiver_id":%q,"currency":"USD","amount":1,"tx_date":"2026-01-31T09:30:00Z","idempotency_key":%q}`,
 			payers[from], payers[to], key)
 		return nil

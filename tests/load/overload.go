@@ -112,7 +112,7 @@ type attack struct {
 }
 
 func (a *attack) run(name string, perSecond float64, during time.Duration) (phase, error) {
-	targets, err := payments(a.Gateway, fmt.Sprintf("%s%s-", a.prefix, name))
+	targets, err := payments(func() string { return a.Gateway }, fmt.Sprintf("%s%s-", a.prefix, name))
 	if err != nil {
 		return phase{}, err
 	}

@@ -38,7 +38,7 @@ func (c profileCommand) Run(ctx context.Context) error {
 	}
 	apart := func(name string, run func(*system) error) func() error {
 		return func() error {
-			s, err := m.separate(name)
+			s, err := m.separate(name, fewPartitions)
 			if err != nil {
 				return err
 			}

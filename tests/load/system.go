@@ -89,9 +89,10 @@ func (m *machine) oneProcess(scenario string) (*system, error) {
 type separate struct {
 	*system
 	*processes.System
+	cfg processes.Config
 }
 
-func (m *machine) separate(scenario string) (*separate, error) {
+func (m *machine) separate(scenario string, partitions int32) (*separate, error) {
 	if len(m.brokers) == 0 {
 		return nil, errNoKafka
 	}
@@ -104,7 +105,7 @@ func (m *machine) separate(scenario string) (*separate, error) {
 		Brokers: m.brokers, RequestTopic: prefix + "payments.request", ResultTopic: prefix + "payments.result",
 		DeadLetterTopic: prefix + "payments.deadletter", ParkedTopic: prefix + "payments.parked", AccountsTopic: prefix + "ledger.accounts",
 	}
-	topics, err := processes.Topics(2)
+	topics, err := processes.Topics(partitions)
 	if err != nil {
 		return nil, err
 	}
@@ -118,13 +119,12 @@ func (m *machine) separate(scenario string) (*separate, error) {
 	if m.profiles != "" {
 		env = append(env, "PROFILE_DIR="+filepath.Join(m.profiles, scenario))
 	}
-	procs, err := processes.New(processes.Config{
-		Binary: binary, Database: database, Kafka: cfg, GroupPrefix: prefix, EventKeys: eventKeys, Env: env, Log: os.Stderr,
-	})
+	all := processes.Config{Binary: binary, Database: database, Kafka: cfg, GroupPrefix: prefix, EventKeys: eventKeys, Env: env, Log: os.Stderr}
+	procs, err := processes.New(all)
 	if err != nil {
 		return nil, err
 	}
-	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database, Risk: procs.Addr("risk")}, procs}
+	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database, Risk: procs.Addr("risk")}, procs, all}
 	s.stop = procs.StopAll
 	if err := s.start(cfg, prefix); err != nil {
 		return nil, errors.Join(err, procs.StopAll())
