@@ -19,18 +19,28 @@ const tick = 10 * time.Millisecond
 // spent is processor time by program. It is empty where the system has no /proc.
 type spent map[string]time.Duration
 
-// spentBy returns the processor time of programs by their pids, of Postgres with all its processes, and of
-// the load generator, which is this process.
+// spentBy returns the processor time of programs by their pids, of Postgres for each of the programs that
+// asks it and for itself, and of the load generator, which is this process.
 func (b *bench) spentBy(programs map[string]int) (spent, error) {
 	conn, err := pgx.Connect(b.m.ctx, b.m.postgres.URL())
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(b.m.ctx)
-	var backend int
-	if err := conn.QueryRow(b.m.ctx, `SELECT pg_backend_pid()`).Scan(&backend); err != nil {
+	rows, err := conn.Query(b.m.ctx, `SELECT pid, application_name FROM pg_stat_activity WHERE backend_type = 'client backend'`)
+	if err != nil {
 		return nil, err
 	}
+	asks := map[int]string{} // by the pid of the server's process for a connection
+	var backend int
+	var application string
+	if _, err := pgx.ForEachRow(rows, []any{&backend, &application}, func() error {
+		asks[backend] = application
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	own := int(conn.PgConn().PID())
 	processes := map[int]processAccounts{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range stats {
@@ -41,14 +51,17 @@ func (b *bench) spentBy(programs map[string]int) (spent, error) {
 	if len(processes) == 0 {
 		return spent{}, nil
 	}
-	postmaster := processes[backend].parent
-	postgres := processes[postmaster].own + processes[postmaster].ended
+	postmaster := processes[own].parent
+	all := spent{"postgres": processes[postmaster].own + processes[postmaster].ended, "generator": processes[os.Getpid()].own}
 	for _, of := range processes {
-		if of.parent == postmaster {
-			postgres += of.own
+		switch application := strings.TrimPrefix(asks[of.pid], "pgw-"); {
+		case of.parent != postmaster:
+		case application == "" || of.pid == own:
+			all["postgres"] += of.own
+		default:
+			all["postgres for "+application] += of.own
 		}
 	}
-	all := spent{"postgres": postgres, "generator": processes[os.Getpid()].own}
 	for program, pid := range programs {
 		all[program] = processes[pid].own
 	}

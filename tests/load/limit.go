@@ -217,6 +217,11 @@ func (l *limit) openKafka(brokers []string) error {
 	}
 	for partition := range topics[0].Partitions {
 		records, err := consumer.ConsumePartition(l.topic, partition, sarama.OffsetOldest)
+		// A new partition may have no leader yet.
+		for begun := time.Now(); err != nil && time.Since(begun) < patient/2; {
+			time.Sleep(100 * time.Millisecond)
+			records, err = consumer.ConsumePartition(l.topic, partition, sarama.OffsetOldest)
+		}
 		if err != nil {
 			return err
 		}
