@@ -68,7 +68,7 @@ func (w *world) refuses(e cloudevents.Event, words string) {
 
 func (w *world) status(id string) (status string) {
 	w.t.Helper()
-	if err := w.pool.QueryRow(w.t.Context(), `SELECT status FROM wallet_accounts WHERE account_id = $1`, id).Scan(&status); err != nil {
+	if err := w.pool.QueryRow(w.t.Context(), `SELECT status FROM balances WHERE account_id = $1 AND currency = 'IDR'`, id).Scan(&status); err != nil {
 		w.t.Fatal(err)
 	}
 	return status
@@ -267,8 +267,12 @@ func TestFundingIDsAreUnambiguous(t *testing.T) {
 func TestFundingsOfBeforeAreKnownAgain(t *testing.T) {
 	w := newWorld(t)
 	w.open(0, "A", "B")
-	w.exec(`INSERT INTO fundings (funding_id, account_id, amount_idr, note) VALUES ('/bank#1', 'A', 100, ''), ('/bank#eu#17', 'A', 100, '')`)
-	w.exec(`UPDATE wallet_accounts SET balance_idr = 200 WHERE account_id = 'A'`)
+	for _, id := range []string{"/bank#1", "/bank#eu#17"} {
+		w.exec(`INSERT INTO transfers (transfer_id, account_id, amount, booked_at) VALUES ($1, 'A', 100, '2026-01-31Z')`, id)
+		w.exec(`INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date) VALUES
+			('A', 'IDR', '2026-01-31Z', md5($1)::uuid, 'funding', 100, '2026-01-31'), ('OUTSIDE', 'IDR', '2026-01-31Z', md5($1)::uuid, 'funding', -100, '2026-01-31')`, id)
+		w.exec(`UPDATE balances SET available = available + CASE account_id WHEN 'A' THEN 100 ELSE -100 END WHERE account_id IN ('A', 'OUTSIDE')`)
+	}
 	funded := event.AccountFunded{AccountID: "A", AmountIDR: 100}
 	w.takes(w.accountEvent("/bank", "1", funded, time.Now()), "ignored")
 	w.takes(w.accountEvent("/bank", "eu#17", funded, time.Now()), "ignored")

@@ -150,7 +150,7 @@ func (w *world) mustFinish(f ledger.Finish) {
 // expire moves a reservation's deadline into the past.
 func (w *world) expire(id uuid.UUID) {
 	w.t.Helper()
-	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 microsecond' WHERE reservation_id = $1`, id)
+	w.exec(`UPDATE reservations SET deadline = statement_timestamp() - interval '1 microsecond' WHERE reservation_id = $1`, id)
 }
 
 // hold locks rows until the test ends, as a person does who runs SELECT … FOR UPDATE and leaves the

@@ -98,7 +98,7 @@ func TestAnExpiryIsTold(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
 	w.authorize("k")
-	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 s'`)
+	w.exec(`UPDATE reservations SET deadline = statement_timestamp() - interval '1 s'`)
 	w.exec(`UPDATE authorizations SET expires_at = (SELECT deadline FROM reservations)`)
 	swept, err := w.sweep(t.Context())
 	if err != nil || swept.Expired != 1 || swept.RolledBack != 0 || len(w.published.events) != 1 {

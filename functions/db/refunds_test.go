@@ -90,7 +90,7 @@ func TestASweptRefundIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 second' WHERE parent_id IS NOT NULL`)
+	w.exec(`UPDATE reservations SET deadline = statement_timestamp() - interval '1 second' WHERE parent_id IS NOT NULL`)
 	swept, err := w.sweep(t.Context())
 	if err != nil || swept.RolledBack != 2 || len(w.published.events) != 1 {
 		t.Fatalf("%+v, %v, %d events", swept, err, len(w.published.events))

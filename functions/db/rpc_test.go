@@ -51,7 +51,7 @@ func TestALateCommitIsToldToBeLate(t *testing.T) {
 		}
 		return got
 	}
-	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	w.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'B'`)
 	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.CommitFailed) {
 		t.Errorf("to a blocked receiver: %+v", got)
 	}

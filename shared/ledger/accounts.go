@@ -17,8 +17,13 @@ import (
 	"pgw/shared/postgres"
 )
 
-// maxSeeds is the most accounts that one call of SeedAccounts sets.
-const maxSeeds = 10_000
+// maxSeeds is the most accounts that one call of SeedAccounts sets. Its statements are sent in
+// parts of seedStatements: the server answers a part when all of it is done, and must not seem
+// silent meanwhile.
+const (
+	maxSeeds       = 10_000
+	seedStatements = 100
+)
 
 // MaxAhead is how far the time of a profile may lie ahead of the database's clock. It allows for
 // the usual differences between clocks.
@@ -129,7 +134,7 @@ WITH opened AS (
 	VALUES ($1, $2, $3, $5, $6, $7)
 	ON CONFLICT (account_id) DO UPDATE
 	SET owner = excluded.owner, home_currency = excluded.home_currency, status = excluded.status,
-		profile_at = excluded.profile_at, profile_event = excluded.profile_event, updated_at = now()
+		profile_at = excluded.profile_at, profile_event = excluded.profile_event, updated_at = excluded.updated_at
 	WHERE (a.profile_at, a.profile_event) <= (excluded.profile_at, excluded.profile_event)
 	RETURNING account_id
 )` + balanceOfProfileSQL
@@ -137,14 +142,14 @@ WITH opened AS (
 // balanceOfProfileSQL sets the account's balances as its profile says, after a CTE named opened. It locks
 // all of them in the usual order before it changes one.
 const balanceOfProfileSQL = `, others AS MATERIALIZED (
-	SELECT b.account_id, b.currency FROM balances b JOIN opened o ON o.account_id = b.account_id
-	ORDER BY b.currency FOR NO KEY UPDATE OF b
+	SELECT b.account_id, b.currency FROM opened o CROSS JOIN LATERAL (
+		SELECT account_id, currency FROM balances WHERE account_id = o.account_id ORDER BY currency FOR NO KEY UPDATE) b
 ), blocked AS (
 	UPDATE balances b SET status = $5, updated_at = now() FROM others o
 	WHERE b.account_id = o.account_id AND b.currency = o.currency AND b.currency <> 'IDR' AND b.status <> $5
 )
 INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened, (SELECT count(*) FROM others) locked
-ON CONFLICT (account_id, currency) DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = now()`
+ON CONFLICT (account_id, currency) DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = excluded.updated_at`
 
 const (
 	// openUndatedSQL creates the account from an event whose time is not known. Any event with a
@@ -163,20 +168,23 @@ FROM accounts a JOIN balances b ON b.account_id = a.account_id WHERE a.account_i
 const (
 	// addForTransferSQL makes the balances that a transfer changes.
 	addForTransferSQL = `
-INSERT INTO balances (account_id, currency, status)
-SELECT account_id, $2, status FROM accounts
-WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND EXISTS (SELECT FROM accounts WHERE account_id = $1)
-ORDER BY account_id FOR SHARE
+WITH owners AS MATERIALIZED (
+	SELECT account_id, status FROM accounts
+	WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND EXISTS (SELECT FROM accounts WHERE account_id = $1)
+	ORDER BY account_id FOR SHARE
+)
+INSERT INTO balances (account_id, currency, status) SELECT account_id, $2, status FROM owners
 ON CONFLICT (account_id, currency) DO NOTHING`
 
 	// lockForTransferSQL is the first part of a transfer: it locks the two balances, the house's last,
 	// and takes the time then.
 	lockForTransferSQL = `
 WITH locked AS MATERIALIZED (
-	SELECT account_id, currency, available FROM balances WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND currency = $2
-	ORDER BY ` + house + `, account_id FOR NO KEY UPDATE
+	SELECT l.*, clock_timestamp() AS at FROM (
+		SELECT account_id, currency, available FROM balances WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND currency = $2
+		ORDER BY ` + house + `, account_id FOR NO KEY UPDATE) l
 ), booked AS MATERIALIZED (
-	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) waited
+	SELECT max(at) AS at FROM locked
 )`
 
 	// bookTransferSQL is the last part of a transfer: it books the transfer of a CTE named added.
@@ -186,7 +194,7 @@ WITH locked AS MATERIALIZED (
 ), entered AS (
 	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
 	SELECT account_id, currency, booked_at, md5(transfer_id)::uuid, CASE WHEN (SELECT amount FROM added) > 0 THEN 'funding' ELSE 'withdrawal' END,
-		amount, (booked_at AT TIME ZONE 'UTC')::date FROM legs
+		amount, (booked_at AT TIME ZONE 'UTC')::date FROM legs, ` + hereSQL + `
 )
 UPDATE balances b SET available = b.available + l.amount, updated_at = now()
 FROM legs l WHERE b.account_id = l.account_id AND b.currency = l.currency`
@@ -194,8 +202,8 @@ FROM legs l WHERE b.account_id = l.account_id AND b.currency = l.currency`
 	// fundSQL counts a funding once, by its id. It changes no row if the id has been counted or the
 	// account does not exist. The balance must not exceed what a payment can carry.
 	fundSQL = lockForTransferSQL + `, added AS (
-	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, source, booked_at)
-	SELECT $3, a.account_id, $2, $4, $5, $6, at FROM accounts a, booked WHERE a.account_id = $1
+	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, source, booked_at, created_at)
+	SELECT $3, l.account_id, l.currency, $4, $5, $6, booked.at, booked.at FROM locked l, booked, ` + hereSQL + ` WHERE l.account_id = $1
 	ON CONFLICT (transfer_id) DO NOTHING
 	RETURNING transfer_id, account_id, currency, amount, booked_at
 )` + bookTransferSQL
@@ -226,7 +234,7 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 	if err := cmp.Or(p.Validate(), by.Order.Validate()); err != nil {
 		return false, &InvalidError{err}
 	}
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.begin(ctx, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(lockAccountRowSQL, p.AccountID)
 		b.Queue(openSQL, p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status, at, by.key()).Exec(func(tag pgconn.CommandTag) error {
@@ -279,7 +287,7 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 		}
 	}
 	var booked bool
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.begin(ctx, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		currency := f.Amount.Currency.String()
 		b.Queue(addForTransferSQL, f.AccountID, currency)
@@ -358,7 +366,7 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 			return &InvalidError{fmt.Errorf("accounts[%d]: %w", i, err)}
 		}
 	}
-	if err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return seed(ctx, tx, accounts) }); err != nil {
+	if err := l.begin(ctx, func(tx pgx.Tx) error { return seed(ctx, tx, accounts) }); err != nil {
 		return fmt.Errorf("seed accounts: %w", err)
 	}
 	return nil
@@ -366,23 +374,24 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 
 // profileSQL creates the account or sets its profile, whatever earlier events have set. The profile
 // becomes the newest: its time is the database's time, and is after the last event's time, which
-// may lie a little ahead.
+// may lie a little ahead. Citus allows only immutable functions in DO UPDATE SET, and so sums of
+// times without a time zone.
 const profileSQL = `
 WITH opened AS (
 	INSERT INTO accounts AS a (account_id, owner, home_currency, status, profile_at, profile_event)
 	VALUES ($1, $2, $3, $5, clock_timestamp(), $6)
 	ON CONFLICT (account_id) DO UPDATE
 	SET owner = excluded.owner, home_currency = excluded.home_currency, status = excluded.status,
-		profile_at = CASE WHEN a.profile_at BETWEEN excluded.profile_at AND excluded.profile_at + $7
-			THEN a.profile_at + interval '1 microsecond' ELSE excluded.profile_at END,
-		profile_event = excluded.profile_event, updated_at = now()
+		profile_at = CASE WHEN a.profile_at BETWEEN excluded.profile_at AND (excluded.profile_at AT TIME ZONE 'UTC' + $7) AT TIME ZONE 'UTC'
+			THEN (a.profile_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE excluded.profile_at END,
+		profile_event = excluded.profile_event, updated_at = excluded.updated_at
 	RETURNING account_id
 )` + balanceOfProfileSQL
 
 // seedSQL books the difference between the wanted and the current balance.
 const seedSQL = lockForTransferSQL + `, added AS (
-	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at)
-	SELECT $3, account_id, currency, $4 - available, 'seeded', at FROM locked, booked WHERE account_id = $1 AND available <> $4
+	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at, created_at)
+	SELECT $3, account_id, currency, $4 - available, 'seeded', booked.at, booked.at FROM locked, booked, ` + hereSQL + ` WHERE account_id = $1 AND available <> $4
 	RETURNING transfer_id, account_id, currency, amount, booked_at
 )` + bookTransferSQL
 
@@ -412,7 +421,12 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 			b.Queue(seedSQL, a.AccountID, wanted.Currency.String(), seedID(ids[i], wanted.Currency), wanted.Minor)
 		}
 	}
-	return tx.SendBatch(ctx, b).Close()
+	for part := range slices.Chunk(b.QueuedQueries, seedStatements) {
+		if err := tx.SendBatch(ctx, &pgx.Batch{QueuedQueries: part}).Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // seedID returns the id of the transfer that sets a balance. One call sets several.

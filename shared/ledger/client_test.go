@@ -221,7 +221,7 @@ func TestTheLedgerJudgesWhoseQuoteItIs(t *testing.T) {
 
 // A migration that was interrupted runs again, and keys stay unique meanwhile.
 func TestTheScopeOfKeysIsMigratedAgain(t *testing.T) {
-	w := newWorld(t)
+	w := newPlainWorld(t)
 	w.open(1_000, "A", "B")
 	w.paid(by("a", pay("k", "A", "B", 10)))
 	w.exec(`DELETE FROM goose_db_version WHERE version_id >= 17`)

@@ -134,8 +134,11 @@ func TestASweepGoesThroughAllPages(t *testing.T) {
 SELECT overlay(lpad(to_hex((extract(epoch FROM now() - interval '2 hours') * 1000)::bigint + n), 12, '0') || substr(md5(n::text), 1, 20) PLACING '7' FROM 13 FOR 1)::uuid,
 	'filler ' || n, '\x00112233445566778899aabbccddeeff', 'A', 'B', 1, 'IDR', 'ROLLEDBACK', now()
 FROM generate_series($1::int, $2::int) n`, from, min(from+chunk-1, 2*sweepPage+1))
-		w.exec(`INSERT INTO payments SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', 'expired'
-FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id)`)
+		w.exec(`WITH fillers AS MATERIALIZED (
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr
+	FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id)
+)
+INSERT INTO payments SELECT *, 'FAILED', 'expired' FROM fillers`)
 	}
 	w.madeBefore("last", time.Hour)
 	if rolledBack, published, err := w.sweep(t.Context()); err != nil || rolledBack != 2 || published != 2 {

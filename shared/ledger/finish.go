@@ -42,9 +42,30 @@ const movedSQL = `r.reservation_id, r.sender_id, r.receiver_id, coalesce(r.debit
 // senders get of these refunds, and given is what their receivers give.
 const refundsSQL = `refunds AS MATERIALIZED (
 	SELECT m.reservation_id, g.back, g.given FROM (
-		SELECT parent_id, sum(credit_minor)::bigint AS back, sum(debit_minor)::bigint AS given FROM done WHERE parent_id IS NOT NULL GROUP BY parent_id
-	) g JOIN reservations m ON m.reservation_id = g.parent_id ORDER BY m.reservation_id FOR NO KEY UPDATE OF m
+		SELECT parent_id, sum(credit_minor)::bigint AS back, sum(debit_minor)::bigint AS given FROM done WHERE parent_id IS NOT NULL
+		GROUP BY parent_id ORDER BY parent_id
+	) g CROSS JOIN LATERAL (SELECT reservation_id FROM reservations WHERE reservation_id = g.parent_id FOR NO KEY UPDATE) m
 )`
+
+// inOrderSQL selects the changes of balances in the order in which these are locked, after the
+// payments of refunds. lockBalanceSQL locks the balance of one change. The lock stands in a LATERAL
+// subquery: so the rows are locked in the order of the changes, whatever the plan, and Citus sends
+// the node correct SQL.
+const (
+	inOrderSQL     = `SELECT * FROM changes WHERE (SELECT count(*) FROM refunds) >= 0 ORDER BY ` + house + `, account_id, currency`
+	lockBalanceSQL = `SELECT FROM balances WHERE account_id = c.account_id AND currency = c.currency FOR NO KEY UPDATE`
+)
+
+// hereSQL is for an INSERT … SELECT that reads only CTEs or arrays. It names a table, so that Citus
+// runs the statement on the node that has the tables. Otherwise Citus sends the CTEs' rows to all
+// nodes, and commits in two phases. Such a statement sets every column whose default is not a
+// constant.
+//
+// Any other INSERT … SELECT of this package has ON CONFLICT or RETURNING, also where nobody needs
+// what it returns. Without them Citus copies the rows to the table, and what the table refuses is
+// then an internal error instead of a constraint's, which says whether the same transaction may
+// succeed later.
+const hereSQL = `(SELECT count(*) FROM sweep_state) here`
 
 // endedSQL marks a refund as ended by a release that counts refunds: see 00018_refunds.sql.
 const endedSQL = `refunded_minor = CASE WHEN r.parent_id IS NULL THEN r.refunded_minor ELSE 0 END`
@@ -77,13 +98,13 @@ const (
 	// by a plain commit, because that is how callers of wallet have always done it.
 	commitSQL = `
 WITH held AS MATERIALIZED (
-	SELECT r.reservation_id, c.key FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, key) ON r.reservation_id = c.id
-	WHERE r.status = 'PENDING' AND (c.key = '' OR c.key = r.idempotency_key)
-		AND ($3 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
-	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+	SELECT r.reservation_id, c.key FROM (SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(id, key) ORDER BY id) c CROSS JOIN LATERAL (
+		SELECT reservation_id FROM reservations WHERE reservation_id = c.id AND status = 'PENDING' AND (c.key = '' OR c.key = idempotency_key)
+			AND ($3 OR authorized_minor IS NULL OR receiver_id = '` + payment.SettlementAccount + `')
+		FOR NO KEY UPDATE) r
 ), done AS (
 	UPDATE reservations r SET status = 'COMMITTED', ended_at = now(), ` + endedSQL + ` FROM held h
-	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= clock_timestamp()
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= statement_timestamp()
 		AND EXISTS (SELECT FROM balances b WHERE b.account_id = r.receiver_id AND b.currency = coalesce(r.credit_currency, 'IDR')
 			AND b.status = 'ACTIVE')
 	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline, h.key AS asked
@@ -97,11 +118,9 @@ WITH held AS MATERIALIZED (
 		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind IN ('payment', 'refund') AND amount > 0) AS paid
 	FROM legs GROUP BY account_id, currency
 ), locked AS MATERIALIZED (
-	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
-	WHERE (SELECT count(*) FROM refunds) >= 0
-	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
+	SELECT c.*, clock_timestamp() AS at FROM (` + inOrderSQL + `) c CROSS JOIN LATERAL (` + lockBalanceSQL + `) b
 ), booked AS MATERIALIZED (
-	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) waited
+	SELECT max(at) AS at FROM locked
 ), moved AS (
 	UPDATE balances b SET available = b.available + l.available, held = b.held - l.held,
 		position = b.position + coalesce(l.position, 0), updated_at = now()
@@ -109,12 +128,12 @@ WITH held AS MATERIALIZED (
 	RETURNING 1
 ), entered AS (
 	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
-	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs, booked
+	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs, booked, ` + hereSQL + `
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
 		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) AND deadline >= at THEN 'SUCCESS' END, 'committed', at
-	FROM done, booked
+	FROM done, booked, ` + hereSQL + `
 )
 SELECT reservation_id, asked FROM done`
 
@@ -123,13 +142,14 @@ SELECT reservation_id, asked FROM done`
 	// its client. A wallet hold is rolled back as callers of wallet have always done it.
 	rollBackSQL = `
 WITH held AS MATERIALIZED (
-	SELECT r.reservation_id, c.reason FROM reservations r JOIN unnest($1::uuid[], $2::text[]) AS c(id, reason) ON r.reservation_id = c.id
-	WHERE r.status = 'PENDING' AND ($4 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
-	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
+	SELECT r.reservation_id, c.reason FROM (SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(id, reason) ORDER BY id) c CROSS JOIN LATERAL (
+		SELECT reservation_id FROM reservations WHERE reservation_id = c.id AND status = 'PENDING'
+			AND ($4 OR authorized_minor IS NULL OR receiver_id = '` + payment.SettlementAccount + `')
+		FOR NO KEY UPDATE) r
 ), done AS (
 	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now(), ` + endedSQL + ` FROM held h
 	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'
-	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, h.reason
+	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, r.ended_at, h.reason
 ), ` + refundsSQL + `, refunded AS (
 	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, returned_minor = m.returned_minor - f.given
 	FROM refunds f WHERE m.reservation_id = f.reservation_id
@@ -140,18 +160,16 @@ WITH held AS MATERIALIZED (
 	FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today, ` + legsSQL + `
 	WHERE leg.held > 0 GROUP BY leg.account_id, leg.currency, today.day
 ), locked AS MATERIALIZED (
-	SELECT c.* FROM changes c JOIN balances b ON b.account_id = c.account_id AND b.currency = c.currency
-	WHERE (SELECT count(*) FROM refunds) >= 0
-	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
+	SELECT c.* FROM (` + inOrderSQL + `) c CROSS JOIN LATERAL (` + lockBalanceSQL + `) b
 ), returned AS (
 	UPDATE balances b
 	SET available = b.available + l.held, held = b.held - l.held, position = b.position + l.position, updated_at = now(),
 		spent_today = CASE WHEN b.spent_day = l.day THEN greatest(0, b.spent_today - l.of_day) ELSE b.spent_today END
 	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
 ), outcome AS (
-	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
-	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason
-	FROM done
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason, ended_at
+	FROM done, ` + hereSQL + `
 )
 SELECT reservation_id, reason FROM done`
 
@@ -167,11 +185,31 @@ WHERE r.reservation_id = ANY($1::uuid[]) AND ` + postgres.ReplicatedSQL
 // commit was refused. Then finishAll reads the state of the reservations that this batch could not
 // end. So after a rollback without an error, the reservation has ended, unless it is an authorized payment.
 func (l *Ledger) finishAll(ctx context.Context, calls []Finish) ([]Finished, error) {
-	if l.locks.recent() {
-		return l.finishBriefly(ctx, calls)
-	}
-	return finishOn(ctx, l.pool, calls, byCall)
+	return l.finish(ctx, calls, byCall, l.locks.recent())
 }
+
+// finish is finishOn on a connection of the pool. It waits only briefly for locks if brief is set.
+func (l *Ledger) finish(ctx context.Context, calls []Finish, by ending, brief bool) (finished []Finished, err error) {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	switch {
+	case brief:
+		err = l.transact(ctx, conn, true, func() error {
+			finished, err = finishOn(ctx, conn, calls, by, asItIs)
+			return err
+		})
+		return finished, err
+	case postgres.Citus(conn.Conn()):
+		return finishOn(ctx, conn, calls, by, func(run func() error) error { return l.transact(ctx, conn, false, run) })
+	}
+	return finishOn(ctx, conn, calls, by, asItIs)
+}
+
+// asItIs runs a statement without anything around it.
+func asItIs(run func() error) error { return run() }
 
 // ending says who rolls back.
 type ending struct {
@@ -185,8 +223,10 @@ var (
 	bySweep     = ending{authorized: true, untold: true}
 )
 
-// finishOn is finishAll on a pool or in a transaction.
-func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending) ([]Finished, error) {
+// finishOn is finishAll on a connection. There may be a transaction. Without one, each statement
+// that ends reservations must be a transaction of its own, because the next one locks other
+// reservations: alone runs it.
+func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending, alone func(func() error) error) ([]Finished, error) {
 	order := make([]int, 0, len(calls)) // has only the first of several equal calls
 	first := make(map[Finish]int, len(calls))
 	for i, c := range calls {
@@ -212,23 +252,25 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending
 	// end runs a statement, and notes the calls that ended a reservation. asked makes such a call from
 	// its reservation and the statement's second column.
 	end := func(asked func(uuid.UUID, string) Finish, sql string, args ...any) error {
-		rows, err := q.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		var id uuid.UUID
-		var text string
-		_, err = pgx.ForEachRow(rows, []any{&id, &text}, func() error {
-			c := asked(id, text)
-			f := &finished[first[c]]
-			f.Done = true
-			f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
-			if c.RollBack != "" {
-				f.Claim.Status, f.Claim.Reason = payment.RolledBack, c.RollBack
+		return alone(func() error {
+			rows, err := q.Query(ctx, sql, args...)
+			if err != nil {
+				return err
 			}
-			return nil
+			var id uuid.UUID
+			var text string
+			_, err = pgx.ForEachRow(rows, []any{&id, &text}, func() error {
+				c := asked(id, text)
+				f := &finished[first[c]]
+				f.Done = true
+				f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
+				if c.RollBack != "" {
+					f.Claim.Status, f.Claim.Reason = payment.RolledBack, c.RollBack
+				}
+				return nil
+			})
+			return err
 		})
-		return err
 	}
 	if len(commits) > 0 {
 		if err := end(commitOf, commitSQL, commits, keys, false); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/money"
 	"pgw/shared/payment"
 )
@@ -51,6 +52,9 @@ SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, 
 
 	if keys, calls := w.keys(Search{Limit: 20, Before: Newest, Account: "A"}); strings.Join(keys, " ") != "oldest" || calls != 3 {
 		t.Errorf("%q after %d calls; want the oldest after 3", keys, calls)
+	}
+	if embeddedtest.Citus(t) {
+		return // the node that has the tables makes the plan, by what it knows of their sizes
 	}
 	var lines []string
 	err := pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {

@@ -111,10 +111,12 @@ type Ledger struct {
 	quotes   *readers // the quotes that are put
 	operates *readers // the captures, voids and cancellations
 	rules    *postgres.Cached[payment.Rules]
-	locks    seenLocks
-	accepted prometheus.Histogram // nil: there are no metrics
-	log      *slog.Logger
-	outage   *trace.Outage // of the database
+	// lockTimeout is that of the configuration.
+	lockTimeout time.Duration
+	locks       seenLocks
+	accepted    prometheus.Histogram // nil: there are no metrics
+	log         *slog.Logger
+	outage      *trace.Outage // of the database
 }
 
 // Open makes a ledger on a database. It connects on first use. An error names DATABASE_URL.
@@ -141,7 +143,7 @@ func Open(cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{
 		pool: pool, reads: newReads(reading, cmp.Or(cfg.ReadTimeout, readTimeout)),
-		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), log: log, outage: outage,
+		quotes: newReaders(maxPuts, maxWaitingPuts, readTimeout), lockTimeout: cfg.LockTimeout, log: log, outage: outage,
 		operates: newReaders(maxOperations, maxWaitingOperations, cmp.Or(cfg.BatchTimeout, batch.DefaultTimeout)),
 	}
 	l.rules = postgres.NewCached(l.readRules, l.log)

@@ -34,7 +34,7 @@ type world struct {
 	failPublish error
 }
 
-// migrated is a database with the schema.
+// migrated is a database with the schema; on Citus a distributed schema.
 var migrated = embeddedtest.Template{Prepare: Migrate}
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
@@ -42,7 +42,27 @@ func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 // newWorldWith lets a test change the usual configuration.
 func newWorldWith(t testing.TB, change func(*Config)) *world {
 	t.Helper()
-	url := migrated.Postgres(t)
+	return newWorldOn(t, migrated.Postgres(t), change)
+}
+
+// newPlainWorld is for tests that change the schema. On Citus they need one that is not
+// distributed.
+func newPlainWorld(t testing.TB) *world { return newPlainWorldWith(t, func(*Config) {}) }
+
+func newPlainWorldWith(t testing.TB, change func(*Config)) *world {
+	t.Helper()
+	if !embeddedtest.Citus(t) {
+		return newWorldWith(t, change)
+	}
+	url := embeddedtest.Postgres(t)
+	if err := Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	return newWorldOn(t, url, change)
+}
+
+func newWorldOn(t testing.TB, url string, change func(*Config)) *world {
+	t.Helper()
 	w := &world{t: t, now: time.Now, published: map[string]payment.Reason{}}
 	w.cfg = Config{
 		URL: url, Name: "test", BatchMax: 64, BatchLanes: 2, QueueMax: 4096, LockTimeout: time.Minute, ReadTimeout: patience,
@@ -186,7 +206,7 @@ func TestReserveCommitMovesMoneyOnce(t *testing.T) {
 func TestRefusalsAreForEver(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B", "BLOCKED")
-	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'BLOCKED'`)
+	w.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'BLOCKED'`)
 	late := pay("late", "A", "B", 10)
 	late.Deadline = time.Now().Add(-time.Second)
 	for _, tc := range []struct {
@@ -286,7 +306,7 @@ func TestCommitToABlockedReceiverIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")
 	held := w.mustReserve(pay("k", "A", "B", 60))
-	w.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	w.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'B'`)
 	if got := w.mustFinish(Finish{ReservationID: held.ReservationID}); got.Done || got.Claim.Status != payment.Pending {
 		t.Fatalf("commit: %+v", got)
 	}
@@ -301,7 +321,7 @@ func TestCommitToABlockedReceiverIsRefused(t *testing.T) {
 func TestDailyLimit(t *testing.T) {
 	w := newWorld(t)
 	w.open(1000, "A", "B")
-	w.exec(`UPDATE wallet_accounts SET daily_limit_idr = 100 WHERE account_id = 'A'`)
+	w.exec(`UPDATE balances SET daily_limit = 100 WHERE account_id = 'A'`)
 	first := w.mustReserve(pay("1", "A", "B", 80))
 	if got := w.mustReserve(pay("2", "A", "B", 21)); got.Reason != payment.DailyLimitExceeded {
 		t.Fatalf("past the limit: %+v", got)
@@ -312,7 +332,7 @@ func TestDailyLimit(t *testing.T) {
 		t.Fatalf("after the rollback: %+v", got)
 	}
 	// Each day has its own limit. This moves the spent amount to yesterday.
-	w.exec(`UPDATE wallet_accounts SET spent_day = spent_day - 1 WHERE account_id = 'A'`)
+	w.exec(`UPDATE balances SET spent_day = spent_day - 1 WHERE account_id = 'A'`)
 	if got := w.mustReserve(pay("4", "A", "B", 100)); got.Status != payment.Pending {
 		t.Fatalf("the day after: %+v", got)
 	}
@@ -404,7 +424,7 @@ func (w *world) madeBefore(key string, ago time.Duration) uuid.UUID {
 // expire moves a reservation's deadline into the past. It does not change a decided reservation.
 func (w *world) expire(id uuid.UUID) {
 	w.t.Helper()
-	w.exec(`UPDATE reservations SET deadline = clock_timestamp() - interval '1 microsecond'
+	w.exec(`UPDATE reservations SET deadline = statement_timestamp() - interval '1 microsecond'
 		WHERE reservation_id = $1 AND status = 'PENDING'`, id)
 }
 
@@ -436,7 +456,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 	}{
 		"the deadline passes": {1500 * time.Millisecond, `SELECT pg_sleep(greatest(0, extract(epoch FROM deadline - clock_timestamp())) + 0.1)
 			FROM reservations WHERE idempotency_key = 'k' AND receiver_id = $1`},
-		"the receiver is blocked": {time.Minute, `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`},
+		"the receiver is blocked": {time.Minute, `UPDATE balances SET status = 'BLOCKED' WHERE account_id = $1`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -449,7 +469,7 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer holder.Rollback(context.Background())
-			if _, err := holder.Exec(t.Context(), `UPDATE wallet_accounts SET owner = 'held' WHERE account_id = $1`, "B"); err != nil {
+			if _, err := holder.Exec(t.Context(), `UPDATE balances SET updated_at = now() WHERE account_id = $1`, "B"); err != nil {
 				t.Fatal(err)
 			}
 			results := make(chan []batch.Result[Finished])
@@ -481,13 +501,22 @@ func TestCommitIsJudgedAfterTheWait(t *testing.T) {
 // waitsForALock returns as soon as one of the world's transactions waits for a lock.
 func (w *world) waitsForALock() { w.t.Helper(); w.waitForLocks(1) }
 
+// waitingSQL is the rest of a statement that selects the transactions which wait for locks, with
+// their pid. On Citus they wait on the node that has the tables.
+func waitingSQL(t testing.TB) string {
+	activity := `pg_stat_activity`
+	if embeddedtest.Citus(t) {
+		activity = `(SELECT global_pid AS pid, datname, wait_event_type FROM citus_stat_activity) a`
+	}
+	return activity + ` WHERE datname = current_database() AND wait_event_type = 'Lock'`
+}
+
 // waitForLocks waits until n transactions wait for locks.
 func (w *world) waitForLocks(n int) {
 	w.t.Helper()
 	waiting := 0
 	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if err := w.pool.QueryRow(context.Background(), `SELECT count(*) FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting); err != nil {
+		if err := w.pool.QueryRow(context.Background(), `SELECT count(*) FROM `+waitingSQL(w.t)).Scan(&waiting); err != nil {
 			w.t.Fatal(err)
 		}
 		if waiting >= n {
@@ -553,7 +582,7 @@ func TestCommitAndSweepRace(t *testing.T) {
 	}
 	holding.Wait()
 	// Only this test sets deadlines, however long it takes.
-	w.exec(`UPDATE reservations SET deadline = clock_timestamp() + interval '1 hour'`)
+	w.exec(`UPDATE reservations SET deadline = statement_timestamp() + interval '1 hour'`)
 
 	var committing, sweeping sync.WaitGroup
 	stop := make(chan struct{})
@@ -878,16 +907,16 @@ func TestQueueIsBounded(t *testing.T) {
 // The check itself must find errors.
 func TestSumSeesWhatIsOff(t *testing.T) {
 	for name, break_ := range map[string]string{
-		"a balance changed by hand":     `UPDATE wallet_accounts SET balance_idr = balance_idr + 1 WHERE account_id = 'A'`,
-		"two balances that cancel out":  `UPDATE wallet_accounts SET balance_idr = balance_idr + CASE account_id WHEN 'A' THEN 1 ELSE -1 END WHERE account_id IN ('A', 'B')`,
+		"a balance changed by hand":     `UPDATE balances SET available = available + 1 WHERE account_id = 'A'`,
+		"two balances that cancel out":  `UPDATE balances SET available = available + CASE account_id WHEN 'A' THEN 1 ELSE -1 END WHERE account_id IN ('A', 'B')`,
 		"a payment deleted":             `DELETE FROM payments`,
 		"an outcome turned":             `UPDATE payments SET status = 'FAILED', reason = 'expired'`,
 		"a reservation deleted":         `DELETE FROM reservations`,
 		"a hold that was never taken":   `UPDATE reservations SET status = 'ROLLEDBACK'`,
-		"a funding deleted":             `DELETE FROM fundings WHERE account_id = 'A'`,
+		"a funding deleted":             `DELETE FROM transfers WHERE account_id = 'A'`,
 		"another amount":                `UPDATE payments SET amount_idr = amount_idr + 1`,
 		"a payment of another's key":    `UPDATE payments SET idempotency_key = 'other'`,
-		"funds for nobody's account":    `DELETE FROM fundings WHERE account_id = 'B'`,
+		"funds for nobody's account":    `DELETE FROM transfers WHERE account_id = 'B'`,
 		"a reservation opened up again": `UPDATE reservations SET status = 'PENDING'`,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -48,7 +48,7 @@ func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *
 	if err := cmp.Or(checkLiquidity(balance, limit), by.Validate()); err != nil {
 		return false, &InvalidError{err}
 	}
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.begin(ctx, func(tx pgx.Tx) error {
 		currency := balance.Currency.String()
 		if onlyMissing {
 			there, err := hasLiquidity(ctx, tx, currency)

@@ -31,7 +31,7 @@ const (
 	locksLast = 2 * time.Second
 
 	// Another lane holds a lock only for milliseconds.
-	briefSQL = `SET LOCAL lock_timeout = 50`
+	briefly = 50 * time.Millisecond
 
 	// These statements do not wait, so their lock order does not matter. They keep the usual order.
 	skipLocked = ` SKIP LOCKED`
@@ -143,7 +143,7 @@ func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	}
 	calls = found.resolved(calls)
 	b, free := &pgx.Batch{}, map[place]bool{}
-	l.queueBegin(b, true)
+	l.queueBegin(b, conn, true)
 	queueLocks(b, calls, skipLocked, func(at place) error { free[at] = true; return nil })
 	s, err := read(ctx, conn, b, calls)
 	if err != nil {
@@ -177,27 +177,49 @@ func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 	return results, nil
 }
 
-// finishBriefly is finishAll for the time after a lock timeout. It waits only briefly.
-func (l *Ledger) finishBriefly(ctx context.Context, calls []Finish) (finished []Finished, err error) {
-	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
-		finished, err = finishOn(ctx, conn, calls, byCall)
-		return err
-	})
-	return finished, err
+// queueBegin begins a transaction, which waits only briefly for locks if brief is set.
+func (l *Ledger) queueBegin(b *pgx.Batch, conn *pgxpool.Conn, brief bool) {
+	b.Queue("BEGIN")
+	for _, sql := range l.limits(conn.Conn(), brief) {
+		b.Queue(sql)
+	}
 }
 
-// transact runs a transaction that waits only briefly for locks.
-func (l *Ledger) transact(ctx context.Context, run func(*pgxpool.Conn) error) error {
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return err
+// limits returns the statements that limit a transaction's waits for locks. The session has the
+// usual limit, but on Citus another server waits.
+func (l *Ledger) limits(conn *pgx.Conn, brief bool) (sql []string) {
+	citus, limit := postgres.Citus(conn), l.lockTimeout
+	if brief {
+		limit = briefly
 	}
-	defer conn.Release()
+	if citus {
+		sql = append(sql, postgres.PropagateSQL)
+	}
+	if brief || citus && limit > 0 {
+		sql = append(sql, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, limit.Milliseconds()))
+	}
+	return sql
+}
+
+// begin runs a transaction that has the usual limits.
+func (l *Ledger) begin(ctx context.Context, run func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		for _, sql := range l.limits(tx.Conn(), false) {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return run(tx)
+	})
+}
+
+// transact runs a transaction on a connection, which waits only briefly for locks if brief is set.
+func (l *Ledger) transact(ctx context.Context, conn *pgxpool.Conn, brief bool, run func() error) error {
 	begin := &pgx.Batch{}
-	begin.Queue("BEGIN")
-	begin.Queue(briefSQL)
-	if err = conn.SendBatch(ctx, begin).Close(); err == nil {
-		if err = run(conn); err == nil {
+	l.queueBegin(begin, conn, brief)
+	err := conn.SendBatch(ctx, begin).Close()
+	if err == nil {
+		if err = run(); err == nil {
 			_, err = conn.Exec(ctx, "COMMIT")
 		}
 	}
@@ -214,10 +236,14 @@ func (l *Ledger) finishFree(ctx context.Context, calls []Finish) ([]batch.Result
 }
 
 func (l *Ledger) finishAround(ctx context.Context, calls []Finish, by ending) (results []batch.Result[Finished], err error) {
-	err = l.transact(ctx, func(conn *pgxpool.Conn) error {
-		results, err = finishFreeOn(ctx, conn, calls, by)
-		return err
-	})
+	conn, err := l.pool.Acquire(ctx)
+	if err == nil {
+		defer conn.Release()
+		err = l.transact(ctx, conn, true, func() error {
+			results, err = finishFreeOn(ctx, conn, calls, by)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("finish around locks, of a batch of %d: %w", len(calls), err)
 	}
@@ -280,7 +306,7 @@ func finishFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []Finish, by en
 			rest, restAt = append(rest, c), append(restAt, i)
 		}
 	}
-	finished, err := finishOn(ctx, conn, kept, by)
+	finished, err := finishOn(ctx, conn, kept, by, asItIs)
 	if err != nil {
 		return nil, err
 	}

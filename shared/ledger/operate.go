@@ -57,7 +57,8 @@ INSERT INTO operations (client, idempotency_key, kind, fingerprint, attempt_id, 
 	accepted_at, decided_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp())`
 
 	authorizeSQL = `
-INSERT INTO authorizations (expires_at, reservation_id, amount_idr) SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[])`
+INSERT INTO authorizations (expires_at, reservation_id, amount_idr) SELECT a.*
+FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[]) a, ` + hereSQL
 
 	endAuthorizationSQL = `DELETE FROM authorizations WHERE expires_at = $1 AND reservation_id = $2`
 
@@ -123,7 +124,7 @@ func (l *Ledger) operateAll(ctx context.Context, ops []payment.Operation) ([]Ope
 		if err != nil {
 			return nil, err
 		}
-		if done[i], err = operateOn(ctx, conn, op); err != nil {
+		if done[i], err = l.operateOn(ctx, conn, op); err != nil {
 			postgres.RollBack(ctx, conn)
 		}
 		conn.Release()
@@ -171,8 +172,8 @@ func (o operation) again(op payment.Operation) payment.Outcome {
 	return o.outcome(op.AttemptID == "" || op.AttemptID != o.attempt)
 }
 
-func operateOn(ctx context.Context, conn *pgxpool.Conn, op payment.Operation) (done Operated, err error) {
-	s, err := readOperating(ctx, conn, op)
+func (l *Ledger) operateOn(ctx context.Context, conn *pgxpool.Conn, op payment.Operation) (done Operated, err error) {
+	s, err := l.readOperating(ctx, conn, op)
 	if err != nil {
 		return done, err
 	}
@@ -208,7 +209,7 @@ func (o operation) tableStatus() payment.Status {
 }
 
 // readOperating begins the transaction, and locks and reads what the decision needs.
-func readOperating(ctx context.Context, conn *pgxpool.Conn, op payment.Operation) (s operating, err error) {
+func (l *Ledger) readOperating(ctx context.Context, conn *pgxpool.Conn, op payment.Operation) (s operating, err error) {
 	of := op.Of()
 	err = conn.QueryRow(ctx, refOfKeySQL, of.Key, of.Client).Scan(&s.ref)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -218,7 +219,7 @@ func readOperating(ctx context.Context, conn *pgxpool.Conn, op payment.Operation
 		return s, err
 	}
 	b := &pgx.Batch{}
-	b.Queue("BEGIN")
+	l.queueBegin(b, conn, false)
 	b.Queue(lockPaymentSQL, s.ref)
 	b.Queue(paymentByRefSQL, s.ref).Query(func(rows pgx.Rows) error {
 		var err error
@@ -324,7 +325,7 @@ func (v verdict) end(ctx context.Context, conn *pgxpool.Conn, s operating) error
 	case v.debit == 0:
 		return nil
 	case v.rollBack != "":
-		if _, err := finishOn(ctx, conn, []Finish{{ReservationID: s.ref, RollBack: v.rollBack}}, byOperation); err != nil {
+		if _, err := finishOn(ctx, conn, []Finish{{ReservationID: s.ref, RollBack: v.rollBack}}, byOperation, asItIs); err != nil {
 			return err
 		}
 	default:

@@ -59,7 +59,7 @@ func (w *world) expect(op payment.Operation, want string) Operated {
 // holdFor moves the end of a hold.
 func (w *world) holdFor(id uuid.UUID, d time.Duration) {
 	w.t.Helper()
-	w.exec(`WITH r AS (UPDATE reservations SET deadline = clock_timestamp() + $2 WHERE reservation_id = $1 RETURNING deadline)
+	w.exec(`WITH r AS (UPDATE reservations SET deadline = statement_timestamp() + $2 WHERE reservation_id = $1 RETURNING deadline)
 		UPDATE authorizations a SET expires_at = r.deadline FROM r WHERE a.reservation_id = $1`, id, d)
 }
 
@@ -349,7 +349,7 @@ func TestAHoldIsGivenBack(t *testing.T) {
 	w.expect(capture("c", "part", in(400, "USD")), "SUCCESS committed")
 	w.mustReserve(manual(exchange("rest", "A", "B", in(600, "USD"), in(803, "SGD"), 804)))
 	w.checkBooks()
-	w.exec(`UPDATE reservations SET created_at = created_at - interval '1 day' WHERE idempotency_key = 'rest'`)
+	w.exec(`UPDATE reservations SET created_at = (created_at AT TIME ZONE 'UTC' - interval '1 day') AT TIME ZONE 'UTC' WHERE idempotency_key = 'rest'`)
 	w.expect(capture("c2", "rest", in(100, "USD")), "SUCCESS committed")
 	if n := w.count(`SELECT spent_today FROM balances WHERE account_id = 'A' AND currency = 'USD'`); n != 1000 {
 		t.Errorf("A has spent %d today", n)
@@ -390,7 +390,7 @@ func TestAHoldExpires(t *testing.T) {
 	}
 	ended := w.mustReserve(manual(pay("ended", "A", "B", 20)))
 	// An earlier release may have left the row of a hold that has ended.
-	if _, err := finishOn(t.Context(), w.pool, []Finish{{ReservationID: ended.ReservationID, RollBack: payment.CallerRolledBack}}, byOperation); err != nil {
+	if _, err := finishOn(t.Context(), w.pool, []Finish{{ReservationID: ended.ReservationID, RollBack: payment.CallerRolledBack}}, byOperation, asItIs); err != nil {
 		t.Fatal(err)
 	}
 	w.holdFor(ended.ReservationID, -time.Second)
@@ -472,7 +472,7 @@ func TestACaptureThatIsCutHasNoEffect(t *testing.T) {
 				failed <- err
 			}()
 			w.waitsForALock()
-			w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+			w.exec(`SELECT pg_terminate_backend(pid) FROM ` + waitingSQL(t))
 			if err := <-failed; err == nil {
 				t.Fatal("a capture that was cut succeeded")
 			}
@@ -597,7 +597,7 @@ func TestAHoldHasOneEnd(t *testing.T) {
 		close(begin)
 		running.Wait()
 		span = 2 * time.Since(began) // so that about half of the holds expire before their operations come
-		w.exec(`WITH r AS (UPDATE reservations SET deadline = clock_timestamp() - interval '1 ms' WHERE status = 'PENDING' RETURNING reservation_id, deadline)
+		w.exec(`WITH r AS (UPDATE reservations SET deadline = statement_timestamp() - interval '1 ms' WHERE status = 'PENDING' RETURNING reservation_id, deadline)
 			UPDATE authorizations a SET expires_at = r.deadline FROM r WHERE a.reservation_id = r.reservation_id`)
 		close(swept)
 		sweeping.Wait()

@@ -97,7 +97,7 @@ func (l *Ledger) PutQuote(ctx context.Context, n NewQuote) (q Quote, err error) 
 		}}
 	}
 	err = l.quotes.run(ctx, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		return l.begin(ctx, func(tx pgx.Tx) error {
 			q, err = putQuote(ctx, tx, n)
 			return err
 		})

@@ -57,7 +57,7 @@ func TestAClientHasFewOpenQuotes(t *testing.T) {
 	if again, err := w.PutQuote(t.Context(), other); err != nil || again.ID != q.ID || !again.Expires.Equal(q.Expires) {
 		t.Errorf("the same quote again: %+v, %v; want %+v", again, err, q)
 	}
-	w.exec(`UPDATE quotes SET used_by = gen_random_uuid() WHERE quote_id = $1`, given[0].ID)
+	w.exec(`UPDATE quotes SET used_by = $2 WHERE quote_id = $1`, given[0].ID, newID())
 	w.exec(`UPDATE quotes SET expires_at = now() - interval '1 second' WHERE quote_id = $1`, given[1].ID)
 	for i, want := range []bool{true, true, false} {
 		if _, err := w.PutQuote(t.Context(), quoteOf("acme", most)); (err == nil) != want {

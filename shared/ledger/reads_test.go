@@ -28,7 +28,7 @@ func eventually(t *testing.T, what string, holds func() error) {
 // Payments are settled and single payments are read, however many lists are stuck. When the clients
 // of the lists hang up, the database has no more queries of theirs.
 func TestListsDoNotHoldUpPayments(t *testing.T) {
-	w := newWorldWith(t, func(cfg *Config) { cfg.ReadTimeout = time.Hour })
+	w := newPlainWorldWith(t, func(cfg *Config) { cfg.ReadTimeout = time.Hour })
 	w.open(1_000_000, "A", "B")
 	watch := connect(t, w.cfg.URL)
 	// Each row makes a list slower than its time limit.

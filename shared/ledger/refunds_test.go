@@ -596,11 +596,11 @@ func TestSumSeesRefundsThatAreOff(t *testing.T) {
 	w.settle(p)
 	w.giveBack(refundOf(p, "r", 40))
 	for change, undo := range map[string]string{
-		"refunded_minor = 39 WHERE idempotency_key = 'p'":           "refunded_minor = 40 WHERE idempotency_key = 'p'",
-		"refunding_minor = 1 WHERE idempotency_key = 'p'":           "refunding_minor = 0 WHERE idempotency_key = 'p'",
-		"returned_minor = 41 WHERE idempotency_key = 'p'":           "returned_minor = 40 WHERE idempotency_key = 'p'",
-		"sender_id = 'C' WHERE idempotency_key = 'r'":               "sender_id = 'B' WHERE idempotency_key = 'r'",
-		"parent_id = gen_random_uuid() WHERE idempotency_key = 'r'": fmt.Sprintf("parent_id = '%s' WHERE idempotency_key = 'r'", w.record("p").Ref),
+		"refunded_minor = 39 WHERE idempotency_key = 'p'":                    "refunded_minor = 40 WHERE idempotency_key = 'p'",
+		"refunding_minor = 1 WHERE idempotency_key = 'p'":                    "refunding_minor = 0 WHERE idempotency_key = 'p'",
+		"returned_minor = 41 WHERE idempotency_key = 'p'":                    "returned_minor = 40 WHERE idempotency_key = 'p'",
+		"sender_id = 'C' WHERE idempotency_key = 'r'":                        "sender_id = 'B' WHERE idempotency_key = 'r'",
+		fmt.Sprintf("parent_id = '%s' WHERE idempotency_key = 'r'", newID()): fmt.Sprintf("parent_id = '%s' WHERE idempotency_key = 'r'", w.record("p").Ref),
 	} {
 		w.exec("UPDATE reservations SET " + change)
 		sum, err := ReadSum(t.Context(), w.pool)
@@ -614,7 +614,7 @@ func TestSumSeesRefundsThatAreOff(t *testing.T) {
 
 // An earlier release can't end a refund, because it would not count it.
 func TestAnEarlierReleaseLeavesRefundsAlone(t *testing.T) {
-	w := newWorld(t)
+	w := newPlainWorld(t)
 	w.open(1000, "A", "B")
 	p := pay("p", "A", "B", 100)
 	w.settle(p)

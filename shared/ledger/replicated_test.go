@@ -81,7 +81,7 @@ func TestWhatNoStandbyHasIsNotTold(t *testing.T) {
 	}
 	// A sweep could not publish the end of this payment, so the next one does.
 	w.mustReserve(pay("untold", "A", "B", 100))
-	exec("UPDATE reservations SET deadline = clock_timestamp() - interval '1 microsecond' WHERE idempotency_key = 'untold'")
+	exec("UPDATE reservations SET deadline = statement_timestamp() - interval '1 microsecond' WHERE idempotency_key = 'untold'")
 	w.failPublish = context.DeadlineExceeded
 	if _, _, err := w.sweep(t.Context()); err == nil {
 		t.Fatal("the sweep has published")

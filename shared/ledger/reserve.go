@@ -101,8 +101,9 @@ SELECT ` + claimColumns + `
 FROM unnest($1::text[], $2::text[]) AS w(key, client) JOIN reservations r ON r.idempotency_key = w.key AND r.client = w.client
 LEFT JOIN payments p ON p.payment_id = r.reservation_id`
 
-	// What stands is told only if it can't be lost.
-	replicatedSQL = `SELECT WHERE ` + postgres.ReplicatedSQL
+	// What stands is told only if it can't be lost. The statement names a table, so that on Citus
+	// it runs where the tables are.
+	replicatedSQL = `SELECT FROM sweep_state WHERE ` + postgres.ReplicatedSQL
 
 	// This one clock decides about deadlines, days and minutes, and makes the ids.
 	clockSQL = `SELECT clock_timestamp()`
@@ -118,18 +119,20 @@ SELECT account_id, currency FROM balances WHERE account_id = ANY($1) AND currenc
 ORDER BY account_id, currency FOR NO KEY UPDATE`
 
 	insertRefusedSQL = `
-INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason)
-SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason
+INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
+SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason, $8
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-	AS c(id, key, sender, receiver, currency, amount, reason)`
+	AS c(id, key, sender, receiver, currency, amount, reason), ` + hereSQL
 
 	// addBalancesSQL makes the empty balances that a commit will pay into. The account's lock keeps
 	// its status as it is copied.
 	addBalancesSQL = `
-INSERT INTO balances (account_id, currency, status)
-SELECT a.account_id, w.currency, a.status
-FROM unnest($1::text[], $2::text[]) AS w(account_id, currency) JOIN accounts a USING (account_id)
-ORDER BY a.account_id, w.currency FOR SHARE OF a
+WITH owners AS MATERIALIZED (
+	SELECT a.account_id, w.currency, a.status
+	FROM unnest($1::text[], $2::text[]) AS w(account_id, currency) JOIN accounts a USING (account_id)
+	ORDER BY a.account_id, w.currency FOR SHARE OF a
+)
+INSERT INTO balances (account_id, currency, status) SELECT account_id, currency, status FROM owners
 ON CONFLICT (account_id, currency) DO NOTHING`
 
 	// holdSQL takes the money, and fails (division by zero) unless every balance is still as the
@@ -199,7 +202,7 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 	calls = found.resolved(calls)
 	b := &pgx.Batch{}
 	if lock {
-		l.queueBegin(b, false)
+		l.queueBegin(b, conn, l.locks.recent())
 		found.queueLock(b)
 		queueLocks(b, calls, "", nil)
 	}
@@ -211,22 +214,13 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 	decided, fresh := decide(calls, s, velocity)
 	b = &pgx.Batch{}
 	if !lock {
-		l.queueBegin(b, false)
+		l.queueBegin(b, conn, l.locks.recent())
 	}
 	if err := write(ctx, conn, b, calls, decided, fresh, s); err != nil {
 		return nil, err
 	}
 	l.observeAccepted(calls, fresh, s.now)
 	return decided, nil
-}
-
-// queueBegin begins a transaction. It waits only briefly for locks if brief is set, or a lock timeout
-// was seen recently.
-func (l *Ledger) queueBegin(b *pgx.Batch, brief bool) {
-	b.Queue("BEGIN")
-	if brief || l.locks.recent() {
-		b.Queue(briefSQL)
-	}
 }
 
 // queueLocks locks the senders' balances, LIQUIDITY's and the quotes. how is added to the statements.
@@ -491,7 +485,7 @@ func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserv
 		s.queueClaims(b, calls, decided, fresh)
 		queueAuthorizations(b, calls, decided, fresh, s.now)
 		s.parents.queueCounts(b)
-		queueRefusals(b, calls, decided, fresh)
+		queueRefusals(b, calls, decided, fresh, s.now)
 		s.queueNewBalances(b, calls, decided, fresh)
 		s.queueQuotes(b)
 		s.queueHolds(b)
@@ -529,7 +523,7 @@ func (s state) queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fr
 	queueReservations(b, rows)
 }
 
-func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
+func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, now time.Time) {
 	var ids []pgtype.UUID
 	var keys, from, to, currencies, reasons []string
 	var amounts []int64
@@ -544,7 +538,7 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 		reasons = append(reasons, string(claim.Reason))
 	}
 	if len(ids) > 0 {
-		b.Queue(insertRefusedSQL, ids, keys, from, to, currencies, amounts, reasons)
+		b.Queue(insertRefusedSQL, ids, keys, from, to, currencies, amounts, reasons, timestamp(now))
 	}
 }
 

@@ -82,11 +82,13 @@ WITH done AS (
 ), entered AS (
 	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
 	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs
+	RETURNING 1
 ), outcome AS (
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
 		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) THEN 'SUCCESS' END, 'committed', at
 	FROM done
+	RETURNING 1
 )
 SELECT 1 / (count(*) = cardinality($1))::int FROM done`
 
@@ -121,7 +123,8 @@ SELECT 1 / ((SELECT count(*) FROM moved) = (SELECT count(*) FROM changes))::int`
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason, at
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::timestamptz[])
-	AS c(id, key, sender, receiver, currency, amount, reason, at)`
+	AS c(id, key, sender, receiver, currency, amount, reason, at)
+RETURNING 1`
 
 	restoreOperationSQL = `
 INSERT INTO operations (client, idempotency_key, kind, fingerprint, attempt_id, reservation_id, amount_minor, status, reason, note,
@@ -338,7 +341,7 @@ func (w *restoring) run(ctx context.Context, conn *pgxpool.Conn) error {
 		}
 	}
 	if len(w.rollBacks) > 0 {
-		_, err := finishOn(ctx, conn, w.rollBacks, byOperation)
+		_, err := finishOn(ctx, conn, w.rollBacks, byOperation, asItIs)
 		return err
 	}
 	return nil

@@ -99,7 +99,7 @@ var columns = []column{
 
 var (
 	// insertReservationsSQL takes an array of values for each column.
-	insertReservationsSQL = fmt.Sprintf("INSERT INTO reservations (%s)\nSELECT %s\nFROM unnest(%s) AS c(%[1]s)",
+	insertReservationsSQL = fmt.Sprintf("INSERT INTO reservations (%s)\nSELECT %s\nFROM unnest(%s) AS c(%[1]s), "+hereSQL,
 		each(func(_ int, c column) string { return c.name }), each(func(_ int, c column) string { return c.write }),
 		each(func(i int, c column) string { return fmt.Sprintf("$%d::%s[]", i+1, c.kind) }))
 

@@ -25,15 +25,20 @@ const (
 // in the future must not stay the newest. So a new row gets a time after every existing row.
 const (
 	putRateSQL = `
+WITH next AS MATERIALIZED (
+	SELECT greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond') AS at FROM fx_rates WHERE base = $2 AND quote = $3
+)
 INSERT INTO fx_rates (rate_id, base, quote, rate, bid, ask, effective_at)
-SELECT $1, $2, $3, $4::text::numeric, nullif($5::text, '')::numeric, nullif($6::text, '')::numeric,
-	greatest(clock_timestamp(), max(effective_at) + interval '1 microsecond')
-FROM fx_rates WHERE base = $2 AND quote = $3`
+SELECT $1, $2, $3, $4::text::numeric, nullif($5::text, '')::numeric, nullif($6::text, '')::numeric, at FROM next
+RETURNING 1`
 
 	putRulesSQL = `
-INSERT INTO risk_rules (rule_set, rules, created_at)
-SELECT $1, $2::text::jsonb, greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') FROM risk_rules
-HAVING $3 = '' OR $3 = coalesce((SELECT rule_set::text FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1), 'default')`
+WITH next AS MATERIALIZED (
+	SELECT greatest(clock_timestamp(), max(created_at) + interval '1 microsecond') AS at FROM risk_rules
+	HAVING $3 = '' OR $3 = coalesce((SELECT rule_set::text FROM risk_rules ORDER BY created_at DESC, rule_set DESC LIMIT 1), 'default')
+)
+INSERT INTO risk_rules (rule_set, rules, created_at) SELECT $1, $2::text::jsonb, at FROM next
+RETURNING 1`
 
 	// lockRulesSQL makes calls that put rules follow each other, until the transaction ends.
 	lockRulesSQL = `SELECT pg_advisory_xact_lock(hashtext('risk_rules'))`
@@ -169,7 +174,7 @@ func (l *Ledger) PutRules(ctx context.Context, text []byte, expected string, by 
 		return "", &InvalidError{err}
 	}
 	set := newID()
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err = l.begin(ctx, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(lockRulesSQL)
 		b.Queue(putRulesSQL, set, string(text), expected).Exec(func(tag pgconn.CommandTag) error {

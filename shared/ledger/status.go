@@ -40,7 +40,7 @@ const (
 var verdictSQL = fmt.Sprintf(`
 WITH next AS (SELECT coalesce(max(number), 0) + 1 AS number FROM verdicts)
 INSERT INTO verdicts (slot, number, verdict, breaches, words, since) SELECT number %% %d, number, $1, $2, $3, $4 FROM next
-ON CONFLICT (slot) DO UPDATE SET number = excluded.number, told_at = now(), verdict = excluded.verdict, breaches = excluded.breaches,
+ON CONFLICT (slot) DO UPDATE SET number = excluded.number, told_at = excluded.told_at, verdict = excluded.verdict, breaches = excluded.breaches,
 	words = excluded.words, since = excluded.since`, keptVerdicts)
 
 // RecordVerdict keeps a verdict. The ledger keeps the latest hundred. An InvalidError names the

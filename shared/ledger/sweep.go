@@ -74,7 +74,7 @@ ORDER BY expires_at, reservation_id LIMIT $4`
 SELECT count(*), coalesce(sum(amount_idr), 0)::bigint FROM (SELECT amount_idr FROM authorizations LIMIT $1) a`
 
 	// The mark only rises. The exception is a mark in the future, which would hide holds for ever.
-	markSQL = `UPDATE sweep_state SET swept_to = CASE WHEN swept_to > clock_timestamp() THEN $1 ELSE greatest(swept_to, $1) END`
+	markSQL = `UPDATE sweep_state SET swept_to = $1 WHERE swept_to < $1 OR swept_to > statement_timestamp()`
 
 	sweptSQL = `UPDATE sweep_state SET swept_at = $1, pending = $2, held_idr = $3, oldest_pending_at = $4`
 )
@@ -255,7 +255,7 @@ func (l *Ledger) rollBackOverdue(ctx context.Context, ids []pgtype.UUID, reason 
 		calls[i] = Finish{ReservationID: id.Bytes, RollBack: reason}
 	}
 	rollBack := servePatiently(l, serve(func(ctx context.Context, calls []Finish) ([]Finished, error) {
-		return finishOn(ctx, l.pool, calls, bySweep)
+		return l.finish(ctx, calls, bySweep, false)
 	}), func(ctx context.Context, calls []Finish) ([]batch.Result[Finished], error) {
 		return l.finishAround(ctx, calls, bySweep)
 	})

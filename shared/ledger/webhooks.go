@@ -180,6 +180,10 @@ const (
 
 	inScope = `($1 OR client = $2)`
 
+	// statementClock is where an update takes the time from that uses it in a CASE: Citus allows
+	// neither volatile functions in updates nor others than immutable ones in a CASE.
+	statementClock = `(SELECT statement_timestamp() AS now) c`
+
 	versionSQL = `SELECT coalesce(md5(string_agg(version::text, ',' ORDER BY endpoint_id)), '') FROM webhook_endpoints`
 
 	endpointsSQL = `SELECT ` + endpointColumns + ` FROM webhook_endpoints WHERE ` + inScope + ` AND ($3::uuid IS NULL OR endpoint_id = $3)
@@ -192,8 +196,10 @@ WHERE endpoint_id = ANY($1) AND (expires_at IS NULL OR expires_at > clock_timest
 	lockEndpointsSQL = `SELECT pg_advisory_xact_lock(19, hashtext($1))`
 
 	insertEndpointSQL = `
+WITH has AS MATERIALIZED (SELECT count(*) AS endpoints FROM webhook_endpoints WHERE client = $2)
 INSERT INTO webhook_endpoints (endpoint_id, client, url, types, format, thin, note, status)
-SELECT $1, $2, $3, $4, $5, $6, $7, 'ENABLED' WHERE (SELECT count(*) FROM webhook_endpoints WHERE client = $2) < $8`
+SELECT $1, $2, $3, $4, $5, $6, $7, 'ENABLED' FROM has WHERE endpoints < $8
+RETURNING 1`
 
 	insertSecretSQL = `INSERT INTO webhook_secrets (secret_id, endpoint_id, kind, key_id, sealed) VALUES ($1, $2, $3, $4, $5)`
 
@@ -201,50 +207,53 @@ SELECT $1, $2, $3, $4, $5, $6, $7, 'ENABLED' WHERE (SELECT count(*) FROM webhook
 UPDATE webhook_endpoints SET url = coalesce($4, url), types = coalesce($5, types), format = coalesce($6, format), thin = coalesce($7, thin),
 	note = coalesce($8, note), status = coalesce($9, status),
 	reason = CASE WHEN $9 = 'DISABLED' AND status <> 'DISABLED' THEN 'by_client' WHEN $9 = 'ENABLED' THEN '' ELSE reason END,
-	disabled_at = CASE WHEN $9 = 'DISABLED' AND status <> 'DISABLED' THEN clock_timestamp() WHEN $9 = 'ENABLED' THEN NULL ELSE disabled_at END,
+	disabled_at = CASE WHEN $9 = 'DISABLED' AND status <> 'DISABLED' THEN c.now WHEN $9 = 'ENABLED' THEN NULL ELSE disabled_at END,
 	failing_since = CASE WHEN $9 = 'ENABLED' AND status <> 'ENABLED' THEN NULL ELSE failing_since END,
-	version = gen_random_uuid(), changed_at = clock_timestamp()
-WHERE ` + inScope + ` AND endpoint_id = $3`
+	version = $10, changed_at = c.now
+FROM ` + statementClock + ` WHERE ` + inScope + ` AND endpoint_id = $3`
 
-	touchSQL = `UPDATE webhook_endpoints SET version = gen_random_uuid(), changed_at = clock_timestamp() WHERE ` + inScope + ` AND endpoint_id = $3`
+	touchSQL = `UPDATE webhook_endpoints SET version = $4, changed_at = statement_timestamp() WHERE ` + inScope + ` AND endpoint_id = $3`
 
-	withholdSQL = `UPDATE webhook_deliveries SET status = 'WITHHELD', ended_at = clock_timestamp() WHERE endpoint_id = $1 AND status = 'PENDING'`
+	withholdSQL = `UPDATE webhook_deliveries SET status = 'WITHHELD', ended_at = statement_timestamp() WHERE endpoint_id = $1 AND status = 'PENDING'`
 
 	deleteEndpointSQL = `DELETE FROM webhook_endpoints WHERE ` + inScope + ` AND endpoint_id = $3`
 
 	// At most two secrets of a kind sign: the new one, and the one that was current until now.
 	retireSQL = `
 WITH old AS (DELETE FROM webhook_secrets WHERE endpoint_id = $1 AND kind = $2 AND expires_at IS NOT NULL)
-UPDATE webhook_secrets SET expires_at = clock_timestamp() + $3::interval WHERE endpoint_id = $1 AND kind = $2 AND expires_at IS NULL`
+UPDATE webhook_secrets SET expires_at = statement_timestamp() + $3::interval WHERE endpoint_id = $1 AND kind = $2 AND expires_at IS NULL`
 
 	// insertEventSQL adds an event and its deliveries once. Endpoints get only what happened since
 	// they were made, and nothing that is so old that its row may have been deleted: a replay of
 	// Kafka's topics must not tell the past again. A delivery that the caller sends itself is due
 	// again after the lease.
 	insertEventSQL = `
-WITH event AS (
+WITH getting AS MATERIALIZED (
+	SELECT n.endpoint_id, CASE WHEN n.status = 'ENABLED' THEN 'PENDING' ELSE 'WITHHELD' END AS status,
+		clock_timestamp() + CASE WHEN n.endpoint_id = ANY($8) THEN $9::interval ELSE interval '0' END AS due_at,
+		CASE WHEN n.status = 'ENABLED' THEN NULL ELSE clock_timestamp() END AS ended_at
+	FROM webhook_endpoints n WHERE n.client = $2 AND n.created_at <= $7 AND (n.types = '{}' OR $3 = ANY(n.types))
+		AND $7 > clock_timestamp() - $10::interval
+), event AS (
 	INSERT INTO webhook_events (event_id, client, type, payment_key, sequence, data, happened_at)
-	SELECT $1, $2, $3, $4, $5, $6, $7
-	WHERE $7 > clock_timestamp() - $10::interval
-		AND EXISTS (SELECT FROM webhook_endpoints n WHERE n.client = $2 AND n.created_at <= $7 AND (n.types = '{}' OR $3 = ANY(n.types)))
+	SELECT $1, $2, $3, $4, $5, $6, $7 WHERE EXISTS (SELECT FROM getting)
 	ON CONFLICT (event_id) DO NOTHING RETURNING event_id
 )
 INSERT INTO webhook_deliveries (endpoint_id, event_id, status, due_at, ended_at)
-SELECT n.endpoint_id, e.event_id, CASE WHEN n.status = 'ENABLED' THEN 'PENDING' ELSE 'WITHHELD' END,
-	clock_timestamp() + CASE WHEN n.endpoint_id = ANY($8) THEN $9::interval ELSE interval '0' END,
-	CASE WHEN n.status = 'ENABLED' THEN NULL ELSE clock_timestamp() END
-FROM event e JOIN webhook_endpoints n ON n.client = $2 AND n.created_at <= $7 AND (n.types = '{}' OR $3 = ANY(n.types))
+SELECT g.endpoint_id, e.event_id, g.status, g.due_at, g.ended_at FROM event e, getting g
 RETURNING endpoint_id, status`
 
 	lockTellingSQL  = `SELECT pg_advisory_xact_lock(20, hashtext($1 || ' ' || $2))`
 	nextSequenceSQL = `SELECT coalesce(max(sequence), 0) FROM webhook_events WHERE client = $1 AND payment_key = $2`
 
 	insertTestSQL = `
-WITH event AS (
-	INSERT INTO webhook_events (event_id, client, type, data, happened_at)
-	SELECT $4, client, $5, $6, $7 FROM webhook_endpoints WHERE ` + inScope + ` AND endpoint_id = $3 RETURNING event_id
+WITH getting AS MATERIALIZED (
+	SELECT client FROM webhook_endpoints WHERE ` + inScope + ` AND endpoint_id = $3
+), event AS (
+	INSERT INTO webhook_events (event_id, client, type, data, happened_at) SELECT $4, client, $5, $6, $7 FROM getting RETURNING event_id
 )
-INSERT INTO webhook_deliveries (endpoint_id, event_id, status, due_at) SELECT $3, event_id, 'PENDING', clock_timestamp() FROM event`
+INSERT INTO webhook_deliveries (endpoint_id, event_id, status, due_at) SELECT $3, event_id, 'PENDING', clock_timestamp() FROM event
+RETURNING 1`
 
 	// dueSQL finds the endpoints with due deliveries. It steps through the index from one endpoint
 	// to the next, so an endpoint with a million rows costs as much as one with one.
@@ -267,13 +276,13 @@ WITH taken AS MATERIALIZED (
 		WHERE endpoint_id = w.endpoint_id AND status = 'PENDING' AND due_at <= clock_timestamp()
 		ORDER BY due_at LIMIT w.n FOR UPDATE SKIP LOCKED) d
 ), leased AS (
-	UPDATE webhook_deliveries d SET due_at = clock_timestamp() + $3::interval FROM taken t
+	UPDATE webhook_deliveries d SET due_at = statement_timestamp() + $3::interval FROM taken t
 	WHERE d.endpoint_id = t.endpoint_id AND d.event_id = t.event_id RETURNING d.endpoint_id, d.event_id, d.tries
 )
 SELECT l.endpoint_id, l.tries, e.event_id, e.client, e.type, e.payment_key, e.sequence, e.data, e.happened_at
 FROM leased l JOIN webhook_events e USING (event_id)`
 
-	releaseSQL = `UPDATE webhook_deliveries SET due_at = clock_timestamp() WHERE endpoint_id = $1 AND event_id = $2 AND status = 'PENDING'`
+	releaseSQL = `UPDATE webhook_deliveries SET due_at = statement_timestamp() WHERE endpoint_id = $1 AND event_id = $2 AND status = 'PENDING'`
 
 	// finishSQL records an attempt. Its commit does not wait for the disk: if the server crashes, the
 	// delivery is due again and the endpoint gets the event twice, which at least once allows.
@@ -283,21 +292,23 @@ WITH moved AS (
 	UPDATE webhook_deliveries SET attempts = attempts + 1,
 		tries = CASE WHEN status = 'PENDING' THEN tries + 1 ELSE tries END,
 		status = CASE WHEN $3 THEN 'DELIVERED' WHEN status = 'PENDING' AND $4::interval IS NULL THEN 'FAILED' ELSE status END,
-		due_at = CASE WHEN status = 'PENDING' THEN clock_timestamp() + coalesce($4::interval, interval '0') ELSE due_at END,
-		ended_at = CASE WHEN $3 OR status = 'PENDING' AND $4::interval IS NULL THEN clock_timestamp() ELSE ended_at END
+		due_at = CASE WHEN status = 'PENDING' THEN next.due ELSE due_at END,
+		ended_at = CASE WHEN $3 OR status = 'PENDING' AND $4::interval IS NULL THEN c.now ELSE ended_at END
+	FROM ` + statementClock + `, (SELECT statement_timestamp() + coalesce($4::interval, interval '0') AS due) next
 	WHERE endpoint_id = $1 AND event_id = $2 RETURNING attempts
 ), noted AS (
 	INSERT INTO webhook_attempts (endpoint_id, event_id, number, at, code, result, micros, answer)
 	SELECT $1, $2, attempts, $5, $6, $7, $8, $9 FROM moved
+	RETURNING 1
 ), health AS (
-	UPDATE webhook_endpoints SET failing_since = CASE WHEN $3 THEN NULL ELSE clock_timestamp() END
-	WHERE endpoint_id = $1 AND (failing_since IS NULL) <> $3
+	UPDATE webhook_endpoints SET failing_since = CASE WHEN $3 THEN NULL ELSE c.now END
+	FROM ` + statementClock + ` WHERE endpoint_id = $1 AND (failing_since IS NULL) <> $3
 )
 SELECT set_config('synchronous_commit', 'off', true), failing_since IS NOT NULL AND failing_since < clock_timestamp() - $10::interval
 FROM webhook_endpoints WHERE endpoint_id = $1`
 
 	disableSQL = `
-UPDATE webhook_endpoints SET status = 'DISABLED', reason = $2, disabled_at = clock_timestamp(), version = gen_random_uuid(), changed_at = clock_timestamp()
+UPDATE webhook_endpoints SET status = 'DISABLED', reason = $2, disabled_at = statement_timestamp(), version = $3, changed_at = statement_timestamp()
 WHERE endpoint_id = $1 AND status = 'ENABLED' RETURNING client, url, failing_since`
 
 	deliveriesSQL = `
@@ -312,7 +323,7 @@ SELECT event_id, number, at, code, result, micros, answer FROM webhook_attempts
 WHERE endpoint_id = $1 AND event_id = ANY($2) ORDER BY event_id, number`
 
 	redeliverSQL = `
-UPDATE webhook_deliveries d SET status = 'PENDING', tries = 0, due_at = clock_timestamp(), ended_at = NULL
+UPDATE webhook_deliveries d SET status = 'PENDING', tries = 0, due_at = statement_timestamp(), ended_at = NULL
 FROM webhook_endpoints n
 WHERE n.endpoint_id = d.endpoint_id AND n.status = 'ENABLED' AND ($1 OR n.client = $2) AND d.endpoint_id = $3
 	AND ($4 = '' OR d.event_id = $4) AND ($5::timestamptz IS NULL OR d.created_at >= $5) AND ($6 OR d.status <> 'DELIVERED')`
@@ -438,7 +449,7 @@ func (w *Webhooks) ChangeEndpoint(ctx context.Context, of Scope, id uuid.UUID, c
 		types = orEmpty(*c.Types)
 	}
 	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, changeEndpointSQL, of.All, of.Client, id, c.URL, types, c.Format, c.Thin, c.Note, c.Status)
+		tag, err := tx.Exec(ctx, changeEndpointSQL, of.All, of.Client, id, c.URL, types, c.Format, c.Thin, c.Note, c.Status, uuid.New())
 		if err == nil && tag.RowsAffected() == 0 {
 			err = ErrNoEndpoint
 		}
@@ -464,7 +475,7 @@ func (w *Webhooks) DeleteEndpoint(ctx context.Context, of Scope, id uuid.UUID) e
 // of overlap. It returns ErrNoEndpoint if the scope has no endpoint with the id.
 func (w *Webhooks) RotateSecret(ctx context.Context, of Scope, id uuid.UUID, s SealedSecret, overlap time.Duration) error {
 	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, touchSQL, of.All, of.Client, id) // also locks the endpoint
+		tag, err := tx.Exec(ctx, touchSQL, of.All, of.Client, id, uuid.New()) // also locks the endpoint
 		if err == nil && tag.RowsAffected() == 0 {
 			err = ErrNoEndpoint
 		}
@@ -630,7 +641,7 @@ func (w *Webhooks) Disable(ctx context.Context, id uuid.UUID, reason string, t T
 	err = pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
 		e := Endpoint{ID: id, Reason: reason, Status: EndpointDisabled}
 		var failing pgtype.Timestamptz
-		err := tx.QueryRow(ctx, disableSQL, id, reason).Scan(&e.Client, &e.URL, &failing)
+		err := tx.QueryRow(ctx, disableSQL, id, reason, uuid.New()).Scan(&e.Client, &e.URL, &failing)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}

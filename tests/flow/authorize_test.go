@@ -67,7 +67,7 @@ func TestAuthorizedPaymentsByEvents(t *testing.T) {
 		payment.Operation{Kind: payment.Capture, Key: "c", Payment: "captured", Minor: 4000, Currency: idr})
 	operate(func(o *commonv1.Operation) (*dbv1.OperationResponse, error) { return db.Void(ctx, o) },
 		payment.Operation{Kind: payment.Void, Key: "v", Payment: "voided"})
-	s.exec(`WITH r AS (UPDATE reservations SET deadline = clock_timestamp() - interval '1 ms' WHERE idempotency_key = 'expired' RETURNING reservation_id, deadline)
+	s.exec(`WITH r AS (UPDATE reservations SET deadline = statement_timestamp() - interval '1 ms' WHERE idempotency_key = 'expired' RETURNING reservation_id, deadline)
 		UPDATE authorizations a SET expires_at = r.deadline FROM r WHERE a.reservation_id = r.reservation_id`)
 	if _, err := dbv1.NewAdminClient(s.Conn("db")).Sweep(ctx, &dbv1.SweepRequest{}); err != nil {
 		t.Fatal(err)

@@ -77,10 +77,11 @@ func start() (string, error) {
 }
 
 // inSchemas says that a test gets a schema of the given database, and no database of its own.
-var inSchemas bool
+// onCitus says that the database has Citus.
+var inSchemas, onCitus bool
 
-// findLayout sets inSchemas. A new database has no Citus, also where the given one has it, so tests on
-// Citus get schemas. PGW_TEST_SCHEMAS asks for schemas on any server.
+// findLayout sets inSchemas and onCitus. A new database has no Citus, also where the given one has
+// it, so tests on Citus get schemas. PGW_TEST_SCHEMAS asks for schemas on any server.
 func findLayout(given string) error {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, given)
@@ -88,8 +89,9 @@ func findLayout(given string) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	return conn.QueryRow(ctx, `SELECT $1 OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`,
-		os.Getenv("PGW_TEST_SCHEMAS") != "").Scan(&inSchemas)
+	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`).Scan(&onCitus)
+	inSchemas = onCitus || os.Getenv("PGW_TEST_SCHEMAS") != ""
+	return err
 }
 
 // Schemas says whether a test's database is a schema of one that it shares with other tests. Then it
@@ -100,6 +102,12 @@ func Schemas(tb testing.TB) bool {
 		tb.Fatal(err)
 	}
 	return inSchemas
+}
+
+// Citus says whether the tests' database has Citus. Schemas of a Template are then distributed.
+func Citus(tb testing.TB) bool {
+	tb.Helper()
+	return Schemas(tb) && onCitus
 }
 
 // Postgres returns the URL of a new, empty database. The database is dropped when the test ends.
@@ -114,6 +122,9 @@ func Postgres(tb testing.TB) string {
 // takes less time than to prepare its own.
 type Template struct {
 	Prepare func(ctx context.Context, url string) error
+	// Distribute makes a distributed schema of a prepared one, on a server with Citus; nil: it
+	// stays as it is.
+	Distribute func(ctx context.Context, url string) error
 
 	once sync.Once
 	name string
@@ -127,6 +138,11 @@ func (m *Template) Postgres(tb testing.TB) string {
 		url := Postgres(tb)
 		if err := m.Prepare(context.Background(), url); err != nil {
 			tb.Fatal(err)
+		}
+		if onCitus && m.Distribute != nil {
+			if err := m.Distribute(context.Background(), url); err != nil {
+				tb.Fatal(err)
+			}
 		}
 		return url
 	}
@@ -182,12 +198,11 @@ func database(tb testing.TB, how string) string {
 	return at(admin, name)
 }
 
-// schema makes a schema, and returns the URL of the database with it. On Citus it becomes a distributed
-// schema. The roles of the schema's ledger go with it.
+// schema makes a schema, and returns the URL of the database with it. On Citus it is a plain
+// schema, until a Template distributes it. The roles of the schema's ledger go with it.
 func schema(tb testing.TB, admin, name string) string {
 	tb.Helper()
-	if err := run(admin, `SELECT set_config('citus.enable_schema_based_sharding', 'on', false) FROM pg_extension WHERE extname = 'citus';
-		CREATE SCHEMA `+name); err != nil {
+	if err := run(admin, "SET citus.enable_schema_based_sharding = off; CREATE SCHEMA "+name); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
