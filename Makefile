@@ -92,7 +92,7 @@ test-manifests: ## Check the manifests against Knative's types and against the c
 test-broken: ## Break manifests, and check that test-manifests finds each mistake.
 	tests/manifests/broken
 
-# On a database with Citus each test gets a schema of it, which becomes a distributed one. SCHEMAS=1 does the same anywhere.
+# On a database with Citus each test gets a schema of it, which is distributed. SCHEMAS=1 gives each test a schema anywhere.
 ledger_tests = ./shared/ledger ./functions/db ./functions/pgw/reconcile
 test-ledger: ## Run the tests of the ledger on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1).
 ifdef LEDGER_URL

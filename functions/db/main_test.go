@@ -50,7 +50,7 @@ func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event)
 const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 

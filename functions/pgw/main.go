@@ -86,6 +86,7 @@ type migrateCommand struct {
 	DatabaseURL string          `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
 	Schema      postgres.Schema `name:"ledger-schema" env:"LEDGER_SCHEMA" help:"The ledger's schema, if several ledgers share the database. It is made if it is missing. With --roles the ledger has roles of its own, such as pgw_ledger_of_SCHEMA, and must have logins of its own."`
 	Contract    bool            `help:"Also take away what only earlier releases use. No earlier release may run any more, and none can work with the schema afterwards."`
+	Distribute  bool            `help:"Also move the ledger of --ledger-schema to one node of Citus. It implies --contract. The ledger can't be used meanwhile. Where there is no Citus, nothing is changed."`
 	Roles       bool            `help:"Also make the roles pgw_owner, pgw_ledger, pgw_reader and pgw_webhooks, and grant their rights."`
 	Ledger      string          `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
 	Reader      string          `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
@@ -94,7 +95,10 @@ type migrateCommand struct {
 
 func (c migrateCommand) Run(ctx context.Context) error {
 	migrate := ledger.Migrate
-	if c.Contract {
+	switch {
+	case c.Distribute:
+		migrate = ledger.Distribute
+	case c.Contract:
 		migrate = ledger.Contract
 	}
 	database := c.Schema.In(c.DatabaseURL)

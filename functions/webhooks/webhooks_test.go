@@ -74,7 +74,7 @@ type world struct {
 }
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
 
 func newWorld(t testing.TB) *world {
 	t.Helper()

@@ -35,7 +35,7 @@ type world struct {
 }
 
 // migrated is a database with the schema; on Citus a distributed schema.
-var migrated = embeddedtest.Template{Prepare: Migrate}
+var migrated = embeddedtest.Template{Prepare: Migrate, Distribute: Distribute}
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 

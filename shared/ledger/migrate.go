@@ -125,8 +125,18 @@ func Contract(ctx context.Context, databaseURL string) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	// Several statements without parameters are one transaction.
-	err = untilFree(ctx, func() error { _, err := conn.Exec(ctx, contractSQL); return err })
+	err = untilFree(ctx, func() error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			// In a schema that is distributed already, Citus would not even drop a trigger that is
+			// not there. It passes on the text of a statement, so each one comes by itself.
+			for _, sql := range append([]string{unsafeTriggersAllowedSQL}, strings.Split(contractSQL, ";\n")...) {
+				if _, err := tx.Exec(ctx, sql); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
 	if err != nil {
 		return fmt.Errorf("contract the schema: %w", err)
 	}

@@ -170,7 +170,7 @@ type options struct {
 }
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
 
 func start(t testing.TB, o options) *system {
 	t.Helper()

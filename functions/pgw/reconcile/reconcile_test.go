@@ -15,12 +15,12 @@ import (
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
+// migrated is a database with the schema; on Citus a distributed schema.
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
+
 // A reconciliation ends even if a topic ends in a transaction marker or another gap.
 func TestTopicsThatEndInAMarker(t *testing.T) {
-	database := embeddedtest.Postgres(t)
-	if err := ledger.Migrate(t.Context(), database); err != nil {
-		t.Fatal(err)
-	}
+	database := migrated.Postgres(t)
 	names := []string{"payments.request", "payments.result", "payments.deadletter", "payments.parked", "ledger.accounts"}
 	var topics []kafka.Topic
 	for _, name := range names {
