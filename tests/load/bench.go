@@ -147,10 +147,6 @@ func (b *bench) flowOneProcess() error {
 	return b.withOneProcess("flow-one-process", func(s *system) error { return b.flow(goal{name: "flow-one-process", ratio: 0.75}, s) })
 }
 
-// longWarm is for scenarios with Kafka: a broker that has just been started spends as much time on
-// compiling its code as on its work.
-var longWarm = spec{20_000, 64}
-
 func (b *bench) flowProcesses() error {
 	return b.withProcesses("flow-processes", func(s *separate) error { return b.flow(goal{name: "flow-processes", ratio: 0.25}, s.system) })
 }
@@ -179,7 +175,9 @@ func (b *bench) withProcesses(scenario string, measure func(*separate) error) er
 	if err != nil {
 		return err
 	}
-	_, err = s.load(longWarm)
+	// Kafka has to compile its code first: a broker that has just been started spends as much time on
+	// that as on its work.
+	_, err = s.load(spec{b.Payments, 64})
 	if err == nil {
 		err = measure(s)
 	}

@@ -61,7 +61,7 @@ func (g *growth) withReplicas(scenario string, n int, partitions int32, measure 
 		}
 		more = append(more, r)
 	}
-	if _, err := s.load(longWarm); err != nil {
+	if _, err := s.load(spec{g.Payments, 64}); err != nil {
 		return err
 	}
 	return errors.Join(measure(s, more), g.m.sum(s.Database))
