@@ -71,8 +71,14 @@ func (c growCommand) Run(ctx context.Context) error {
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, s := range g.steps {
-		fmt.Fprintf(w, "%s\t%d\t%.0f/s\t%.1f ms p50\t%.1f ms p99\t%.1f ms at most\t%d late\t%d failed\t\n",
-			s.Of, s.N, s.PerSecond, s.P50, s.P99, s.Longest, s.Late, s.Failed)
+		fmt.Fprintf(w, "%s\t%d\t%.0f/s\t", s.Of, s.N, s.PerSecond)
+		if s.P99 > 0 {
+			fmt.Fprintf(w, "%.1f ms p50\t%.1f ms p99\t", s.P50, s.P99)
+		}
+		if s.Longest > 0 {
+			fmt.Fprintf(w, "%.1f ms at most\t%d late\t%d failed\t", s.Longest, s.Late, s.Failed)
+		}
+		fmt.Fprintln(w)
 	}
 	w.Flush()
 	return write("grow.json", g.steps)
