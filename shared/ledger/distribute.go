@@ -20,8 +20,6 @@ var (
 )
 
 const (
-	hasCitusSQL = `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`
-
 	// unsafeTriggersSQL lists the triggers that change tables. On a node of Citus the tables have
 	// other names, so such a trigger fails there. The triggers of this release only refuse changes.
 	unsafeTriggersSQL = `
@@ -48,7 +46,7 @@ func Distribute(ctx context.Context, databaseURL string) error {
 	defer conn.Close(context.WithoutCancel(ctx))
 	schema := postgres.SchemaOf(conn.Config())
 	var there bool
-	if err := conn.QueryRow(ctx, hasCitusSQL).Scan(&there); err != nil {
+	if err := conn.QueryRow(ctx, postgres.HasCitusSQL).Scan(&there); err != nil {
 		return fmt.Errorf("distribute: %w", err)
 	}
 	switch {

@@ -15,6 +15,9 @@ import (
 // onCitus marks the connections to a database with Citus.
 const onCitus = "pgw.citus"
 
+// HasCitusSQL selects whether a database has Citus.
+const HasCitusSQL = `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`
+
 // fitCitusSQL lets the server choose its plans where there is Citus. It returns a row only there.
 const fitCitusSQL = `SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'`
 

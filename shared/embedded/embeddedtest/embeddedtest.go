@@ -89,7 +89,7 @@ func findLayout(given string) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`).Scan(&onCitus)
+	err = conn.QueryRow(ctx, postgres.HasCitusSQL).Scan(&onCitus)
 	inSchemas = onCitus || os.Getenv("PGW_TEST_SCHEMAS") != ""
 	return err
 }
