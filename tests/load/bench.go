@@ -36,7 +36,7 @@ type bench struct {
 	figures []figure
 }
 
-// scenario is measured on its own; no other scenario runs at the same time.
+// scenario is a part of the table.
 type scenario struct {
 	name    string
 	measure func(*bench) error
@@ -70,23 +70,15 @@ func (c benchCommand) Run(ctx context.Context) error {
 	}
 	defer m.close()
 	b := &bench{benchCommand: c, m: m}
-	known := map[string]bool{}
+	var all []part
 	for _, s := range scenarios {
-		known[s.name] = true
+		all = append(all, part{s.name, func() error {
+			fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), s.name)
+			return errors.Join(m.rest(), s.measure(b))
+		}})
 	}
-	for _, name := range c.Only {
-		if !known[name] {
-			return fmt.Errorf("--only: there is no scenario %s", name)
-		}
-	}
-	for _, s := range scenarios {
-		if len(c.Only) > 0 && !slices.Contains(c.Only, s.name) {
-			continue
-		}
-		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), s.name)
-		if err := errors.Join(m.rest(), s.measure(b)); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := measure(all, c.Only); err != nil {
+		return err
 	}
 	printFigures(b.figures)
 	return write("bench.json", b.figures)

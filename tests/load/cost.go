@@ -19,8 +19,8 @@ const tick = 10 * time.Millisecond
 // spent is processor time by program. It is empty where the system has no /proc.
 type spent map[string]time.Duration
 
-// spentBy returns the processor time of programs by their pids, of Postgres for each of the programs that
-// asks it and for itself, and of the load generator, which is this process.
+// spentBy returns the processor time of programs by their pids, of Postgres for each of the programs
+// that asks it and for itself, and of the load generator, which is this process.
 func (b *bench) spentBy(programs map[string]int) (spent, error) {
 	conn, err := pgx.Connect(b.m.ctx, b.m.postgres.URL())
 	if err != nil {

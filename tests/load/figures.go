@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -82,7 +84,14 @@ func printFigures(figures []figure) {
 		if f.AtMost {
 			aim = fmt.Sprintf("≤ %g", f.Goal)
 		}
-		if f.Goal == 0 {
+		switch {
+		case len(f.Wanted) > 0:
+			var most []string
+			for _, percentile := range slices.Sorted(maps.Keys(f.Wanted)) {
+				most = append(most, fmt.Sprintf("%s ≤ %g ms", percentile, f.Wanted[percentile]))
+			}
+			aim = strings.Join(most, ", ")
+		case f.Goal == 0:
 			aim, met = "none", "-"
 		}
 		if !f.Met {

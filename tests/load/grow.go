@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -28,12 +27,6 @@ type growCommand struct {
 	Replace  time.Duration `default:"1m" help:"How long payments are made while replicas are replaced."`
 }
 
-// part is measured on its own.
-type part struct {
-	name    string
-	measure func() error
-}
-
 // step is one line of grow.json.
 type step struct {
 	Of        string  `json:"of"`
@@ -53,21 +46,10 @@ func (c growCommand) Run(ctx context.Context) error {
 	}
 	defer m.close()
 	g := &growth{growCommand: c, m: m}
-	all := []part{
+	if err := measure([]part{
 		{"connections", g.connections}, {"accounts", g.accounts}, {"past", g.past}, {"replicas", g.replicas}, {"flows", g.flows}, {"replaced", g.replaced},
-	}
-	for _, name := range c.Only {
-		if !slices.ContainsFunc(all, func(p part) bool { return p.name == name }) {
-			return fmt.Errorf("--only: there is nothing that is called %s", name)
-		}
-	}
-	for _, p := range all {
-		if len(c.Only) > 0 && !slices.Contains(c.Only, p.name) {
-			continue
-		}
-		if err := p.measure(); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
+	}, c.Only); err != nil {
+		return err
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, s := range g.steps {

@@ -46,7 +46,8 @@ const (
 const (
 	// maxLimitBody is the largest request, as at the gateway.
 	maxLimitBody = 16 << 10
-	// maxInFlow is the number of requests that the limit with Kafka settles at the same time, for each partition.
+	// maxInFlow is the number of requests that the limit with Kafka settles at the same time, for each
+	// partition.
 	maxInFlow = 64
 )
 
@@ -188,7 +189,8 @@ func (l *limit) through(ctx context.Context, key string, body []byte) (load.Answ
 	}
 }
 
-// openKafka makes a producer and consumers. Without brokers it starts one in this process, as pgw run does.
+// openKafka makes a producer and consumers. Without brokers it starts one in this process, as pgw run
+// does.
 func (l *limit) openKafka(brokers []string) error {
 	cfg, topics := kafka.Config{Brokers: brokers}, []kafka.Topic{{Name: l.topic, Partitions: 1}}
 	if len(brokers) == 0 {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 
 	"github.com/alecthomas/kong"
 )
@@ -34,6 +35,30 @@ func main() {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
+}
+
+// part is measured on its own: no other part runs at the same time.
+type part struct {
+	name    string
+	measure func() error
+}
+
+// measure measures the parts that only names, or all if it names none.
+func measure(all []part, only []string) error {
+	for _, name := range only {
+		if !slices.ContainsFunc(all, func(p part) bool { return p.name == name }) {
+			return fmt.Errorf("--only: there is no scenario %s", name)
+		}
+	}
+	for _, p := range all {
+		if len(only) > 0 && !slices.Contains(only, p.name) {
+			continue
+		}
+		if err := p.measure(); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
 }
 
 func write(name string, value any) error {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"time"
 )
 
@@ -58,10 +57,7 @@ func (c profileCommand) Run(ctx context.Context) error {
 			return errors.Join(err, l.close())
 		}
 	}
-	for _, s := range []struct {
-		name string
-		run  func() error
-	}{
+	all := []part{
 		{"flow-one-process", inOne("flow-one-process", flow)},
 		{"settle-rpc", inOne("settle-rpc", func(s *system) error { _, err := s.settle(c.Payments); return err })},
 		{"ledger-batch", pays("ledger-batch", evenly)},
@@ -71,14 +67,15 @@ func (c profileCommand) Run(ctx context.Context) error {
 		{"open-loop-one-process", inOne("open-loop-one-process", open)},
 		{"flow-processes", apart("flow-processes", flow)},
 		{"open-loop-processes", apart("open-loop-processes", open)},
-	} {
-		if len(c.Only) > 0 && !slices.Contains(c.Only, s.name) {
-			continue
-		}
-		if err := s.run(); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-		fmt.Println("kept:", filepath.Join(outDir, "profiles", s.name))
 	}
-	return nil
+	for i, p := range all {
+		all[i].measure = func() error {
+			err := p.measure()
+			if err == nil {
+				fmt.Println("kept:", filepath.Join(outDir, "profiles", p.name))
+			}
+			return err
+		}
+	}
+	return measure(all, c.Only)
 }
