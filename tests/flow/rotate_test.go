@@ -10,6 +10,7 @@ import (
 
 	"pgw/functions/pgw/reconcile"
 	"pgw/shared/event"
+	"pgw/tests/processes"
 )
 
 // The event keys are rotated as the runbook says, while clients pay: append the new key, put it first, remove the
@@ -46,6 +47,13 @@ func TestEventKeysAreRotatedUnderLoad(t *testing.T) {
 		})
 	}
 	for _, keys := range []string{first + "," + second, second + "," + first, second} {
+		if keys == second { // the old key is removed when no event of it is under way any more
+			published, err := processes.ReadPublished(now.kafka.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now.eventually("what the old key has signed is delivered", func() error { return published.Delivered(now.kafka.Config, now.kafka.Prefix) })
+		}
 		next := start(t, options{serial: true, keys: keys, database: now.conn.Config().ConnString(), kafka: &now.kafka})
 		at.Store(next)
 		before := paid.Load()

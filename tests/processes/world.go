@@ -70,34 +70,52 @@ func Topics(partitions int32) ([]kafka.Topic, error) {
 // Delivered returns an error while some published records are not delivered yet. It is nil when the
 // sources have consumed all.
 func Delivered(cfg kafka.Config, groupPrefix string) error {
+	published, err := ReadPublished(cfg)
+	if err != nil {
+		return err
+	}
+	return published.Delivered(cfg, groupPrefix)
+}
+
+// Published are the ends of all topics at a time.
+type Published map[string][]kafka.Span
+
+// ReadPublished reads the ends of all topics that the manifests read and write.
+func ReadPublished(cfg kafka.Config) (Published, error) {
+	manifests, err := allinone.Manifests()
+	if err != nil {
+		return nil, err
+	}
+	ends := Published{}
+	for _, name := range manifests.Topics() {
+		reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: cfg.Renamed()[name]})
+		if err != nil {
+			return nil, err
+		}
+		ends[name] = reader.Spans()
+		reader.Close()
+	}
+	return ends, nil
+}
+
+// Delivered returns an error while records that were published then are not delivered yet.
+func (p Published) Delivered(cfg kafka.Config, groupPrefix string) error {
 	manifests, err := allinone.Manifests()
 	if err != nil {
 		return err
 	}
-	for _, name := range manifests.Topics() {
+	for name, spans := range p {
 		topic := cfg.Renamed()[name]
 		for _, group := range manifests.Groups(name) {
-			if err := delivered(cfg, groupPrefix+group, topic); err != nil {
+			taken, err := kafka.Committed(cfg, groupPrefix+group, topic)
+			if err != nil {
 				return err
 			}
-		}
-	}
-	return nil
-}
-
-func delivered(cfg kafka.Config, group, topic string) error {
-	reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: topic})
-	if err != nil {
-		return err
-	}
-	defer reader.Close()
-	taken, err := kafka.Committed(cfg, group, topic)
-	if err != nil {
-		return err
-	}
-	for _, s := range reader.Spans() {
-		if taken[s.Partition] < s.To {
-			return fmt.Errorf("%s has consumed %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
+			for _, s := range spans {
+				if taken[s.Partition] < s.To {
+					return fmt.Errorf("%s has consumed %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
+				}
+			}
 		}
 	}
 	return nil
