@@ -22,16 +22,28 @@ import (
 
 // Reserve implements db.v1.Db.
 func (d *DB) Reserve(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
-	_, out, _, err := d.reserve(ctx, in, payment.Payment.Validate)
+	_, out, _, err := d.reserve(ctx, in, payment.Payment.Validate, d.ledger.Reserve)
 	if err != nil {
 		return nil, err
 	}
 	return rpc.FromOutcome(out), nil
 }
 
+// ReserveAndCommit implements db.v1.Db.
+func (d *DB) ReserveAndCommit(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
+	got, out, _, err := d.reserve(ctx, in, payment.Payment.Validate, d.ledger.ReserveAndCommit)
+	if err != nil {
+		return nil, err
+	}
+	if got.Paid {
+		d.metrics.commits.WithLabelValues(dbv1.TxStatus_OK.String()).Inc()
+	}
+	return rpc.FromOutcome(out), nil
+}
+
 // Hold implements db.v1.Db.
 func (d *DB) Hold(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
-	_, out, _, err := d.reserve(ctx, in, payment.Payment.ValidateHold)
+	_, out, _, err := d.reserve(ctx, in, payment.Payment.ValidateHold, d.ledger.Reserve)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +56,7 @@ func (d *DB) ReserveFunds(ctx context.Context, in *dbv1.ReserveFundsRequest) (*d
 	if in.WalletHold {
 		check = payment.Payment.ValidateHold
 	}
-	got, out, code, err := d.reserve(ctx, fundsPayment(in), check)
+	got, out, code, err := d.reserve(ctx, fundsPayment(in), check, d.ledger.Reserve)
 	if err != nil {
 		return nil, err
 	}
@@ -73,18 +85,22 @@ func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 }
 
 // reserve has the ledger decide about a payment, and counts the result.
-func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error) (
+func (d *DB) reserve(
+	ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error, by func(context.Context, payment.Payment) (ledger.Reserved, error),
+) (
 	got ledger.Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
 ) {
 	p, err := read(in, check)
 	if err != nil {
 		return got, out, code, invalid(err)
 	}
-	if got, err = d.ledger.Reserve(ctx, p); err != nil {
+	if got, err = by(ctx, p); err != nil {
 		return got, out, code, translated(err)
 	}
 	out = got.Outcome(p)
-	code = reserveStatus(out)
+	if code = reserveStatus(out); got.Paid {
+		code = dbv1.TxStatus_OK
+	}
 	d.metrics.reserves.WithLabelValues(code.String()).Inc()
 	return got, out, code, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -18,6 +19,7 @@ import (
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/ledger"
 	"pgw/shared/payment"
+	"pgw/shared/rpc"
 )
 
 // Each of the ledger's errors tells the caller whether to wait, try again or give up.
@@ -58,6 +60,51 @@ func TestALateCommitIsToldToBeLate(t *testing.T) {
 	w.exec(`UPDATE reservations SET deadline = now() - interval '1 second'`)
 	if got := commit(); got.Status != dbv1.TxStatus_BAD_STATUS || got.Reason != string(payment.Expired) {
 		t.Errorf("past the deadline: %+v", got)
+	}
+}
+
+// A payment is committed with its reserve, and counted as one of each. A second call finds it committed.
+func TestReserveAndCommit(t *testing.T) {
+	w := newWorld(t)
+	w.open(100, "A", "B")
+	p := pay("k", "A", "B", 10)
+	authorized := pay("authorized", "A", "B", 10)
+	authorized.HoldSeconds = 60
+	invalid := pay("invalid", "A", "", 10)
+	for _, tc := range []struct {
+		name string
+		p    payment.Payment
+		want string
+	}{
+		{"settled", p, "SUCCESS committed COMMITTED"},
+		{"delivered again", p, "SUCCESS committed COMMITTED"},
+		{"refused", pay("poor", "A", "B", 1000), "FAILED insufficient_funds ROLLEDBACK"},
+		{"authorized", authorized, "SUCCESS authorized PENDING"},
+		{"invalid", invalid, "InvalidArgument"},
+	} {
+		got, err := w.ReserveAndCommit(t.Context(), rpc.FromPayment(tc.p))
+		heard := status.Code(err).String()
+		if err == nil {
+			out, err := rpc.ToOutcome(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			heard = fmt.Sprintf("%s %s %s", out.Status, out.Reason, out.State)
+		}
+		if heard != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, heard, tc.want)
+		}
+	}
+	for status, want := range map[dbv1.TxStatus]float64{dbv1.TxStatus_OK: 2, dbv1.TxStatus_DUPLICATE: 1, dbv1.TxStatus_INSUFFICIENT: 1} {
+		if got := testutil.ToFloat64(w.metrics.reserves.WithLabelValues(status.String())); got != want {
+			t.Errorf("%g reserves are %s, want %g", got, status, want)
+		}
+	}
+	if got := testutil.ToFloat64(w.metrics.commits.WithLabelValues(dbv1.TxStatus_OK.String())); got != 1 {
+		t.Errorf("%g commits, want 1", got)
+	}
+	if w.balance("B") != 110 {
+		t.Errorf("B has %d", w.balance("B"))
 	}
 }
 

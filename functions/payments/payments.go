@@ -41,6 +41,7 @@ type Payments struct {
 
 	cfg     Config
 	db      dbv1.DbClient
+	lacking rpc.Lacking // db's ReserveAndCommit: the ledger is called twice
 	fx      fxv1.FxServiceClient
 	dead    Letters
 	publish event.Publisher
@@ -102,7 +103,7 @@ func build(cfg Config, on function.Dependencies) (*function.Service, error) {
 	}, nil
 }
 
-// timings are the durations of the two ledger calls.
+// timings are the durations of the ledger's calls. commit is 0 if the reserve has committed too.
 type timings struct{ reserve, commit time.Duration }
 
 // settle settles one payment and counts its outcome. An error means that the outcome is unknown.
@@ -120,7 +121,8 @@ func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (pay
 	begun := time.Now()
 	reserved, err := p.reserve(ctx, r)
 	took.reserve = time.Since(begun)
-	// A payment that is only authorized has its outcome, and is held until an operation captures it.
+	// Mostly the payment is committed by now. One that is only authorized has its outcome too, and is held
+	// until an operation captures it.
 	if err != nil || reserved.Status != "" {
 		return reserved, took, err
 	}

@@ -38,6 +38,7 @@ type ledger struct {
 	refunded  payment.Outcome // of ReserveRefund
 	refundErr error
 	ended     payment.Outcome // of Capture and Void
+	earlier   bool            // it is of an earlier release, which reserves and commits in two calls
 	down      string          // the call that is not answered
 	calls     []string
 }
@@ -51,6 +52,13 @@ func (l *ledger) call(name string) error {
 }
 
 func (l *ledger) Reserve(context.Context, *commonv1.Payment) (*commonv1.Outcome, error) {
+	return rpc.FromOutcome(l.reserved), l.call("reserve")
+}
+
+func (l *ledger) ReserveAndCommit(context.Context, *commonv1.Payment) (*commonv1.Outcome, error) {
+	if l.earlier {
+		return nil, errors.Join(status.Error(codes.Unimplemented, "not in this release"), l.call("reserve and commit"))
+	}
 	return rpc.FromOutcome(l.reserved), l.call("reserve")
 }
 
@@ -92,7 +100,11 @@ func TestSettle(t *testing.T) {
 		want   string // status, reason and reference; or the code of an error
 		calls  []string
 	}{
-		"settled": {
+		"settled by a ledger of an earlier release": {
+			ledger{earlier: true, reserved: held, committed: answer(dbv1.TxStatus_OK, "")},
+			"SUCCESS committed r", []string{"reserve and commit", "reserve", "commit r"},
+		},
+		"settled in two calls": {
 			ledger{reserved: held, committed: answer(dbv1.TxStatus_OK, "")},
 			"SUCCESS committed r", []string{"reserve", "commit r"},
 		},
@@ -108,7 +120,7 @@ func TestSettle(t *testing.T) {
 			ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", true)},
 			"SUCCESS_REPLAY duplicate_idempo r", []string{"reserve"},
 		},
-		"a redelivery after the commit": {
+		"settled in one call, or a redelivery after it": {
 			ledger{reserved: payment.Standing(payment.Committed, payment.ReasonCommitted, "r", false)},
 			"SUCCESS committed r", []string{"reserve"},
 		},
@@ -202,6 +214,22 @@ func TestSettle(t *testing.T) {
 				t.Errorf("%q after %q; want %q after %q", heard, l.calls, tc.want, tc.calls)
 			}
 		})
+	}
+}
+
+// A ledger of an earlier release is not asked again and again for what it lacks.
+func TestALedgerOfAnEarlierRelease(t *testing.T) {
+	l := &ledger{earlier: true, reserved: payment.Standing(payment.Pending, "", "r", false), committed: answer(dbv1.TxStatus_OK, "")}
+	p := &Payments{db: dbv1.NewDbClient(l.conn()), metrics: newMetrics(function.NewRegistry())}
+	for range 3 {
+		out, _, err := p.settle(t.Context(), payment.Payment{Key: "k", Sender: "A", Receiver: "B", AmountIDR: 1, Currency: money.IDR, Minor: 1})
+		if err != nil || out.Status != payment.Success {
+			t.Fatalf("%+v, %v", out, err)
+		}
+	}
+	want := []string{"reserve and commit", "reserve", "commit r", "reserve", "commit r", "reserve", "commit r"}
+	if !slices.Equal(l.calls, want) {
+		t.Errorf("%q, want %q", l.calls, want)
 	}
 }
 

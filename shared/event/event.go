@@ -79,7 +79,7 @@ type PaymentResult struct {
 	// The times at which the settling function got the request and had the outcome.
 	ReceivedAt time.Time `json:"received_at,omitzero"`
 	SettledAt  time.Time `json:"settled_at,omitzero"`
-	// The durations of the two ledger calls.
+	// The durations of the ledger's calls. Commit is 0 if the reserve has committed too.
 	ReserveMicros int64 `json:"reserve_us,omitempty"`
 	CommitMicros  int64 `json:"commit_us,omitempty"`
 

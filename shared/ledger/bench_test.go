@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// One payment's reserve and commit on a real Postgres, in batches of several sizes.
+// One payment on a real Postgres, in batches of several sizes: in one transaction, and in two.
 func BenchmarkReserveAndCommit(b *testing.B) {
 	const accounts = 1000
 	w := newWorld(b)
@@ -18,36 +18,56 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 		ids[i] = fmt.Sprintf("A%d", i)
 	}
 	w.open(1_000_000_000_000, ids...)
-	for _, size := range []int{1, 16, 64, 256} {
-		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
-			var n int
-			b.ReportAllocs()
-			for b.Loop() {
-				calls := make([]reserve, size)
-				for i := range calls {
-					n++
-					calls[i].Payment = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
-				}
-				reserved, err := w.reserveAll(b.Context(), calls)
-				if err != nil {
-					b.Fatal(err)
-				}
-				finishes := make([]Finish, size)
-				for i, r := range reserved {
-					finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
-				}
-				finished, err := w.finishAll(b.Context(), finishes)
-				if err != nil {
-					b.Fatal(err)
-				}
-				for _, f := range finished {
-					if !f.Done {
-						b.Fatalf("%+v", f)
-					}
-				}
+	var n int
+	calls := func(size int, commit bool) []reserve {
+		calls := make([]reserve, size)
+		for i := range calls {
+			n++
+			calls[i] = reserve{Payment: pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1), commit: commit}
+		}
+		return calls
+	}
+	one := func(size int) {
+		reserved, err := w.reserveAll(b.Context(), calls(size, true))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, r := range reserved {
+			if !r.Paid {
+				b.Fatalf("%+v", r)
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/payment")
-		})
+		}
+	}
+	two := func(size int) {
+		calls := calls(size, false)
+		reserved, err := w.reserveAll(b.Context(), calls)
+		if err != nil {
+			b.Fatal(err)
+		}
+		finishes := make([]Finish, size)
+		for i, r := range reserved {
+			finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
+		}
+		finished, err := w.finishAll(b.Context(), finishes)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, f := range finished {
+			if !f.Done {
+				b.Fatalf("%+v", f)
+			}
+		}
+	}
+	for _, size := range []int{1, 16, 64, 256} {
+		for transactions, settle := range []func(int){one, two} {
+			b.Run(fmt.Sprintf("batch=%d/transactions=%d", size, transactions+1), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					settle(size)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/payment")
+			})
+		}
 	}
 }
 

@@ -153,9 +153,13 @@ func TestStatementsFollowEachOtherWhilePaymentsGoOn(t *testing.T) {
 				if j%2 == 0 {
 					p = exchange(key, from, to, in(10, "USD"), in(1549, "IDR"), 1550)
 				}
-				held, err := w.Reserve(t.Context(), p)
-				if err == nil {
-					_, err = w.Finish(t.Context(), Finish{ReservationID: held.ReservationID})
+				way := w.ReserveAndCommit
+				if j%3 == 0 {
+					way = w.Reserve
+				}
+				got, err := way(t.Context(), p)
+				if err == nil && got.Status == payment.Pending {
+					_, err = w.Finish(t.Context(), Finish{ReservationID: got.ReservationID})
 				}
 				if err != nil {
 					t.Error(err)

@@ -52,6 +52,7 @@ type Claim struct {
 type Reserved struct {
 	Claim
 	Replay  bool  // the claim was made by an earlier attempt
+	Paid    bool  // this call has paid the receiver
 	Balance int64 // the sender's in the debit currency, after this call decided; 0 if the key was claimed before
 
 	failed error // why a refund was not decided: ErrNotFound, or an InvalidError
@@ -221,6 +222,13 @@ func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.C
 // call, and then gets the claim.
 func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p, trace: trace.ID(ctx)})
+}
+
+// ReserveAndCommit is Reserve and a commit in one transaction. The claim is PENDING if the funds are
+// only held: an operation has to capture the payment, or an earlier call has held the funds, or
+// somebody else has locked a balance. Its errors are those of Reserve.
+func (l *Ledger) ReserveAndCommit(ctx context.Context, p payment.Payment) (Reserved, error) {
+	return l.reserves.Do(ctx, reserve{Payment: p, commit: true, trace: trace.ID(ctx)})
 }
 
 // Finish commits or rolls back one reservation. Its errors are those of Reserve.

@@ -709,7 +709,11 @@ func TestCrossTrafficAddsUp(t *testing.T) {
 				from, to := ids[rng.IntN(4)], ids[rng.IntN(4)]
 				r := pay(fmt.Sprint("k", rng.IntN(400)), from, to, 1+rng.Int64N(300))
 				r.AttemptID = fmt.Sprint(g, "-", i)
-				got, err := w.Reserve(t.Context(), r)
+				way := w.Reserve
+				if rng.IntN(2) == 0 {
+					way = w.ReserveAndCommit
+				}
+				got, err := way(t.Context(), r)
 				if err != nil {
 					t.Error(err)
 					return
@@ -744,7 +748,8 @@ func neverDeadlock(t *testing.T, w *world) {
 	batch := func(rng *rand.Rand, prefix string) (calls []reserve) {
 		for i := range 60 {
 			pair := rng.Perm(len(ids))[:2]
-			calls = append(calls, reserve{Payment: pay(fmt.Sprint(prefix, i), ids[pair[0]], ids[pair[1]], 1)})
+			// Of more than are held, half are paid at once.
+			calls = append(calls, reserve{Payment: pay(fmt.Sprint(prefix, i), ids[pair[0]], ids[pair[1]], 1), commit: prefix[0] == 'm' && i%2 == 0})
 		}
 		return calls
 	}
@@ -788,7 +793,7 @@ func neverDeadlock(t *testing.T, w *world) {
 }
 
 // Compares the ledger with a simple model, for any sequence of reserve, commit and rollback in
-// batches.
+// batches, and of payments that are both at once.
 func TestLedgerAgainstModel(t *testing.T) {
 	w := newWorld(t)
 	round := 0
@@ -815,12 +820,15 @@ func TestLedgerAgainstModel(t *testing.T) {
 				for range rapid.IntRange(1, 5).Draw(t, "batch") {
 					from, to := rapid.SampledFrom(ids).Draw(t, "from"), rapid.SampledFrom(ids).Draw(t, "to")
 					key := fmt.Sprintf("k%d-%d", round, rapid.IntRange(0, 8).Draw(t, "key"))
-					calls = append(calls, reserve{Payment: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount"))})
+					calls = append(calls, reserve{
+						Payment: pay(key, name(from), name(to), rapid.Int64Range(1, 300).Draw(t, "amount")), commit: rapid.Bool().Draw(t, "commit"),
+					})
 				}
 				got, err := w.reserveAll(context.Background(), calls)
 				if err != nil {
 					t.Fatal(err)
 				}
+				brought := map[string]int64{} // a batch does not pass on what it brings
 				for i, c := range calls {
 					h, seen := claims[c.Key]
 					if !seen {
@@ -829,6 +837,10 @@ func TestLedgerAgainstModel(t *testing.T) {
 						if c.Sender != c.Receiver && balances[sender] >= c.AmountIDR {
 							balances[sender] -= c.AmountIDR
 							h.status = payment.Pending
+							if c.commit {
+								h.status = payment.Committed
+								brought[h.to[:1]] += h.amount
+							}
 						}
 						claims[c.Key] = h
 						order = append(order, h)
@@ -836,6 +848,9 @@ func TestLedgerAgainstModel(t *testing.T) {
 					if got[i].Status != h.status || got[i].ReservationID != h.id {
 						t.Fatalf("%s: ledger says %s %s, model %s %s", c.Key, got[i].Status, got[i].ReservationID, h.status, h.id)
 					}
+				}
+				for id, amount := range brought {
+					balances[id] += amount
 				}
 				continue
 			}

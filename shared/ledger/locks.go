@@ -122,7 +122,8 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 }
 
 // reserveFree is reserveAll without waiting for an account. It puts off a new claim whose sender is
-// locked. A refusal holds no money and needs no account.
+// locked. A refusal holds no money and needs no account. reserveFree commits nothing, because a commit
+// needs the receiver too: the caller's own commit pays, or is put off.
 func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []batch.Result[Reserved], err error) {
 	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
 		if results, err = l.reserveFreeOn(ctx, conn, calls, velocity); err != nil {
@@ -137,6 +138,10 @@ func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []ba
 }
 
 func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
+	calls = slices.Clone(calls)
+	for i := range calls {
+		calls[i].commit = false
+	}
 	found, err := readParents(ctx, conn, calls)
 	if err != nil {
 		return nil, err

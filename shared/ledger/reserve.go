@@ -18,15 +18,17 @@ import (
 )
 
 // A batch of reserves is decided in two round trips. The first reads what the decisions need, without
-// locks. The second is the transaction that writes them. Its last statement takes the money, and
+// locks. The second is the transaction that writes them. Its last statement moves the money, and
 // checks that what was read still holds: enough money, and the same counters. If it does not hold,
 // the batch runs once more, and locks the balances before it reads them. So batches lock balances
 // only for the end of a transaction, unless they compete for the same ones.
 
 // reserve is the call for one payment or refund. If refuse is set, the refusal is recorded and nothing
-// is held.
+// is held. If commit is set, the receiver is paid in the same transaction, unless an operation has to
+// capture the payment.
 type reserve struct {
 	payment.Payment
+	commit bool
 	refuse payment.Reason
 	refund *payment.Operation // of a refund; the Payment is then made from the payment that it gives back
 	trace  string             // the id of the caller's trace; empty: it is not traced
@@ -56,7 +58,7 @@ type balance struct {
 	status          payment.AccountStatus
 	minute, started int32
 	was             counters
-	taken           int64 // what the batch holds of it
+	taken           int64 // what the batch takes of it, held or paid
 	changed         bool
 }
 
@@ -74,6 +76,7 @@ type state struct {
 	quotes   map[string]*quote
 	parents  parents                               // of the refunds
 	refunds  map[payment.ScopedKey]payment.Payment // what the refunds of the batch move, by their keys
+	paid     map[place]*paid                       // by the payments that the batch commits
 	now      time.Time                             // the database's
 }
 
@@ -134,28 +137,6 @@ WITH owners AS MATERIALIZED (
 )
 INSERT INTO balances (account_id, currency, status) SELECT account_id, currency, status FROM owners
 ON CONFLICT (account_id, currency) DO NOTHING`
-
-	// holdSQL takes the money, and fails (division by zero) unless every balance is still as the
-	// decisions need it.
-	holdSQL = `
-WITH wanted AS (
-	SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::int[], $6::bigint[], $7::int[], $8::int[],
-		$9::int[], $10::bigint[], $11::int[], $12::int[], $13::bigint[])
-	AS w(account_id, currency, amount, position, day, spent, minute, started, was_day, was_spent, was_minute, was_started, was_limit)
-), locked AS MATERIALIZED (
-	SELECT w.* FROM wanted w JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
-	WHERE b.available >= w.amount AND b.status = 'ACTIVE' AND b.spent_day = w.was_day AND b.spent_today = w.was_spent
-		AND b.started_minute = w.was_minute AND b.started_count = w.was_started AND b.daily_limit = w.was_limit
-		AND (b.position_limit IS NULL OR b.position - w.position >= -b.position_limit)
-	ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
-), held AS (
-	UPDATE balances b
-	SET available = b.available - l.amount, held = b.held + l.amount, position = b.position - l.position, spent_day = l.day,
-		spent_today = l.spent, started_minute = l.minute, started_count = l.started, updated_at = now()
-	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
-	RETURNING 1
-)
-SELECT 1 / (count(*) = cardinality($1))::int FROM held`
 )
 
 // reserveAll decides about a batch.
@@ -223,8 +204,8 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 	return decided, nil
 }
 
-// queueLocks locks the senders' balances, LIQUIDITY's and the quotes. how is added to the statements.
-// take gets what was locked; nil: it is not needed.
+// queueLocks locks the balances that the batch may change, and the quotes. how is added to the
+// statements. take gets what was locked; nil: it is not needed.
 func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) error) {
 	each := func(rows pgx.Rows) error {
 		var account, currency string
@@ -240,15 +221,21 @@ func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) erro
 		})
 		return err
 	}
-	var senders, liquidity, quotes []string
+	var parties, exchanged, quotes []string
 	house := []string{payment.LiquidityAccount}
 	for _, c := range calls {
-		senders = append(senders, c.Sender)
-		if c.refund != nil && c.Exchanges() {
-			house = append(house, payment.SpreadAccount) // it pays for a worse rate
+		parties = append(parties, c.Sender)
+		if c.commit {
+			parties = append(parties, c.Receiver)
+		}
+		if c.Exchanges() && (c.refund != nil || c.commit) {
+			house = append(house, payment.SpreadAccount) // of a refund, it pays for a worse rate
 		}
 		if c.Exchanges() {
-			liquidity = append(liquidity, c.CreditCurrency.String())
+			exchanged = append(exchanged, c.CreditCurrency.String())
+		}
+		if c.Exchanges() && c.commit {
+			exchanged = append(exchanged, c.DebitCurrency.String())
 		}
 		if c.QuoteID != "" {
 			quotes = append(quotes, c.QuoteID)
@@ -257,9 +244,9 @@ func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) erro
 	if len(quotes) > 0 {
 		b.Queue(lockQuotesSQL, distinct(quotes))
 	}
-	b.Queue(lockBalancesSQL+how, distinct(senders)).Query(each)
-	if len(liquidity) > 0 {
-		b.Queue(lockExchangeSQL+how, distinct(house), distinct(liquidity)).Query(each)
+	b.Queue(lockBalancesSQL+how, distinct(parties)).Query(each)
+	if len(exchanged) > 0 {
+		b.Queue(lockExchangeSQL+how, distinct(house), distinct(exchanged)).Query(each)
 	}
 }
 
@@ -272,7 +259,7 @@ func placeOf(account, currency string) (place, error) {
 func read(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve) (state, error) {
 	s := state{
 		balances: map[place]*balance{}, accounts: map[string]payment.AccountStatus{}, claims: map[string][]Claim{}, quotes: map[string]*quote{},
-		refunds: map[payment.ScopedKey]payment.Payment{},
+		refunds: map[payment.ScopedKey]payment.Payment{}, paid: map[place]*paid{},
 	}
 	parties := make([]string, 0, 2*len(calls)+2)
 	var quotes []string
@@ -402,10 +389,14 @@ func decide(calls []reserve, s state, velocity uint32) (decided []Reserved, fres
 			default:
 				claim.Reason = s.hold(c.Payment, claim.ReservationID, velocity)
 			}
-			if claim.Reason != "" {
+			switch {
+			case claim.Reason != "":
 				claim.Status = payment.RolledBack
-			} else if c.Authorizes() {
+			case c.Authorizes():
 				claim.Reason = payment.Authorized
+			case c.commit:
+				claim.Status, claim.Reason, decided[i].Paid = payment.Committed, payment.ReasonCommitted, true
+				s.pay(c.Payment)
 			}
 			s.claims[c.Key] = append(s.claims[c.Key], claim)
 			fresh = append(fresh, i)
@@ -488,7 +479,7 @@ func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserv
 		queueRefusals(b, calls, decided, fresh, s.now)
 		s.queueNewBalances(b, calls, decided, fresh)
 		s.queueQuotes(b)
-		s.queueHolds(b)
+		s.queueMoves(b, calls, decided, fresh)
 	}
 	if len(fresh) == 0 {
 		b.Queue(replicatedSQL) // nothing was written, so the commit would not wait for a standby
@@ -529,7 +520,7 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 	var amounts []int64
 	for _, i := range fresh {
 		r, claim := calls[i].Payment, decided[i].Claim
-		if claim.Status == payment.Pending {
+		if claim.Status != payment.RolledBack {
 			continue
 		}
 		ids = append(ids, pgUUID(claim.ReservationID))
@@ -542,11 +533,11 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 	}
 }
 
-// queueNewBalances makes the balances that the held payments will be paid into.
+// queueNewBalances makes the balances that the payments are, or will be, paid into.
 func (s state) queueNewBalances(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
 	missing := map[place]bool{}
 	for _, i := range fresh {
-		if decided[i].Status != payment.Pending {
+		if decided[i].Status == payment.RolledBack {
 			continue
 		}
 		for _, leg := range calls[i].Legs() {
@@ -564,35 +555,4 @@ func (s state) queueNewBalances(b *pgx.Batch, calls []reserve, decided []Reserve
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 	}
 	b.Queue(addBalancesSQL, accounts, currencies)
-}
-
-// queueHolds takes the money, and counts.
-func (s state) queueHolds(b *pgx.Batch) {
-	var places []place
-	for at, v := range s.balances {
-		if v.changed {
-			places = append(places, at)
-		}
-	}
-	if len(places) == 0 {
-		return
-	}
-	slices.SortFunc(places, place.compare)
-	var accounts, currencies []string
-	var amounts, positions, spent, wasSpent, wasLimit []int64
-	var days, minutes, started, wasDay, wasMinute, wasStarted []int32
-	for _, at := range places {
-		v := s.balances[at]
-		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
-		amounts, days, spent = append(amounts, v.taken), append(days, v.Day), append(spent, v.SpentToday)
-		position := int64(0)
-		if at.account == payment.LiquidityAccount {
-			position = v.taken
-		}
-		positions = append(positions, position)
-		minutes, started = append(minutes, v.minute), append(started, v.started)
-		wasDay, wasSpent, wasLimit = append(wasDay, v.was.day), append(wasSpent, v.was.spent), append(wasLimit, v.was.limit)
-		wasMinute, wasStarted = append(wasMinute, v.was.minute), append(wasStarted, v.was.started)
-	}
-	b.Queue(holdSQL, accounts, currencies, amounts, positions, days, spent, minutes, started, wasDay, wasSpent, wasMinute, wasStarted, wasLimit)
 }

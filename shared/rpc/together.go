@@ -31,7 +31,7 @@ import (
 var travelling = map[string]bool{
 	fxv1.FxService_Convert_FullMethodName: true, walletv1.WalletService_GetAccounts_FullMethodName: true,
 	riskv1.RiskService_Evaluate_FullMethodName: true, paymentsv1.PaymentsService_Settle_FullMethodName: true,
-	dbv1.Db_Reserve_FullMethodName: true, dbv1.Db_CommitReservation_FullMethodName: true,
+	dbv1.Db_Reserve_FullMethodName: true, dbv1.Db_ReserveAndCommit_FullMethodName: true, dbv1.Db_CommitReservation_FullMethodName: true,
 }
 
 // The limits of what travels together.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/IBM/sarama"
 	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc/codes"
 
 	"pgw/functions/pgw/load"
 	"pgw/functions/pgw/reconcile"
@@ -214,9 +215,8 @@ func TestAStopAtEveryStep(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	const (
-		settle  = "/payments.v1.PaymentsService/Settle"
-		reserve = "/db.v1.Db/Reserve"
-		commit  = "/db.v1.Db/CommitReservation"
+		settle   = "/payments.v1.PaymentsService/Settle"
+		inOneRPC = dbv1.Db_ReserveAndCommit_FullMethodName
 	)
 	waits := []string{committed}
 	// The stand-in's consumer group waits for its dead member, and so does the client, possibly for
@@ -226,15 +226,11 @@ func TestAStopAtEveryStep(t *testing.T) {
 		{"gateway before its request is published", point{client: "pgw-gateway", api: produce}, "gateway", "nothing", []string{noAnswer}, []string{committed}, "", nil},
 		{"gateway after its request is published", point{function: "worker", path: "/"}, "gateway", "nothing", []string{noAnswer}, []string{replayed}, "", nil},
 		{"worker before it has settled", point{function: "worker", path: "/"}, "worker", "nothing", waits, []string{replayed}, "", nil},
-		{"payments before it has reserved", point{function: "payments", path: settle}, "payments", "nothing", waits, []string{replayed}, "", nil},
-		{"db before it has begun", point{function: "db", path: reserve}, "db", "nothing", waits, []string{replayed}, "", nil},
-		{"db before the reserve is committed", point{sql: "COMMIT\n"}, "db", "nothing", waits, []string{replayed}, "", nil},
-		{"db after the reserve is committed", point{sql: "INSERT INTO reservations", after: true}, "db", "PENDING", waits, []string{replayed}, "", nil},
-		{"payments after it has reserved", point{function: "db", path: reserve, after: true}, "payments", "PENDING", waits, []string{replayed}, "", nil},
-		{"db before it has begun to commit", point{function: "db", path: commit}, "db", "PENDING", waits, []string{replayed}, "", nil},
-		{"db before the commit is committed", point{sql: "SET status = 'COMMITTED'"}, "db", "PENDING", waits, []string{replayed}, "", nil},
-		{"db after the commit is committed", point{sql: "SET status = 'COMMITTED'", after: true}, "db", "COMMITTED", waits, []string{replayed}, "", nil},
-		{"payments after it has committed", point{function: "db", path: commit, after: true}, "payments", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"payments before it has settled", point{function: "payments", path: settle}, "payments", "nothing", waits, []string{replayed}, "", nil},
+		{"db before it has begun", point{function: "db", path: inOneRPC}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db before its transaction is committed", point{sql: "COMMIT\n"}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db after its transaction is committed", point{sql: "INSERT INTO reservations", after: true}, "db", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"payments after it has settled", point{function: "db", path: inOneRPC, after: true}, "payments", "COMMITTED", waits, []string{replayed}, "", nil},
 		{"worker after it has settled", point{function: "payments", path: settle, after: true}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
 		{"worker before the result is published", point{client: "pgw-worker", api: produce}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
 		{"worker before it has acknowledged", point{function: "worker", path: "/", after: true}, "worker", "COMMITTED", waits, []string{replayed}, "", nil},
@@ -243,16 +239,54 @@ func TestAStopAtEveryStep(t *testing.T) {
 		{"gateway before it has the result", point{function: "gateway", path: "/events"}, "gateway", "COMMITTED", []string{noAnswer}, []string{replayed}, "", nil},
 		{"gateway after it has the result", point{function: "gateway", path: "/events", after: true}, "gateway", "COMMITTED", []string{noAnswer, committed}, []string{replayed}, "", nil},
 	} {
-		for _, kind := range []struct{ name, order string }{{"", inRupiah}, {" of an exchange", exchange}} {
-			if kind.name != "" && s.kill != "db" && s.kill != "payments" {
-				continue // what is exchanged makes no difference to the others
-			}
-			s.name += kind.name
-			t.Run(s.name, func(t *testing.T) {
-				r.order = kind.order
-				r.stopAt(t, s)
-			})
+		r.stopAtEachOf(t, s)
+	}
+}
+
+// The same where db can't commit what it reserves in one transaction, as one of an earlier release: it
+// takes two.
+func TestAStopAtEveryStepOfTwoTransactions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.taps.instead(inTwoSteps)
+	const (
+		reserve = "/db.v1.Db/Reserve"
+		commit  = "/db.v1.Db/CommitReservation"
+	)
+	waits := []string{committed}
+	for _, s := range []step{
+		{"db before it has begun", point{function: "db", path: reserve}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db before the reserve is committed", point{sql: "COMMIT\n"}, "db", "nothing", waits, []string{replayed}, "", nil},
+		{"db after the reserve is committed", point{sql: "INSERT INTO reservations", after: true}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"payments after it has reserved", point{function: "db", path: reserve, after: true}, "payments", "PENDING", waits, []string{replayed}, "", nil},
+		{"db before it has begun to commit", point{function: "db", path: commit}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"db before the commit is committed", point{sql: "SET status = 'COMMITTED'"}, "db", "PENDING", waits, []string{replayed}, "", nil},
+		{"db after the commit is committed", point{sql: "SET status = 'COMMITTED'", after: true}, "db", "COMMITTED", waits, []string{replayed}, "", nil},
+		{"payments after it has committed", point{function: "db", path: commit, after: true}, "payments", "COMMITTED", waits, []string{replayed}, "", nil},
+	} {
+		r.stopAtEachOf(t, s)
+	}
+}
+
+// inTwoSteps answers as a db of an earlier release.
+func inTwoSteps(path string) int {
+	if path == dbv1.Db_ReserveAndCommit_FullMethodName {
+		return int(codes.Unimplemented)
+	}
+	return 0
+}
+
+// stopAtEachOf makes a payment in rupiah, and an exchange.
+func (r *rig) stopAtEachOf(t *testing.T, s step) {
+	for _, kind := range []struct{ name, order string }{{"", inRupiah}, {" of an exchange", exchange}} {
+		if kind.name != "" && s.kill != "db" && s.kill != "payments" {
+			continue // what is exchanged makes no difference to the others
 		}
+		s.name += kind.name
+		t.Run(s.name, func(t *testing.T) {
+			r.order = kind.order
+			r.stopAt(t, s)
+		})
 	}
 }
 
@@ -427,7 +461,7 @@ func TestAStopAtEveryStepOfRollingBack(t *testing.T) {
 				if strings.HasSuffix(path, "/CommitReservation") {
 					block("BLOCKED")
 				}
-				return 0
+				return inTwoSteps(path)
 			})
 			r.stopAt(t, s)
 		})

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -104,7 +105,7 @@ func (t *taps) front(tb testing.TB, function, addr string) string {
 		if rpc != nil && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			if code := rpc(r.URL.Path); code != 0 {
 				w.Header().Set("Content-Type", "application/grpc")
-				w.Header().Set("Grpc-Status", string(rune('0'+code)))
+				w.Header().Set("Grpc-Status", strconv.Itoa(code))
 				return
 			}
 		}

@@ -94,9 +94,12 @@ func TestFundsForExactlySome(t *testing.T) {
 // client, which has no answer yet, gets SUCCESS and not SUCCESS_REPLAY.
 func TestALostAnswerIsNotLostMoney(t *testing.T) {
 	s := start(t, options{})
-	for _, method := range []string{"Reserve", "CommitReservation", "Settle"} {
+	for _, method := range []string{"ReserveAndCommit", "Settle", "Reserve", "CommitReservation"} {
 		var lost atomic.Bool
 		s.faults.set(func(f *faults) {
+			if method == "Reserve" {
+				f.rpc = inTwoSteps(func(string) error { return nil }) // from here on
+			}
 			f.post = func(called string) error {
 				if strings.HasSuffix(called, "/"+method) && lost.CompareAndSwap(false, true) {
 					return status.Error(codes.Unavailable, "the answer is lost")
@@ -136,12 +139,12 @@ func TestAResultThatCouldNotBePublished(t *testing.T) {
 // payment is finished. Without such an event, the sweep releases the hold after its deadline.
 func TestCrashBetweenReserveAndCommit(t *testing.T) {
 	s := start(t, options{answerIn: 300 * time.Millisecond})
-	crash := func(called string) error {
+	crash := inTwoSteps(func(called string) error {
 		if strings.HasSuffix(called, "CommitReservation") {
 			return status.Error(codes.Unavailable, "crashed")
 		}
 		return nil
-	}
+	})
 	a := s.balance("A")
 	s.faults.set(func(f *faults) { f.rpc = crash })
 	s.expect(s.pay("held", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")
@@ -208,7 +211,7 @@ func TestCommitFailed(t *testing.T) {
 	s := start(t, options{})
 	a := s.balance("A")
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				s.faults.set(func(f *faults) { f.rpc = nil })
 				conn, err := connect(s)
@@ -220,7 +223,7 @@ func TestCommitFailed(t *testing.T) {
 				return err
 			}
 			return nil
-		}
+		})
 	})
 	s.expect(s.pay("blocked meanwhile", "A", "B", "IDR", 5000), "200 FAILED commit_failed")
 	if s.balance("A") != a {
@@ -284,12 +287,12 @@ func TestDeadLettersAreClosedOut(t *testing.T) {
 	s := start(t, options{})
 	a := s.balance("A")
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				return status.Error(codes.FailedPrecondition, "never")
 			}
 			return nil
-		}
+		})
 	})
 	s.expect(s.pay("hopeless", "A", "B", "IDR", 5000), "200 FAILED undeliverable")
 	if _, st := s.state("hopeless"); st.State != "ROLLEDBACK" || st.Reason != "undeliverable" || s.balance("A") != a {
@@ -394,12 +397,12 @@ func TestRestartKeepsEverything(t *testing.T) {
 	s := start(t, options{})
 	s.expect(s.pay("before", "A", "B", "IDR", 5000), "200 SUCCESS committed")
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				return status.Error(codes.Unavailable, "down")
 			}
 			return nil
-		}
+		})
 	})
 	impatient := s.at(s.replica(300 * time.Millisecond))
 	s.expect(impatient.pay("under way", "A", "B", "IDR", 5000), "504 FAILED queue_timeout")

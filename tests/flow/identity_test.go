@@ -33,12 +33,12 @@ import (
 func TestOnlyWhatDeliveryGaveUpOnIsClosedOut(t *testing.T) {
 	s := start(t, options{})
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				return status.Error(codes.FailedPrecondition, "never")
 			}
 			return nil
-		}
+		})
 	})
 	s.expect(s.pay("hopeless", "A", "B", "IDR", 5000), "200 FAILED undeliverable")
 	letter := s.records(s.kafka.DeadLetterTopic)[0]

@@ -42,12 +42,12 @@ func TestLinesOfLogs(t *testing.T) {
 	})
 	s.expect(s.pay("no-wallet", from, to, "IDR", 5000), "502 FAILED wallet_unavailable")
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				return status.Error(codes.FailedPrecondition, "never")
 			}
 			return nil
-		}
+		})
 	})
 	s.expect(s.pay("hopeless", from, to, "IDR", 5000), "200 FAILED undeliverable")
 	s.faults.set(func(f *faults) { f.rpc = nil })

@@ -634,12 +634,12 @@ func TestDeadLettersInOperatorsHands(t *testing.T) {
 	}
 	// Closed out by payments itself.
 	s.faults.set(func(f *faults) {
-		f.rpc = func(called string) error {
+		f.rpc = inTwoSteps(func(called string) error {
 			if strings.HasSuffix(called, "CommitReservation") {
 				return status.Error(codes.FailedPrecondition, "never")
 			}
 			return nil
-		}
+		})
 	})
 	s.expect(s.pay("hopeless", "A", "B", "IDR", 5000), "200 FAILED undeliverable")
 	s.faults.set(func(f *faults) { f.rpc = nil })

@@ -112,7 +112,7 @@ func TestARestoreToAPointInTime(t *testing.T) {
 	broken.Store(true)
 	tried := make(chan struct{}, 100)
 	s.faults.set(func(f *faults) {
-		f.rpc = func(method string) error {
+		f.rpc = inTwoSteps(func(method string) error {
 			if broken.Load() && strings.HasSuffix(method, "/CommitReservation") {
 				select {
 				case tried <- struct{}{}:
@@ -121,7 +121,7 @@ func TestARestoreToAPointInTime(t *testing.T) {
 				return status.Error(codes.Unavailable, "away")
 			}
 			return nil
-		}
+		})
 	})
 	s.publish(request("under way", "A", "C", 30_000))
 	select {

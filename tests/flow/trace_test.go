@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -35,7 +36,7 @@ var wholeWay = []string{
 	"POST /api/payments", "fx.v1.FxService/Convert", "wallet.v1.WalletService/GetAccounts", "batch account",
 	"risk.v1.RiskService/Evaluate", "publish payments.request", "await result",
 	"deliver pgw.payment.requested.v1", "process pgw.payment.requested.v1",
-	"payments.v1.PaymentsService/Settle", "db.v1.Db/Reserve", "batch reserve", "db.v1.Db/CommitReservation", "batch finish",
+	"payments.v1.PaymentsService/Settle", "db.v1.Db/ReserveAndCommit", "batch reserve",
 	"publish payments.result", "deliver pgw.payment.result.v1", "process pgw.payment.result.v1",
 }
 
@@ -69,12 +70,10 @@ func oneTree(spans []span) error {
 		}
 	}
 	// Work that was done for several payments at once is a separate trace, linked with theirs.
-	for _, batch := range []string{"batch reserve", "batch finish"} {
-		if !slices.ContainsFunc(spans, func(s span) bool {
-			return s.name == batch && s.trace != payment && slices.Contains(s.links, payment)
-		}) {
-			return fmt.Errorf("no %q is linked with the payment", batch)
-		}
+	if !slices.ContainsFunc(spans, func(s span) bool {
+		return s.name == "batch reserve" && s.trace != payment && slices.Contains(s.links, payment)
+	}) {
+		return errors.New("no batch of the ledger is linked with the payment")
 	}
 	return nil
 }

@@ -168,16 +168,9 @@ func (l *testLedger) pay(n int, choose way, price func(*commonv1.Payment)) (floa
 			TxDate: "2026-01-31T09:30:00Z", AcceptedAt: timestamppb.Now(), Deadline: timestamppb.New(time.Now().Add(time.Minute)), AttemptId: run,
 		}
 		price(p)
-		reserved, err := conn.Reserve(ctx, p)
-		if err != nil {
-			return err
-		}
-		if reserved.State != commonv1.ReservationState_RESERVATION_STATE_PENDING {
-			return fmt.Errorf("reserve: %s", reserved)
-		}
-		committed, err := conn.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: reserved.ReservationId, IdempotencyKey: key})
-		if err == nil && committed.Status != dbv1.TxStatus_OK {
-			err = fmt.Errorf("commit: %s", committed)
+		got, err := conn.ReserveAndCommit(ctx, p)
+		if err == nil && got.State != commonv1.ReservationState_RESERVATION_STATE_COMMITTED {
+			err = fmt.Errorf("not committed: %s", got)
 		}
 		return err
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/google/uuid"
 
 	"pgw/functions/pgw/load"
+	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	"pgw/shared/embedded"
 	"pgw/shared/function"
@@ -144,27 +145,19 @@ func (l *limit) settle(ctx context.Context, order payment.Order) (load.Answer, e
 	if l.db != nil {
 		return l.settleInDB(ctx, p)
 	}
-	got, err := l.ledger.Reserve(ctx, p)
-	if err != nil {
-		return load.Answer{}, err
-	}
-	done, err := l.ledger.Finish(ctx, ledger.Finish{ReservationID: got.ReservationID, Key: p.Key})
-	if err == nil && !done.Done {
-		err = fmt.Errorf("%s was not committed: %s", p.Key, done.Claim.Reason)
+	got, err := l.ledger.ReserveAndCommit(ctx, p)
+	if err == nil && !got.Paid {
+		err = fmt.Errorf("%s was not committed: %s", p.Key, got.Reason)
 	}
 	return load.Answer{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationID.String()}, err
 }
 
 func (l *limit) settleInDB(ctx context.Context, p payment.Payment) (load.Answer, error) {
-	got, err := l.db.Reserve(ctx, rpc.FromPayment(p))
-	if err != nil {
-		return load.Answer{}, err
+	got, err := l.db.ReserveAndCommit(ctx, rpc.FromPayment(p))
+	if err == nil && got.State != commonv1.ReservationState_RESERVATION_STATE_COMMITTED {
+		err = fmt.Errorf("%s was not committed: %s", p.Key, got)
 	}
-	done, err := l.db.CommitReservation(ctx, &dbv1.CommitReservationRequest{ReservationId: got.ReservationId, IdempotencyKey: p.Key})
-	if err == nil && done.Status != dbv1.TxStatus_OK {
-		err = fmt.Errorf("%s was not committed: %s", p.Key, done)
-	}
-	return load.Answer{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.ReservationId}, err
+	return load.Answer{Status: payment.Success, Reason: payment.ReasonCommitted, Ref: got.GetReservationId()}, err
 }
 
 // through publishes a request, and waits until it was consumed and settled.

@@ -5741,14 +5741,15 @@ const file_db_v1_db_proto_rawDesc = "" +
 	"\fINSUFFICIENT\x10\x03\x12\r\n" +
 	"\tNOT_FOUND\x10\x04\x12\x0e\n" +
 	"\n" +
-	"BAD_STATUS\x10\x052\x93\x0e\n" +
+	"BAD_STATUS\x10\x052\xd4\x0e\n" +
 	"\x02Db\x12L\n" +
 	"\fCheckBalance\x12\x1a.db.v1.CheckBalanceRequest\x1a\x1b.db.v1.CheckBalanceResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\fReserveFunds\x12\x1a.db.v1.ReserveFundsRequest\x1a\x1b.db.v1.ReserveFundsResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\x11CommitReservation\x12\x1f.db.v1.CommitReservationRequest\x1a .db.v1.CommitReservationResponse\"\x03\x90\x02\x02\x12a\n" +
 	"\x13RollbackReservation\x12!.db.v1.RollbackReservationRequest\x1a\".db.v1.RollbackReservationResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\x11GetRandomAccounts\x12\x1f.db.v1.GetRandomAccountsRequest\x1a .db.v1.GetRandomAccountsResponse\"\x03\x90\x02\x01\x126\n" +
-	"\aReserve\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x123\n" +
+	"\aReserve\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x12?\n" +
+	"\x10ReserveAndCommit\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x123\n" +
 	"\x04Hold\x12\x12.common.v1.Payment\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x126\n" +
 	"\x06Refuse\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x124\n" +
 	"\x04Fail\x12\x13.db.v1.CloseRequest\x1a\x12.common.v1.Outcome\"\x03\x90\x02\x02\x122\n" +
@@ -5975,80 +5976,82 @@ var file_db_v1_db_proto_depIdxs = []int32{
 	7,   // 76: db.v1.Db.RollbackReservation:input_type -> db.v1.RollbackReservationRequest
 	9,   // 77: db.v1.Db.GetRandomAccounts:input_type -> db.v1.GetRandomAccountsRequest
 	84,  // 78: db.v1.Db.Reserve:input_type -> common.v1.Payment
-	84,  // 79: db.v1.Db.Hold:input_type -> common.v1.Payment
-	11,  // 80: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
-	11,  // 81: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
-	15,  // 82: db.v1.Db.Find:input_type -> db.v1.FindRequest
-	16,  // 83: db.v1.Db.List:input_type -> db.v1.ListRequest
-	91,  // 84: db.v1.Db.ReserveRefund:input_type -> common.v1.Operation
-	91,  // 85: db.v1.Db.Capture:input_type -> common.v1.Operation
-	91,  // 86: db.v1.Db.Void:input_type -> common.v1.Operation
-	13,  // 87: db.v1.Db.ListRefunds:input_type -> db.v1.ListRefundsRequest
-	18,  // 88: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
-	20,  // 89: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
-	23,  // 90: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
-	28,  // 91: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
-	30,  // 92: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
-	66,  // 93: db.v1.Db.Status:input_type -> db.v1.StatusRequest
-	73,  // 94: db.v1.Db.ActedLetters:input_type -> db.v1.ActedLettersRequest
-	76,  // 95: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
-	31,  // 96: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
-	33,  // 97: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
-	35,  // 98: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
-	54,  // 99: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
-	56,  // 100: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
-	58,  // 101: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
-	60,  // 102: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
-	64,  // 103: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
-	38,  // 104: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
-	41,  // 105: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
-	43,  // 106: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
-	45,  // 107: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
-	47,  // 108: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
-	71,  // 109: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
-	50,  // 110: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
-	52,  // 111: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
-	2,   // 112: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
-	4,   // 113: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
-	6,   // 114: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
-	8,   // 115: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
-	10,  // 116: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
-	85,  // 117: db.v1.Db.Reserve:output_type -> common.v1.Outcome
-	85,  // 118: db.v1.Db.Hold:output_type -> common.v1.Outcome
-	85,  // 119: db.v1.Db.Refuse:output_type -> common.v1.Outcome
-	85,  // 120: db.v1.Db.Fail:output_type -> common.v1.Outcome
-	86,  // 121: db.v1.Db.Find:output_type -> common.v1.Record
-	17,  // 122: db.v1.Db.List:output_type -> db.v1.ListResponse
-	12,  // 123: db.v1.Db.ReserveRefund:output_type -> db.v1.OperationResponse
-	12,  // 124: db.v1.Db.Capture:output_type -> db.v1.OperationResponse
-	12,  // 125: db.v1.Db.Void:output_type -> db.v1.OperationResponse
-	14,  // 126: db.v1.Db.ListRefunds:output_type -> db.v1.ListRefundsResponse
-	19,  // 127: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
-	21,  // 128: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
-	24,  // 129: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
-	29,  // 130: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
-	27,  // 131: db.v1.Db.FindQuote:output_type -> db.v1.Quote
-	67,  // 132: db.v1.Db.Status:output_type -> db.v1.StatusResponse
-	74,  // 133: db.v1.Db.ActedLetters:output_type -> db.v1.ActedLettersResponse
-	77,  // 134: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
-	32,  // 135: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
-	34,  // 136: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
-	36,  // 137: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
-	55,  // 138: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
-	57,  // 139: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
-	59,  // 140: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
-	61,  // 141: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
-	65,  // 142: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
-	39,  // 143: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
-	42,  // 144: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
-	44,  // 145: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
-	46,  // 146: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
-	48,  // 147: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
-	72,  // 148: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
-	51,  // 149: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
-	53,  // 150: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
-	112, // [112:151] is the sub-list for method output_type
-	73,  // [73:112] is the sub-list for method input_type
+	84,  // 79: db.v1.Db.ReserveAndCommit:input_type -> common.v1.Payment
+	84,  // 80: db.v1.Db.Hold:input_type -> common.v1.Payment
+	11,  // 81: db.v1.Db.Refuse:input_type -> db.v1.CloseRequest
+	11,  // 82: db.v1.Db.Fail:input_type -> db.v1.CloseRequest
+	15,  // 83: db.v1.Db.Find:input_type -> db.v1.FindRequest
+	16,  // 84: db.v1.Db.List:input_type -> db.v1.ListRequest
+	91,  // 85: db.v1.Db.ReserveRefund:input_type -> common.v1.Operation
+	91,  // 86: db.v1.Db.Capture:input_type -> common.v1.Operation
+	91,  // 87: db.v1.Db.Void:input_type -> common.v1.Operation
+	13,  // 88: db.v1.Db.ListRefunds:input_type -> db.v1.ListRefundsRequest
+	18,  // 89: db.v1.Db.BalancesAt:input_type -> db.v1.BalancesAtRequest
+	20,  // 90: db.v1.Db.Statement:input_type -> db.v1.StatementRequest
+	23,  // 91: db.v1.Db.TrialBalance:input_type -> db.v1.TrialBalanceRequest
+	28,  // 92: db.v1.Db.PutQuote:input_type -> db.v1.PutQuoteRequest
+	30,  // 93: db.v1.Db.FindQuote:input_type -> db.v1.FindQuoteRequest
+	66,  // 94: db.v1.Db.Status:input_type -> db.v1.StatusRequest
+	73,  // 95: db.v1.Db.ActedLetters:input_type -> db.v1.ActedLettersRequest
+	76,  // 96: db.v1.Db.Activity:input_type -> db.v1.ActivityRequest
+	31,  // 97: db.v1.Db.GetPayment:input_type -> db.v1.GetPaymentRequest
+	33,  // 98: db.v1.Db.ListPayments:input_type -> db.v1.ListPaymentsRequest
+	35,  // 99: db.v1.Db.FailPayment:input_type -> db.v1.FailPaymentRequest
+	54,  // 100: db.v1.Admin.OpenAccount:input_type -> db.v1.OpenAccountRequest
+	56,  // 101: db.v1.Admin.FundAccount:input_type -> db.v1.FundAccountRequest
+	58,  // 102: db.v1.Admin.SetAccountStatus:input_type -> db.v1.SetAccountStatusRequest
+	60,  // 103: db.v1.Admin.DescribeAccount:input_type -> db.v1.DescribeAccountRequest
+	64,  // 104: db.v1.Admin.ListChanges:input_type -> db.v1.ListChangesRequest
+	38,  // 105: db.v1.Admin.SeedAccounts:input_type -> db.v1.SeedAccountsRequest
+	41,  // 106: db.v1.Admin.PutRates:input_type -> db.v1.PutRatesRequest
+	43,  // 107: db.v1.Admin.PutRules:input_type -> db.v1.PutRulesRequest
+	45,  // 108: db.v1.Admin.SetLiquidity:input_type -> db.v1.SetLiquidityRequest
+	47,  // 109: db.v1.Admin.Sweep:input_type -> db.v1.SweepRequest
+	71,  // 110: db.v1.Admin.RecordVerdict:input_type -> db.v1.RecordVerdictRequest
+	50,  // 111: db.v1.Admin.RecordDeadLetterAction:input_type -> db.v1.RecordDeadLetterActionRequest
+	52,  // 112: db.v1.Admin.ListDeadLetterActions:input_type -> db.v1.ListDeadLetterActionsRequest
+	2,   // 113: db.v1.Db.CheckBalance:output_type -> db.v1.CheckBalanceResponse
+	4,   // 114: db.v1.Db.ReserveFunds:output_type -> db.v1.ReserveFundsResponse
+	6,   // 115: db.v1.Db.CommitReservation:output_type -> db.v1.CommitReservationResponse
+	8,   // 116: db.v1.Db.RollbackReservation:output_type -> db.v1.RollbackReservationResponse
+	10,  // 117: db.v1.Db.GetRandomAccounts:output_type -> db.v1.GetRandomAccountsResponse
+	85,  // 118: db.v1.Db.Reserve:output_type -> common.v1.Outcome
+	85,  // 119: db.v1.Db.ReserveAndCommit:output_type -> common.v1.Outcome
+	85,  // 120: db.v1.Db.Hold:output_type -> common.v1.Outcome
+	85,  // 121: db.v1.Db.Refuse:output_type -> common.v1.Outcome
+	85,  // 122: db.v1.Db.Fail:output_type -> common.v1.Outcome
+	86,  // 123: db.v1.Db.Find:output_type -> common.v1.Record
+	17,  // 124: db.v1.Db.List:output_type -> db.v1.ListResponse
+	12,  // 125: db.v1.Db.ReserveRefund:output_type -> db.v1.OperationResponse
+	12,  // 126: db.v1.Db.Capture:output_type -> db.v1.OperationResponse
+	12,  // 127: db.v1.Db.Void:output_type -> db.v1.OperationResponse
+	14,  // 128: db.v1.Db.ListRefunds:output_type -> db.v1.ListRefundsResponse
+	19,  // 129: db.v1.Db.BalancesAt:output_type -> db.v1.BalancesAtResponse
+	21,  // 130: db.v1.Db.Statement:output_type -> db.v1.StatementResponse
+	24,  // 131: db.v1.Db.TrialBalance:output_type -> db.v1.TrialBalanceResponse
+	29,  // 132: db.v1.Db.PutQuote:output_type -> db.v1.PutQuoteResponse
+	27,  // 133: db.v1.Db.FindQuote:output_type -> db.v1.Quote
+	67,  // 134: db.v1.Db.Status:output_type -> db.v1.StatusResponse
+	74,  // 135: db.v1.Db.ActedLetters:output_type -> db.v1.ActedLettersResponse
+	77,  // 136: db.v1.Db.Activity:output_type -> db.v1.ActivityResponse
+	32,  // 137: db.v1.Db.GetPayment:output_type -> db.v1.GetPaymentResponse
+	34,  // 138: db.v1.Db.ListPayments:output_type -> db.v1.ListPaymentsResponse
+	36,  // 139: db.v1.Db.FailPayment:output_type -> db.v1.FailPaymentResponse
+	55,  // 140: db.v1.Admin.OpenAccount:output_type -> db.v1.OpenAccountResponse
+	57,  // 141: db.v1.Admin.FundAccount:output_type -> db.v1.FundAccountResponse
+	59,  // 142: db.v1.Admin.SetAccountStatus:output_type -> db.v1.SetAccountStatusResponse
+	61,  // 143: db.v1.Admin.DescribeAccount:output_type -> db.v1.DescribeAccountResponse
+	65,  // 144: db.v1.Admin.ListChanges:output_type -> db.v1.ListChangesResponse
+	39,  // 145: db.v1.Admin.SeedAccounts:output_type -> db.v1.SeedAccountsResponse
+	42,  // 146: db.v1.Admin.PutRates:output_type -> db.v1.PutRatesResponse
+	44,  // 147: db.v1.Admin.PutRules:output_type -> db.v1.PutRulesResponse
+	46,  // 148: db.v1.Admin.SetLiquidity:output_type -> db.v1.SetLiquidityResponse
+	48,  // 149: db.v1.Admin.Sweep:output_type -> db.v1.SweepResponse
+	72,  // 150: db.v1.Admin.RecordVerdict:output_type -> db.v1.RecordVerdictResponse
+	51,  // 151: db.v1.Admin.RecordDeadLetterAction:output_type -> db.v1.RecordDeadLetterActionResponse
+	53,  // 152: db.v1.Admin.ListDeadLetterActions:output_type -> db.v1.ListDeadLetterActionsResponse
+	113, // [113:153] is the sub-list for method output_type
+	73,  // [73:113] is the sub-list for method input_type
 	73,  // [73:73] is the sub-list for extension type_name
 	73,  // [73:73] is the sub-list for extension extendee
 	0,   // [0:73] is the sub-list for field type_name

@@ -26,6 +26,7 @@ const (
 	Db_RollbackReservation_FullMethodName = "/db.v1.Db/RollbackReservation"
 	Db_GetRandomAccounts_FullMethodName   = "/db.v1.Db/GetRandomAccounts"
 	Db_Reserve_FullMethodName             = "/db.v1.Db/Reserve"
+	Db_ReserveAndCommit_FullMethodName    = "/db.v1.Db/ReserveAndCommit"
 	Db_Hold_FullMethodName                = "/db.v1.Db/Hold"
 	Db_Refuse_FullMethodName              = "/db.v1.Db/Refuse"
 	Db_Fail_FullMethodName                = "/db.v1.Db/Fail"
@@ -67,6 +68,10 @@ type DbClient interface {
 	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key
 	// that belongs to another payment has no state.
 	Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
+	// ReserveAndCommit is Reserve and CommitReservation in one transaction. PENDING: the funds are held and
+	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or
+	// somebody else has locked a balance.
+	ReserveAndCommit(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Refuse records a refusal by wallet or risk before the client hears of it, so that no
@@ -181,6 +186,16 @@ func (c *dbClient) Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.Cal
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(v1.Outcome)
 	err := c.cc.Invoke(ctx, Db_Reserve_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dbClient) ReserveAndCommit(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(v1.Outcome)
+	err := c.cc.Invoke(ctx, Db_ReserveAndCommit_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -406,6 +421,10 @@ type DbServer interface {
 	// Reserve claims the key and holds the sender's funds, in one transaction. An outcome of a key
 	// that belongs to another payment has no state.
 	Reserve(context.Context, *v1.Payment) (*v1.Outcome, error)
+	// ReserveAndCommit is Reserve and CommitReservation in one transaction. PENDING: the funds are held and
+	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or
+	// somebody else has locked a balance.
+	ReserveAndCommit(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// Refuse records a refusal by wallet or risk before the client hears of it, so that no
@@ -483,6 +502,9 @@ func (UnimplementedDbServer) GetRandomAccounts(context.Context, *GetRandomAccoun
 }
 func (UnimplementedDbServer) Reserve(context.Context, *v1.Payment) (*v1.Outcome, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reserve not implemented")
+}
+func (UnimplementedDbServer) ReserveAndCommit(context.Context, *v1.Payment) (*v1.Outcome, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReserveAndCommit not implemented")
 }
 func (UnimplementedDbServer) Hold(context.Context, *v1.Payment) (*v1.Outcome, error) {
 	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
@@ -669,6 +691,24 @@ func _Db_Reserve_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DbServer).Reserve(ctx, req.(*v1.Payment))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Db_ReserveAndCommit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.Payment)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DbServer).ReserveAndCommit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Db_ReserveAndCommit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DbServer).ReserveAndCommit(ctx, req.(*v1.Payment))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1063,6 +1103,10 @@ var Db_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reserve",
 			Handler:    _Db_Reserve_Handler,
+		},
+		{
+			MethodName: "ReserveAndCommit",
+			Handler:    _Db_ReserveAndCommit_Handler,
 		},
 		{
 			MethodName: "Hold",
