@@ -30,7 +30,7 @@ type Config struct {
 	Schema      postgres.Schema `envconfig:"LEDGER_SCHEMA" desc:"the ledger's schema, if several ledgers share the database; empty: the usual one"`
 	Standby     postgres.Standby
 	BatchMax    int `envconfig:"BATCH_MAX" default:"256" desc:"payments in one transaction"`
-	BatchLanes  int `envconfig:"BATCH_LANES" default:"2" desc:"transactions of one kind at the same time"`
+	BatchLanes  int `envconfig:"BATCH_LANES" default:"1" desc:"transactions of one kind at the same time; more of them compete for the same accounts"`
 	QueueMax    int `envconfig:"QUEUE_MAX" default:"2048" desc:"most calls that wait for a batch; further calls are refused"`
 	// BatchTimeout is a little longer than the wait for a silent server, because "the server was
 	// silent" is the better answer.

@@ -166,9 +166,7 @@ func (cfg Config) settings(name string) function.Settings {
 		// this machine may pay.
 		"ALLOW_UNSIGNED_REQUESTS": "true",
 		"SINKS":                   table.Sinks(func(name string) string { return "http://" + name }),
-		// One lane of each kind is enough: all functions share the processors, and fewer, larger
-		// transactions cost less.
-		"BATCH_LANES": "1", "WEBHOOK_SECRET_KEYS": cfg.WebhookKeys,
+		"WEBHOOK_SECRET_KEYS":     cfg.WebhookKeys,
 		// Who tries pgw on a machine has the receiver of its webhooks there too.
 		"WEBHOOK_ALLOW_HTTP": "true", "WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8,::1/128",
 		"LOG_PAYMENTS": strconv.FormatBool(cfg.LogPayments),
