@@ -445,7 +445,11 @@ func (g *Gateway) await(ctx context.Context, f *flight[event.PaymentResult], r p
 	if !result.ReceivedAt.IsZero() && !follows {
 		g.stage(took, "queue", result.ReceivedAt.Sub(f.published))
 		g.stage(took, "reserve", time.Duration(result.ReserveMicros)*time.Microsecond)
-		g.stage(took, "commit", time.Duration(result.CommitMicros)*time.Microsecond)
+		if commit := time.Duration(result.CommitMicros) * time.Microsecond; commit > 0 {
+			g.stage(took, "commit", commit)
+		} else {
+			took.add("commit", 0) // the reserve has committed too: the metric has only what took place
+		}
 		g.stage(took, "settle", result.SettledAt.Sub(result.ReceivedAt))
 		g.stage(took, "return", g.now().Sub(result.SettledAt))
 	} else {

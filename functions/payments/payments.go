@@ -41,7 +41,7 @@ type Payments struct {
 
 	cfg     Config
 	db      dbv1.DbClient
-	lacking rpc.Lacking // db's ReserveAndCommit: the ledger is called twice
+	lacking rpc.Lacking // db lacks ReserveAndCommit, so each payment takes two calls
 	fx      fxv1.FxServiceClient
 	dead    Letters
 	publish event.Publisher

@@ -225,8 +225,8 @@ func (l *Ledger) Reserve(ctx context.Context, p payment.Payment) (Reserved, erro
 }
 
 // ReserveAndCommit is Reserve and a commit in one transaction. The claim is PENDING if the funds are
-// only held: an operation has to capture the payment, or an earlier call has held the funds, or
-// somebody else has locked a balance. Its errors are those of Reserve.
+// only held: an operation has to capture the payment, or an earlier call has held the funds, or a lock
+// was not free in time. Its errors are those of Reserve.
 func (l *Ledger) ReserveAndCommit(ctx context.Context, p payment.Payment) (Reserved, error) {
 	return l.reserves.Do(ctx, reserve{Payment: p, commit: true, trace: trace.ID(ctx)})
 }

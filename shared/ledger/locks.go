@@ -172,7 +172,7 @@ func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []
 		kept, at = append(kept, c), append(at, i)
 	}
 	decided, fresh := decide(kept, s, velocity)
-	if err := write(ctx, conn, &pgx.Batch{}, kept, decided, fresh, s); err != nil {
+	if _, err := write(ctx, conn, &pgx.Batch{}, kept, decided, fresh, s); err != nil {
 		return nil, err
 	}
 	l.observeAccepted(kept, fresh, s.now)

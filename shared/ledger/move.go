@@ -16,7 +16,7 @@ import (
 
 // paid is what the payments that a batch commits change in a balance.
 type paid struct {
-	given    int64 // what it pays, and need not hold
+	given    int64 // what it pays at once, so that it is not held
 	got      int64
 	position int64 // of LIQUIDITY: what exchanges bring
 	receiver bool  // it is a party's, which must be active
@@ -24,7 +24,9 @@ type paid struct {
 
 // moveSQL fails (division by zero) unless every balance is still as the decisions need it, and the
 // payments that are committed are in time when all balances are locked. The entries and outcomes get
-// that time. Money that the batch itself brings to a balance is not taken in the same batch.
+// that time. Of a balance, taken has to be there: money that the batch itself brings to it is not taken
+// in the same batch. Balances that send have counters, which must be as they were read. Balances that
+// only receive may be changed by others meanwhile.
 const moveSQL = `
 WITH wanted AS (
 	SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bool[], $9::bool[],
@@ -61,7 +63,7 @@ WITH wanted AS (
 )
 SELECT 1 / count(*)::int FROM booked`
 
-// pay notes what a payment changes that the batch commits. hold has taken the money already.
+// pay notes what a payment changes. The batch commits the payment, and hold has taken the money already.
 func (s state) pay(p payment.Payment) {
 	for _, leg := range p.Legs() {
 		at := place{leg.Account, leg.Currency}
@@ -127,7 +129,7 @@ func (s state) queueMoves(b *pgx.Batch, calls []reserve, decided []Reserved, fre
 
 // records are the columns of the entries and the outcomes of what a batch commits.
 type records struct {
-	deadline pgtype.Timestamptz // the first of all
+	deadline pgtype.Timestamptz // the earliest of these payments'; infinity if there are none
 
 	accounts, currencies, kinds []string
 	transactions                []pgtype.UUID

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -91,7 +92,7 @@ func TestOneTransactionBooksWhatTwoDo(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, err = w.reserveOn(t.Context(), conn, calls[len(calls)-1:], 0, true)
+				_, _, err = w.reserveOn(t.Context(), conn, calls[len(calls)-1:], 0, true, nil)
 				conn.Release()
 				if err != nil {
 					t.Fatal(err)
@@ -263,6 +264,66 @@ func TestExchangesNeverDeadlock(t *testing.T) {
 	}
 	wg.Wait()
 	w.checkBooks()
+}
+
+// A run that locks first makes the missing balances before it locks others, as everybody does who locks
+// an account and then its balances: an operator's change of the receiver, and another batch.
+func TestNewBalancesAreMadeBeforeTheLocks(t *testing.T) {
+	dollars := func(key, from string) []reserve {
+		p := exchange(key, from, "B", in(7, "USD"), in(7, "USD"), 0)
+		p.Exchange = payment.Exchange{}
+		return []reserve{{Payment: p, commit: true}}
+	}
+	missing := []place{{"B", in(0, "USD").Currency}}
+	world := func(t *testing.T) (*world, func(lock bool, calls ...reserve) <-chan error) {
+		w := newWorld(t)
+		w.fund("A", in(1000, "IDR"), in(1000, "USD"))
+		w.fund("B", in(0, "IDR")) // no dollars yet
+		w.fund("C", in(1000, "IDR"), in(1000, "USD"))
+		return w, func(lock bool, calls ...reserve) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				conn, err := w.pool.Acquire(context.Background())
+				if err == nil {
+					_, _, err = w.reserveOn(context.Background(), conn, calls, 0, lock, missing)
+					conn.Release()
+				}
+				done <- err
+			}()
+			return done
+		}
+	}
+	t.Run("a change of the receiver", func(t *testing.T) {
+		w, run := world(t)
+		opening, err := w.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer opening.Rollback(context.Background())
+		if _, err := opening.Exec(t.Context(), lockAccountRowSQL, "B"); err != nil {
+			t.Fatal(err)
+		}
+		paid := run(true, dollars("k", "A")...)
+		w.waitsForALock()
+		if _, err = opening.Exec(t.Context(), openSQL, "B", "B", "IDR", 0, payment.Active, time.Now(), "x"); err == nil {
+			err = opening.Commit(t.Context())
+		}
+		if err := errors.Join(err, <-paid); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("another batch", func(t *testing.T) {
+		w, run := world(t)
+		release := w.hold(`SELECT FROM balances WHERE account_id = 'A' FOR UPDATE`)
+		first := run(false, append(dollars("1", "A"), reserve{Payment: pay("2", "C", "B", 1), commit: true})...) // makes the balance
+		w.waitForLocks(1)
+		second := run(true, dollars("3", "C")...) // waits for it
+		w.waitForLocks(2)
+		release()
+		if err := errors.Join(<-first, <-second); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // One key, asked for in both ways at the same time, pays once.

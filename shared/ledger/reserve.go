@@ -127,7 +127,7 @@ SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason, $8
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
 	AS c(id, key, sender, receiver, currency, amount, reason), ` + hereSQL
 
-	// addBalancesSQL makes the empty balances that a commit will pay into. The account's lock keeps
+	// addBalancesSQL makes the empty balances that payments are, or will be, paid into. The account's lock keeps
 	// its status as it is copied.
 	addBalancesSQL = `
 WITH owners AS MATERIALIZED (
@@ -142,9 +142,10 @@ ON CONFLICT (account_id, currency) DO NOTHING`
 // reserveAll decides about a batch.
 func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) (decided []Reserved, err error) {
 	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
-		decided, err = l.reserveOn(ctx, conn, calls, velocity, false)
+		var missing []place
+		decided, missing, err = l.reserveOn(ctx, conn, calls, velocity, false, nil)
 		if postgres.Outdated(err) {
-			decided, err = l.reserveOn(ctx, conn, calls, velocity, true)
+			decided, _, err = l.reserveOn(ctx, conn, calls, velocity, true, missing)
 		}
 		return err
 	})
@@ -168,8 +169,12 @@ func (l *Ledger) reserving(ctx context.Context, run func(*pgxpool.Conn, uint32) 
 	return run(conn, rules.VelocityPerMin)
 }
 
-// reserveOn decides about a batch. If lock is set, it locks the balances before it reads them.
-func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32, lock bool) (decided []Reserved, err error) {
+// reserveOn decides about a batch, and returns the balances that it had to make. If lock is set, it
+// locks the balances before it reads them. Before that it makes those that were missing in the run
+// before, because everybody locks an account before its balances.
+func (l *Ledger) reserveOn(
+	ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32, lock bool, missing []place,
+) (decided []Reserved, made []place, err error) {
 	defer func() {
 		if err != nil {
 			// pgxpool sees the transaction status, and drops a connection whose rollback fails.
@@ -178,18 +183,19 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 	}()
 	found, err := readParents(ctx, conn, calls)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	calls = found.resolved(calls)
 	b := &pgx.Batch{}
 	if lock {
 		l.queueBegin(b, conn, l.locks.recent())
 		found.queueLock(b)
+		queueNewBalances(b, missing)
 		queueLocks(b, calls, "", nil)
 	}
 	s, err := read(ctx, conn, b, calls)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.parents = found
 	decided, fresh := decide(calls, s, velocity)
@@ -197,11 +203,11 @@ func (l *Ledger) reserveOn(ctx context.Context, conn *pgxpool.Conn, calls []rese
 	if !lock {
 		l.queueBegin(b, conn, l.locks.recent())
 	}
-	if err := write(ctx, conn, b, calls, decided, fresh, s); err != nil {
-		return nil, err
+	if made, err = write(ctx, conn, b, calls, decided, fresh, s); err != nil {
+		return nil, made, err
 	}
 	l.observeAccepted(calls, fresh, s.now)
-	return decided, nil
+	return decided, made, nil
 }
 
 // queueLocks locks the balances that the batch may change, and the quotes. how is added to the
@@ -469,15 +475,19 @@ func (s state) balance(at place) *balance {
 	return &balance{}
 }
 
-// write queues what was decided after what b has queued, and commits.
-func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, s state) error {
+// write queues what was decided after what b has queued, and commits. It returns the balances that it
+// makes.
+func write(
+	ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int, s state,
+) (made []place, err error) {
 	if len(fresh) > 0 {
 		calls = s.withRefunds(calls)
 		s.queueClaims(b, calls, decided, fresh)
 		queueAuthorizations(b, calls, decided, fresh, s.now)
 		s.parents.queueCounts(b)
 		queueRefusals(b, calls, decided, fresh, s.now)
-		s.queueNewBalances(b, calls, decided, fresh)
+		made = s.missing(calls, decided, fresh)
+		queueNewBalances(b, made)
 		s.queueQuotes(b)
 		s.queueMoves(b, calls, decided, fresh)
 	}
@@ -485,7 +495,7 @@ func write(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserv
 		b.Queue(replicatedSQL) // nothing was written, so the commit would not wait for a standby
 	}
 	b.Queue("COMMIT")
-	return conn.SendBatch(ctx, b).Close()
+	return made, conn.SendBatch(ctx, b).Close()
 }
 
 func (s state) queueClaims(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
@@ -533,25 +543,30 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 	}
 }
 
-// queueNewBalances makes the balances that the payments are, or will be, paid into.
-func (s state) queueNewBalances(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
-	missing := map[place]bool{}
+// missing returns the balances that the payments are, or will be, paid into, and that are not there.
+func (s state) missing(calls []reserve, decided []Reserved, fresh []int) (missing []place) {
+	seen := map[place]bool{}
 	for _, i := range fresh {
 		if decided[i].Status == payment.RolledBack {
 			continue
 		}
 		for _, leg := range calls[i].Legs() {
-			at := place{leg.Account, leg.Currency}
-			if s.balances[at] == nil {
-				missing[at] = true
+			if at := (place{leg.Account, leg.Currency}); s.balances[at] == nil && !seen[at] {
+				seen[at] = true
+				missing = append(missing, at)
 			}
 		}
 	}
-	if len(missing) == 0 {
+	return missing
+}
+
+// queueNewBalances makes balances.
+func queueNewBalances(b *pgx.Batch, places []place) {
+	if len(places) == 0 {
 		return
 	}
 	var accounts, currencies []string
-	for at := range missing {
+	for _, at := range places {
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 	}
 	b.Queue(addBalancesSQL, accounts, currencies)

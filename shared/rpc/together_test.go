@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	callsv1 "pgw/proto/gen/calls/v1"
+	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
 )
 
@@ -208,6 +209,28 @@ func TestAnOlderServerGetsSingleCalls(t *testing.T) {
 	}
 	if got, err := riskv1.NewRiskServiceClient(conn).Evaluate(t.Context(), &riskv1.ScoreRequest{IdempotencyKey: "c"}); err != nil || got.RuleSet != "c" || j.alone.Load() != 1 {
 		t.Errorf("%s, %v, and %d calls alone", got, err, j.alone.Load())
+	}
+}
+
+// A server of an earlier release knows the service, and not all methods of today. Their calls go alone, so
+// that the caller learns which RPC the server lacks.
+func TestCallsGoAloneThatTheServerDoesNotLetTravel(t *testing.T) {
+	conn := judging(t, &judges{}, false)
+	for range 2 {
+		all := travellers(t, "a", "b")
+		conn.make(dbv1.Db_Find_FullMethodName, all)
+		for _, c := range all {
+			if r := <-c.result; !r.alone {
+				t.Errorf("%+v", r)
+			}
+		}
+	}
+	travels := travellers(t, "good", "good")
+	conn.make(evaluate, travels)
+	for _, c := range travels {
+		if _, err := c.answered(t); err != nil {
+			t.Errorf("another method does not travel any more: %v", err)
+		}
 	}
 }
 

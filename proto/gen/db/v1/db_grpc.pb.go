@@ -69,8 +69,8 @@ type DbClient interface {
 	// that belongs to another payment has no state.
 	Reserve(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// ReserveAndCommit is Reserve and CommitReservation in one transaction. PENDING: the funds are held and
-	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or
-	// somebody else has locked a balance.
+	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or a
+	// lock was not free in time.
 	ReserveAndCommit(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(ctx context.Context, in *v1.Payment, opts ...grpc.CallOption) (*v1.Outcome, error)
@@ -422,8 +422,8 @@ type DbServer interface {
 	// that belongs to another payment has no state.
 	Reserve(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// ReserveAndCommit is Reserve and CommitReservation in one transaction. PENDING: the funds are held and
-	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or
-	// somebody else has locked a balance.
+	// not paid yet, as after Reserve. The payment waits for its capture, or an earlier call has reserved, or a
+	// lock was not free in time.
 	ReserveAndCommit(context.Context, *v1.Payment) (*v1.Outcome, error)
 	// Hold is Reserve for wallet, whose keys and receiver no other payment may have.
 	Hold(context.Context, *v1.Payment) (*v1.Outcome, error)
