@@ -38,26 +38,7 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 			}
 		}
 	}
-	two := func(size int) {
-		calls := calls(size, false)
-		reserved, err := w.reserveAll(b.Context(), calls)
-		if err != nil {
-			b.Fatal(err)
-		}
-		finishes := make([]Finish, size)
-		for i, r := range reserved {
-			finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
-		}
-		finished, err := w.finishAll(b.Context(), finishes)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, f := range finished {
-			if !f.Done {
-				b.Fatalf("%+v", f)
-			}
-		}
-	}
+	two := func(size int) { w.settleInTwo(b, calls(size, false)) }
 	for _, size := range []int{1, 16, 64, 256} {
 		for transactions, settle := range []func(int){one, two} {
 			b.Run(fmt.Sprintf("batch=%d/transactions=%d", size, transactions+1), func(b *testing.B) {
@@ -67,6 +48,28 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/payment")
 			})
+		}
+	}
+}
+
+// settleInTwo reserves a batch, and commits it in another transaction.
+func (w *world) settleInTwo(b *testing.B, calls []reserve) {
+	b.Helper()
+	reserved, err := w.reserveAll(b.Context(), calls)
+	if err != nil {
+		b.Fatal(err)
+	}
+	finishes := make([]Finish, len(calls))
+	for i, r := range reserved {
+		finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
+	}
+	finished, err := w.finishAll(b.Context(), finishes)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, f := range finished {
+		if !f.Done {
+			b.Fatalf("%+v", f)
 		}
 	}
 }
@@ -90,17 +93,7 @@ func BenchmarkFindingHoldsByDeadline(b *testing.B) {
 			n++
 			calls[i].Payment = pay(uuid.NewString(), ids[n%accounts], ids[(n+1)%accounts], 1)
 		}
-		reserved, err := w.reserveAll(b.Context(), calls)
-		if err != nil {
-			b.Fatal(err)
-		}
-		finishes := make([]Finish, size)
-		for i, r := range reserved {
-			finishes[i] = Finish{ReservationID: r.ReservationID, Key: calls[i].Key}
-		}
-		if _, err := w.finishAll(b.Context(), finishes); err != nil {
-			b.Fatal(err)
-		}
+		w.settleInTwo(b, calls)
 	}
 	// Bytes of WAL do not depend on how busy the machine is.
 	written := func() (bytes float64, took time.Duration) {
