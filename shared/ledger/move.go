@@ -1,7 +1,7 @@
 package ledger
 
 import (
-	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -63,51 +63,23 @@ WITH wanted AS (
 )
 SELECT 1 / count(*)::int FROM booked`
 
-// pay notes what a payment changes. The batch commits the payment, and hold has taken the money already.
-func (s state) pay(p payment.Payment) {
-	for _, leg := range p.Legs() {
-		at := place{leg.Account, leg.Currency}
-		v := s.paid[at]
-		if v == nil {
-			v = &paid{}
-			s.paid[at] = v
-		}
-		switch {
-		case leg.Minor < 0:
-			v.given -= leg.Minor
-			continue
-		case leg.Kind == payment.KindExchange:
-			v.position += leg.Minor
-		case leg.Kind == payment.KindPayment:
-			v.receiver = true
-		}
-		v.got += leg.Minor
-	}
-}
-
 // queueMoves moves the money, counts it, and records what is committed.
 func (s state) queueMoves(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
-	var places []place
+	r := committed(calls, decided, fresh, s.now)
 	for at, v := range s.balances {
-		if v.changed || s.paid[at] != nil {
-			places = append(places, at)
+		if v.changed && r.paid[at] == nil {
+			r.paid[at] = &paid{} // it only holds
 		}
 	}
-	for at := range s.paid {
-		if s.balances[at] == nil { // it is new
-			places = append(places, at)
-		}
-	}
-	if len(places) == 0 {
+	if len(r.paid) == 0 {
 		return
 	}
-	slices.SortFunc(places, place.compare)
 	var accounts, currencies []string
 	var taken, held, got, lost, gained, spent, wasSpent, wasLimit []int64
 	var days, minutes, started, wasDay, wasMinute, wasStarted []int32
 	var sends, active []bool
-	for _, at := range places {
-		v, of := s.balance(at), cmp.Or(s.paid[at], &paid{})
+	for _, at := range slices.SortedFunc(maps.Keys(r.paid), place.compare) {
+		v, of := s.balance(at), r.paid[at]
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 		taken, held, got = append(taken, v.taken), append(held, v.taken-of.given), append(got, of.got)
 		position := int64(0)
@@ -120,15 +92,15 @@ func (s state) queueMoves(b *pgx.Batch, calls []reserve, decided []Reserved, fre
 		spent, wasSpent, wasLimit = append(spent, v.SpentToday), append(wasSpent, v.was.spent), append(wasLimit, v.was.limit)
 		wasDay, wasMinute, wasStarted = append(wasDay, v.was.day), append(wasMinute, v.was.minute), append(wasStarted, v.was.started)
 	}
-	e := committed(calls, decided, fresh, s.now)
 	b.Queue(moveSQL, accounts, currencies, taken, held, got, lost, gained, sends, active,
-		days, spent, minutes, started, wasDay, wasSpent, wasMinute, wasStarted, wasLimit, e.deadline,
-		e.accounts, e.currencies, e.transactions, e.kinds, e.amounts,
-		e.ids, e.keys, e.senders, e.receivers, e.named, e.rupiah)
+		days, spent, minutes, started, wasDay, wasSpent, wasMinute, wasStarted, wasLimit, r.deadline,
+		r.accounts, r.currencies, r.transactions, r.kinds, r.amounts,
+		r.ids, r.keys, r.senders, r.receivers, r.named, r.rupiah)
 }
 
-// records are the columns of the entries and the outcomes of what a batch commits.
+// records are what a batch commits: what it pays, and the columns of the entries and the outcomes.
 type records struct {
+	paid     map[place]*paid
 	deadline pgtype.Timestamptz // the earliest of these payments'; infinity if there are none
 
 	accounts, currencies, kinds []string
@@ -142,7 +114,7 @@ type records struct {
 
 // committed returns the records of the payments that the batch commits.
 func committed(calls []reserve, decided []Reserved, fresh []int, now time.Time) records {
-	r := records{deadline: pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}}
+	r := records{paid: map[place]*paid{}, deadline: pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}}
 	for _, i := range fresh {
 		p, id := calls[i].Payment, pgUUID(decided[i].ReservationID)
 		if decided[i].Status != payment.Committed {
@@ -152,6 +124,7 @@ func committed(calls []reserve, decided []Reserved, fresh []int, now time.Time) 
 			r.deadline = timestamp(until)
 		}
 		for _, leg := range p.Legs() {
+			r.pay(leg)
 			r.accounts, r.currencies, r.kinds = append(r.accounts, leg.Account), append(r.currencies, leg.Currency.String()), append(r.kinds, string(leg.Kind))
 			r.transactions, r.amounts = append(r.transactions, id), append(r.amounts, leg.Minor)
 		}
@@ -159,4 +132,24 @@ func committed(calls []reserve, decided []Reserved, fresh []int, now time.Time) 
 		r.senders, r.receivers, r.named = append(r.senders, p.Sender), append(r.receivers, p.Receiver), append(r.named, p.Currency.String())
 	}
 	return r
+}
+
+// pay adds a leg to what its balance pays and gets.
+func (r records) pay(leg payment.Leg) {
+	at := place{leg.Account, leg.Currency}
+	v := r.paid[at]
+	if v == nil {
+		v = &paid{}
+		r.paid[at] = v
+	}
+	switch {
+	case leg.Minor < 0:
+		v.given -= leg.Minor
+		return
+	case leg.Kind == payment.KindExchange:
+		v.position += leg.Minor
+	case leg.Kind == payment.KindPayment:
+		v.receiver = true
+	}
+	v.got += leg.Minor
 }

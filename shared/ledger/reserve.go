@@ -76,7 +76,6 @@ type state struct {
 	quotes   map[string]*quote
 	parents  parents                               // of the refunds
 	refunds  map[payment.ScopedKey]payment.Payment // what the refunds of the batch move, by their keys
-	paid     map[place]*paid                       // by the payments that the batch commits
 	now      time.Time                             // the database's
 }
 
@@ -127,8 +126,8 @@ SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason, $8
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
 	AS c(id, key, sender, receiver, currency, amount, reason), ` + hereSQL
 
-	// addBalancesSQL makes the empty balances that payments are, or will be, paid into. The account's lock keeps
-	// its status as it is copied.
+	// addBalancesSQL makes the empty balances that payments are, or will be, paid into. The account's
+	// lock keeps its status as it is copied.
 	addBalancesSQL = `
 WITH owners AS MATERIALIZED (
 	SELECT a.account_id, w.currency, a.status
@@ -265,7 +264,7 @@ func placeOf(account, currency string) (place, error) {
 func read(ctx context.Context, conn *pgxpool.Conn, b *pgx.Batch, calls []reserve) (state, error) {
 	s := state{
 		balances: map[place]*balance{}, accounts: map[string]payment.AccountStatus{}, claims: map[string][]Claim{}, quotes: map[string]*quote{},
-		refunds: map[payment.ScopedKey]payment.Payment{}, paid: map[place]*paid{},
+		refunds: map[payment.ScopedKey]payment.Payment{},
 	}
 	parties := make([]string, 0, 2*len(calls)+2)
 	var quotes []string
@@ -402,7 +401,6 @@ func decide(calls []reserve, s state, velocity uint32) (decided []Reserved, fres
 				claim.Reason = payment.Authorized
 			case c.commit:
 				claim.Status, claim.Reason, decided[i].Paid = payment.Committed, payment.ReasonCommitted, true
-				s.pay(c.Payment)
 			}
 			s.claims[c.Key] = append(s.claims[c.Key], claim)
 			fresh = append(fresh, i)
