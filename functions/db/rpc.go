@@ -22,28 +22,25 @@ import (
 
 // Reserve implements db.v1.Db.
 func (d *DB) Reserve(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
-	_, out, _, err := d.reserve(ctx, in, payment.Payment.Validate, d.ledger.Reserve)
-	if err != nil {
-		return nil, err
-	}
-	return rpc.FromOutcome(out), nil
+	return d.outcome(ctx, in, payment.Payment.Validate, d.ledger.Reserve)
 }
 
 // ReserveAndCommit implements db.v1.Db.
 func (d *DB) ReserveAndCommit(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
-	got, out, _, err := d.reserve(ctx, in, payment.Payment.Validate, d.ledger.ReserveAndCommit)
-	if err != nil {
-		return nil, err
-	}
-	if got.Paid {
-		d.metrics.commits.WithLabelValues(dbv1.TxStatus_OK.String()).Inc()
-	}
-	return rpc.FromOutcome(out), nil
+	return d.outcome(ctx, in, payment.Payment.Validate, d.ledger.ReserveAndCommit)
 }
 
 // Hold implements db.v1.Db.
 func (d *DB) Hold(ctx context.Context, in *commonv1.Payment) (*commonv1.Outcome, error) {
-	_, out, _, err := d.reserve(ctx, in, payment.Payment.ValidateHold, d.ledger.Reserve)
+	return d.outcome(ctx, in, payment.Payment.ValidateHold, d.ledger.Reserve)
+}
+
+// reserving is a method of the ledger that decides about a payment.
+type reserving func(context.Context, payment.Payment) (ledger.Reserved, error)
+
+// outcome is reserve for callers that need only the outcome.
+func (d *DB) outcome(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error, decide reserving) (*commonv1.Outcome, error) {
+	_, out, _, err := d.reserve(ctx, in, check, decide)
 	if err != nil {
 		return nil, err
 	}
@@ -85,21 +82,21 @@ func fundsPayment(in *dbv1.ReserveFundsRequest) *commonv1.Payment {
 }
 
 // reserve has the ledger decide about a payment, and counts the result.
-func (d *DB) reserve(
-	ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error, by func(context.Context, payment.Payment) (ledger.Reserved, error),
-) (
+func (d *DB) reserve(ctx context.Context, in *commonv1.Payment, check func(payment.Payment) error, decide reserving) (
 	got ledger.Reserved, out payment.Outcome, code dbv1.TxStatus, err error,
 ) {
 	p, err := read(in, check)
 	if err != nil {
 		return got, out, code, invalid(err)
 	}
-	if got, err = by(ctx, p); err != nil {
+	if got, err = decide(ctx, p); err != nil {
 		return got, out, code, translated(err)
 	}
 	out = got.Outcome(p)
-	if code = reserveStatus(out); got.Paid {
+	code = reserveStatus(out)
+	if got.Paid { // by this call, so it repeats none
 		code = dbv1.TxStatus_OK
+		d.metrics.commits.WithLabelValues(code.String()).Inc()
 	}
 	d.metrics.reserves.WithLabelValues(code.String()).Inc()
 	return got, out, code, nil
