@@ -77,43 +77,50 @@ func Delivered(cfg kafka.Config, groupPrefix string) error {
 	return published.Delivered(cfg, groupPrefix)
 }
 
-// Published are the ends of all topics at a time.
-type Published map[string][]kafka.Span
+// Published are the ends of the topics that have consumers, at a time.
+type Published []consumed
 
-// ReadPublished reads the ends of all topics that the manifests read and write.
-func ReadPublished(cfg kafka.Config) (Published, error) {
+// consumed is a topic with its consumers, and its end.
+type consumed struct {
+	topic  string
+	groups []string // without the prefix
+	spans  []kafka.Span
+}
+
+// ReadPublished reads the ends of the topics that the manifests' sources read.
+func ReadPublished(cfg kafka.Config) (published Published, err error) {
 	manifests, err := allinone.Manifests()
 	if err != nil {
 		return nil, err
 	}
-	ends := Published{}
 	for _, name := range manifests.Topics() {
-		reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: cfg.Renamed()[name]})
+		of := consumed{topic: cfg.Renamed()[name], groups: manifests.Groups(name)}
+		if len(of.groups) == 0 {
+			continue
+		}
+		reader, err := kafka.OpenReader(cfg, "test", kafka.Range{Topic: of.topic})
 		if err != nil {
 			return nil, err
 		}
-		ends[name] = reader.Spans()
+		of.spans = reader.Spans()
 		reader.Close()
+		published = append(published, of)
 	}
-	return ends, nil
+	return published, nil
 }
 
-// Delivered returns an error while records that were published then are not delivered yet.
+// Delivered returns an error while records that were published by then are not delivered yet.
 func (p Published) Delivered(cfg kafka.Config, groupPrefix string) error {
-	manifests, err := allinone.Manifests()
-	if err != nil {
-		return err
-	}
-	for name, spans := range p {
-		topic := cfg.Renamed()[name]
-		for _, group := range manifests.Groups(name) {
-			taken, err := kafka.Committed(cfg, groupPrefix+group, topic)
+	for _, of := range p {
+		for _, group := range of.groups {
+			taken, err := kafka.Committed(cfg, groupPrefix+group, of.topic)
 			if err != nil {
 				return err
 			}
-			for _, s := range spans {
+			for _, s := range of.spans {
 				if taken[s.Partition] < s.To {
-					return fmt.Errorf("%s has consumed %d of %d records of %s, partition %d", group, taken[s.Partition], s.To, topic, s.Partition)
+					return fmt.Errorf("%s has consumed %d of %d records of %s, partition %d",
+						groupPrefix+group, taken[s.Partition], s.To, of.topic, s.Partition)
 				}
 			}
 		}
