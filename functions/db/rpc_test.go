@@ -63,7 +63,8 @@ func TestALateCommitIsToldToBeLate(t *testing.T) {
 	}
 }
 
-// A payment is committed with its reserve, and counted as one of each. A second call finds it committed.
+// A payment is committed with its reserve, and counted as one of each. A second call finds it
+// committed.
 func TestReserveAndCommit(t *testing.T) {
 	w := newWorld(t)
 	w.open(100, "A", "B")

@@ -448,7 +448,7 @@ func (g *Gateway) await(ctx context.Context, f *flight[event.PaymentResult], r p
 		if commit := time.Duration(result.CommitMicros) * time.Microsecond; commit > 0 {
 			g.stage(took, "commit", commit)
 		} else {
-			took.add("commit", 0) // the reserve has committed too: the metric has only what took place
+			took.add("commit", 0) // there was no such call, and the metric has only calls that there were
 		}
 		g.stage(took, "settle", result.SettledAt.Sub(result.ReceivedAt))
 		g.stage(took, "return", g.now().Sub(result.SettledAt))

@@ -14,8 +14,8 @@ import (
 
 // This file has all calls to the ledger. The rest of the package does not use the messages of db.
 
-// reserve claims the payment's key, and pays the receiver in the same transaction if the ledger can. The
-// state of the outcome is PENDING if the funds are only held.
+// reserve claims the payment's key, and pays the receiver in the same transaction if the ledger can.
+// The state of the outcome is PENDING if the funds are only held.
 func (p *Payments) reserve(ctx context.Context, r payment.Payment) (payment.Outcome, error) {
 	if !p.lacking.Known() {
 		out, err := outcome(p.db.ReserveAndCommit(ctx, rpc.FromPayment(r)))

@@ -121,8 +121,8 @@ func (p *Payments) reserveAndCommit(ctx context.Context, r payment.Payment) (pay
 	begun := time.Now()
 	reserved, err := p.reserve(ctx, r)
 	took.reserve = time.Since(begun)
-	// Mostly the payment is committed by now. One that is only authorized has its outcome too, and is held
-	// until an operation captures it.
+	// Mostly the payment is committed by now. One that is only authorized has its outcome too, and is
+	// held until an operation captures it.
 	if err != nil || reserved.Status != "" {
 		return reserved, took, err
 	}

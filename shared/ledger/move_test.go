@@ -178,7 +178,8 @@ func TestAPaymentIsJudgedAfterTheWait(t *testing.T) {
 	}
 }
 
-// While somebody else has locked the receiver, the money is held. A commit pays it when the lock is gone.
+// While somebody else has locked the receiver, the money is held. A commit pays it when the lock is
+// gone.
 func TestALockedReceiverIsPaidLater(t *testing.T) {
 	w := newWorldWith(t, impatient)
 	w.open(100, "A", "B", "LOCKED")
@@ -240,7 +241,7 @@ func TestExchangesNeverDeadlock(t *testing.T) {
 					}
 					calls = append(calls, c)
 				}
-				// reserveAll runs a batch once more when its decisions are outdated, and then locks first.
+				// When its decisions are outdated, reserveAll runs a batch again, and locks first.
 				got, err := w.reserveAll(t.Context(), calls)
 				if err != nil {
 					t.Error(err)

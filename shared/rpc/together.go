@@ -242,7 +242,7 @@ func (t *together) make(method string, calls []*traveller) {
 	case errors.Is(err, io.EOF):
 		r.err = status.Errorf(codes.Internal, "there is no answer of %s", method)
 	case t.lacking.Note(err), status.Code(err) == codes.InvalidArgument:
-		// Nothing was called. The server lacks the service, or the method does not travel in its release.
+		// Nothing was called: the server lacks the service, or does not let the method travel.
 		r.alone = true
 	case status.Code(err) == codes.Unavailable && repeatable()[method]: // a call that goes alone is repeated by gRPC
 		r.alone = true

@@ -212,8 +212,8 @@ func TestAnOlderServerGetsSingleCalls(t *testing.T) {
 	}
 }
 
-// A server of an earlier release knows the service, and not all methods of today. Their calls go alone, so
-// that the caller learns which RPC the server lacks.
+// A server of an earlier release knows the service, and not all methods of today. Their calls go
+// alone, so that the caller learns which RPC the server lacks.
 func TestCallsGoAloneThatTheServerDoesNotLetTravel(t *testing.T) {
 	conn := judging(t, &judges{}, false)
 	for range 2 {

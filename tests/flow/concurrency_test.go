@@ -97,8 +97,8 @@ func TestALostAnswerIsNotLostMoney(t *testing.T) {
 	for _, method := range []string{"ReserveAndCommit", "Settle", "Reserve", "CommitReservation"} {
 		var lost atomic.Bool
 		s.faults.set(func(f *faults) {
-			if method == "Reserve" {
-				f.rpc = inTwoSteps(func(string) error { return nil }) // from here on
+			if method == "Reserve" { // it and CommitReservation are called only where payments takes two steps
+				f.rpc = inTwoSteps(func(string) error { return nil })
 			}
 			f.post = func(called string) error {
 				if strings.HasSuffix(called, "/"+method) && lost.CompareAndSwap(false, true) {

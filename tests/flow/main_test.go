@@ -108,8 +108,8 @@ var (
 	errTwice = errors.New("twice")
 )
 
-// inTwoSteps makes payments reserve and commit in two calls, as with a db of an earlier release or when a
-// lock is not free in time. fault runs before every other call.
+// inTwoSteps makes payments reserve and commit in two calls, as with a db of an earlier release or
+// when a lock is not free in time. fault runs before every other call.
 func inTwoSteps(fault func(method string) error) func(method string) error {
 	return func(method string) error {
 		if method == dbv1.Db_ReserveAndCommit_FullMethodName {
