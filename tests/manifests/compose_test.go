@@ -289,7 +289,7 @@ func TestIngressKnowsEveryFunction(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, port := range inIngress {
-		servers := fmt.Sprintf("    server-template %s 16 %s:8080", name, name)
+		servers := fmt.Sprintf("    server-template %s 16 %s:8080 tcp-ut 5s", name, name)
 		want := fmt.Sprintf("listen %s\n    bind :%s\n%s\n", name, port, servers)
 		if name != "gateway" && name != "worker" { // gRPC connections use only HTTP/2
 			want = fmt.Sprintf("listen %s\n    bind :%s\n    use_backend %s-grpc if { req.hdr(content-type) -m beg application/grpc }\n%s\nbackend %s-grpc\n%s proto h2 check-proto h1\n",
