@@ -44,8 +44,10 @@ const (
 	// wholeWithin is the time limit until everything is whole again after a fault. A machine that comes back
 	// may have to copy the primary's data.
 	wholeWithin = 3 * time.Minute
-	startWithin = 5 * time.Minute
-	disksSize   = 6 << 30
+	// strandedAfter is the time after which a standby that does not stream is copied anew.
+	strandedAfter = time.Minute
+	startWithin   = 5 * time.Minute
+	disksSize     = 6 << 30
 )
 
 //go:embed cluster/patroni.yaml
@@ -411,10 +413,7 @@ func (c *cluster) breakThings(ctx context.Context, begun time.Time) (made []faul
 	fmt.Printf("seed %d: faults for %s, %.0f payments a second are sent\n", c.o.Seed, c.o.Duration, c.o.Rate)
 	for draw := dealer(c.o.Seed); ctx.Err() == nil && time.Since(begun) < c.o.Duration && (c.o.Faults == 0 || len(made) < c.o.Faults); {
 		f := draw()
-		bounded, cancel := context.WithTimeout(ctx, wholeWithin)
-		err := eventually(bounded, func() error { return c.whole(bounded) })
-		cancel()
-		if err != nil {
+		if err := c.awaitWhole(ctx); err != nil {
 			return made, append(wrong, fmt.Sprintf("not everything was whole again within %s: %v", wholeWithin, err))
 		}
 		if n := len(made); n > 0 {
@@ -428,4 +427,56 @@ func (c *cluster) breakThings(ctx context.Context, begun time.Time) (made []faul
 		made = append(made, f)
 	}
 	return made, wrong
+}
+
+// awaitWhole waits until one more machine may be lost. Standbys that do not find their way back are copied anew.
+func (c *cluster) awaitWhole(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, wholeWithin)
+	defer cancel()
+	patient, cancelPatient := context.WithTimeout(bounded, strandedAfter)
+	defer cancelPatient()
+	err := eventually(patient, func() error { return c.whole(patient) })
+	if err == nil {
+		return nil
+	}
+	if err := c.copyStranded(bounded); err != nil {
+		c.log.Warn("stranded standbys could not be copied", "error", err)
+	}
+	return eventually(bounded, func() error { return c.whole(bounded) })
+}
+
+// copyStranded does for the standbys that do not stream what a person has to do then (patronictl reinit). One
+// of them is a standby that Patroni had begun to promote when the frozen primary came back and took its lock
+// again: Patroni relies on a watchdog, which these machines lack. The standby has a timeline of its own.
+func (c *cluster) copyStranded(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, c.database())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var streaming []string
+	var primary string
+	err = conn.QueryRow(ctx, `SELECT coalesce(array_agg(application_name) FILTER (WHERE state = 'streaming'), '{}'), host(inet_server_addr())
+		FROM pg_stat_replication`).Scan(&streaming, &primary)
+	if err != nil {
+		return err
+	}
+	for _, m := range c.stores {
+		if m.Addr == primary || slices.Contains(streaming, m.Name) {
+			continue
+		}
+		c.log.Warn("a standby does not stream, and is copied anew", "machine", m.Name)
+		c.mu.Lock()
+		c.copied[m.Name]++
+		c.mu.Unlock()
+		resp, err := c.watch.Post("http://"+m.Addr+":8008/reinitialize", "application/json", strings.NewReader(`{"force": true}`))
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", m.Name, resp.Status)
+		}
+	}
+	return nil
 }

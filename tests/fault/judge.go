@@ -31,10 +31,11 @@ type report struct {
 	Duration time.Duration `json:"duration_ns"`
 	Schedule []fault       `json:"schedule"`
 
-	Faults   map[string]int      `json:"faults"`   // by kind
-	Targets  map[string]int      `json:"targets"`  // by the process that they hit
-	Restarts map[string]int      `json:"restarts"` // processes that ended and were started again
-	Recovery map[string]recovery `json:"recovery"` // by kind: time until the next payment was sent and answered SUCCESS
+	Faults   map[string]int      `json:"faults"`           // by kind
+	Targets  map[string]int      `json:"targets"`          // by the process that they hit
+	Restarts map[string]int      `json:"restarts"`         // processes that ended and were started again
+	Copied   map[string]int      `json:"copied,omitempty"` // standbys of a cluster that a person would have had to copy anew
+	Recovery map[string]recovery `json:"recovery"`         // by kind: time until the next payment was sent and answered SUCCESS
 
 	Goals []goalReport `json:"goals,omitempty"` // of a cluster
 
@@ -78,7 +79,7 @@ type recovery struct {
 // judge waits for one deadline and one sweep, and then compares all answers with the ledger.
 func (w *world) judge(ctx context.Context, o options, faults []fault, wrong []string, c *clients, healed time.Time, again time.Duration) error {
 	r := report{
-		Seed: o.Seed, Duration: o.Duration, Schedule: faults, Faults: map[string]int{}, Targets: map[string]int{}, Restarts: w.restarts,
+		Seed: o.Seed, Duration: o.Duration, Schedule: faults, Faults: map[string]int{}, Targets: map[string]int{}, Restarts: w.restarts, Copied: w.copied,
 		Recovery: map[string]recovery{}, Payments: c.payments, Requests: len(c.calls), Answers: map[string]int{}, Ledger: map[string]int{}, HealedIn: again,
 		Life: map[string]int{}, LifeEnds: map[string]int{}, Webhooks: webhookReport{Taken: map[string]int{}}, Skipped: w.skipped(), Problems: wrong,
 	}
@@ -313,6 +314,9 @@ func (r report) tell(o options) error {
 	}
 	counts(fmt.Sprintf("\n%d faults:", len(r.Schedule)), r.Faults)
 	counts("processes started again:", r.Restarts)
+	if len(r.Copied) > 0 {
+		counts("standbys copied anew by hand:", r.Copied)
+	}
 	fmt.Println("until the next payment succeeded, median and longest:")
 	for _, kind := range slices.Sorted(maps.Keys(r.Recovery)) {
 		fmt.Printf("  %6.1f s %6.1f s %s\n", r.Recovery[kind].Median.Seconds(), r.Recovery[kind].Max.Seconds(), kind)

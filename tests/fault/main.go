@@ -105,6 +105,7 @@ type world struct {
 	stopKeep context.CancelFunc
 	mu       sync.Mutex
 	restarts map[string]int
+	copied   map[string]int // standbys that a person would have had to copy anew
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -150,7 +151,7 @@ func build(ctx context.Context, o options) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{o: o, dir: dir, restarts: map[string]int{}, logs: logs, log: slog.New(slog.NewTextHandler(logs, nil))}
+	w := &world{o: o, dir: dir, restarts: map[string]int{}, copied: map[string]int{}, logs: logs, log: slog.New(slog.NewTextHandler(logs, nil))}
 	if err := w.keys.Decode(eventKeys); err != nil {
 		return w, err
 	}
