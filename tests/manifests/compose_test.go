@@ -38,19 +38,23 @@ var inIngress = map[string]string{
 	"gateway": "18080", "worker": "19091", "wallet": "19093", "risk": "19094", "db": "19095", "payments": "19096", "fx": "19102", "webhooks": "19099",
 }
 
-func readCompose(t *testing.T) string {
+func readCompose(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(root + "/compose/compose.yaml")
+	text, err := os.ReadFile(root + "/compose/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(text)
 }
 
-// composeProblems reads the file as Docker Compose does, with the defaults of .env, and compares it
-// with the code.
-func composeProblems(t *testing.T, text string) (found []string) {
+// composeProblems reads the files as Docker Compose does, each over those before it and with the defaults of
+// .env, and compares them with the code.
+func composeProblems(t *testing.T, texts ...string) (found []string) {
 	t.Helper()
+	var files []types.ConfigFile
+	for i, text := range texts {
+		files = append(files, types.ConfigFile{Filename: fmt.Sprintf("%s/compose/%d.yaml", root, i), Content: []byte(text)})
+	}
 	bad := func(service, format string, args ...any) {
 		found = append(found, service+": "+fmt.Sprintf(format, args...))
 	}
@@ -60,7 +64,7 @@ func composeProblems(t *testing.T, text string) (found []string) {
 	}
 	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
 		WorkingDir: root + "/compose", Environment: env,
-		ConfigFiles: []types.ConfigFile{{Filename: "compose.yaml", Content: []byte(text)}},
+		ConfigFiles: files,
 	}, func(o *loader.Options) { o.SetProjectName("pgw", true); o.Profiles = []string{"*"} })
 	if err != nil {
 		return []string{err.Error()}
@@ -122,8 +126,13 @@ func composeProblems(t *testing.T, text string) (found []string) {
 			bad(standIn, "%s is set and nobody reads it", variable)
 		}
 	}
+	schema := project.Services["migrate"].Environment.ToMapping()["LEDGER_SCHEMA"]
 	for name, s := range project.Services {
 		found = append(found, containerProblems(name, s)...)
+		env := s.Environment.ToMapping()
+		if env["DATABASE_URL"] != "" && env["LEDGER_SCHEMA"] != schema {
+			bad(name, "the ledger is in the schema %q, and not in %q, which migrate makes", env["LEDGER_SCHEMA"], schema)
+		}
 	}
 	return append(append(found, portProblems(project)...), grafanaProblems(project)...)
 }
@@ -199,7 +208,7 @@ func containerProblems(name string, s types.ServiceConfig) (found []string) {
 	if s.Logging == nil || s.Logging.Options["max-size"] == "" {
 		bad("its log has no bound")
 	}
-	once := slices.Contains([]string{"migrate", "topics", "seed", "pgw"}, name)
+	once := slices.Contains([]string{"migrate", "topics", "seed", "pgw", "citus"}, name)
 	if want := "unless-stopped"; s.Restart != want && !once {
 		bad("restart: %q, want %s", s.Restart, want)
 	}
@@ -213,13 +222,19 @@ func containerProblems(name string, s types.ServiceConfig) (found []string) {
 }
 
 func TestComposeFitsTheCode(t *testing.T) {
-	for _, problem := range composeProblems(t, readCompose(t)) {
-		t.Error(problem)
+	for _, files := range [][]string{{"compose.yaml"}, {"compose.yaml", "citus.yaml"}} {
+		var texts []string
+		for _, name := range files {
+			texts = append(texts, readCompose(t, name))
+		}
+		for _, problem := range composeProblems(t, texts...) {
+			t.Errorf("%v: %s", files, problem)
+		}
 	}
 }
 
 func TestMistakesInComposeAreFound(t *testing.T) {
-	text := readCompose(t)
+	text := readCompose(t, "compose.yaml")
 	for name, tc := range map[string]struct{ from, to, want string }{
 		"a misspelt field":              {"depends_on: &prepared", "depend_on: &prepared", "depend_on"},
 		"a service that is missing":     {"postgres: {condition: service_healthy}", "postgress: {condition: service_healthy}", "postgress"},
@@ -252,6 +267,25 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 			continue
 		}
 		found := strings.Join(composeProblems(t, strings.ReplaceAll(text, tc.from, tc.to)), "\n")
+		if !strings.Contains(found, tc.want) {
+			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
+		}
+	}
+}
+
+func TestMistakesInCitusAreFound(t *testing.T) {
+	text := readCompose(t, "citus.yaml")
+	for name, tc := range map[string]struct{ from, to, want string }{
+		"a function that looks elsewhere": {"  fx: *schema\n", "", `fx: the ledger is in the schema ""`},
+		"an image of any version":         {"citus:13.2.0", "citus:latest", "not pinned"},
+		"a node that nobody has":          {"      citus-2: {condition", "      citus-3: {condition", "citus-3"},
+		"a node without bounds":           {"    extends: {file: compose.yaml, service: postgres}\n", "", "no limit"},
+	} {
+		if !strings.Contains(text, tc.from) {
+			t.Errorf("%s: there is no %q to break", name, tc.from)
+			continue
+		}
+		found := strings.Join(composeProblems(t, readCompose(t, "compose.yaml"), strings.ReplaceAll(text, tc.from, tc.to)), "\n")
 		if !strings.Contains(found, tc.want) {
 			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
 		}

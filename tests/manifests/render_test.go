@@ -152,7 +152,7 @@ func TestVersionsOfStoresAreOne(t *testing.T) {
 		if name != "KAFKA" && name != "POSTGRES" {
 			continue
 		}
-		if !strings.Contains(readCompose(t), "    image: "+image+"\n") {
+		if !strings.Contains(readCompose(t, "compose.yaml"), "    image: "+image+"\n") {
 			t.Errorf("compose.yaml does not run %s", image)
 		}
 		if version, ok := strings.CutPrefix(image, "apache/kafka:"); ok {
