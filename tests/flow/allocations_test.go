@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,17 +67,30 @@ func (w *wire) pay(key string) error {
 	return err
 }
 
-// allocated is what a payment allocates in the process.
-type allocated struct{ bytes, objects float64 }
+// spent is what a payment costs in the process.
+type spent struct{ bytes, objects, goroutines float64 }
 
-// allocations makes n payments, a few at the same time, and returns what each of them allocated.
-func allocations(t testing.TB, wires []*wire, prefix string, n int) allocated {
+// least returns the smaller of each.
+func (s spent) least(o spent) spent {
+	return spent{min(s.bytes, o.bytes), min(s.objects, o.objects), min(s.goroutines, o.goroutines)}
+}
+
+// goroutinesCreated is how many goroutines the process has started.
+func goroutinesCreated() uint64 {
+	sample := []metrics.Sample{{Name: "/sched/goroutines-created:goroutines"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// spend makes n payments, a few at the same time, and returns what each of them cost.
+func spend(t testing.TB, wires []*wire, prefix string, n int) spent {
 	t.Helper()
 	var before, after runtime.MemStats
 	var next atomic.Int64
 	var paying sync.WaitGroup
 	failed := make([]error, len(wires))
 	runtime.ReadMemStats(&before)
+	started := goroutinesCreated()
 	for i, w := range wires {
 		paying.Go(func() {
 			for k := next.Add(1); k <= int64(n) && failed[i] == nil; k = next.Add(1) {
@@ -85,36 +99,35 @@ func allocations(t testing.TB, wires []*wire, prefix string, n int) allocated {
 		})
 	}
 	paying.Wait()
+	started = goroutinesCreated() - started - uint64(len(wires))
 	runtime.ReadMemStats(&after)
 	for _, err := range failed {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return allocated{float64(after.TotalAlloc-before.TotalAlloc) / float64(n), float64(after.Mallocs-before.Mallocs) / float64(n)}
+	return spent{float64(after.TotalAlloc-before.TotalAlloc) / float64(n), float64(after.Mallocs-before.Mallocs) / float64(n), float64(started) / float64(n)}
 }
 
-// TestPaymentAllocates bounds what a payment allocates with all functions in one process. What a batch
-// allocates is divided among its payments, so a payment allocates less under load.
+// TestPaymentAllocates bounds what a payment allocates, and how many goroutines it starts, with all functions in
+// one process. What a batch costs is divided among its payments, so a payment costs less under load.
 func TestPaymentAllocates(t *testing.T) {
-	const (
-		rounds, each         = 3, 50
-		maxBytes, maxObjects = 160 << 10, 2200
-	)
+	const rounds, each = 3, 50
+	most := spent{bytes: 160 << 10, objects: 2200, goroutines: 30}
 	s := start(t, options{serial: true})
 	var wires []*wire
 	for range 8 {
 		wires = append(wires, s.wire(t))
 	}
-	allocations(t, wires, "warm-", each) // connections, plans and pools are made
+	spend(t, wires, "warm-", each) // connections, plans and pools are made
 	// Other work of the process comes and goes, so the round with the least counts.
-	least := allocations(t, wires, "0-", each)
+	least := spend(t, wires, "0-", each)
 	for round := 1; round < rounds; round++ {
-		got := allocations(t, wires, fmt.Sprint(round, "-"), each)
-		least = allocated{min(least.bytes, got.bytes), min(least.objects, got.objects)}
+		least = least.least(spend(t, wires, fmt.Sprint(round, "-"), each))
 	}
-	t.Logf("a payment allocates %.0f bytes in %.0f objects", least.bytes, least.objects)
-	if least.bytes > maxBytes || least.objects > maxObjects {
-		t.Errorf("a payment allocates %.0f bytes in %.0f objects; at most %d in %d are expected", least.bytes, least.objects, maxBytes, maxObjects)
+	t.Logf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines", least.bytes, least.objects, least.goroutines)
+	if least.least(most) != least {
+		t.Errorf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines; at most %.0f in %.0f, and %.0f, are expected",
+			least.bytes, least.objects, least.goroutines, most.bytes, most.objects, most.goroutines)
 	}
 }

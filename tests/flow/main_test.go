@@ -22,6 +22,7 @@ import (
 	"time"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -176,6 +177,8 @@ type options struct {
 	empty    bool                 // the existing database has to be seeded
 	kafka    *embeddedtest.Broker // an existing broker
 	keys     string               // EVENT_KEYS; empty: those of the tests
+	seals    string               // WEBHOOK_SECRET_KEYS; empty: a new one
+	logins   string               // what the functions' logins begin with; empty: those of the tests
 	serial   bool                 // not in parallel with other tests
 	access   access.Config        // who may use the API; the zero value means everybody
 	origins  []string             // the origins whose pages may use the API
@@ -198,8 +201,9 @@ func start(t testing.TB, o options) *system {
 	}
 	s := &system{t: t, faults: &faults{}}
 	// Each function has the rights that it has in production; s.conn has the owner's.
-	writer, reader := loginTo(t, o.database, "pgw_flow_db"), loginTo(t, o.database, "pgw_flow_functions")
-	hooks := loginTo(t, o.database, "pgw_flow_webhooks")
+	o.logins = cmp.Or(o.logins, "pgw_flow")
+	writer, reader := loginTo(t, o.database, o.logins+"_db"), loginTo(t, o.database, o.logins+"_functions")
+	hooks := loginTo(t, o.database, o.logins+"_webhooks")
 	err := ledger.Roles(t.Context(), o.database,
 		ledger.Login{URL: writer, Role: ledger.LedgerRole}, ledger.Login{URL: reader, Role: ledger.ReaderRole},
 		ledger.Login{URL: hooks, Role: ledger.WebhooksRole})
@@ -239,7 +243,8 @@ func start(t testing.TB, o options) *system {
 				return ctx.Err()
 			}
 		},
-		Database: writer, Reader: reader, Webhooks: hooks, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, RiskSecret: riskSecret, Listeners: listeners, AnswerIn: o.answerIn,
+		Database: writer, Reader: reader, Webhooks: hooks, Kafka: s.kafka.Config, GroupPrefix: s.kafka.Prefix, Keys: s.keys, WebhookKeys: o.seals, RiskSecret: riskSecret,
+		Listeners: listeners, AnswerIn: o.answerIn,
 		Access: o.access, Origins: o.origins, Callers: o.callers, Log: slog.New(trace.Handler(o.log)),
 		Between: func(_ string, conn grpc.ClientConnInterface) grpc.ClientConnInterface {
 			return faultyConn{conn, s.faults}
@@ -310,6 +315,27 @@ func (s *system) rules(r *riskv1.SeedRulesRequest) {
 	s.t.Helper()
 	if _, err := riskv1.NewAdminClient(s.Conn("risk")).SeedRules(s.t.Context(), r); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// ping sends what a PingSource sends each minute to a function at an address.
+func ping(t *testing.T, addr string) {
+	t.Helper()
+	e := cloudevents.New()
+	e.SetID("1")
+	e.SetSource("/test")
+	e.SetType(event.TypePing)
+	req, err := cehttp.NewHTTPRequestFromEvent(t.Context(), "http://"+addr+"/", e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		t.Errorf("a ping: %s", resp.Status)
 	}
 }
 
