@@ -233,9 +233,27 @@ func TestComposeFitsTheCode(t *testing.T) {
 	}
 }
 
+// mistake is a text of a file that is replaced, and what the problem with it says.
+type mistake struct{ from, to, want string }
+
+// mistakesAreFound makes each mistake in a file, which is read over those below it.
+func mistakesAreFound(t *testing.T, file string, mistakes map[string]mistake, below ...string) {
+	t.Helper()
+	text := readCompose(t, file)
+	for name, m := range mistakes {
+		if !strings.Contains(text, m.from) {
+			t.Errorf("%s: there is no %q to break", name, m.from)
+			continue
+		}
+		found := strings.Join(composeProblems(t, append(slices.Clone(below), strings.ReplaceAll(text, m.from, m.to))...), "\n")
+		if !strings.Contains(found, m.want) {
+			t.Errorf("%s: want a problem with %q, found:\n%s", name, m.want, found)
+		}
+	}
+}
+
 func TestMistakesInComposeAreFound(t *testing.T) {
-	text := readCompose(t, "compose.yaml")
-	for name, tc := range map[string]struct{ from, to, want string }{
+	mistakesAreFound(t, "compose.yaml", map[string]mistake{
 		"a misspelt field":              {"depends_on: &prepared", "depend_on: &prepared", "depend_on"},
 		"a service that is missing":     {"postgres: {condition: service_healthy}", "postgress: {condition: service_healthy}", "postgress"},
 		"an image of any version":       {"haproxy:3.2.24-alpine", "haproxy:latest", "not pinned"},
@@ -261,35 +279,16 @@ func TestMistakesInComposeAreFound(t *testing.T) {
 		"a container that stays down":   {"restart: unless-stopped", "restart: on-failure", "restart"},
 		"a log that fills the disk":     {"max-size: 10m, ", "", "no bound"},
 		"nobody asks whether it serves": {"    healthcheck:\n      test: [CMD, wget", "    x-healthcheck:\n      test: [CMD, wget", "no health check"},
-	} {
-		if !strings.Contains(text, tc.from) {
-			t.Errorf("%s: there is no %q to break", name, tc.from)
-			continue
-		}
-		found := strings.Join(composeProblems(t, strings.ReplaceAll(text, tc.from, tc.to)), "\n")
-		if !strings.Contains(found, tc.want) {
-			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
-		}
-	}
+	})
 }
 
 func TestMistakesInCitusAreFound(t *testing.T) {
-	text := readCompose(t, "citus.yaml")
-	for name, tc := range map[string]struct{ from, to, want string }{
+	mistakesAreFound(t, "citus.yaml", map[string]mistake{
 		"a function that looks elsewhere": {"  fx: *schema\n", "", `fx: the ledger is in the schema ""`},
 		"an image of any version":         {"citus:13.2.0", "citus:latest", "not pinned"},
 		"a node that nobody has":          {"      citus-2: {condition", "      citus-3: {condition", "citus-3"},
 		"a node without bounds":           {"    extends: {file: compose.yaml, service: postgres}\n", "", "no limit"},
-	} {
-		if !strings.Contains(text, tc.from) {
-			t.Errorf("%s: there is no %q to break", name, tc.from)
-			continue
-		}
-		found := strings.Join(composeProblems(t, readCompose(t, "compose.yaml"), strings.ReplaceAll(text, tc.from, tc.to)), "\n")
-		if !strings.Contains(found, tc.want) {
-			t.Errorf("%s: want a problem with %q, found:\n%s", name, tc.want, found)
-		}
-	}
+	}, readCompose(t, "compose.yaml"))
 }
 
 // By default, a function uses the contract's addresses of other functions.
