@@ -43,9 +43,9 @@ const (
 	replicasOf   = 2
 	// wholeWithin is the time limit until everything is whole again after a fault. A machine that comes back
 	// may have to copy the primary's data.
-	wholeWithin = 5 * time.Minute
+	wholeWithin = 3 * time.Minute
 	// strandedAfter is the time after which a standby that does not stream is copied anew.
-	strandedAfter = 2 * time.Minute
+	strandedAfter = time.Minute
 	startWithin   = 5 * time.Minute
 	disksSize     = 6 << 30
 )
