@@ -126,7 +126,7 @@ func TestPaymentAllocates(t *testing.T) {
 		least = least.least(spend(t, wires, fmt.Sprint(round, "-"), each))
 	}
 	t.Logf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines", least.bytes, least.objects, least.goroutines)
-	if least.least(most) != least {
+	if least.bytes > most.bytes || least.objects > most.objects || least.goroutines > most.goroutines {
 		t.Errorf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines; at most %.0f in %.0f, and %.0f, are expected",
 			least.bytes, least.objects, least.goroutines, most.bytes, most.objects, most.goroutines)
 	}
