@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -323,6 +324,13 @@ const (
 	partitionsEvery = 3 * time.Second
 	// heartbeatEvery bounds how long a partition is not read while a member comes or goes.
 	heartbeatEvery = 500 * time.Millisecond
+	// silentWithin is how long a broker may be silent. It is longer than any answer takes, but for
+	// the answer to a member that joins while another one drains: that member asks again.
+	silentWithin = 3 * time.Second
+	// rebalanceWithin is how long the members of a group have to join it again.
+	rebalanceWithin = drainWithin + 15*time.Second
+	// joinTries is how often a member asks to join before it starts anew as another member.
+	joinTries = int(rebalanceWithin/silentWithin) + 1
 )
 
 func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, error) {
@@ -334,9 +342,10 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 	if manifest.Spec.InitialOffset == "earliest" {
 		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
 	}
-	settings.Consumer.Group.Rebalance.Timeout = drainWithin + 15*time.Second
-	// A member that joins while another one drains gets its answer only after the drain.
-	settings.Net.ReadTimeout = settings.Consumer.Group.Rebalance.Timeout + 5*time.Second
+	settings.Consumer.Group.Rebalance.Timeout = rebalanceWithin
+	settings.Net.ReadTimeout = silentWithin
+	// A partition whose broker is gone asks for its new leader after this wait.
+	settings.Consumer.Retry.Backoff = 250 * time.Millisecond
 	settings.Consumer.Offsets.AutoCommit.Interval = 500 * time.Millisecond
 	// Members hear of a rebalance by their next heartbeat, and those that hear first wait for the others.
 	settings.Consumer.Group.Heartbeat.Interval = heartbeatEvery
@@ -362,17 +371,26 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 	wait.MaxInterval = 5 * time.Second
 	for ctx.Err() == nil {
 		err := func() error {
-			group, err := sarama.NewConsumerGroup(s.cfg.Kafka.Brokers, s.cfg.GroupPrefix+spec.ConsumerGroup, src.settings)
+			client, err := sarama.NewClient(s.cfg.Kafka.Brokers, src.settings)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			group, err := sarama.NewConsumerGroupFromClient(s.cfg.GroupPrefix+spec.ConsumerGroup, &groupClient{Client: client})
 			if err != nil {
 				return err
 			}
 			defer group.Close()
-			for ctx.Err() == nil {
+			for asked := 0; ctx.Err() == nil; {
 				// Consume returns at each rebalance.
-				if err := group.Consume(ctx, spec.Topics, handler); err != nil {
+				err := group.Consume(ctx, spec.Topics, handler)
+				switch asked++; {
+				case err == nil:
+					asked = 0
+					wait.Reset()
+				case !timedOut(err) || asked == joinTries:
 					return err
 				}
-				wait.Reset()
 			}
 			return nil
 		}()
@@ -381,6 +399,36 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 			s.cfg.Sleep(ctx, wait.NextBackOff())
 		}
 	}
+}
+
+// groupClient is the client of one member of a group. A member whose connection to its coordinator has
+// ended asks for the coordinator again, because another broker may be it now. Sarama alone connects to
+// the same broker again, which may be silent, and loses its partitions.
+type groupClient struct {
+	sarama.Client
+	last atomic.Pointer[sarama.Broker]
+}
+
+// Coordinator implements sarama.Client.
+func (c *groupClient) Coordinator(group string) (*sarama.Broker, error) {
+	if last := c.last.Load(); last != nil {
+		if connected, _ := last.Connected(); !connected {
+			if err := c.RefreshCoordinator(group); err != nil {
+				return nil, err
+			}
+		}
+	}
+	coordinator, err := c.Client.Coordinator(group)
+	if err == nil {
+		c.last.Store(coordinator)
+	}
+	return coordinator, err
+}
+
+// timedOut reports whether a broker did not answer in time.
+func timedOut(err error) bool {
+	var failed net.Error
+	return errors.As(err, &failed) && failed.Timeout()
 }
 
 // watchEvery is how often a source that consumes says so to its outage.

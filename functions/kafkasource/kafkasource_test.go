@@ -150,17 +150,22 @@ type rig struct {
 }
 
 func newRig(t testing.TB, partitions int32, sink http.HandlerFunc) *rig {
-	r := &rig{t: t, sink: sink, kafka: embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: partitions}, kafka.Topic{Name: "dead", Partitions: 1})}
+	r := &rig{t: t, kafka: embeddedtest.Kafka(t, kafka.Topic{Name: "in", Partitions: partitions}, kafka.Topic{Name: "dead", Partitions: 1})}
+	r.serve(sink)
+	return r
+}
+
+// serve makes the sink, and a producer for the broker.
+func (r *rig) serve(sink http.HandlerFunc) {
 	var err error
 	if r.producer, err = kafka.NewProducer(r.kafka.Config, "test"); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	r.server = httptest.NewServer(sink)
-	t.Cleanup(func() {
+	r.sink, r.server = sink, httptest.NewServer(sink)
+	r.t.Cleanup(func() {
 		r.server.Close()
 		r.producer.Close(context.Background())
 	})
-	return r
 }
 
 // start runs sources until the returned function is called. That function waits for the drain.
