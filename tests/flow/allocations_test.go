@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"pgw/shared/payment"
@@ -68,11 +69,14 @@ func (w *wire) pay(key string) error {
 }
 
 // spent is what a payment costs in the process.
-type spent struct{ bytes, objects, goroutines float64 }
+type spent struct {
+	bytes, objects, goroutines float64
+	sleeps                     float64 // of threads, each of which a wake-up ends
+}
 
 // least returns the smaller of each.
 func (s spent) least(o spent) spent {
-	return spent{min(s.bytes, o.bytes), min(s.objects, o.objects), min(s.goroutines, o.goroutines)}
+	return spent{min(s.bytes, o.bytes), min(s.objects, o.objects), min(s.goroutines, o.goroutines), min(s.sleeps, o.sleeps)}
 }
 
 // goroutinesCreated is how many goroutines the process has started.
@@ -80,6 +84,16 @@ func goroutinesCreated() uint64 {
 	sample := []metrics.Sample{{Name: "/sched/goroutines-created:goroutines"}}
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
+}
+
+// threadSleeps is how often a thread of the process has waited.
+func threadSleeps(t testing.TB) int64 {
+	t.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return int64(used.Nvcsw)
 }
 
 // spend makes n payments, a few at the same time, and returns what each of them cost.
@@ -90,7 +104,7 @@ func spend(t testing.TB, wires []*wire, prefix string, n int) spent {
 	var paying sync.WaitGroup
 	failed := make([]error, len(wires))
 	runtime.ReadMemStats(&before)
-	started := goroutinesCreated()
+	started, slept := goroutinesCreated(), threadSleeps(t)
 	for i, w := range wires {
 		paying.Go(func() {
 			for k := next.Add(1); k <= int64(n) && failed[i] == nil; k = next.Add(1) {
@@ -99,14 +113,17 @@ func spend(t testing.TB, wires []*wire, prefix string, n int) spent {
 		})
 	}
 	paying.Wait()
-	started = goroutinesCreated() - started - uint64(len(wires))
+	started, slept = goroutinesCreated()-started-uint64(len(wires)), threadSleeps(t)-slept
 	runtime.ReadMemStats(&after)
 	for _, err := range failed {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return spent{float64(after.TotalAlloc-before.TotalAlloc) / float64(n), float64(after.Mallocs-before.Mallocs) / float64(n), float64(started) / float64(n)}
+	return spent{
+		bytes: float64(after.TotalAlloc-before.TotalAlloc) / float64(n), objects: float64(after.Mallocs-before.Mallocs) / float64(n),
+		goroutines: float64(started) / float64(n), sleeps: float64(slept) / float64(n),
+	}
 }
 
 // TestPaymentAllocates bounds what a payment allocates, and how many goroutines it starts, with all functions in
@@ -125,7 +142,8 @@ func TestPaymentAllocates(t *testing.T) {
 	for round := 1; round < rounds; round++ {
 		least = least.least(spend(t, wires, fmt.Sprint(round, "-"), each))
 	}
-	t.Logf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines", least.bytes, least.objects, least.goroutines)
+	t.Logf("a payment allocates %.0f bytes in %.0f objects, starts %.1f goroutines, and lets threads sleep %.1f times",
+		least.bytes, least.objects, least.goroutines, least.sleeps)
 	if least.bytes > most.bytes || least.objects > most.objects || least.goroutines > most.goroutines {
 		t.Errorf("a payment allocates %.0f bytes in %.0f objects, and starts %.1f goroutines; at most %.0f in %.0f, and %.0f, are expected",
 			least.bytes, least.objects, least.goroutines, most.bytes, most.objects, most.goroutines)

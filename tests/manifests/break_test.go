@@ -51,6 +51,7 @@ func TestMistakesAreFound(t *testing.T) {
 		"a timeout that Knative refuses":     {base, "timeoutSeconds: 30", "timeoutSeconds: 99999", "timeoutSeconds"},
 		"a scale that is no number":          {base, `min-scale: "0"`, `min-scale: none`, "min-scale"},
 		"no largest scale":                   {base, "autoscaling.knative.dev/max-scale:", "autoscaling.knative.dev/maximum:", "max-scale"},
+		"the activator in the path":          {base, "autoscaling.knative.dev/target-burst-capacity:", "autoscaling.knative.dev/burst:", "activator"},
 		"a container that may run as root":   {base, "runAsNonRoot: true", "runAsNonRoot: false", "securityContext"},
 		"a root that can be written":         {base, "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "securityContext"},
 		"a container that may do more":       {base, "drop:\n            - ALL", "drop:\n            - KILL", "securityContext"},

@@ -257,6 +257,9 @@ func serviceProblems(o object, fn made) (found []string) {
 			bad("autoscaling.knative.dev/%s is not said", name)
 		}
 	}
+	if text(lookUp(annotations, "autoscaling.knative.dev/target-burst-capacity")) != "0" {
+		bad("autoscaling.knative.dev/target-burst-capacity is not 0: every request would pass through the activator")
+	}
 
 	env := environment(c)
 	reads := fn.reads
