@@ -143,7 +143,7 @@ func TestAFrozenBroker(t *testing.T) {
 	// judged anew: a session lasts 10 s.
 	for n := int64(2); time.Since(begun) < 15*time.Second; n++ {
 		send()
-		if err := all(n, 20*time.Second); err != nil {
+		if err := all(n, 30*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		if n == 2 {

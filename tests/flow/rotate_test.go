@@ -1,15 +1,28 @@
 package flow
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"pgw/functions/pgw/reconcile"
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
+	"pgw/shared/kafka"
 	"pgw/tests/processes"
 )
 
@@ -61,7 +74,10 @@ func rotate(t *testing.T, first options, steps ...step) *system {
 		if step.before != nil {
 			step.before(now)
 		}
-		step.serial, step.database, step.kafka = true, now.conn.Config().ConnString(), &now.kafka
+		step.serial, step.database = true, now.conn.Config().ConnString()
+		if step.kafka == nil {
+			step.kafka = &now.kafka
+		}
 		next := start(t, step.options)
 		at.Store(next)
 		before := paid.Load()
@@ -187,4 +203,114 @@ func TestLoginsAreRotatedUnderLoad(t *testing.T) {
 		step{options: options{logins: second}, after: drop},
 		step{options: options{logins: second}}) // functions also start without the first ones
 	now.drain()
+}
+
+// Kafka's user and the brokers' certificate are rotated as the runbook says, while clients pay. The user: make a
+// second one, replace the functions, remove the first one. The certificate: give the functions both authorities,
+// replace it at the brokers, give the functions only the new authority.
+func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
+	secure := os.Getenv("PGW_TEST_KAFKA_SECURE")
+	if secure == "" {
+		t.Skip("PGW_TEST_KAFKA_SECURE is not set: make test-kafka starts such a Kafka")
+	}
+	topics, err := processes.Topics(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker := embeddedtest.Kafka(t, topics...)
+	client, err := kgo.NewClient(kgo.SeedBrokers(broker.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	const first, second = "rotate-first", "rotate-second"
+	add := func(user string) {
+		t.Helper()
+		made, err := admin.AlterUserSCRAMs(t.Context(), nil, []kadm.UpsertSCRAM{{User: user, Mechanism: kadm.ScramSha512, Iterations: 4096, Password: "of " + user}})
+		if err := cmp.Or(err, made.Error()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func(user string) {
+		t.Helper()
+		removed, err := admin.AlterUserSCRAMs(t.Context(), []kadm.DeleteSCRAM{{User: user, Mechanism: kadm.ScramSha512}}, nil)
+		if err := cmp.Or(err, removed.Error()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	oldAuthority, err := os.ReadFile(os.Getenv("PGW_TEST_KAFKA_CA"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// as is how functions reach Kafka as a user who trusts the authorities.
+	as := func(user string, authorities ...[]byte) options {
+		t.Helper()
+		at := broker
+		at.Brokers = []string{secure}
+		at.Security = kafka.Security{
+			TLS: true, CAFile: filepath.Join(t.TempDir(), "ca.pem"), SASLMechanism: "SCRAM-SHA-512", SASLUser: user, SASLPassword: "of " + user,
+		}
+		if err := os.WriteFile(at.Security.CAFile, bytes.Join(authorities, []byte("\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return options{kafka: &at}
+	}
+
+	// The broker's new certificate is signed by itself, as its old one is.
+	store, storePassword := filepath.Join(t.TempDir(), "broker.p12"), "pgw-secret"
+	keytool := func(args ...string) []byte {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), "keytool", append(args, "-alias", "broker", "-keystore", store, "-storepass", storePassword)...).Output()
+		if err != nil {
+			t.Fatalf("keytool: %v: %s", err, out)
+		}
+		return out
+	}
+	keytool("-genkeypair", "-keyalg", "EC", "-storetype", "PKCS12", "-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1", "-validity", "30")
+	newAuthority := keytool("-exportcert", "-rfc")
+	certify := func(ctx context.Context, op kadm.IncrementalOp) error {
+		of := func(name, value string) kadm.AlterConfig {
+			return kadm.AlterConfig{Op: op, Name: "listener.name.secure.ssl.keystore." + name, Value: &value}
+		}
+		responses, err := admin.AlterBrokerConfigs(ctx, []kadm.AlterConfig{of("location", store), of("password", storePassword), of("type", "PKCS12")}, 1)
+		for _, r := range responses {
+			err = cmp.Or(err, r.Err)
+		}
+		return err
+	}
+	presented := func() string {
+		t.Helper()
+		conn, err := tls.Dial("tcp", secure, &tls.Config{InsecureSkipVerify: true}) // only its certificate is looked at
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].SerialNumber.String()
+	}
+	before := presented()
+	add(first)
+	t.Cleanup(func() {
+		if err := certify(context.Background(), kadm.DeleteConfig); err != nil {
+			t.Error(err)
+		}
+	})
+
+	now := rotate(t, as(first, oldAuthority),
+		step{options: as(second, oldAuthority, newAuthority), before: func(*system) { add(second) }, after: func(s *system) {
+			remove(first)
+			if err := certify(t.Context(), kadm.SetConfig); err != nil {
+				t.Fatal(err)
+			}
+			s.eventually("the broker has its new certificate", func() error {
+				if presented() == before {
+					return errors.New("it has the old one")
+				}
+				return nil
+			})
+		}},
+		step{options: as(second, newAuthority)})
+	now.drain()
+	now.stop()
+	remove(second)
 }

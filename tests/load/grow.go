@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -16,10 +20,10 @@ import (
 	"pgw/tests/processes"
 )
 
-// growCommand measures the cost of more connections, accounts, past payments and replicas, and of a
-// replacement.
+// growCommand measures the cost of more connections, accounts, past payments, entries, webhooks and
+// replicas, and of a replacement.
 type growCommand struct {
-	Only     []string      `help:"These of connections, accounts, past, replicas, flows, replaced; all when not given."`
+	Only     []string      `help:"These of connections, accounts, past, statements, webhooks, replicas, flows, replaced; all when not given."`
 	Runs     int           `default:"3" help:"Runs of each; medians are reported."`
 	Payments int           `default:"20000" help:"In one run of the flow; ledger scenarios make three times as many."`
 	Most     int           `default:"10000000" help:"Accounts, and past payments, at the most."`
@@ -47,7 +51,8 @@ func (c growCommand) Run(ctx context.Context) error {
 	defer m.close()
 	g := &growth{growCommand: c, m: m}
 	if err := measure([]part{
-		{"connections", g.connections}, {"accounts", g.accounts}, {"past", g.past}, {"replicas", g.replicas}, {"flows", g.flows}, {"replaced", g.replaced},
+		{"connections", g.connections}, {"accounts", g.accounts}, {"past", g.past}, {"statements", g.statements},
+		{"webhooks", g.webhooks}, {"replicas", g.replicas}, {"flows", g.flows}, {"replaced", g.replaced},
 	}, c.Only); err != nil {
 		return err
 	}
@@ -140,6 +145,88 @@ func (g *growth) past() error {
 	for _, n := range []int{0, g.Most / 100, g.Most / 10, g.Most} {
 		if err := g.ledger("past payments, reserve and commit in db", n, accounts, n); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// statements measures pages of 100 entries of an account that has many: the first page, the page that
+// begins in the middle of the account's entries, and the first page of the last minute.
+func (g *growth) statements() error {
+	for n := g.Most / 100; n <= g.Most; n *= 10 {
+		if err := g.statementsOf(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *growth) statementsOf(entries int) (err error) {
+	if err := g.m.rest(); err != nil {
+		return err
+	}
+	l, err := g.m.ledger("statements", 2) // each payment is an entry of both
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	if err := l.pastPayments(entries); err != nil {
+		return err
+	}
+	first, newest := pastTime(0), pastTime(entries-1)
+	for _, page := range []struct {
+		name     string
+		from, to time.Time
+	}{{"first", time.Time{}, time.Time{}}, {"middle", first.Add(newest.Sub(first) / 2), time.Time{}}, {"last minute's", newest.Add(-time.Minute), time.Time{}}} {
+		err := g.several("entries of an account, its "+page.name+" page", entries, func() (loaded, error) { return l.statements(20, page.from, page.to) })
+		if err != nil {
+			return err
+		}
+	}
+	return g.m.sum(l.database)
+}
+
+// webhooks measures the flow while endpoints are told of every payment. Their receiver belongs to the
+// load generator, and answers at once.
+func (g *growth) webhooks() error {
+	for _, n := range []int{0, 1, 4} {
+		if err := g.told(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *growth) told(n int) (err error) {
+	s, err := warmed(g.m.oneProcess("webhooks"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	var told atomic.Int64
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	receiver := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err == nil {
+			told.Add(1)
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})}
+	go receiver.Serve(listener)
+	defer receiver.Close()
+	for range n {
+		if err := s.addWebhook("http://" + listener.Addr().String()); err != nil {
+			return err
+		}
+	}
+	if err := g.several("webhooks of every payment, whole flow in one process", n, func() (loaded, error) { return s.load(spec{g.Payments, 64}) }); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patient); told.Load() < int64(n*g.Runs*g.Payments); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d webhooks: the receiver was told %d times, of %d payments", n, told.Load(), g.Runs*g.Payments)
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -103,7 +104,7 @@ INSERT INTO reservations (reservation_id, idempotency_key, fingerprint, attempt_
 SELECT (lpad(to_hex(1700000000000 + i), 12, '0') || '70008' || lpad(to_hex(i), 15, '0'))::uuid, md5('past' || i), decode(md5('print' || i), 'hex'), md5('try' || i),
 	'A' || CASE i %% 2 WHEN 0 THEN a ELSE b END, 'A' || CASE i %% 2 WHEN 0 THEN b ELSE a END, 15500, 'USD', 100, 15500, 'rate', at, 'rules',
 	'2026-01-31T09:30:00Z', 'COMMITTED', at, at + interval '1 minute', at, at, 'IDR', 15500, 'IDR', 15500
-FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14' + i * interval '1 ms' AS at
+FROM (SELECT i, (i / 2 * 7919) %% %[2]d AS a, (i / 2 * 7919 + 1) %% %[2]d AS b, timestamptz '2023-11-14 00:00Z' + i * interval '1 ms' AS at
 	FROM generate_series(0::bigint, %[1]d) i) past`, n-1, l.accounts),
 		`INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'SUCCESS', 'committed', created_at FROM reservations`,
@@ -112,6 +113,41 @@ SELECT leg.account, 'IDR', r.created_at, r.reservation_id, 'payment', leg.amount
 FROM reservations r, LATERAL (VALUES (r.sender_id, -r.amount_idr), (r.receiver_id, r.amount_idr)) leg(account, amount) WHERE r.status = 'COMMITTED'`,
 		`CREATE UNIQUE INDEX reservations_key ON reservations (idempotency_key, client)`,
 		`VACUUM ANALYZE entries`, `VACUUM ANALYZE reservations`, `VACUUM ANALYZE payments`, `CHECKPOINT`)
+}
+
+// pastTime is when the past payment number i was booked.
+func pastTime(i int) time.Time {
+	return time.Date(2023, 11, 14, 0, 0, 0, 0, time.UTC).Add(time.Duration(i) * time.Millisecond)
+}
+
+// statements reads a page of account A0's statement n times, one after another.
+func (l *testLedger) statements(n int, from, to time.Time) (loaded, error) {
+	ask := &dbv1.StatementRequest{AccountId: "A0", Currency: "IDR"}
+	if !from.IsZero() {
+		ask.From = timestamppb.New(from)
+	}
+	if !to.IsZero() {
+		ask.To = timestamppb.New(to)
+	}
+	took := hdrhistogram.New(1, patient.Microseconds(), 3)
+	begun := time.Now()
+	for range n {
+		ctx, cancel := context.WithTimeout(l.m.ctx, patient)
+		at := time.Now()
+		page, err := dbv1.NewDbClient(l.conns[0]).Statement(ctx, ask)
+		cancel()
+		if err != nil {
+			return loaded{}, err
+		}
+		if len(page.GetEntries()) == 0 {
+			return loaded{}, fmt.Errorf("the statement from %s to %s is empty", from, to)
+		}
+		if err := took.RecordValue(time.Since(at).Microseconds()); err != nil {
+			return loaded{}, err
+		}
+	}
+	ms := func(p float64) float64 { return float64(took.ValueAtPercentile(p)) / 1000 }
+	return loaded{perSecond: float64(n) / time.Since(begun).Seconds(), p50: ms(50), p95: ms(95), p99: ms(99)}, nil
 }
 
 // way chooses the sender and the receiver.

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -174,6 +177,24 @@ func (s *system) pgw(args ...string) *exec.Cmd {
 
 // spec describes a closed loop: each of the connections sends its next payment when it has its
 // answer.
+// addWebhook makes an endpoint that is told of all payments.
+func (s *system) addWebhook(to string) error {
+	req, err := http.NewRequestWithContext(s.m.ctx, http.MethodPost, s.Gateway+"/api/webhooks", strings.NewReader(fmt.Sprintf(`{"url":%q}`, to)))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if body, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusCreated {
+		return errors.Join(err, fmt.Errorf("a webhook was not made: %s: %s", res.Status, body))
+	}
+	return nil
+}
+
 type spec struct{ payments, connections int }
 
 // loaded is the result of a closed loop. Times are in milliseconds.
