@@ -401,9 +401,9 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 	}
 }
 
-// groupClient is the client of one member of a group. A member whose connection to its coordinator has
-// ended asks for the coordinator again, because another broker may be it now. Sarama alone connects to
-// the same broker again, which may be silent, and loses its partitions.
+// groupClient is the client of one member of a group. A member whose connection to its coordinator
+// has ended asks for the coordinator again, because another broker may be it now. Sarama alone
+// connects to the same broker again, which may be silent, and loses its partitions.
 type groupClient struct {
 	sarama.Client
 	last atomic.Pointer[sarama.Broker]

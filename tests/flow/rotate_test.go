@@ -205,9 +205,9 @@ func TestLoginsAreRotatedUnderLoad(t *testing.T) {
 	now.drain()
 }
 
-// Kafka's user and the brokers' certificate are rotated as the runbook says, while clients pay. The user: make a
-// second one, replace the functions, remove the first one. The certificate: give the functions both authorities,
-// replace it at the brokers, give the functions only the new authority.
+// Kafka's user and the brokers' certificate are rotated as the runbook says, while clients pay. The
+// user: make a second one, replace the functions, remove the first one. The certificate: give the
+// functions both authorities, replace it at the brokers, give the functions only the new authority.
 func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	secure := os.Getenv("PGW_TEST_KAFKA_SECURE")
 	if secure == "" {

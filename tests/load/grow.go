@@ -150,8 +150,8 @@ func (g *growth) past() error {
 	return nil
 }
 
-// statements measures pages of 100 entries of an account that has many: the first page, the page that
-// begins in the middle of the account's entries, and the first page of the last minute.
+// statements measures pages of 100 entries of an account that has many: the first page, the page
+// that begins in the middle of the account's entries, and the first page of the last minute.
 func (g *growth) statements() error {
 	for n := g.Most / 100; n <= g.Most; n *= 10 {
 		if err := g.statementsOf(n); err != nil {
@@ -186,8 +186,8 @@ func (g *growth) statementsOf(entries int) (err error) {
 	return g.m.sum(l.database)
 }
 
-// webhooks measures the flow while endpoints are told of every payment. Their receiver belongs to the
-// load generator, and answers at once.
+// webhooks measures the flow while endpoints are told of every payment. Their receiver belongs to
+// the load generator, and answers at once.
 func (g *growth) webhooks() error {
 	for _, n := range []int{0, 1, 4} {
 		if err := g.told(n); err != nil {
