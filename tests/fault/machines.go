@@ -179,23 +179,33 @@ func (m *machine) silence() error {
 	if err != nil {
 		return fmt.Errorf("connections of %s: %w", m.Name, err)
 	}
-	rules := "*filter\n"
-	for line := range strings.Lines(string(out)) {
-		fields := strings.Fields(line)
-		if len(fields) < 4 || !strings.HasPrefix(fields[2], netOf) {
-			continue
-		}
-		_, port, _ := strings.Cut(fields[2], ":")
-		peer, peerPort, _ := strings.Cut(fields[3], ":")
-		rules += fmt.Sprintf("-A INPUT -p tcp -s %s --sport %s --dport %s -j DROP\n", peer, peerPort, port)
-		rules += fmt.Sprintf("-A OUTPUT -p tcp -d %s --sport %s --dport %s -j DROP\n", peer, port, peerPort)
-	}
 	cmd := exec.Command(on[0], append(on[1:], "iptables-restore")...)
-	cmd.Stdin = strings.NewReader(rules + "COMMIT\n")
+	cmd.Stdin = strings.NewReader(silencing(string(out)))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("silence %s: %w: %s", m.Name, err, out)
 	}
 	return nil
+}
+
+// silencing returns the rules for iptables-restore that silence the connections that ss lists. A
+// machine's connections to itself are left: no network can lose them. etcd has one, behind which it
+// serves Patroni.
+func silencing(established string) string {
+	rules := "*filter\n"
+	for line := range strings.Lines(established) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 || !strings.HasPrefix(fields[2], netOf) {
+			continue
+		}
+		here, port, _ := strings.Cut(fields[2], ":")
+		peer, peerPort, _ := strings.Cut(fields[3], ":")
+		if peer == here {
+			continue
+		}
+		rules += fmt.Sprintf("-A INPUT -p tcp -s %s --sport %s --dport %s -j DROP\n", peer, peerPort, port)
+		rules += fmt.Sprintf("-A OUTPUT -p tcp -d %s --sport %s --dport %s -j DROP\n", peer, port, peerPort)
+	}
+	return rules + "COMMIT\n"
 }
 
 // setClock sets how far the machine's clock is ahead, for its Postgres. Programs of Go do not see it: they

@@ -103,3 +103,16 @@ func TestAllFaultsAreDrawn(t *testing.T) {
 		t.Error("the same seed makes a different schedule")
 	}
 }
+
+// A machine's connections to others fall silent, and those to itself and over loopback do not.
+func TestSilencing(t *testing.T) {
+	got := silencing("0 0 10.77.0.13:5432 10.77.0.38:41000\n0 0 10.77.0.13:40000 10.77.0.13:2379\n0 0 127.0.0.1:5432 127.0.0.1:40001\n")
+	const want = `*filter
+-A INPUT -p tcp -s 10.77.0.38 --sport 41000 --dport 5432 -j DROP
+-A OUTPUT -p tcp -d 10.77.0.38 --sport 5432 --dport 41000 -j DROP
+COMMIT
+`
+	if got != want {
+		t.Errorf("got\n%s", got)
+	}
+}
