@@ -222,7 +222,7 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	t.Cleanup(client.Close)
 	admin := kadm.NewClient(client)
 	const first, second = "rotate-first", "rotate-second"
 	add := func(user string) {
@@ -296,8 +296,13 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 		}
 	})
 
+	// What a system has done is checked after its user is gone.
+	plainly := func(s *system) { s.kafka = broker }
 	now := rotate(t, as(first, oldAuthority),
-		step{options: as(second, oldAuthority, newAuthority), before: func(*system) { add(second) }, after: func(s *system) {
+		step{options: as(second, oldAuthority, newAuthority), before: func(old *system) {
+			add(second)
+			plainly(old)
+		}, after: func(s *system) {
 			remove(first)
 			if err := certify(t.Context(), kadm.SetConfig); err != nil {
 				t.Fatal(err)
@@ -309,8 +314,9 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 				return nil
 			})
 		}},
-		step{options: as(second, newAuthority)})
-	now.drain()
+		step{options: as(second, newAuthority), before: plainly})
+	now.drain() // as the second user
 	now.stop()
+	plainly(now)
 	remove(second)
 }
