@@ -92,11 +92,12 @@ test-manifests: ## Check the manifests against Knative's types and against the c
 test-broken: ## Break manifests, and check that test-manifests finds each mistake.
 	tests/manifests/broken
 
-# On a database with Citus each test gets a schema of it, which is distributed. SCHEMAS=1 gives each test a schema anywhere.
+# On a database with Citus each test gets a schema of it, which is distributed. ROWS=1 distributes its rows instead.
+# SCHEMAS=1 gives each test a schema anywhere.
 ledger_tests = ./shared/ledger ./functions/db ./functions/pgw/reconcile
-test-ledger: ## Run the tests of the ledger on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1).
+test-ledger: ## Run the tests of the ledger on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1, ROWS=1).
 ifdef LEDGER_URL
-	PGW_TEST_DATABASE_URL='$(LEDGER_URL)' PGW_TEST_SCHEMAS=$(SCHEMAS) go test -count=1 -p 1 -timeout 40m $(ledger_tests)
+	PGW_TEST_DATABASE_URL='$(LEDGER_URL)' PGW_TEST_SCHEMAS=$(SCHEMAS) PGW_TEST_ROWS=$(ROWS) go test -count=1 -p 1 -timeout 40m $(ledger_tests)
 else
 	@echo "LEDGER_URL is not set: nothing was run"
 endif

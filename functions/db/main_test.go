@@ -18,6 +18,7 @@ import (
 	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
@@ -50,7 +51,7 @@ func (p *published) Publish(_ context.Context, _, _ string, e cloudevents.Event)
 const testKeys = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute, DistributeRows: ledger.DistributeRows}
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
@@ -66,7 +67,7 @@ func newWorldWith(t testing.TB, change func(*Config)) *world {
 	cfg.Kafka.ResultTopic = "payments.result"
 	w := &world{t: t, published: &published{}, now: time.Now}
 	var err error
-	if w.pool, err = pgxpool.New(context.Background(), url); err != nil {
+	if w.pool, err = postgres.Open(postgres.Config{URL: url, MaxConns: 8}); err != nil {
 		t.Fatal(err)
 	}
 	w.DB, err = open(cfg, function.Dependencies{

@@ -86,7 +86,8 @@ type migrateCommand struct {
 	DatabaseURL string          `env:"DATABASE_URL" required:"" help:"Postgres, with the right to create tables, and with --roles to create roles."`
 	Schema      postgres.Schema `name:"ledger-schema" env:"LEDGER_SCHEMA" help:"The ledger's schema, if several ledgers share the database. It is made if it is missing. With --roles the ledger has roles of its own, such as pgw_ledger_of_SCHEMA, and must have logins of its own."`
 	Contract    bool            `help:"Also take away what only earlier releases use. No earlier release may run any more, and none can work with the schema afterwards."`
-	Distribute  bool            `help:"Also move the ledger of --ledger-schema to one node of Citus. It implies --contract. The ledger can't be used meanwhile. Where there is no Citus, nothing is changed."`
+	Distribute  bool            `xor:"distribute" help:"Also move the ledger of --ledger-schema to one node of Citus. It implies --contract. The ledger can't be used meanwhile. Where there is no Citus, nothing is changed."`
+	Rows        bool            `name:"distribute-rows" xor:"distribute" help:"Also spread the rows of one large ledger over all nodes of Citus. It implies --contract. The ledger can't be used meanwhile, and functions are started again afterwards. More nodes then hold more rows; they do not make payments faster, and pgw restore was not tried there (shared/ledger/CITUS.md). Where there is no Citus, nothing is changed."`
 	Roles       bool            `help:"Also make the roles pgw_owner, pgw_ledger, pgw_reader and pgw_webhooks, and grant their rights."`
 	Ledger      string          `name:"ledger-url" env:"LEDGER_DATABASE_URL" help:"With --roles: the DATABASE_URL of db. Its user is made, or gets this password."`
 	Reader      string          `name:"reader-url" env:"READER_DATABASE_URL" help:"With --roles: the DATABASE_URL of fx, wallet and risk."`
@@ -98,6 +99,8 @@ func (c migrateCommand) Run(ctx context.Context) error {
 	switch {
 	case c.Distribute:
 		migrate = ledger.Distribute
+	case c.Rows:
+		migrate = ledger.DistributeRows
 	case c.Contract:
 		migrate = ledger.Contract
 	}

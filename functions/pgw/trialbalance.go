@@ -7,8 +7,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"pgw/shared/ledger"
 	"pgw/shared/money"
 	"pgw/shared/postgres"
@@ -47,11 +45,12 @@ func readTrialBalance(ctx context.Context, database string) (t ledger.TrialBalan
 		return t, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		t, err = ledger.ReadTrialBalance(ctx, tx)
-		return err
-	})
-	return t, err
+	tx, err := ledger.BeginSnapshot(ctx, conn)
+	if err != nil {
+		return t, err
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	return ledger.ReadTrialBalance(ctx, tx)
 }
 
 func printTrial(to io.Writer, t ledger.TrialBalance) error {

@@ -74,7 +74,7 @@ type world struct {
 }
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute, DistributeRows: ledger.DistributeRows}
 
 func newWorld(t testing.TB) *world {
 	t.Helper()

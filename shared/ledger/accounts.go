@@ -128,7 +128,7 @@ const SeedPrefix = ":seed:"
 // set it. Events may come again and in another order. Of two events with the same time, the one with
 // the greater key is newer. Every balance has a copy of the status, because the statements that move
 // money check it there.
-const openSQL = `
+var openSQL = balanceOfProfile(`
 WITH opened AS (
 	INSERT INTO accounts AS a (account_id, owner, home_currency, status, profile_at, profile_event)
 	VALUES ($1, $2, $3, $5, $6, $7)
@@ -137,11 +137,13 @@ WITH opened AS (
 		profile_at = excluded.profile_at, profile_event = excluded.profile_event, updated_at = excluded.updated_at
 	WHERE (a.profile_at, a.profile_event) <= (excluded.profile_at, excluded.profile_event)
 	RETURNING account_id
-)` + balanceOfProfileSQL
+)`)
 
-// balanceOfProfileSQL sets the account's balances as its profile says, after a CTE named opened. It locks
-// all of them in the usual order before it changes one.
-const balanceOfProfileSQL = `, others AS MATERIALIZED (
+// balanceOfProfile adds what sets the account's balances as its profile says, to a CTE named
+// opened. It locks all of them in the usual order before it changes one.
+func balanceOfProfile(opened string) *form {
+	return &form{
+		one: opened + `, others AS MATERIALIZED (
 	SELECT b.account_id, b.currency FROM opened o CROSS JOIN LATERAL (
 		SELECT account_id, currency FROM balances WHERE account_id = o.account_id ORDER BY currency FOR NO KEY UPDATE) b
 ), blocked AS (
@@ -149,35 +151,69 @@ const balanceOfProfileSQL = `, others AS MATERIALIZED (
 	WHERE b.account_id = o.account_id AND b.currency = o.currency AND b.currency <> 'IDR' AND b.status <> $5
 )
 INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened, (SELECT count(*) FROM others) locked
-ON CONFLICT (account_id, currency) DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = excluded.updated_at`
+` + setProfileSQL,
+		rows: opened + `, blocked AS (
+	UPDATE balances b SET status = $5, updated_at = now() FROM opened o
+	WHERE b.account_id = $1 AND b.account_id = o.account_id AND b.currency <> 'IDR' AND b.status <> $5
+)
+INSERT INTO balances (account_id, currency, status, daily_limit) SELECT account_id, 'IDR', $5, $4 FROM opened
+` + setProfileSQL,
+	}
+}
 
-const (
+const setProfileSQL = `ON CONFLICT (account_id, currency)
+DO UPDATE SET status = excluded.status, daily_limit = excluded.daily_limit, updated_at = excluded.updated_at`
+
+var (
 	// openUndatedSQL creates the account from an event whose time is not known. Any event with a
 	// time is newer.
-	openUndatedSQL = `
+	openUndatedSQL = balanceOfProfile(`
 WITH opened AS (
 	INSERT INTO accounts (account_id, owner, home_currency, status)
 	VALUES ($1, $2, $3, $5) ON CONFLICT (account_id) DO NOTHING RETURNING account_id
-)` + balanceOfProfileSQL
+)`)
 
 	sameProfileSQL = `
 SELECT a.owner = $2 AND a.home_currency = $3 AND b.daily_limit = $4 AND a.status = $5
 FROM accounts a JOIN balances b ON b.account_id = a.account_id WHERE a.account_id = $1 AND b.currency = 'IDR'`
 )
 
-const (
-	// addForTransferSQL makes the balances that a transfer changes.
-	addForTransferSQL = `
+// addForTransferSQL makes the balances that a transfer changes.
+var addForTransferSQL = &form{
+	one: `
 WITH owners AS MATERIALIZED (
 	SELECT account_id, status FROM accounts
 	WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND EXISTS (SELECT FROM accounts WHERE account_id = $1)
 	ORDER BY account_id FOR SHARE
-)
+)` + insertForTransferSQL,
+	rows: `
+WITH known AS MATERIALIZED (
+	SELECT account_id FROM accounts WHERE account_id = $1
+), owners AS (
+	UPDATE accounts SET updated_at = updated_at
+	WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND EXISTS (SELECT FROM known) RETURNING account_id, status
+)` + insertForTransferSQL,
+}
+
+const insertForTransferSQL = `
 INSERT INTO balances (account_id, currency, status) SELECT account_id, $2, status FROM owners
 ON CONFLICT (account_id, currency) DO NOTHING`
 
-	// lockForTransferSQL is the first part of a transfer: it locks the two balances, the house's last,
-	// and takes the time then.
+// transferOf makes the statement of a transfer: it locks the two balances, the house's last, and
+// takes the time then. A CTE named added makes the transfer, which is booked last.
+func transferOf(added string) *form {
+	return &form{
+		one: lockForTransferSQL + added + legsOfTransferSQL + `
+), entered AS (` + enterTransferSQL + `
+)` + moveTransferSQL,
+		rows: touchForTransferSQL + added + legsOfTransferSQL + `
+), entered AS (` + enterTransferSQL + `
+	RETURNING 1
+)` + moveTransferSQL,
+	}
+}
+
+const (
 	lockForTransferSQL = `
 WITH locked AS MATERIALIZED (
 	SELECT l.*, clock_timestamp() AS at FROM (
@@ -186,28 +222,40 @@ WITH locked AS MATERIALIZED (
 ), booked AS MATERIALIZED (
 	SELECT max(at) AS at FROM locked
 )`
+	touchForTransferSQL = `
+WITH locked AS (
+	UPDATE balances SET updated_at = updated_at WHERE account_id IN ($1, '` + payment.OutsideAccount + `') AND currency = $2
+	RETURNING account_id, currency, available
+), booked AS MATERIALIZED (
+	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM locked) l, ` + hereSQL + `
+)`
 
-	// bookTransferSQL is the last part of a transfer: it books the transfer of a CTE named added.
-	bookTransferSQL = `, legs AS MATERIALIZED (
+	legsOfTransferSQL = `, legs AS MATERIALIZED (
 	SELECT account_id, currency, amount, transfer_id, booked_at FROM added
-	UNION ALL SELECT '` + payment.OutsideAccount + `', currency, -amount, transfer_id, booked_at FROM added
-), entered AS (
+	UNION ALL SELECT '` + payment.OutsideAccount + `', currency, -amount, transfer_id, booked_at FROM added`
+
+	enterTransferSQL = `
 	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
 	SELECT account_id, currency, booked_at, md5(transfer_id)::uuid, CASE WHEN (SELECT amount FROM added) > 0 THEN 'funding' ELSE 'withdrawal' END,
-		amount, (booked_at AT TIME ZONE 'UTC')::date FROM legs, ` + hereSQL + `
-)
+		amount, (booked_at AT TIME ZONE 'UTC')::date FROM legs, ` + hereSQL
+
+	moveTransferSQL = `
 UPDATE balances b SET available = b.available + l.amount, updated_at = now()
 FROM legs l WHERE b.account_id = l.account_id AND b.currency = l.currency`
+)
 
+var (
 	// fundSQL counts a funding once, by its id. It changes no row if the id has been counted or the
 	// account does not exist. The balance must not exceed what a payment can carry.
-	fundSQL = lockForTransferSQL + `, added AS (
+	fundSQL = transferOf(`, added AS (
 	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, source, booked_at, created_at)
 	SELECT $3, l.account_id, l.currency, $4, $5, $6, booked.at, booked.at FROM locked l, booked, ` + hereSQL + ` WHERE l.account_id = $1
 	ON CONFLICT (transfer_id) DO NOTHING
 	RETURNING transfer_id, account_id, currency, amount, booked_at
-)` + bookTransferSQL
+)`)
+)
 
+const (
 	// knownSQL reports whether a funding with this id has the same content. If $6 is true, it looks
 	// only at fundings whose source was not kept.
 	knownSQL = `
@@ -236,8 +284,9 @@ func (l *Ledger) OpenAccount(ctx context.Context, p Profile, at time.Time, by Or
 	}
 	err = l.begin(ctx, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
+		queueSpreadLocks(b, tx.Conn(), p.AccountID)
 		b.Queue(lockAccountRowSQL, p.AccountID)
-		b.Queue(openSQL, p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status, at, by.key()).Exec(func(tag pgconn.CommandTag) error {
+		openSQL.queue(b, p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status, at, by.key()).Exec(func(tag pgconn.CommandTag) error {
 			applied = tag.RowsAffected() == 1
 			return nil
 		})
@@ -260,7 +309,7 @@ func (l *Ledger) OpenUndated(ctx context.Context, p Profile) (applied bool, err 
 		return false, &InvalidError{err}
 	}
 	profile := []any{p.AccountID, p.Owner, p.Currency, p.DailyLimitIDR, p.Status}
-	tag, err := l.pool.Exec(ctx, openUndatedSQL, profile...)
+	tag, err := openUndatedSQL.exec(ctx, l.pool, profile...)
 	if err != nil || tag.RowsAffected() == 1 {
 		return err == nil, err
 	}
@@ -290,8 +339,9 @@ func (l *Ledger) FundAccount(ctx context.Context, f Funding, by Origin) (applied
 	err = l.begin(ctx, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		currency := f.Amount.Currency.String()
-		b.Queue(addForTransferSQL, f.AccountID, currency)
-		b.Queue(fundSQL, f.AccountID, currency, id, f.Amount.Minor, f.Note, by.Source).Exec(func(tag pgconn.CommandTag) error {
+		queueSpreadLocks(b, tx.Conn(), f.AccountID, payment.OutsideAccount)
+		addForTransferSQL.queue(b, f.AccountID, currency)
+		fundSQL.queue(b, f.AccountID, currency, id, f.Amount.Minor, f.Note, by.Source).Exec(func(tag pgconn.CommandTag) error {
 			booked = tag.RowsAffected() > 0
 			return nil
 		})
@@ -376,7 +426,7 @@ func (l *Ledger) SeedAccounts(ctx context.Context, accounts []Seed) error {
 // becomes the newest: its time is the database's time, and is after the last event's time, which
 // may lie a little ahead. Citus allows only immutable functions in DO UPDATE SET, and so sums of
 // times without a time zone.
-const profileSQL = `
+var profileSQL = balanceOfProfile(`
 WITH opened AS (
 	INSERT INTO accounts AS a (account_id, owner, home_currency, status, profile_at, profile_event)
 	VALUES ($1, $2, $3, $5, clock_timestamp(), $6)
@@ -386,14 +436,14 @@ WITH opened AS (
 			THEN (a.profile_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE excluded.profile_at END,
 		profile_event = excluded.profile_event, updated_at = excluded.updated_at
 	RETURNING account_id
-)` + balanceOfProfileSQL
+)`)
 
 // seedSQL books the difference between the wanted and the current balance.
-const seedSQL = lockForTransferSQL + `, added AS (
+var seedSQL = transferOf(`, added AS (
 	INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at, created_at)
 	SELECT $3, account_id, currency, $4 - available, 'seeded', booked.at, booked.at FROM locked, booked, ` + hereSQL + ` WHERE account_id = $1 AND available <> $4
 	RETURNING transfer_id, account_id, currency, amount, booked_at
-)` + bookTransferSQL
+)`)
 
 func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 	// Accounts are always locked in the order of their ids.
@@ -401,24 +451,29 @@ func seed(ctx context.Context, tx pgx.Tx, accounts []Seed) error {
 		return cmp.Compare(a.AccountID, b.AccountID)
 	})
 	b, ids := &pgx.Batch{}, make([]string, len(inOrder))
+	all := []string{payment.OutsideAccount}
+	for _, a := range inOrder {
+		all = append(all, a.AccountID)
+	}
+	queueSpreadLocks(b, tx.Conn(), all...)
 	for i, a := range inOrder {
 		ids[i] = SeedPrefix + newID().String()
 		b.Queue(lockAccountRowSQL, a.AccountID)
-		b.Queue(profileSQL, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, ids[i], MaxAhead)
+		profileSQL.queue(b, a.AccountID, a.Owner, a.Currency, a.DailyLimitIDR, a.Status, ids[i], MaxAhead)
 	}
 	// All balances are locked before the first is set, the house's last.
 	var owners, currencies []string
 	for _, a := range inOrder {
 		for _, wanted := range a.Balances {
 			currency := wanted.Currency.String()
-			b.Queue(addForTransferSQL, a.AccountID, currency)
+			addForTransferSQL.queue(b, a.AccountID, currency)
 			owners, currencies = append(owners, a.AccountID, payment.OutsideAccount), append(currencies, currency, currency)
 		}
 	}
-	b.Queue(lockPlacesSQL, owners, currencies)
+	lockPlacesSQL.queue(b, owners, currencies)
 	for i, a := range inOrder {
 		for _, wanted := range a.Balances {
-			b.Queue(seedSQL, a.AccountID, wanted.Currency.String(), seedID(ids[i], wanted.Currency), wanted.Minor)
+			seedSQL.queue(b, a.AccountID, wanted.Currency.String(), seedID(ids[i], wanted.Currency), wanted.Minor)
 		}
 	}
 	for part := range slices.Chunk(b.QueuedQueries, seedStatements) {

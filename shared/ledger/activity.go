@@ -74,7 +74,7 @@ const (
 	// The primary keys are ordered by time, so this reads only the range.
 	activeSQL = `
 SELECT count(*) FROM (
-	SELECT FROM reservations WHERE reservation_id >= $1 AND reservation_id < $2 ORDER BY reservation_id LIMIT $3
+	SELECT 1 FROM reservations WHERE reservation_id >= $1 AND reservation_id < $2 ORDER BY reservation_id LIMIT $3
 ) active`
 
 	// Both primary keys are walked side by side: a lookup for each payment would take longer.
@@ -88,7 +88,7 @@ WITH active AS MATERIALIZED (
 	SELECT floor((` + idTimeSQL + ` - $3::float8) / $4::float8)::int AS bucket, r.status, p.reason,
 		CASE WHEN p.decided_at IS NOT NULL AND r.hold_seconds IS NULL THEN greatest(extract(epoch FROM p.decided_at - coalesce(r.accepted_at, r.created_at))::float8, 0) END AS took
 	FROM reservations r
-	LEFT JOIN payments p ON p.payment_id = r.reservation_id AND p.payment_id >= $1 AND p.payment_id < $2
+	LEFT JOIN payments p ON p.payment_id = r.reservation_id AND p.idempotency_key = r.idempotency_key AND p.payment_id >= $1 AND p.payment_id < $2
 	WHERE r.reservation_id >= $1 AND r.reservation_id < $2 AND r.parent_id IS NULL
 )
 SELECT bucket, '', count(*) FILTER (WHERE status = 'COMMITTED'), count(*) FILTER (WHERE status = 'ROLLEDBACK'),

@@ -25,15 +25,27 @@ const MaxStatement = 1000
 // than the time limit of the statement that books the entry.
 const settleWithin = 10 * time.Second
 
+// entriesSQL walks the primary key from a position. Only the payments on the page are looked up.
+var entriesSQL = &form{
+	one: `
+SELECT e.booked_at, e.value_date, e.transaction_id, e.kind, e.amount, coalesce(r.client, '') FROM (` + entriesPageSQL + `
+) e LEFT JOIN reservations r ON r.reservation_id = e.transaction_id
+ORDER BY e.booked_at, e.transaction_id, e.kind`,
+	rows: `
+WITH page AS MATERIALIZED (` + entriesPageSQL + `
+), clients AS MATERIALIZED (
+	SELECT reservation_id, client FROM reservations WHERE reservation_id IN (SELECT transaction_id FROM page)
+)
+SELECT e.booked_at, e.value_date, e.transaction_id, e.kind, e.amount, coalesce(r.client, '')
+FROM page e LEFT JOIN clients r ON r.reservation_id = e.transaction_id
+ORDER BY e.booked_at, e.transaction_id, e.kind`,
+}
+
 const (
-	// entriesSQL walks the primary key from a position. Only the payments on the page are looked up.
-	entriesSQL = `
-SELECT e.booked_at, e.value_date, e.transaction_id, e.kind, e.amount, coalesce(r.client, '') FROM (
+	entriesPageSQL = `
 	SELECT booked_at, value_date, transaction_id, kind, amount FROM entries
 	WHERE account_id = $1 AND currency = $2 AND (booked_at, transaction_id, kind) > ($3, $4, $5) AND booked_at < $6
-	ORDER BY booked_at, transaction_id, kind LIMIT $7
-) e LEFT JOIN reservations r ON r.reservation_id = e.transaction_id
-ORDER BY e.booked_at, e.transaction_id, e.kind`
+	ORDER BY booked_at, transaction_id, kind LIMIT $7`
 
 	// spansSQL reads an account's balances, each with the times of its first and its newest entry.
 	spansSQL = `
@@ -277,7 +289,7 @@ func readStatement(ctx context.Context, tx pgx.Tx, of StatementOf) (Statement, e
 	}
 	page.Closing = page.Opening
 	// One entry more than the limit shows whether there is a next page.
-	rows, err := tx.Query(ctx, entriesSQL, of.Account, of.Currency.String(), after.BookedAt, after.Transaction, string(after.Kind), page.To, of.Limit+1)
+	rows, err := entriesSQL.query(ctx, tx, of.Account, of.Currency.String(), after.BookedAt, after.Transaction, string(after.Kind), page.To, of.Limit+1)
 	if err != nil {
 		return page, err
 	}
@@ -358,15 +370,28 @@ func (t TrialBalance) Err() error {
 
 // TrialBalance reads the trial balance. It returns ErrFull if too many reads wait.
 func (l *Ledger) TrialBalance(ctx context.Context) (t TrialBalance, err error) {
-	err = l.readBooks(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	err = l.reads.books.run(ctx, func(ctx context.Context) error {
+		conn, err := l.reads.pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		tx, err := BeginSnapshot(ctx, conn.Conn())
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(context.WithoutCancel(ctx))
+		if _, err := tx.Exec(ctx, walkSQL); err != nil {
+			return err
+		}
 		t, err = ReadTrialBalance(ctx, tx)
 		return err
 	})
 	return t, err
 }
 
-// ReadTrialBalance reads the trial balance in a snapshot: a transaction that is REPEATABLE READ. It
-// reads every balance once.
+// ReadTrialBalance reads the trial balance in a snapshot: a transaction of BeginSnapshot. It reads
+// every balance once.
 func ReadTrialBalance(ctx context.Context, q postgres.Querier) (t TrialBalance, err error) {
 	if t.Currencies, err = readTrials(ctx, q, step); err == nil {
 		err = q.QueryRow(ctx, clockSQL).Scan(&t.At)

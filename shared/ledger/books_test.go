@@ -258,7 +258,7 @@ func TestStatementsUseThePrimaryKey(t *testing.T) {
 		}
 		return strings.Join(lines, "\n")
 	}
-	page := explain(entriesSQL, "A", "IDR", time.Now(), newID(), "payment", time.Now(), 10)
+	page := explain(entriesSQL.one, "A", "IDR", time.Now(), newID(), "payment", time.Now(), 10)
 	if !strings.Contains(page, "Index Scan using entries_pkey") || strings.Contains(page, "Sort") || strings.Contains(page, "Filter") {
 		t.Errorf("the plan of a page:\n%s", page)
 	}

@@ -136,7 +136,7 @@ SELECT overlay(lpad(to_hex((extract(epoch FROM now() - interval '2 hours') * 100
 FROM generate_series($1::int, $2::int) n`, from, min(from+chunk-1, 2*sweepPage+1))
 		w.exec(`WITH fillers AS MATERIALIZED (
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr
-	FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id)
+	FROM reservations r WHERE status = 'ROLLEDBACK' AND NOT EXISTS (SELECT FROM payments p WHERE p.payment_id = r.reservation_id AND p.idempotency_key = r.idempotency_key)
 )
 INSERT INTO payments SELECT *, 'FAILED', 'expired' FROM fillers`)
 	}

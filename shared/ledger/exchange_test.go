@@ -72,8 +72,9 @@ func exchange(key, from, to string, debit, credit money.Amount, mid int64) payme
 func (w *world) entriesOf(id uuid.UUID) (entries []string) {
 	w.t.Helper()
 	rows, err := w.pool.Query(context.Background(), `
+WITH entries AS MATERIALIZED (SELECT * FROM entries WHERE transaction_id = $1), payments AS MATERIALIZED (SELECT * FROM payments WHERE payment_id = $1)
 SELECT e.account_id || ' ' || e.kind || ' ' || e.amount || ' ' || e.currency FROM entries e JOIN payments p ON p.payment_id = e.transaction_id
-WHERE e.transaction_id = $1 AND e.booked_at = p.decided_at`, id)
+WHERE e.booked_at = p.decided_at`, id)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -279,7 +280,7 @@ func TestAProfileReachesABalanceThatIsBeingMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), addForTransferSQL, "R", "USD"); err != nil {
+	if _, err := addForTransferSQL.exec(t.Context(), tx, "R", "USD"); err != nil {
 		t.Fatal(err)
 	}
 	var opening sync.WaitGroup

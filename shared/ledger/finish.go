@@ -40,12 +40,18 @@ const movedSQL = `r.reservation_id, r.sender_id, r.receiver_id, coalesce(r.debit
 
 // refundsSQL locks the payments whose refunds end, in the order of their ids. back is what their
 // senders get of these refunds, and given is what their receivers give.
-const refundsSQL = `refunds AS MATERIALIZED (
-	SELECT m.reservation_id, g.back, g.given FROM (
-		SELECT parent_id, sum(credit_minor)::bigint AS back, sum(debit_minor)::bigint AS given FROM done WHERE parent_id IS NOT NULL
-		GROUP BY parent_id ORDER BY parent_id
+const (
+	refundsSQL = `refunds AS MATERIALIZED (
+	SELECT m.reservation_id, g.back, g.given FROM (` + ofParentsSQL + ` ORDER BY parent_id
 	) g CROSS JOIN LATERAL (SELECT reservation_id FROM reservations WHERE reservation_id = g.parent_id FOR NO KEY UPDATE) m
 )`
+	refundsUnlockedSQL = `refunds AS MATERIALIZED (
+	SELECT parent_id AS reservation_id, back, given FROM (` + ofParentsSQL + `) g
+)`
+	ofParentsSQL = `
+		SELECT parent_id, sum(credit_minor)::bigint AS back, sum(debit_minor)::bigint AS given FROM done WHERE parent_id IS NOT NULL
+		GROUP BY parent_id`
+)
 
 // inOrderSQL selects the changes of balances in the order in which these are locked, after the
 // payments of refunds. lockBalanceSQL locks the balance of one change. The lock stands in a LATERAL
@@ -88,7 +94,7 @@ const legsSQL = `LATERAL (
 // order of their accounts and currencies, the house's last. So two transactions never wait for each
 // other in a circle, and balances are locked only for the last part of the statement. The statement
 // states the order (ORDER BY ... FOR NO KEY UPDATE), so the order does not depend on the plan.
-const (
+var (
 	// This is a compare-and-set. If a commit, a rollback and a sweep run for one reservation, only
 	// one of them finds it PENDING. The database's clock decides whether the deadline has passed.
 	// The statement may wait for the balances, so it checks the deadline and the receivers again
@@ -96,7 +102,8 @@ const (
 	// runs again, and then refuses the reservations concerned. The entries get their time when all
 	// balances are locked. Only a capture ($3) pays from an authorized payment. A wallet hold is captured
 	// by a plain commit, because that is how callers of wallet have always done it.
-	commitSQL = `
+	commitSQL = &form{
+		one: `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.key FROM (SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(id, key) ORDER BY id) c CROSS JOIN LATERAL (
 		SELECT reservation_id FROM reservations WHERE reservation_id = c.id AND status = 'PENDING' AND (c.key = '' OR c.key = idempotency_key)
@@ -107,78 +114,163 @@ WITH held AS MATERIALIZED (
 	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= statement_timestamp()
 		AND EXISTS (SELECT FROM balances b WHERE b.account_id = r.receiver_id AND b.currency = coalesce(r.credit_currency, 'IDR')
 			AND b.status = 'ACTIVE')
-	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline, h.key AS asked
-), ` + refundsSQL + `, refunded AS (
-	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, refunded_minor = coalesce(m.refunded_minor, 0) + f.back
-	FROM refunds f WHERE m.reservation_id = f.reservation_id
-), legs AS MATERIALIZED (
-	SELECT d.reservation_id, leg.* FROM done d, ` + legsSQL + `
-), changes AS (
-	SELECT account_id, currency, sum(amount + held)::bigint AS available, sum(held)::bigint AS held,
-		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind IN ('payment', 'refund') AND amount > 0) AS paid
-	FROM legs GROUP BY account_id, currency
-), locked AS MATERIALIZED (
+	RETURNING ` + committedSQL + `
+), ` + refundsSQL + `, refunded AS (` + countRefundedSQL + `
+), ` + legChangesSQL + `, locked AS MATERIALIZED (
 	SELECT c.*, clock_timestamp() AS at FROM (` + inOrderSQL + `) c CROSS JOIN LATERAL (` + lockBalanceSQL + `) b
 ), booked AS MATERIALIZED (
 	SELECT max(at) AS at FROM locked
-), moved AS (
-	UPDATE balances b SET available = b.available + l.available, held = b.held - l.held,
-		position = b.position + coalesce(l.position, 0), updated_at = now()
+), moved AS (` + payBalancesSQL + `
 	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency AND (b.status = 'ACTIVE' OR NOT l.paid)
 	RETURNING 1
-), entered AS (
-	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
-	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs, booked, ` + hereSQL + `
-), outcome AS (
-	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
-	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
-		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) AND deadline >= at THEN 'SUCCESS' END, 'committed', at
-	FROM done, booked, ` + hereSQL + `
+), entered AS (` + enterLegsSQL + `
+), outcome AS (` + recordCommitsSQL + `
 )
-SELECT reservation_id, asked FROM done`
+SELECT reservation_id, asked FROM done`,
+
+		rows: `
+WITH held AS MATERIALIZED (
+	SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(reservation_id, key)
+), payees AS MATERIALIZED (
+	SELECT DISTINCT receiver_id AS account_id, coalesce(credit_currency, 'IDR') AS currency FROM reservations WHERE reservation_id = ANY($1)
+), active AS MATERIALIZED (
+	SELECT b.account_id, b.currency FROM payees p JOIN balances b ON b.account_id = p.account_id AND b.currency = p.currency WHERE b.status = 'ACTIVE'
+), done AS (
+	UPDATE reservations r SET status = 'COMMITTED', ended_at = now(), ` + endedSQL + ` FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING' AND r.deadline >= statement_timestamp()
+		AND (h.key = '' OR h.key = r.idempotency_key)
+		AND ($3 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
+		AND (r.receiver_id, coalesce(r.credit_currency, 'IDR')) IN (SELECT account_id, currency FROM active)
+	RETURNING ` + committedSQL + `
+), ` + refundsUnlockedSQL + `, refunded AS (` + countRefundedSQL + `
+), ` + legChangesSQL + `, moved AS (` + payBalancesSQL + `
+	FROM changes l WHERE b.account_id = l.account_id AND b.currency = l.currency AND (b.status = 'ACTIVE' OR NOT l.paid)
+	RETURNING 1
+), booked AS MATERIALIZED (
+	SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM moved) m, ` + hereSQL + `
+), entered AS (` + enterLegsSQL + `
+	RETURNING 1
+), outcome AS (` + recordCommitsSQL + `
+	RETURNING 1
+)
+SELECT reservation_id, asked FROM done`,
+	}
 
 	// A hold of today that is rolled back does not count against today's limit any more. A refund never
 	// counts against it. Only an operation and the sweep ($4) end an authorized payment, because they tell
 	// its client. A wallet hold is rolled back as callers of wallet have always done it.
-	rollBackSQL = `
+	rollBackSQL = &form{
+		one: `
 WITH held AS MATERIALIZED (
 	SELECT r.reservation_id, c.reason FROM (SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(id, reason) ORDER BY id) c CROSS JOIN LATERAL (
 		SELECT reservation_id FROM reservations WHERE reservation_id = c.id AND status = 'PENDING'
 			AND ($4 OR authorized_minor IS NULL OR receiver_id = '` + payment.SettlementAccount + `')
 		FOR NO KEY UPDATE) r
-), done AS (
-	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now(), ` + endedSQL + ` FROM held h
-	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'
-	RETURNING ` + movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, r.ended_at, h.reason
-), ` + refundsSQL + `, refunded AS (
-	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, returned_minor = m.returned_minor - f.given
-	FROM refunds f WHERE m.reservation_id = f.reservation_id
+), done AS (` + rollBackRowsSQL + `
+	RETURNING ` + rolledBackSQL + `
+), ` + refundsSQL + `, refunded AS (` + uncountRefundsSQL + `
+), changes AS (` + returnedSQL + `
+), locked AS MATERIALIZED (
+	SELECT c.* FROM (` + inOrderSQL + `) c CROSS JOIN LATERAL (` + lockBalanceSQL + `) b
+), returned AS (` + returnToBalancesSQL + `
+	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
+), outcome AS (` + recordRollBacksSQL + `
+)
+SELECT reservation_id, reason FROM done`,
+
+		rows: `
+WITH held AS MATERIALIZED (
+	SELECT * FROM unnest($1::uuid[], $2::text[]) AS c(reservation_id, reason)
+), done AS (` + rollBackRowsSQL + `
+		AND ($4 OR r.authorized_minor IS NULL OR r.receiver_id = '` + payment.SettlementAccount + `')
+	RETURNING ` + rolledBackSQL + `
+), ` + refundsUnlockedSQL + `, refunded AS (` + uncountRefundsSQL + `
+), changes AS MATERIALIZED (` + returnedSQL + `
+), returned AS (` + returnToBalancesSQL + `
+	FROM changes l WHERE b.account_id = l.account_id AND b.currency = l.currency
+), outcome AS (` + recordRollBacksSQL + `
+	RETURNING 1
+)
+SELECT reservation_id, reason FROM done`,
+	}
+)
+
+// The parts of commitSQL.
+const (
+	committedSQL = movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.deadline, h.key AS asked`
+
+	countRefundedSQL = `
+	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, refunded_minor = coalesce(m.refunded_minor, 0) + f.back
+	FROM refunds f WHERE m.reservation_id = f.reservation_id`
+
+	legChangesSQL = `legs AS MATERIALIZED (
+	SELECT d.reservation_id, leg.* FROM done d, ` + legsSQL + `
 ), changes AS (
+	SELECT account_id, currency, sum(amount + held)::bigint AS available, sum(held)::bigint AS held,
+		(sum(amount) FILTER (WHERE kind = 'exchange' AND held = 0))::bigint AS position, bool_or(kind IN ('payment', 'refund') AND amount > 0) AS paid
+	FROM legs GROUP BY account_id, currency
+)`
+
+	payBalancesSQL = `
+	UPDATE balances b SET available = b.available + l.available, held = b.held - l.held,
+		position = b.position + coalesce(l.position, 0), updated_at = now()`
+
+	enterLegsSQL = `
+	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
+	SELECT account_id, currency, at, reservation_id, kind, amount, (at AT TIME ZONE 'UTC')::date FROM legs, booked, ` + hereSQL
+
+	recordCommitsSQL = `
+	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
+	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr,
+		CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM changes) AND deadline >= at THEN 'SUCCESS' END, 'committed', at
+	FROM done, booked, ` + hereSQL
+)
+
+// The parts of rollBackSQL.
+const (
+	rollBackRowsSQL = `
+	UPDATE reservations r SET status = 'ROLLEDBACK', untold = $3, ended_at = now(), ` + endedSQL + ` FROM held h
+	WHERE r.reservation_id = h.reservation_id AND r.status = 'PENDING'`
+
+	rolledBackSQL = movedSQL + `, r.idempotency_key, r.currency_input, r.amount_idr, r.created_at, r.ended_at, h.reason`
+
+	uncountRefundsSQL = `
+	UPDATE reservations m SET refunding_minor = m.refunding_minor - f.back, returned_minor = m.returned_minor - f.given
+	FROM refunds f WHERE m.reservation_id = f.reservation_id`
+
+	returnedSQL = `
 	SELECT leg.account_id, leg.currency, sum(leg.held)::bigint AS held, today.day,
 		coalesce(sum(leg.held) FILTER (WHERE leg.kind = 'payment' AND floor(extract(epoch FROM created_at) / 86400) = today.day), 0)::bigint AS of_day,
 		coalesce(sum(leg.held) FILTER (WHERE leg.kind = 'exchange'), 0)::bigint AS position
 	FROM done, (SELECT floor(extract(epoch FROM now()) / 86400)::int AS day) today, ` + legsSQL + `
-	WHERE leg.held > 0 GROUP BY leg.account_id, leg.currency, today.day
-), locked AS MATERIALIZED (
-	SELECT c.* FROM (` + inOrderSQL + `) c CROSS JOIN LATERAL (` + lockBalanceSQL + `) b
-), returned AS (
+	WHERE leg.held > 0 GROUP BY leg.account_id, leg.currency, today.day`
+
+	returnToBalancesSQL = `
 	UPDATE balances b
 	SET available = b.available + l.held, held = b.held - l.held, position = b.position + l.position, updated_at = now(),
-		spent_today = CASE WHEN b.spent_day = l.day THEN greatest(0, b.spent_today - l.of_day) ELSE b.spent_today END
-	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
-), outcome AS (
+		spent_today = CASE WHEN b.spent_day = l.day THEN greatest(0, b.spent_today - l.of_day) ELSE b.spent_today END`
+
+	recordRollBacksSQL = `
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 	SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, 'FAILED', reason, ended_at
-	FROM done, ` + hereSQL + `
+	FROM done, ` + hereSQL
 )
-SELECT reservation_id, reason FROM done`
 
-	standingSQL = `
-SELECT ` + claimColumns + `,
-	r.status = 'PENDING' AND r.deadline < clock_timestamp()
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id = ANY($1::uuid[]) AND ` + postgres.ReplicatedSQL
-)
+var standingSQL = &form{
+	one: `
+SELECT ` + standingColumns + `
+FROM reservations r ` + outcomeOf + `
+WHERE r.reservation_id = ANY($1::uuid[]) AND ` + postgres.ReplicatedSQL,
+	rows: `
+WITH found AS MATERIALIZED (
+	SELECT r.* FROM reservations r WHERE r.reservation_id = ANY($1::uuid[]) AND ` + postgres.ReplicatedSQL + `
+)` + outcomesOfFoundSQL + `
+SELECT ` + standingColumns + `
+FROM found r LEFT JOIN outcomes p ON p.payment_id = r.reservation_id`,
+}
+
+const standingColumns = claimColumns + `,
+	r.status = 'PENDING' AND r.deadline < clock_timestamp()`
 
 // finishAll ends a batch of reservations. All commits are one statement, and so one transaction.
 // All rollbacks are another. One reservation may have calls in both: the rollback then ends it if the
@@ -251,9 +343,9 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending
 	finished := make([]Finished, len(calls))
 	// end runs a statement, and notes the calls that ended a reservation. asked makes such a call from
 	// its reservation and the statement's second column.
-	end := func(asked func(uuid.UUID, string) Finish, sql string, args ...any) error {
+	end := func(asked func(uuid.UUID, string) Finish, statement *form, args ...any) error {
 		return alone(func() error {
-			rows, err := q.Query(ctx, sql, args...)
+			rows, err := statement.query(ctx, q, args...)
 			if err != nil {
 				return err
 			}
@@ -301,7 +393,7 @@ func readStanding(ctx context.Context, q postgres.Querier, calls []Finish, finis
 	if len(ids) == 0 {
 		return nil
 	}
-	rows, err := q.Query(ctx, standingSQL, ids)
+	rows, err := standingSQL.query(ctx, q, ids)
 	if err != nil {
 		return fmt.Errorf("read reservations: %w", err)
 	}

@@ -28,25 +28,27 @@ const (
 
 var (
 	// A client's own payment comes first, and then the newest. The outcome that is read is told.
-	paymentSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.idempotency_key = $1 AND ($3 OR r.client IN ($2, '')) AND ` + postgres.ReplicatedSQL + `
-ORDER BY r.client = $2 DESC, r.reservation_id DESC LIMIT 1`
-	paymentByRefSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id = $1`
+	paymentSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.idempotency_key = $1 AND ($3 OR r.client IN ($2, '')) AND `+postgres.ReplicatedSQL, `
+ORDER BY r.client = $2 DESC, r.reservation_id DESC LIMIT 1`)
+	paymentByRefSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.reservation_id = $1`, "")
+	toldByRefSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.reservation_id = $1 AND `+postgres.ReplicatedSQL, "")
 
 	// The primary key is ordered by time. The search walks it from the end of the wanted time until it
 	// has found enough.
-	paymentsSQL = recordSQL + `FROM (
+	paymentsSQL = recordForm(`FROM (
 	SELECT * FROM reservations WHERE reservation_id >= $1 AND reservation_id < $2 ORDER BY reservation_id DESC LIMIT $3
 ) r
-LEFT JOIN payments p ON p.payment_id = r.reservation_id
+`+outcomeHere+`
 WHERE ($5 = '' OR $5 IN (r.sender_id, r.receiver_id)) AND ($6 = '' OR r.status = $6)
 	AND ($7::text[] IS NULL OR r.sender_id LIKE ANY($7) OR r.receiver_id LIKE ANY($7) AND NOT r.receiver_id = ANY($8))
 	AND ($9 = '' OR r.currency_input = $9)
-	AND ($10::bigint = 0 OR ` + sentSQL + ` >= $10) AND ($11::bigint = 0 OR ` + sentSQL + ` <= $11)
+	AND ($10::bigint = 0 OR `+sentSQL+` >= $10) AND ($11::bigint = 0 OR `+sentSQL+` <= $11)
 	AND ($12::timestamptz IS NULL OR r.created_at >= $12) AND ($13::timestamptz IS NULL OR r.created_at < $13)
-	AND ($14::jsonb IS NULL OR r.metadata @> $14) AND ($15::text[] IS NULL OR r.client = ANY($15))
-ORDER BY r.reservation_id DESC LIMIT $4`
+	AND ($14::jsonb IS NULL OR r.metadata @> $14) AND ($15::text[] IS NULL OR r.client = ANY($15))`, `
+ORDER BY r.reservation_id DESC LIMIT $4`)
 )
 
 // sentSQL is the amount that the client sent, in minor units of its currency; null if it is unknown.
@@ -81,12 +83,12 @@ func (l *Ledger) PaymentOfAny(ctx context.Context, key payment.ScopedKey) (payme
 
 // PaymentByRef is like PaymentOfAny for a reservation's id.
 func (l *Ledger) PaymentByRef(ctx context.Context, ref uuid.UUID) (payment.Record, error) {
-	return l.onePayment(ctx, paymentByRefSQL+` AND `+postgres.ReplicatedSQL, ref)
+	return l.onePayment(ctx, toldByRefSQL, ref)
 }
 
-func (l *Ledger) onePayment(ctx context.Context, sql string, by ...any) (rec payment.Record, err error) {
+func (l *Ledger) onePayment(ctx context.Context, statement *form, by ...any) (rec payment.Record, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		rows, err := l.reads.pool.Query(ctx, sql, by...)
+		rows, err := statement.query(ctx, l.reads.pool, by...)
 		if err != nil {
 			return err
 		}
@@ -199,7 +201,7 @@ func readPage(ctx context.Context, tx pgx.Tx, s Search) (found []payment.Record,
 	if _, err := tx.Exec(ctx, walkSQL); err != nil {
 		return nil, "", err
 	}
-	rows, err := tx.Query(ctx, paymentsSQL, s.arguments()...)
+	rows, err := paymentsSQL.query(ctx, tx, s.arguments()...)
 	if err != nil {
 		return nil, "", err
 	}

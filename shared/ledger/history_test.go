@@ -61,7 +61,7 @@ SELECT reservation_id, idempotency_key, sender_id, receiver_id, currency_input, 
 		if _, err := tx.Exec(t.Context(), walkSQL); err != nil {
 			return err
 		}
-		rows, err := tx.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) `+paymentsSQL, Search{Limit: MaxPage, Before: Newest, Account: "A"}.arguments()...)
+		rows, err := tx.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) `+paymentsSQL.one, Search{Limit: MaxPage, Before: Newest, Account: "A"}.arguments()...)
 		if err == nil {
 			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		}

@@ -35,7 +35,7 @@ type world struct {
 }
 
 // migrated is a database with the schema; on Citus a distributed schema.
-var migrated = embeddedtest.Template{Prepare: Migrate, Distribute: Distribute}
+var migrated = embeddedtest.Template{Prepare: Migrate, Distribute: Distribute, DistributeRows: DistributeRows}
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*Config) {}) }
 
@@ -935,6 +935,9 @@ func TestSumSeesWhatIsOff(t *testing.T) {
 		"a reservation opened up again": `UPDATE reservations SET status = 'PENDING'`,
 	} {
 		t.Run(name, func(t *testing.T) {
+			if embeddedtest.Rows(t) && name == "a payment of another's key" {
+				t.Skip("Citus refuses to change the column by which rows are distributed")
+			}
 			w := newWorld(t)
 			w.open(100, "A", "B")
 			w.mustFinish(Finish{ReservationID: w.mustReserve(pay("k", "A", "B", 10)).ReservationID})

@@ -58,8 +58,9 @@ func (l *Ledger) SetLiquidity(ctx context.Context, balance money.Amount, limit *
 		}
 		changed = true
 		b := &pgx.Batch{}
-		b.Queue(addForTransferSQL, payment.LiquidityAccount, currency)
-		b.Queue(seedSQL, payment.LiquidityAccount, currency, seedID(SeedPrefix+newID().String(), balance.Currency), balance.Minor)
+		queueSpreadLocks(b, tx.Conn(), payment.LiquidityAccount, payment.OutsideAccount)
+		addForTransferSQL.queue(b, payment.LiquidityAccount, currency)
+		seedSQL.queue(b, payment.LiquidityAccount, currency, seedID(SeedPrefix+newID().String(), balance.Currency), balance.Minor)
 		b.Queue(limitPositionSQL, currency, limit).Exec(func(tag pgconn.CommandTag) error {
 			if tag.RowsAffected() == 0 {
 				return &InvalidError{&payment.FieldError{Field: "position_limit", Problem: "is less than exchanges have taken already"}}

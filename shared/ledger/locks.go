@@ -44,13 +44,18 @@ WITH free AS MATERIALIZED (
 	WHERE r.reservation_id = ANY($1::uuid[]) AND r.status = 'PENDING' ORDER BY r.reservation_id FOR NO KEY UPDATE OF r SKIP LOCKED
 )
 SELECT f.reservation_id, leg.account_id, leg.currency, leg.held > 0 FROM free f, ` + legsSQL
+)
 
-	// lockPlacesSQL locks balances by account and currency.
-	lockPlacesSQL = `
+// lockPlacesSQL locks balances by account and currency.
+var lockPlacesSQL = &form{
+	one: `
 SELECT b.account_id, b.currency FROM unnest($1::text[], $2::text[]) AS w(account_id, currency)
 JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
-ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b`
-)
+ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b`,
+	rows: `
+UPDATE balances b SET updated_at = b.updated_at FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS w(account_id, currency)
+WHERE b.account_id = w.account_id AND b.currency = w.currency`,
+}
 
 // seenLocks remembers the last lock timeout.
 type seenLocks struct {
@@ -126,6 +131,10 @@ func around[C, R any](ctx context.Context, calls []C, free func(context.Context,
 // needs the receiver too: the caller's own commit pays, or is put off.
 func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []batch.Result[Reserved], err error) {
 	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
+		if postgres.Rows(conn.Conn()) {
+			results, err = l.reserveBriefly(ctx, conn, calls, velocity)
+			return err
+		}
 		if results, err = l.reserveFreeOn(ctx, conn, calls, velocity); err != nil {
 			postgres.RollBack(ctx, conn)
 		}
@@ -133,6 +142,38 @@ func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []ba
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reserve around locks, of a batch of %d: %w", len(calls), err)
+	}
+	return results, nil
+}
+
+// reserveBriefly is reserveFreeOn on distributed rows, where no statement passes over locked rows.
+// The batch waits only briefly, and fails if it meets a lock. around then runs each half of it,
+// down to the calls that need a locked row.
+func (l *Ledger) reserveBriefly(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
+	calls = slices.Clone(calls)
+	for i := range calls {
+		calls[i].commit = false
+	}
+	l.locks.see()
+	decided, made, err := l.reserveOn(ctx, conn, calls, velocity, false, nil)
+	if postgres.Outdated(err) {
+		decided, _, err = l.reserveOn(ctx, conn, calls, velocity, true, made)
+	}
+	return putOff(decided, err, len(calls))
+}
+
+// putOff returns the results of a batch that waited only briefly. A single call that has met a lock
+// is put off.
+func putOff[R any](values []R, err error, calls int) ([]batch.Result[R], error) {
+	if calls == 1 && postgres.LockTimeout(err) {
+		return []batch.Result[R]{{Err: ErrLocked}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	results := make([]batch.Result[R], len(values))
+	for i, v := range values {
+		results[i].Value = v
 	}
 	return results, nil
 }
@@ -191,7 +232,8 @@ func (l *Ledger) queueBegin(b *pgx.Batch, conn *pgxpool.Conn, brief bool) {
 }
 
 // limits returns the statements that limit a transaction's waits for locks. The session has the
-// usual limit, but on Citus another server waits.
+// usual limit, but on Citus another server waits. On distributed rows a snapshot does not begin
+// until the transaction ends.
 func (l *Ledger) limits(conn *pgx.Conn, brief bool) (sql []string) {
 	citus, limit := postgres.Citus(conn), l.lockTimeout
 	if brief {
@@ -202,6 +244,9 @@ func (l *Ledger) limits(conn *pgx.Conn, brief bool) (sql []string) {
 	}
 	if brief || citus && limit > 0 {
 		sql = append(sql, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, limit.Milliseconds()))
+	}
+	if postgres.Rows(conn) {
+		sql = append(sql, whileMovingSQL)
 	}
 	return sql
 }
@@ -244,6 +289,14 @@ func (l *Ledger) finishAround(ctx context.Context, calls []Finish, by ending) (r
 	conn, err := l.pool.Acquire(ctx)
 	if err == nil {
 		defer conn.Release()
+		if postgres.Rows(conn.Conn()) { // as in reserveBriefly
+			var finished []Finished
+			err = l.transact(ctx, conn, true, func() error {
+				finished, err = finishOn(ctx, conn, calls, by, asItIs)
+				return err
+			})
+			return putOff(finished, err, len(calls))
+		}
 		err = l.transact(ctx, conn, true, func() error {
 			results, err = finishFreeOn(ctx, conn, calls, by)
 			return err
@@ -338,7 +391,7 @@ func lockFree(ctx context.Context, q postgres.Querier, wanted map[place]bool) (m
 	for at := range wanted {
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 	}
-	rows, err := q.Query(ctx, lockPlacesSQL+skipLocked, accounts, currencies)
+	rows, err := q.Query(ctx, lockPlacesSQL.one+skipLocked, accounts, currencies)
 	if err != nil {
 		return nil, err
 	}

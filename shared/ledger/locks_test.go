@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -88,6 +89,9 @@ func TestALockedFinishIsPutOffAlone(t *testing.T) {
 		"the reservation": `SELECT FROM reservations WHERE 'LOCKED' IN (sender_id, receiver_id) FOR UPDATE`,
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "the reservation" && embeddedtest.Rows(t) {
+				t.Skip("Citus refuses to lock rows of several shards in this way")
+			}
 			w := newWorldWith(t, impatient)
 			w.open(100, "A", "B", "LOCKED")
 			var calls []Finish
@@ -155,7 +159,11 @@ VALUES (gen_random_uuid(), 'k3', '\x00112233445566778899aabbccddeeff', 'C', 'B',
 	}
 	for i, r := range servePatiently(w.Ledger, serve(w.reserveAll), w.reserveFree)(t.Context(), calls) {
 		if i == 3 {
-			if !postgres.LockTimeout(r.Err) {
+			locked := postgres.LockTimeout(r.Err)
+			if embeddedtest.Rows(t) {
+				locked = errors.Is(r.Err, ErrLocked) // a call that waits for anything is put off
+			}
+			if !locked {
 				t.Errorf("the claimed key: %+v", r)
 			}
 		} else if r.Err != nil || r.Value.Status != payment.Pending {

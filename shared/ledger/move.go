@@ -27,41 +27,70 @@ type paid struct {
 // that time. Of a balance, taken has to be there: money that the batch itself brings to it is not taken
 // in the same batch. Balances that send have counters, which must be as they were read. Balances that
 // only receive may be changed by others meanwhile.
-const moveSQL = `
-WITH wanted AS (
-	SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bool[], $9::bool[],
-		$10::int[], $11::bigint[], $12::int[], $13::int[], $14::int[], $15::bigint[], $16::int[], $17::int[], $18::bigint[])
-	AS w(account_id, currency, taken, held, got, lost, gained, sends, active,
-		day, spent, minute, started, was_day, was_spent, was_minute, was_started, was_limit)
-), locked AS MATERIALIZED (
+var moveSQL = &form{
+	one: `
+WITH wanted AS (` + wantedMovesSQL + `), locked AS MATERIALIZED (
 	SELECT l.*, clock_timestamp() AS at FROM (
 		SELECT w.* FROM wanted w JOIN balances b ON b.account_id = w.account_id AND b.currency = w.currency
-		WHERE b.available >= w.taken AND (b.status = 'ACTIVE' OR NOT w.active)
-			AND (NOT w.sends OR b.spent_day = w.was_day AND b.spent_today = w.was_spent AND b.started_minute = w.was_minute
-				AND b.started_count = w.was_started AND b.daily_limit = w.was_limit)
-			AND (b.position_limit IS NULL OR w.lost = 0 OR b.position - w.lost >= -b.position_limit)
+		WHERE ` + movableSQL + `
 		ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b
 	) l
 ), booked AS MATERIALIZED (
 	SELECT max(at) AS at FROM locked HAVING count(*) = cardinality($1) AND max(at) <= $19
-), moved AS (
+), moved AS (` + moveBalancesSQL + `
+	FROM locked w WHERE b.account_id = w.account_id AND b.currency = w.currency
+), entered AS (` + enterMovesSQL + `
+), outcome AS (` + recordMovesSQL + `
+)
+SELECT 1 / count(*)::int FROM booked`,
+
+	// The shards are chosen by the accounts in $1.
+	rows: `
+WITH wanted AS MATERIALIZED (` + wantedMovesSQL + `), moved AS (` + moveBalancesSQL + `
+	FROM wanted w WHERE b.account_id = ANY($1) AND b.account_id = w.account_id AND b.currency = w.currency
+		AND ` + movableSQL + `
+	RETURNING 1
+), booked AS MATERIALIZED (
+	SELECT m.at FROM (SELECT clock_timestamp() AS at, count(*) AS n FROM moved) m, ` + hereSQL + ` WHERE m.n = cardinality($1) AND m.at <= $19
+), entered AS (` + enterMovesSQL + `
+	RETURNING 1
+), outcome AS (` + recordMovesSQL + `
+	RETURNING 1
+)
+SELECT 1 / count(*)::int FROM booked`,
+}
+
+// The parts of moveSQL.
+const (
+	wantedMovesSQL = `
+	SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bool[], $9::bool[],
+		$10::int[], $11::bigint[], $12::int[], $13::int[], $14::int[], $15::bigint[], $16::int[], $17::int[], $18::bigint[])
+	AS w(account_id, currency, taken, held, got, lost, gained, sends, active,
+		day, spent, minute, started, was_day, was_spent, was_minute, was_started, was_limit)
+`
+	movableSQL = `b.available >= w.taken AND (b.status = 'ACTIVE' OR NOT w.active)
+			AND (NOT w.sends OR b.spent_day = w.was_day AND b.spent_today = w.was_spent AND b.started_minute = w.was_minute
+				AND b.started_count = w.was_started AND b.daily_limit = w.was_limit)
+			AND (b.position_limit IS NULL OR w.lost = 0 OR b.position - w.lost >= -b.position_limit)`
+
+	moveBalancesSQL = `
 	UPDATE balances b
-	SET available = b.available - l.taken + l.got, held = b.held + l.held, position = b.position - l.lost + l.gained, updated_at = now(),
-		spent_day = CASE WHEN l.sends THEN l.day ELSE b.spent_day END, spent_today = CASE WHEN l.sends THEN l.spent ELSE b.spent_today END,
-		started_minute = CASE WHEN l.sends THEN l.minute ELSE b.started_minute END,
-		started_count = CASE WHEN l.sends THEN l.started ELSE b.started_count END
-	FROM locked l WHERE b.account_id = l.account_id AND b.currency = l.currency
-), entered AS (
+	SET available = b.available - w.taken + w.got, held = b.held + w.held, position = b.position - w.lost + w.gained, updated_at = now(),
+		spent_day = CASE WHEN w.sends THEN w.day ELSE b.spent_day END, spent_today = CASE WHEN w.sends THEN w.spent ELSE b.spent_today END,
+		started_minute = CASE WHEN w.sends THEN w.minute ELSE b.started_minute END,
+		started_count = CASE WHEN w.sends THEN w.started ELSE b.started_count END`
+
+	enterMovesSQL = `
 	INSERT INTO entries (account_id, currency, booked_at, transaction_id, kind, amount, value_date)
 	SELECT account_id, currency, at, id, kind, amount, (at AT TIME ZONE 'UTC')::date
-	FROM unnest($20::text[], $21::text[], $22::uuid[], $23::text[], $24::bigint[]) AS e(account_id, currency, id, kind, amount), booked, ` + hereSQL + `
-), outcome AS (
+	FROM unnest($20::text[], $21::text[], $22::uuid[], $23::text[], $24::bigint[]) AS e(account_id, currency, id, kind, amount), booked, ` + hereSQL
+
+	recordMovesSQL = `
 	INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 	SELECT id, key, sender, receiver, currency, amount, 'SUCCESS', 'committed', at
 	FROM unnest($25::uuid[], $26::text[], $27::text[], $28::text[], $29::text[], $30::bigint[]) AS c(id, key, sender, receiver, currency, amount),
-		booked, ` + hereSQL + `
+		booked, ` + hereSQL
 )
-SELECT 1 / count(*)::int FROM booked`
 
 // queueMoves moves the money, counts it, and records what is committed.
 func (s state) queueMoves(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []int) {
@@ -92,7 +121,7 @@ func (s state) queueMoves(b *pgx.Batch, calls []reserve, decided []Reserved, fre
 		spent, wasSpent, wasLimit = append(spent, v.SpentToday), append(wasSpent, v.was.spent), append(wasLimit, v.was.limit)
 		wasDay, wasMinute, wasStarted = append(wasDay, v.was.day), append(wasMinute, v.was.minute), append(wasStarted, v.was.started)
 	}
-	b.Queue(moveSQL, accounts, currencies, taken, held, got, lost, gained, sends, active,
+	moveSQL.queue(b, accounts, currencies, taken, held, got, lost, gained, sends, active,
 		days, spent, minutes, started, wasDay, wasSpent, wasMinute, wasStarted, wasLimit, r.deadline,
 		r.accounts, r.currencies, r.transactions, r.kinds, r.amounts,
 		r.ids, r.keys, r.senders, r.receivers, r.named, r.rupiah)

@@ -34,7 +34,9 @@ func (w *world) rows() (rows []string) {
 		`SELECT to_jsonb(r) - 'reservation_id' - 'accepted_at' - 'deadline' - 'created_at' - 'ended_at' FROM reservations r ORDER BY idempotency_key`,
 		`SELECT to_jsonb(a) - 'expires_at' - 'reservation_id' FROM authorizations a`,
 		// One time for all of a payment, after it was reserved.
-		`SELECT to_jsonb(bool_and(e.booked_at = p.decided_at AND p.decided_at >= r.created_at AND r.ended_at >= r.created_at))
+		`WITH entries AS MATERIALIZED (SELECT * FROM entries), payments AS MATERIALIZED (SELECT * FROM payments),
+				reservations AS MATERIALIZED (SELECT * FROM reservations)
+			SELECT to_jsonb(bool_and(e.booked_at = p.decided_at AND p.decided_at >= r.created_at AND r.ended_at >= r.created_at))
 			FROM entries e JOIN payments p ON p.payment_id = e.transaction_id JOIN reservations r ON r.reservation_id = e.transaction_id`,
 	} {
 		got, err := w.pool.Query(context.Background(), sql)
@@ -306,7 +308,7 @@ func TestNewBalancesAreMadeBeforeTheLocks(t *testing.T) {
 		}
 		paid := run(true, dollars("k", "A")...)
 		w.waitsForALock()
-		if _, err = opening.Exec(t.Context(), openSQL, "B", "B", "IDR", 0, payment.Active, time.Now(), "x"); err == nil {
+		if _, err = openSQL.exec(t.Context(), opening, "B", "B", "IDR", 0, payment.Active, time.Now(), "x"); err == nil {
 			err = opening.Commit(t.Context())
 		}
 		if err := errors.Join(err, <-paid); err != nil {

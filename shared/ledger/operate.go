@@ -35,20 +35,6 @@ const (
 	// changes.
 	refOfKeySQL = `SELECT reservation_id FROM reservations WHERE idempotency_key = $1 AND client = $2`
 
-	// What is read next is as it is after the wait for this lock.
-	lockPaymentSQL = `SELECT FROM reservations WHERE reservation_id = $1 FOR NO KEY UPDATE`
-
-	// lockLegsSQL locks the balances that the end of a payment changes: those that hold its money, and for
-	// a capture ($2) also those that get it.
-	lockLegsSQL = `
-WITH held AS MATERIALIZED (
-	SELECT ` + movedSQL + ` FROM reservations r WHERE r.reservation_id = $1 AND r.status = 'PENDING'
-), places AS MATERIALIZED (
-	SELECT DISTINCT leg.account_id, leg.currency FROM held, ` + legsSQL + ` WHERE leg.held > 0 OR $2
-)
-SELECT b.account_id, b.currency, b.status FROM places p JOIN balances b ON b.account_id = p.account_id AND b.currency = p.currency
-ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b`
-
 	operationSQL = `
 SELECT fingerprint, attempt_id, reservation_id, reason FROM operations WHERE client = $1 AND idempotency_key = $2`
 
@@ -76,6 +62,30 @@ UPDATE balances b SET available = b.available + w.amount, held = b.held - w.amou
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS w(account_id, currency, amount, position, spent)
 WHERE b.account_id = w.account_id AND b.currency = w.currency`
 )
+
+// lockPaymentSQL locks the payment. What is read next is as it is after the wait for this lock.
+var lockPaymentSQL = &form{
+	one:  `SELECT FROM reservations WHERE reservation_id = $1 FOR NO KEY UPDATE`,
+	rows: `UPDATE reservations SET untold = untold WHERE reservation_id = $1`,
+}
+
+// lockLegsSQL locks the balances that the end of a payment changes: those that hold its money, and
+// for a capture ($2) also those that get it.
+var lockLegsSQL = &form{
+	one: placesSQL + `
+SELECT b.account_id, b.currency, b.status FROM places p JOIN balances b ON b.account_id = p.account_id AND b.currency = p.currency
+ORDER BY b.` + house + `, b.account_id, b.currency FOR NO KEY UPDATE OF b`,
+	rows: placesSQL + `
+UPDATE balances b SET updated_at = b.updated_at FROM places p WHERE b.account_id = p.account_id AND b.currency = p.currency
+RETURNING b.account_id, b.currency, b.status`,
+}
+
+const placesSQL = `
+WITH held AS MATERIALIZED (
+	SELECT ` + movedSQL + ` FROM reservations r WHERE r.reservation_id = $1 AND r.status = 'PENDING'
+), places AS MATERIALIZED (
+	SELECT DISTINCT leg.account_id, leg.currency FROM held, ` + legsSQL + ` WHERE leg.held > 0 OR $2
+)`
 
 // errOutdated means that the time of a hold ended between the decision about a capture and its statement.
 var errOutdated = errors.New("the hold's time ended during the capture")
@@ -190,7 +200,7 @@ func (l *Ledger) operateOn(ctx context.Context, conn *pgxpool.Conn, op payment.O
 	b.Queue(insertOperationSQL, op.Client, op.Key, op.Kind, o.fingerprint[:], o.attempt, pgUUID(o.ref), v.debit, o.tableStatus(), o.reason,
 		op.Note, timestamp(op.AcceptedAt))
 	done.Outcome = o.outcome(false)
-	b.Queue(paymentByRefSQL, o.ref).Query(func(rows pgx.Rows) error {
+	paymentByRefSQL.queue(b, o.ref).Query(func(rows pgx.Rows) error {
 		var err error
 		done.Payment, err = pgx.CollectExactlyOneRow(rows, scanRecord)
 		return err
@@ -220,8 +230,8 @@ func (l *Ledger) readOperating(ctx context.Context, conn *pgxpool.Conn, op payme
 	}
 	b := &pgx.Batch{}
 	l.queueBegin(b, conn, false)
-	b.Queue(lockPaymentSQL, s.ref)
-	b.Queue(paymentByRefSQL, s.ref).Query(func(rows pgx.Rows) error {
+	lockPaymentSQL.queue(b, s.ref)
+	paymentByRefSQL.queue(b, s.ref).Query(func(rows pgx.Rows) error {
 		var err error
 		s.payment, err = pgx.CollectExactlyOneRow(rows, scanRecord)
 		return err
@@ -237,7 +247,7 @@ func (l *Ledger) readOperating(ctx context.Context, conn *pgxpool.Conn, op payme
 		s.kept = &kept
 		return err
 	})
-	b.Queue(lockLegsSQL, s.ref, op.Kind == payment.Capture).Query(func(rows pgx.Rows) error {
+	lockLegsSQL.queue(b, s.ref, op.Kind == payment.Capture).Query(func(rows pgx.Rows) error {
 		var account, currency string
 		var status payment.AccountStatus
 		_, err := pgx.ForEachRow(rows, []any{&account, &currency, &status}, func() error {
@@ -344,7 +354,7 @@ func (v verdict) capture(ctx context.Context, conn *pgxpool.Conn, s operating) e
 			return err
 		}
 	}
-	tag, err := conn.Exec(ctx, commitSQL, []pgtype.UUID{pgUUID(s.ref)}, []string{""}, true)
+	tag, err := commitSQL.exec(ctx, conn, []pgtype.UUID{pgUUID(s.ref)}, []string{""}, true)
 	if err == nil && tag.RowsAffected() != 1 {
 		err = errOutdated
 	}

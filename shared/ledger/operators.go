@@ -17,7 +17,7 @@ import (
 const (
 	keptClaimsSQL = `
 SELECT ` + claimColumns + `
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`
+FROM reservations r ` + outcomeOf + ` WHERE starts_with(r.idempotency_key, $1)`
 )
 
 // ReadClaims returns the claims of all keys that begin with prefix, in no order. It reads every claim.
@@ -34,11 +34,11 @@ func ReadClaims(ctx context.Context, q postgres.Querier, prefix string) ([]Claim
 }
 
 var (
-	eachRecordSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id >= $1`
+	eachRecordSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.reservation_id >= $1`, "")
 
-	recordsSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.idempotency_key = ANY($1)`
+	recordsSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.idempotency_key = ANY($1)`, "")
 )
 
 // EachRecord reads the payments that were reserved since a time, in no order. It calls take for each
@@ -49,7 +49,7 @@ func EachRecord(ctx context.Context, q postgres.Querier, since time.Time, take f
 	if !since.IsZero() {
 		from = firstID(since.Add(-time.Second))
 	}
-	rows, err := q.Query(ctx, eachRecordSQL, from)
+	rows, err := eachRecordSQL.query(ctx, q, from)
 	if err != nil {
 		return fmt.Errorf("read the ledger: %w", err)
 	}
@@ -71,7 +71,7 @@ func EachRecord(ctx context.Context, q postgres.Querier, since time.Time, take f
 
 // ReadRecords reads the payments of keys, of all clients, in no order.
 func ReadRecords(ctx context.Context, q postgres.Querier, keys []string) ([]payment.Record, error) {
-	rows, err := q.Query(ctx, recordsSQL, keys)
+	rows, err := recordsSQL.query(ctx, q, keys)
 	if err != nil {
 		return nil, fmt.Errorf("read payments: %w", err)
 	}
@@ -98,15 +98,33 @@ type KeptOperation struct {
 	Debits int64
 }
 
-const (
-	eachOperationSQL = `
+var (
+	operationsSinceSQL = operations(`WHERE o.decided_at >= $1`)
+	operationsSQL      = operations(`WHERE (o.client, o.idempotency_key) IN (SELECT * FROM unnest($1::text[], $2::text[]))`)
+)
+
+// operations makes the statement that reads the operations o of a WHERE clause.
+func operations(where string) *form {
+	const columns = `
 SELECT o.client, o.idempotency_key, o.kind, o.fingerprint, o.attempt_id, o.reservation_id::text, o.amount_minor, o.reason, o.note, o.accepted_at, o.decided_at,
 	coalesce(r.idempotency_key, ''), coalesce(r.client, ''), coalesce(r.debit_currency, 'IDR'), coalesce(r.debit_minor, 0), coalesce(r.status, ''), coalesce(p.reason, '')
-FROM operations o LEFT JOIN reservations r ON r.reservation_id = o.reservation_id LEFT JOIN payments p ON p.payment_id = o.reservation_id
 `
-	operationsSinceSQL = eachOperationSQL + `WHERE o.decided_at >= $1`
-	operationsSQL      = eachOperationSQL + `WHERE (o.client, o.idempotency_key) IN (SELECT * FROM unnest($1::text[], $2::text[]))`
-)
+	return &form{
+		one: columns + `FROM operations o LEFT JOIN reservations r ON r.reservation_id = o.reservation_id LEFT JOIN payments p ON p.payment_id = o.reservation_id
+` + where,
+
+		// A payment may be on another node than its operation.
+		rows: `
+WITH found AS MATERIALIZED (
+	SELECT o.* FROM operations o ` + where + `
+), ends AS MATERIALIZED (
+	SELECT r.reservation_id, r.idempotency_key, r.client, r.debit_currency, r.debit_minor, r.status
+	FROM reservations r WHERE r.reservation_id IN (SELECT reservation_id FROM found)
+), outcomes AS MATERIALIZED (
+	SELECT p.payment_id, p.reason FROM payments p WHERE p.payment_id IN (SELECT reservation_id FROM found)
+)` + columns + `FROM found o LEFT JOIN ends r ON r.reservation_id = o.reservation_id LEFT JOIN outcomes p ON p.payment_id = o.reservation_id`,
+	}
+}
 
 // EachOperation reads the captures, voids and cancellations since a time, as EachRecord reads payments.
 func EachOperation(ctx context.Context, q postgres.Querier, since time.Time, take func(KeptOperation) error) error {
@@ -126,8 +144,8 @@ func ReadOperations(ctx context.Context, q postgres.Querier, keys []payment.Scop
 	return found, err
 }
 
-func readOperations(ctx context.Context, q postgres.Querier, take func(KeptOperation) error, sql string, args ...any) error {
-	rows, err := q.Query(ctx, sql, args...)
+func readOperations(ctx context.Context, q postgres.Querier, take func(KeptOperation) error, statement *form, args ...any) error {
+	rows, err := statement.query(ctx, q, args...)
 	if err != nil {
 		return fmt.Errorf("read operations: %w", err)
 	}
@@ -220,8 +238,8 @@ type Seeded struct {
 }
 
 const seededSQL = `
-SELECT EXISTS (SELECT FROM fx_rates), EXISTS (SELECT FROM risk_rules),
-	EXISTS (SELECT FROM transfers WHERE account_id <> '` + payment.LiquidityAccount + `'),
+SELECT EXISTS (SELECT 1 FROM fx_rates), EXISTS (SELECT 1 FROM risk_rules),
+	EXISTS (SELECT 1 FROM transfers WHERE account_id <> '` + payment.LiquidityAccount + `'),
 	(SELECT count(*) FROM balances WHERE account_id = '` + payment.LiquidityAccount + `' AND (available <> 0 OR held <> 0 OR position_limit IS NOT NULL))`
 
 // ReadSeeded reports whether the ledger is new or in use.

@@ -28,34 +28,56 @@ const MaxRefunds = 1000
 
 var (
 	// readParentsSQL reads the payments of refunds by their keys.
-	readParentsSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-JOIN unnest($1::text[], $2::text[]) AS asked(client, key) ON r.idempotency_key = asked.key AND r.client = asked.client`
-	lockParentsSQL = readParentsSQL + ` ORDER BY r.reservation_id FOR NO KEY UPDATE OF r`
+	readParentsSQL = recordForm(`FROM reservations r `+outcomeHere+`
+JOIN unnest($1::text[], $2::text[]) AS asked(client, key) ON r.idempotency_key = asked.key AND r.client = asked.client`, "")
 
-	refundSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.reservation_id = $1 OR r.reservation_id = (SELECT parent_id FROM reservations WHERE reservation_id = $1)`
+	// lockParentsSQL locks them. What it returns is not needed: they are read again.
+	lockParentsSQL = &form{
+		one: `
+SELECT FROM reservations r JOIN unnest($1::text[], $2::text[]) AS asked(client, key) ON r.idempotency_key = asked.key AND r.client = asked.client
+ORDER BY r.reservation_id FOR NO KEY UPDATE OF r`,
+		rows: `
+UPDATE reservations r SET untold = r.untold FROM unnest($1::text[], $2::text[]) AS asked(client, key)
+WHERE r.idempotency_key = asked.key AND r.client = asked.client`,
+	}
 
-	refundsOfSQL = recordSQL + `FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
-WHERE r.parent_id = $1 AND ` + postgres.ReplicatedSQL + ` ORDER BY r.reservation_id LIMIT $2`
+	refundSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.reservation_id = $1 OR r.reservation_id = (SELECT parent_id FROM reservations WHERE reservation_id = $1)`, "")
+
+	refundsOfSQL = recordForm(`FROM reservations r `+outcomeHere+`
+WHERE r.parent_id = $1 AND `+postgres.ReplicatedSQL, ` ORDER BY r.reservation_id LIMIT $2`)
 )
 
 // countSQL counts refunds in the rows of their payments. It fails (division by zero) unless every
 // payment is still as the decisions need it.
-const countSQL = `
-WITH wanted AS (
-	SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-	AS w(id, refunding, returned, was_refunded, was_refunding, was_returned)
-), locked AS MATERIALIZED (
-	SELECT w.* FROM wanted w JOIN reservations r ON r.reservation_id = w.id
-	WHERE r.status = 'COMMITTED' AND coalesce(r.refunded_minor, 0) = w.was_refunded
-		AND coalesce(r.refunding_minor, 0) = w.was_refunding AND coalesce(r.returned_minor, 0) = w.was_returned
+var countSQL = &form{
+	one: `
+WITH wanted AS (` + wantedCountsSQL + `), locked AS MATERIALIZED (
+	SELECT w.* FROM wanted w JOIN reservations r ON r.reservation_id = w.id WHERE ` + countableSQL + `
 	ORDER BY r.reservation_id FOR NO KEY UPDATE OF r
 ), counted AS (
-	UPDATE reservations r SET refunding_minor = l.refunding, returned_minor = l.returned
-	FROM locked l WHERE r.reservation_id = l.id
+	UPDATE reservations r SET refunding_minor = w.refunding, returned_minor = w.returned
+	FROM locked w WHERE r.reservation_id = w.id
 	RETURNING 1
 )
-SELECT 1 / (count(*) = cardinality($1))::int FROM counted`
+SELECT 1 / (count(*) = cardinality($1))::int FROM counted`,
+	rows: `
+WITH wanted AS MATERIALIZED (` + wantedCountsSQL + `), counted AS (
+	UPDATE reservations r SET refunding_minor = w.refunding, returned_minor = w.returned
+	FROM wanted w WHERE r.reservation_id = w.id AND ` + countableSQL + `
+	RETURNING 1
+)
+SELECT 1 / (count(*) = cardinality($1))::int FROM counted`,
+}
+
+const (
+	wantedCountsSQL = `
+	SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+	AS w(id, refunding, returned, was_refunded, was_refunding, was_returned)
+`
+	countableSQL = `r.status = 'COMMITTED' AND coalesce(r.refunded_minor, 0) = w.was_refunded
+		AND coalesce(r.refunding_minor, 0) = w.was_refunding AND coalesce(r.returned_minor, 0) = w.was_returned`
+)
 
 // parent is the payment of a refund, with the changes that the batch decides.
 type parent struct {
@@ -98,20 +120,21 @@ func readParents(ctx context.Context, conn *pgxpool.Conn, calls []reserve) (pare
 		return nil, nil
 	}
 	clients, keys := asked.columns()
-	rows, err := conn.Query(ctx, readParentsSQL, clients, keys)
+	rows, err := readParentsSQL.query(ctx, conn, clients, keys)
 	if err == nil {
 		err = found.take(rows)
 	}
 	return found, err
 }
 
-// queueLock locks the payments and reads them again.
+// queueLock locks the payments, and reads them as they are after the wait.
 func (ps parents) queueLock(b *pgx.Batch) {
 	if len(ps) == 0 {
 		return
 	}
 	clients, keys := ps.columns()
-	b.Queue(lockParentsSQL, clients, keys).Query(ps.take)
+	lockParentsSQL.queue(b, clients, keys)
+	readParentsSQL.queue(b, clients, keys).Query(ps.take)
 }
 
 // resolved returns the calls with the parties and currencies of the refunds.
@@ -244,7 +267,7 @@ func (ps parents) queueCounts(b *pgx.Batch) {
 		wasRefunded, wasRefunding = append(wasRefunded, p.was.Debit-p.wasRefunding), append(wasRefunding, p.wasRefunding)
 		wasReturned = append(wasReturned, p.was.Credit)
 	}
-	b.Queue(countSQL, ids, refunding, returned, wasRefunded, wasRefunding, wasReturned)
+	countSQL.queue(b, ids, refunding, returned, wasRefunded, wasRefunding, wasReturned)
 }
 
 // Refunded is the result of a refund's reserve.
@@ -310,9 +333,9 @@ func (l *Ledger) Refunds(ctx context.Context, key payment.ScopedKey, limit int) 
 	return l.records(ctx, refundsOfSQL, of.Ref, limit)
 }
 
-func (l *Ledger) records(ctx context.Context, sql string, args ...any) (records []payment.Record, err error) {
+func (l *Ledger) records(ctx context.Context, statement *form, args ...any) (records []payment.Record, err error) {
 	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		rows, err := l.reads.pool.Query(ctx, sql, args...)
+		rows, err := statement.query(ctx, l.reads.pool, args...)
 		if err == nil {
 			records, err = pgx.CollectRows(rows, scanRecord)
 		}

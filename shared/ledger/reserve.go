@@ -93,7 +93,7 @@ FROM balances WHERE account_id = ANY($1)`
 	// unique key, and the batch runs again. A call without a client may repeat one of any client.
 	claimsSQL = `
 SELECT ` + claimColumns + `
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+FROM reservations r ` + outcomeOf + `
 WHERE r.idempotency_key = ANY($1)`
 
 	// Of a client's call, only its own claims and those without a client matter. Many clients may use
@@ -101,7 +101,7 @@ WHERE r.idempotency_key = ANY($1)`
 	clientsClaimsSQL = `
 SELECT ` + claimColumns + `
 FROM unnest($1::text[], $2::text[]) AS w(key, client) JOIN reservations r ON r.idempotency_key = w.key AND r.client = w.client
-LEFT JOIN payments p ON p.payment_id = r.reservation_id`
+` + outcomeOf
 
 	// What stands is told only if it can't be lost. The statement names a table, so that on Citus
 	// it runs where the tables are.
@@ -115,27 +115,53 @@ LEFT JOIN payments p ON p.payment_id = r.reservation_id`
 	// still write rows that refer to them.
 	lockBalancesSQL = `
 SELECT account_id, currency FROM balances WHERE account_id = ANY($1) ORDER BY account_id, currency FOR NO KEY UPDATE`
+	// A join reaches all shards, so that no two of these wait for each other in a circle: Citus
+	// locks the shards of one statement in order, and not those of the next.
+	touchBalancesSQL = `
+UPDATE balances b SET updated_at = b.updated_at FROM unnest($1::text[]) AS w(account_id) WHERE b.account_id = w.account_id
+RETURNING b.account_id, b.currency`
 
 	lockExchangeSQL = `
 SELECT account_id, currency FROM balances WHERE account_id = ANY($1) AND currency = ANY($2)
 ORDER BY account_id, currency FOR NO KEY UPDATE`
+	touchExchangeSQL = `
+UPDATE balances b SET updated_at = b.updated_at FROM unnest($1::text[]) AS w(account_id)
+WHERE b.account_id = w.account_id AND b.currency = ANY($2) RETURNING b.account_id, b.currency`
 
-	insertRefusedSQL = `
+	refusedSQL = `
 INSERT INTO payments (payment_id, idempotency_key, sender_id, receiver_id, currency_input, amount_idr, status, reason, decided_at)
 SELECT id, key, sender, receiver, currency, amount, 'FAILED', reason, $8
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
 	AS c(id, key, sender, receiver, currency, amount, reason), ` + hereSQL
+)
 
-	// addBalancesSQL makes the empty balances that payments are, or will be, paid into. The account's
-	// lock keeps its status as it is copied.
-	addBalancesSQL = `
+// addBalancesSQL makes the empty balances that payments are, or will be, paid into. The account's
+// lock keeps its status as it is copied.
+var addBalancesSQL = &form{
+	one: `
 WITH owners AS MATERIALIZED (
 	SELECT a.account_id, w.currency, a.status
 	FROM unnest($1::text[], $2::text[]) AS w(account_id, currency) JOIN accounts a USING (account_id)
 	ORDER BY a.account_id, w.currency FOR SHARE OF a
-)
+)` + insertBalancesSQL,
+	rows: `
+WITH held AS (
+	UPDATE accounts a SET updated_at = a.updated_at FROM (SELECT DISTINCT * FROM unnest($1::text[])) AS w(account_id)
+	WHERE a.account_id = w.account_id RETURNING a.account_id, a.status
+), owners AS MATERIALIZED (
+	SELECT a.account_id, w.currency, a.status
+	FROM unnest($1::text[], $2::text[]) AS w(account_id, currency) JOIN held a USING (account_id)
+)` + insertBalancesSQL,
+}
+
+const insertBalancesSQL = `
 INSERT INTO balances (account_id, currency, status) SELECT account_id, currency, status FROM owners
 ON CONFLICT (account_id, currency) DO NOTHING`
+
+var (
+	lockBalances  = &form{lockBalancesSQL, touchBalancesSQL}
+	lockExchange  = &form{lockExchangeSQL, touchExchangeSQL}
+	insertRefused = &form{refusedSQL, refusedSQL + ` RETURNING 1`}
 )
 
 // reserveAll decides about a batch.
@@ -188,6 +214,7 @@ func (l *Ledger) reserveOn(
 	b := &pgx.Batch{}
 	if lock {
 		l.queueBegin(b, conn, l.locks.recent())
+		queueClaimsFirst(b, conn.Conn())
 		found.queueLock(b)
 		queueNewBalances(b, missing)
 		queueLocks(b, calls, "", nil)
@@ -249,9 +276,13 @@ func queueLocks(b *pgx.Batch, calls []reserve, how string, take func(place) erro
 	if len(quotes) > 0 {
 		b.Queue(lockQuotesSQL, distinct(quotes))
 	}
-	b.Queue(lockBalancesSQL+how, distinct(parties)).Query(each)
+	parts, ofHouse := lockBalances, lockExchange
+	if how != "" {
+		parts, ofHouse = parts.and(how), ofHouse.and(how)
+	}
+	parts.queue(b, distinct(parties)).Query(each)
 	if len(exchanged) > 0 {
-		b.Queue(lockExchangeSQL+how, distinct(house), distinct(exchanged)).Query(each)
+		ofHouse.queue(b, distinct(house), distinct(exchanged)).Query(each)
 	}
 }
 
@@ -537,7 +568,7 @@ func queueRefusals(b *pgx.Batch, calls []reserve, decided []Reserved, fresh []in
 		reasons = append(reasons, string(claim.Reason))
 	}
 	if len(ids) > 0 {
-		b.Queue(insertRefusedSQL, ids, keys, from, to, currencies, amounts, reasons, timestamp(now))
+		insertRefused.queue(b, ids, keys, from, to, currencies, amounts, reasons, timestamp(now))
 	}
 }
 
@@ -567,5 +598,5 @@ func queueNewBalances(b *pgx.Batch, places []place) {
 	for _, at := range places {
 		accounts, currencies = append(accounts, at.account), append(currencies, at.currency.String())
 	}
-	b.Queue(addBalancesSQL, accounts, currencies)
+	addBalancesSQL.queue(b, accounts, currencies)
 }

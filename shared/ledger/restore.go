@@ -369,7 +369,7 @@ func (w *restoring) queueRows(b *pgx.Batch) {
 		}
 	}
 	if len(accounts) > 0 {
-		b.Queue(addBalancesSQL, accounts, currencies)
+		addBalancesSQL.queue(b, accounts, currencies)
 	}
 	if len(authorized) > 0 {
 		b.Queue(authorizeSQL, expire, authorized, held)

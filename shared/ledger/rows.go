@@ -99,17 +99,49 @@ var columns = []column{
 
 var (
 	// insertReservationsSQL takes an array of values for each column.
-	insertReservationsSQL = fmt.Sprintf("INSERT INTO reservations (%s)\nSELECT %s\nFROM unnest(%s) AS c(%[1]s), "+hereSQL,
+	insertReservationsSQL = &form{insertRowsSQL, insertRowsSQL + ` RETURNING 1`}
+
+	insertRowsSQL = fmt.Sprintf("INSERT INTO reservations (%s)\nSELECT %s\nFROM unnest(%s) AS c(%[1]s), "+hereSQL,
 		each(func(_ int, c column) string { return c.name }), each(func(_ int, c column) string { return c.write }),
 		each(func(i int, c column) string { return fmt.Sprintf("$%d::%s[]", i+1, c.kind) }))
 
-	// recordSQL selects what scanRecord reads.
-	recordSQL = "SELECT " + each(func(_ int, c column) string { return c.read }) + ", " + reasonSQL + `, p.decided_at,
-	r.refunded_minor, r.refunding_minor, r.returned_minor,
+	// recordColumns are what scanRecord reads of a reservation r and its outcome p, apart from
+	// whose refund it is.
+	recordColumns = each(func(_ int, c column) string { return c.read }) + ", " + reasonSQL + `, p.decided_at,
+	r.refunded_minor, r.refunding_minor, r.returned_minor`
+)
+
+// recordForm makes the statement that reads the records of the reservations r of a FROM clause,
+// which may have conditions. rest is what follows: an order, and a limit.
+func recordForm(from, rest string) *form {
+	order, _, _ := strings.Cut(rest, " LIMIT ")
+	return &form{
+		one: "SELECT " + recordColumns + `,
 	CASE WHEN r.parent_id IS NULL THEN '' ELSE coalesce((SELECT m.idempotency_key FROM reservations m WHERE m.reservation_id = r.parent_id), '') END,
 	CASE WHEN r.parent_id IS NULL THEN r.client ELSE coalesce((SELECT m.client FROM reservations m WHERE m.reservation_id = r.parent_id), r.client) END
-`
+` + strings.Replace(from, outcomeHere, outcomeOf, 1) + rest,
+
+		// A refund's payment may be on another node than the refund.
+		rows: `
+WITH found AS MATERIALIZED (
+	SELECT r.* ` + strings.Replace(from, outcomeHere, "", 1) + rest + `
+)` + outcomesOfFoundSQL + `, parents AS MATERIALIZED (
+	SELECT DISTINCT m.reservation_id, m.idempotency_key, m.client FROM found r JOIN reservations m ON m.reservation_id = r.parent_id
 )
+SELECT ` + recordColumns + `, coalesce(m.idempotency_key, ''), coalesce(m.client, r.client)
+FROM found r LEFT JOIN outcomes p ON p.payment_id = r.reservation_id LEFT JOIN parents m ON m.reservation_id = r.parent_id` + order,
+	}
+}
+
+// outcomesOfFoundSQL reads the outcomes of a CTE named found, which is at the coordinator.
+const outcomesOfFoundSQL = `, outcomes AS MATERIALIZED (
+	SELECT p.payment_id, p.reason, p.decided_at FROM found r JOIN payments p
+		ON p.payment_id = r.reservation_id AND p.idempotency_key = r.idempotency_key
+)`
+
+// outcomeHere is the place in the FROM clause of recordForm where the outcome is joined on one
+// server.
+const outcomeHere = "/* outcome */"
 
 // reasonSQL is the reason of a reservation r with its outcome p. An authorized payment has one while it
 // waits for its capture.
@@ -185,7 +217,7 @@ func queueReservations(b *pgx.Batch, rows []row) {
 	for i, c := range columns {
 		values[i] = c.values(rows)
 	}
-	b.Queue(insertReservationsSQL, values...)
+	insertReservationsSQL.queue(b, values...)
 }
 
 func scanRecord(from pgx.CollectableRow) (payment.Record, error) {

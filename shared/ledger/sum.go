@@ -55,7 +55,7 @@ coalesce(b.available + b.held, 0) <> coalesce(s.amount, 0) OR coalesce(b.held, 0
 booked_off AS (
 	SELECT transaction_id FROM (
 		SELECT p.reservation_id AS transaction_id, leg.account_id, leg.currency, leg.kind, leg.amount, p.decided_at AS booked_at
-		FROM (SELECT ` + movedSQL + `, o.decided_at FROM reservations r LEFT JOIN payments o ON o.payment_id = r.reservation_id
+		FROM (SELECT ` + movedSQL + `, o.decided_at FROM reservations r LEFT JOIN payments o ON o.payment_id = r.reservation_id AND o.idempotency_key = r.idempotency_key
 			WHERE r.status = 'COMMITTED') p, ` + legsSQL + `
 		UNION ALL
 		SELECT md5(t.transfer_id)::uuid, leg.account_id, t.currency, CASE WHEN t.amount > 0 THEN 'funding' ELSE 'withdrawal' END, leg.amount, t.booked_at
@@ -103,9 +103,9 @@ SELECT (SELECT coalesce(sum(available), 0)::bigint FROM balances WHERE currency 
 	(SELECT count(*) FROM balances b FULL JOIN should s USING (account_id, currency) WHERE ` + accountOffSQL + `),
 	(SELECT count(*) FROM (SELECT FROM balances GROUP BY currency HAVING sum(available + held) <> 0) c),
 	(SELECT count(*) FROM booked_off),
-	(SELECT count(*) FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE ` + outcomeOffSQL + `),
-	(SELECT count(*) FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id
-	 WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key),
+	(SELECT count(*) FROM reservations r ` + outcomeOf + ` WHERE ` + outcomeOffSQL + `),
+	(SELECT count(*) FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id AND r.idempotency_key = p.idempotency_key
+	 WHERE r.idempotency_key IS NULL),
 	(SELECT count(*) FROM refunds_off)`
 
 	// It also lists payments of exactly the missing or surplus amount, because an operator checks
@@ -158,7 +158,7 @@ WITH today AS (
 		SELECT r.sender_id AS account_id, coalesce(r.debit_currency, 'IDR') AS currency, floor(extract(epoch FROM r.created_at) / 86400)::int AS day,
 			sum(coalesce(r.debit_minor, r.amount_idr)) FILTER (WHERE r.status <> 'ROLLEDBACK'
 				OR floor(extract(epoch FROM coalesce(r.ended_at, p.decided_at)) / 86400) > floor(extract(epoch FROM r.created_at) / 86400)) AS amount
-		FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id
+		FROM reservations r ` + outcomeOf + `
 		WHERE r.reservation_id >= $2 AND r.created_at >= date_trunc('day', now(), 'UTC') AND r.parent_id IS NULL
 		GROUP BY 1, 2, 3
 	) days ORDER BY account_id, currency, day DESC
@@ -189,18 +189,29 @@ SELECT r.idempotency_key, r.reservation_id, CASE
 	WHEN p.status IS DISTINCT FROM CASE r.status WHEN 'COMMITTED' THEN 'SUCCESS' ELSE 'FAILED' END
 		THEN 'is ' || r.status || ' and its outcome row says ' || p.status
 	ELSE 'its outcome row has other parties, another amount or another currency' END
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE ` + outcomeOffSQL + `
+FROM reservations r ` + outcomeOf + ` WHERE ` + outcomeOffSQL + `
 UNION ALL
 SELECT p.idempotency_key, p.payment_id, 'has an outcome row, ' || p.status || ', and no claim of this key'
-FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id
-WHERE r.idempotency_key IS DISTINCT FROM p.idempotency_key
+FROM payments p LEFT JOIN reservations r ON r.reservation_id = p.payment_id AND r.idempotency_key = p.idempotency_key
+WHERE r.idempotency_key IS NULL
 LIMIT $1`
 )
 
-// ReadSum adds up the ledger.
+var (
+	summed       = gathered(sumSQL, "balances", "entries", "reservations", "payments", "transfers")
+	accountsOff  = gathered(accountsOffSQL, "balances", "entries", "reservations")
+	bookingsOff  = gathered(bookingsOffSQL, "entries", "reservations", "payments", "transfers")
+	refundedOff  = gathered(refundedOffSQL, "reservations")
+	spentOff     = gathered(spentOffSQL, "balances", "reservations", "payments")
+	positionsOff = gathered(positionsOffSQL, "balances", "entries", "reservations")
+	outcomesOff  = gathered(outcomesOffSQL, "reservations", "payments")
+)
+
+// ReadSum adds up the ledger. While payments are made on distributed rows, q must be a transaction
+// of BeginSnapshot.
 func ReadSum(ctx context.Context, q postgres.Querier) (Sum, error) {
 	var s Sum
-	err := q.QueryRow(ctx, sumSQL).Scan(&s.Balances, &s.Holds, &s.Funded, &s.Pending, &s.AccountsOff, &s.CurrenciesOff, &s.BookedOff,
+	err := summed.row(ctx, q).Scan(&s.Balances, &s.Holds, &s.Funded, &s.Pending, &s.AccountsOff, &s.CurrenciesOff, &s.BookedOff,
 		&s.OutcomesOff, &s.KeysUnclaimed, &s.RefundsOff)
 	if err != nil {
 		return s, fmt.Errorf("add the ledger up: %w", err)
@@ -229,7 +240,7 @@ type BookingOff struct {
 
 // ReadBookingsOff lists up to limit of these.
 func ReadBookingsOff(ctx context.Context, q postgres.Querier, limit int) ([]BookingOff, error) {
-	rows, err := q.Query(ctx, bookingsOffSQL, limit)
+	rows, err := bookingsOff.query(ctx, q, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list bookings that are off: %w", err)
 	}
@@ -238,7 +249,7 @@ func ReadBookingsOff(ctx context.Context, q postgres.Querier, limit int) ([]Book
 
 // ReadAccountsOff lists up to limit of these accounts.
 func ReadAccountsOff(ctx context.Context, q postgres.Querier, limit int) ([]AccountOff, error) {
-	rows, err := q.Query(ctx, accountsOffSQL, limit)
+	rows, err := accountsOff.query(ctx, q, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list accounts that are off: %w", err)
 	}
@@ -259,7 +270,7 @@ type RefundOff struct {
 
 // ReadRefundsOff lists up to limit of these.
 func ReadRefundsOff(ctx context.Context, q postgres.Querier, limit int) (off []RefundOff, err error) {
-	rows, err := q.Query(ctx, refundedOffSQL, limit)
+	rows, err := refundedOff.query(ctx, q, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list refunded payments that are off: %w", err)
 	}
@@ -320,17 +331,17 @@ type CounterOff struct {
 // ReadSpentOff lists up to limit balances that have not counted what was spent on the day of now, the
 // time of the snapshot. It counts all of them.
 func ReadSpentOff(ctx context.Context, q postgres.Querier, now time.Time, limit int) ([]CounterOff, int64, error) {
-	return readCountersOff(ctx, q, spentOffSQL, limit, firstID(now.UTC().Truncate(24*time.Hour).Add(-time.Second)))
+	return readCountersOff(ctx, q, spentOff, limit, firstID(now.UTC().Truncate(24*time.Hour).Add(-time.Second)))
 }
 
 // ReadPositionsOff lists up to limit balances whose position differs from what was exchanged, and
 // counts all of them.
 func ReadPositionsOff(ctx context.Context, q postgres.Querier, limit int) ([]CounterOff, int64, error) {
-	return readCountersOff(ctx, q, positionsOffSQL, limit)
+	return readCountersOff(ctx, q, positionsOff, limit)
 }
 
-func readCountersOff(ctx context.Context, q postgres.Querier, sql string, args ...any) (off []CounterOff, all int64, err error) {
-	rows, err := q.Query(ctx, sql, args...)
+func readCountersOff(ctx context.Context, q postgres.Querier, statement *form, args ...any) (off []CounterOff, all int64, err error) {
+	rows, err := statement.query(ctx, q, args...)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list counters that are off: %w", err)
 	}
@@ -351,7 +362,7 @@ type OutcomeOff struct {
 
 // ReadOutcomesOff lists up to limit of these payments.
 func ReadOutcomesOff(ctx context.Context, q postgres.Querier, limit int) ([]OutcomeOff, error) {
-	rows, err := q.Query(ctx, outcomesOffSQL, limit)
+	rows, err := outcomesOff.query(ctx, q, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list outcomes that are off: %w", err)
 	}

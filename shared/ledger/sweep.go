@@ -53,14 +53,8 @@ ORDER BY reservation_id`
 	// What is read is published.
 	untoldSQL = `
 SELECT ` + claimColumns + `, r.parent_id
-FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id
+FROM reservations r JOIN payments p ON p.payment_id = r.reservation_id AND p.idempotency_key = r.idempotency_key
 WHERE r.reservation_id = ANY($1::uuid[]) AND r.untold AND ` + postgres.ReplicatedSQL
-
-	toldSQL = `
-WITH held AS MATERIALIZED (
-	SELECT reservation_id FROM reservations WHERE reservation_id = ANY($1::uuid[]) AND untold ORDER BY reservation_id FOR NO KEY UPDATE
-)
-UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`
 
 	expiredSQL = `
 SELECT expires_at, reservation_id FROM authorizations
@@ -78,6 +72,15 @@ SELECT count(*), coalesce(sum(amount_idr), 0)::bigint FROM (SELECT amount_idr FR
 
 	sweptSQL = `UPDATE sweep_state SET swept_at = $1, pending = $2, held_idr = $3, oldest_pending_at = $4`
 )
+
+var toldSQL = &form{
+	one: `
+WITH held AS MATERIALIZED (
+	SELECT reservation_id FROM reservations WHERE reservation_id = ANY($1::uuid[]) AND untold ORDER BY reservation_id FOR NO KEY UPDATE
+)
+UPDATE reservations r SET untold = false FROM held h WHERE r.reservation_id = h.reservation_id`,
+	rows: `UPDATE reservations SET untold = false WHERE reservation_id = ANY($1::uuid[]) AND untold`,
+}
 
 // unfinished is a reservation that holds money, or whose result is not published yet.
 type unfinished struct {
@@ -334,7 +337,7 @@ func (l *Ledger) publish(ctx context.Context, ids []pgtype.UUID, now time.Time, 
 		}
 		published++
 	}
-	_, err = l.pool.Exec(ctx, toldSQL, ids)
+	_, err = toldSQL.exec(ctx, l.pool, ids)
 	return published, err
 }
 

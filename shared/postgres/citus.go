@@ -12,14 +12,26 @@ import (
 // make a plan only once. And a setting of a session stays with the session's server. Only what a
 // transaction sets with SET LOCAL after PropagateSQL reaches the others.
 
-// onCitus marks the connections to a database with Citus.
-const onCitus = "pgw.citus"
+// onCitus marks the connections to a database with Citus, and onRows those to a ledger whose rows
+// are distributed.
+const (
+	onCitus = "pgw.citus"
+	onRows  = "pgw.rows"
+)
 
 // HasCitusSQL selects whether a database has Citus.
 const HasCitusSQL = `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`
 
 // fitCitusSQL lets the server choose its plans where there is Citus. It returns a row only there.
 const fitCitusSQL = `SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'`
+
+// fitToRowsSQL says whether the rows of the session's ledger are distributed. Then a transaction
+// has one connection to each node, and so prepares one commit there. The coordinator joins what the
+// nodes return, which has no index, so it needs the joins that the pools turn off elsewhere.
+const fitToRowsSQL = `
+SELECT set_config('citus.max_adaptive_executor_pool_size', '1', false),
+	set_config('enable_seqscan', 'on', false), set_config('enable_hashjoin', 'on', false), set_config('enable_mergejoin', 'on', false)
+FROM pg_dist_partition WHERE logicalrelid = to_regclass('reservations') AND partmethod = 'h'`
 
 // fitToCitus makes sessions fit a database with Citus. It costs each new connection a round trip.
 func fitToCitus(c *pgx.ConnConfig) {
@@ -31,15 +43,23 @@ func fitToCitus(c *pgx.ConnConfig) {
 			}
 		}
 		results, err := conn.Exec(ctx, fitCitusSQL).ReadAll()
-		if err == nil && len(results[0].Rows) > 0 {
-			conn.CustomData()[onCitus] = true
+		if err != nil || len(results[0].Rows) == 0 {
+			return err
+		}
+		conn.CustomData()[onCitus] = true
+		if results, err = conn.Exec(ctx, fitToRowsSQL).ReadAll(); err == nil && len(results[0].Rows) > 0 {
+			conn.CustomData()[onRows] = true
 		}
 		return err
 	}
 }
 
-// Citus says whether a connection of a pool with Lookups is to a database with Citus.
+// Citus says whether a connection is to a database with Citus.
 func Citus(conn *pgx.Conn) bool { return conn.PgConn().CustomData()[onCitus] == true }
+
+// Rows says whether a connection is to a ledger whose rows are distributed over nodes of Citus.
+// Connections from before the distribution do not know it, and fail.
+func Rows(conn *pgx.Conn) bool { return conn.PgConn().CustomData()[onRows] == true }
 
 // PropagateSQL makes a transaction pass on what it sets with SET LOCAL to the servers of Citus that
 // have the tables.

@@ -88,8 +88,8 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 	if cfg.Lookups {
 		params["enable_seqscan"], params["enable_hashjoin"], params["enable_mergejoin"] = "off", "off", "off"
 		params["plan_cache_mode"] = "force_generic_plan"
-		fitToCitus(c.ConnConfig)
 	}
+	fitToCitus(c.ConnConfig)
 	if cfg.ReadOnly {
 		if suits := c.ConnConfig.ValidateConnect; suits != nil {
 			c.ConnConfig.ValidateConnect = thenReadOnly(suits)

@@ -90,6 +90,7 @@ func Connect(ctx context.Context, databaseURL string, settings map[string]string
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 10 * time.Second, Count: 3},
 	}).DialContext
 	maps.Copy(c.RuntimeParams, settings)
+	fitToCitus(c)
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)

@@ -152,7 +152,7 @@ func run(ctx context.Context, cfg Config, from checkpoint) (Report, error) {
 		defer cancel()
 		conn.Close(ctx) // this also rolls back the snapshot's transaction
 	}()
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	tx, err := ledger.BeginSnapshot(ctx, conn)
 	if err != nil {
 		return Report{}, fmt.Errorf("open a snapshot of the ledger: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) { embeddedtest.Main(m) }
 
 // migrated is a database with the schema; on Citus a distributed schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute, DistributeRows: ledger.DistributeRows}
 
 // A reconciliation ends even if a topic ends in a transaction marker or another gap.
 func TestTopicsThatEndInAMarker(t *testing.T) {

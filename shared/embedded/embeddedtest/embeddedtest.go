@@ -110,6 +110,13 @@ func Citus(tb testing.TB) bool {
 	return Schemas(tb) && onCitus
 }
 
+// Rows says whether the rows of a Template's schema are distributed over the nodes of Citus, which
+// PGW_TEST_ROWS asks for.
+func Rows(tb testing.TB) bool {
+	tb.Helper()
+	return Citus(tb) && os.Getenv("PGW_TEST_ROWS") != ""
+}
+
 // Postgres returns the URL of a new, empty database. The database is dropped when the test ends.
 // The package's tests share one server; PGW_TEST_DATABASE_URL names another server. There the database
 // may be a schema: see Schemas.
@@ -125,6 +132,8 @@ type Template struct {
 	// Distribute makes a distributed schema of a prepared one, on a server with Citus; nil: it
 	// stays as it is.
 	Distribute func(ctx context.Context, url string) error
+	// DistributeRows distributes the rows instead, where Rows says so.
+	DistributeRows func(ctx context.Context, url string) error
 
 	once sync.Once
 	name string
@@ -139,8 +148,12 @@ func (m *Template) Postgres(tb testing.TB) string {
 		if err := m.Prepare(context.Background(), url); err != nil {
 			tb.Fatal(err)
 		}
-		if onCitus && m.Distribute != nil {
-			if err := m.Distribute(context.Background(), url); err != nil {
+		distribute := m.Distribute
+		if Rows(tb) {
+			distribute = m.DistributeRows
+		}
+		if onCitus && distribute != nil {
+			if err := distribute(context.Background(), url); err != nil {
 				tb.Fatal(err)
 			}
 		}
