@@ -2,9 +2,14 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgw/shared/embedded/embeddedtest"
 )
 
 // The ledger adds up in each snapshot while payments and refused payments go on. The payments go
@@ -72,4 +77,59 @@ func TestTheLedgerAddsUpWhilePaymentsGoOn(t *testing.T) {
 	}
 	t.Logf("%d snapshots, %d payments", snapshots, payments)
 	w.checkBooks()
+}
+
+// On distributed rows a snapshot begins when nothing is under way that moves money.
+func TestASnapshotWaitsForWhatIsUnderWay(t *testing.T) {
+	if !embeddedtest.Rows(t) {
+		t.Skip("one server has one snapshot")
+	}
+	w := newWorld(t)
+	release := make(chan struct{})
+	moved := make(chan error, 1)
+	go func() {
+		moved <- w.begin(context.Background(), func(pgx.Tx) error { <-release; return nil })
+	}()
+	begun := make(chan error, 1)
+	go func() {
+		conn, err := w.pool.Acquire(context.Background())
+		if err != nil {
+			begun <- err
+			return
+		}
+		defer conn.Release()
+		for len(w.locksHeld()) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		tx, err := BeginSnapshot(context.Background(), conn.Conn())
+		if err == nil {
+			err = tx.Rollback(context.Background())
+		}
+		begun <- err
+	}()
+	w.waitsForALock()
+	select {
+	case err := <-begun:
+		t.Errorf("the snapshot began, %v", err)
+	default:
+	}
+	close(release)
+	if err := errors.Join(<-moved, <-begun); err != nil {
+		t.Error(err)
+	}
+}
+
+// locksHeld lists the transactions that move money.
+func (w *world) locksHeld() []int {
+	rows, err := w.pool.Query(context.Background(), `
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 21 AND objid = hashtext(current_schema())::oid AND mode = 'ShareLock' AND granted`)
+	if err != nil {
+		w.t.Error(err)
+		return []int{0}
+	}
+	pids, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	if err != nil {
+		w.t.Error(err)
+	}
+	return pids
 }
