@@ -93,7 +93,7 @@ func threadSleeps(t testing.TB) int64 {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
 		t.Fatal(err)
 	}
-	return int64(used.Nvcsw)
+	return used.Nvcsw
 }
 
 // spend makes n payments, a few at the same time, and returns what each of them cost.
