@@ -1,7 +1,6 @@
 package kafkasource
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -152,9 +151,5 @@ func TestAFrozenBroker(t *testing.T) {
 		time.Sleep(time.Second)
 	}
 	thaw()
-	send()
 	stop()
-	if err := r.producer.Close(context.Background()); err != nil {
-		t.Error(err)
-	}
 }

@@ -324,8 +324,8 @@ const (
 	partitionsEvery = 3 * time.Second
 	// heartbeatEvery bounds how long a partition is not read while a member comes or goes.
 	heartbeatEvery = 500 * time.Millisecond
-	// silentWithin is how long a broker may be silent. It is longer than any answer takes, but for
-	// the answer to a member that joins while another one drains: that member asks again.
+	// silentWithin is how long a broker may be silent. Only the answer to a join may take longer,
+	// while another member drains. The member that joins then asks again.
 	silentWithin = 3 * time.Second
 	// rebalanceWithin is how long the members of a group have to join it again.
 	rebalanceWithin = drainWithin + 15*time.Second

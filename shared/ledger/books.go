@@ -81,16 +81,30 @@ FROM balances WHERE account_id = ANY($1) ORDER BY account_id, currency`
 // of a statement, so a sum of millions of rows can be read.
 const step = 50_000
 
-// readBooks runs a read of several statements, which all see the same snapshot.
+// readBooks runs a read of several statements, which all see the same snapshot of each server.
 func (l *Ledger) readBooks(ctx context.Context, read func(context.Context, pgx.Tx) error) error {
+	return l.readSnapshot(ctx, beginSnapshot, read)
+}
+
+// readSnapshot runs a read in the snapshot that begin makes.
+func (l *Ledger) readSnapshot(
+	ctx context.Context, begin func(context.Context, *pgx.Conn) (pgx.Tx, error), read func(context.Context, pgx.Tx) error,
+) error {
 	return l.reads.books.run(ctx, func(ctx context.Context) error {
-		snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-		return pgx.BeginTxFunc(ctx, l.reads.pool, snapshot, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, walkSQL); err != nil {
-				return err
-			}
-			return read(ctx, tx)
-		})
+		conn, err := l.reads.pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		tx, err := begin(ctx, conn.Conn())
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(context.WithoutCancel(ctx))
+		if _, err := tx.Exec(ctx, walkSQL); err != nil {
+			return err
+		}
+		return read(ctx, tx)
 	})
 }
 
@@ -370,20 +384,7 @@ func (t TrialBalance) Err() error {
 
 // TrialBalance reads the trial balance. It returns ErrFull if too many reads wait.
 func (l *Ledger) TrialBalance(ctx context.Context) (t TrialBalance, err error) {
-	err = l.reads.books.run(ctx, func(ctx context.Context) error {
-		conn, err := l.reads.pool.Acquire(ctx)
-		if err != nil {
-			return err
-		}
-		defer conn.Release()
-		tx, err := BeginSnapshot(ctx, conn.Conn())
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback(context.WithoutCancel(ctx))
-		if _, err := tx.Exec(ctx, walkSQL); err != nil {
-			return err
-		}
+	err = l.readSnapshot(ctx, BeginSnapshot, func(ctx context.Context, tx pgx.Tx) error {
 		t, err = ReadTrialBalance(ctx, tx)
 		return err
 	})

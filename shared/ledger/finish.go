@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
@@ -289,15 +290,20 @@ func (l *Ledger) finish(ctx context.Context, calls []Finish, by ending, brief bo
 	defer conn.Release()
 	switch {
 	case brief:
-		err = l.transact(ctx, conn, true, func() error {
-			finished, err = finishOn(ctx, conn, calls, by, asItIs)
-			return err
-		})
-		return finished, err
+		return l.finishBriefly(ctx, conn, calls, by)
 	case postgres.Citus(conn.Conn()):
 		return finishOn(ctx, conn, calls, by, func(run func() error) error { return l.transact(ctx, conn, false, run) })
 	}
 	return finishOn(ctx, conn, calls, by, asItIs)
+}
+
+// finishBriefly is finishOn in a transaction that waits only briefly for locks.
+func (l *Ledger) finishBriefly(ctx context.Context, conn *pgxpool.Conn, calls []Finish, by ending) (finished []Finished, err error) {
+	err = l.transact(ctx, conn, true, func() error {
+		finished, err = finishOn(ctx, conn, calls, by, asItIs)
+		return err
+	})
+	return finished, err
 }
 
 // asItIs runs a statement without anything around it.

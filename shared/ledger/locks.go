@@ -150,16 +150,18 @@ func (l *Ledger) reserveFree(ctx context.Context, calls []reserve) (results []ba
 // The batch waits only briefly, and fails if it meets a lock. around then runs each half of it,
 // down to the calls that need a locked row.
 func (l *Ledger) reserveBriefly(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
+	l.locks.see()
+	decided, err := l.reserveOrLock(ctx, conn, uncommitted(calls), velocity)
+	return putOff(decided, err, len(calls))
+}
+
+// uncommitted returns the calls without their commits.
+func uncommitted(calls []reserve) []reserve {
 	calls = slices.Clone(calls)
 	for i := range calls {
 		calls[i].commit = false
 	}
-	l.locks.see()
-	decided, made, err := l.reserveOn(ctx, conn, calls, velocity, false, nil)
-	if postgres.Outdated(err) {
-		decided, _, err = l.reserveOn(ctx, conn, calls, velocity, true, made)
-	}
-	return putOff(decided, err, len(calls))
+	return calls
 }
 
 // putOff returns the results of a batch that waited only briefly. A single call that has met a lock
@@ -179,10 +181,7 @@ func putOff[R any](values []R, err error, calls int) ([]batch.Result[R], error) 
 }
 
 func (l *Ledger) reserveFreeOn(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]batch.Result[Reserved], error) {
-	calls = slices.Clone(calls)
-	for i := range calls {
-		calls[i].commit = false
-	}
+	calls = uncommitted(calls)
 	found, err := readParents(ctx, conn, calls)
 	if err != nil {
 		return nil, err
@@ -290,11 +289,7 @@ func (l *Ledger) finishAround(ctx context.Context, calls []Finish, by ending) (r
 	if err == nil {
 		defer conn.Release()
 		if postgres.Rows(conn.Conn()) { // as in reserveBriefly
-			var finished []Finished
-			err = l.transact(ctx, conn, true, func() error {
-				finished, err = finishOn(ctx, conn, calls, by, asItIs)
-				return err
-			})
+			finished, err := l.finishBriefly(ctx, conn, calls, by)
 			return putOff(finished, err, len(calls))
 		}
 		err = l.transact(ctx, conn, true, func() error {

@@ -167,17 +167,23 @@ var (
 // reserveAll decides about a batch.
 func (l *Ledger) reserveAll(ctx context.Context, calls []reserve) (decided []Reserved, err error) {
 	err = l.reserving(ctx, func(conn *pgxpool.Conn, velocity uint32) error {
-		var missing []place
-		decided, missing, err = l.reserveOn(ctx, conn, calls, velocity, false, nil)
-		if postgres.Outdated(err) {
-			decided, _, err = l.reserveOn(ctx, conn, calls, velocity, true, missing)
-		}
+		decided, err = l.reserveOrLock(ctx, conn, calls, velocity)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reserve a batch of %d: %w", len(calls), err)
 	}
 	return decided, nil
+}
+
+// reserveOrLock decides about a batch. If what it read does not hold any more, it decides once more,
+// and locks first.
+func (l *Ledger) reserveOrLock(ctx context.Context, conn *pgxpool.Conn, calls []reserve, velocity uint32) ([]Reserved, error) {
+	decided, missing, err := l.reserveOn(ctx, conn, calls, velocity, false, nil)
+	if postgres.Outdated(err) {
+		decided, _, err = l.reserveOn(ctx, conn, calls, velocity, true, missing)
+	}
+	return decided, err
 }
 
 // reserving runs a reserve on a connection, with the limit of payments that a sender starts in a minute.

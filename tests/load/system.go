@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -175,11 +176,11 @@ func (s *system) pgw(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// spec describes a closed loop: each of the connections sends its next payment when it has its
-// answer.
 // addWebhook makes an endpoint that is told of all payments.
 func (s *system) addWebhook(to string) error {
-	req, err := http.NewRequestWithContext(s.m.ctx, http.MethodPost, s.Gateway+"/api/webhooks", strings.NewReader(fmt.Sprintf(`{"url":%q}`, to)))
+	ctx, cancel := context.WithTimeout(s.m.ctx, patient)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.Gateway+"/api/webhooks", strings.NewReader(fmt.Sprintf(`{"url":%q}`, to)))
 	if err != nil {
 		return err
 	}
@@ -195,6 +196,8 @@ func (s *system) addWebhook(to string) error {
 	return nil
 }
 
+// spec describes a closed loop: each of the connections sends its next payment when it has its
+// answer.
 type spec struct{ payments, connections int }
 
 // loaded is the result of a closed loop. Times are in milliseconds.
