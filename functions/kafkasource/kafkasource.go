@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -388,7 +387,7 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 				case err == nil:
 					asked = 0
 					wait.Reset()
-				case !timedOut(err) || asked == joinTries:
+				case !kafka.TimedOut(err) || asked == joinTries:
 					return err
 				}
 			}
@@ -423,12 +422,6 @@ func (c *groupClient) Coordinator(group string) (*sarama.Broker, error) {
 		c.last.Store(coordinator)
 	}
 	return coordinator, err
-}
-
-// timedOut reports whether a broker did not answer in time.
-func timedOut(err error) bool {
-	var failed net.Error
-	return errors.As(err, &failed) && failed.Timeout()
 }
 
 // watchEvery is how often a source that consumes says so to its outage.

@@ -94,8 +94,10 @@ var (
 // that is wrong.
 func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	settings := baseSettings(clientID)
+	settings.Net.Proxy.Enable = true
+	settings.Net.Proxy.Dialer = &silentAvoider{to: &net.Dialer{Timeout: settings.Net.DialTimeout}}
 	if c.Dial != nil {
-		settings.Net.Proxy.Enable, settings.Net.Proxy.Dialer = true, dialer(c.Dial)
+		settings.Net.Proxy.Dialer = dialer(c.Dial)
 	}
 	if err := c.secure(settings); err != nil {
 		return nil, err

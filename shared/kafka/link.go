@@ -27,7 +27,7 @@ type link struct {
 func openLink(brokers []string, settings *sarama.Config) (*link, error) {
 	l := &link{writes: new(atomic.Int64)}
 	own := *settings
-	own.Net.Proxy.Enable, own.Net.Proxy.Dialer = true, countingDialer{dialerOf(settings), l.writes}
+	own.Net.Proxy.Dialer = countingDialer{settings.Net.Proxy.Dialer, l.writes}
 	var err error
 	if l.client, err = sarama.NewClient(brokers, &own); err != nil {
 		return nil, err
@@ -174,18 +174,6 @@ func (m *message) withdraw() bool {
 // unsent reports whether nothing of a message was written that the client has given up. Either its
 // value was never taken, or the link has written nothing since.
 func (m *message) unsent() bool { return m.withdraw() || m.link.writes.Load() == m.before }
-
-// plainDialer is the proxy.Dialer of sarama's settings.
-type plainDialer interface {
-	Dial(network, addr string) (net.Conn, error)
-}
-
-func dialerOf(settings *sarama.Config) plainDialer {
-	if settings.Net.Proxy.Enable {
-		return settings.Net.Proxy.Dialer
-	}
-	return &net.Dialer{Timeout: settings.Net.DialTimeout, KeepAlive: settings.Net.KeepAlive, LocalAddr: settings.Net.LocalAddr}
-}
 
 // countingDialer counts the writes on all its connections. It does not look at the bytes, because
 // TLS hides them.
