@@ -21,8 +21,8 @@ var errSilent = errors.New("the broker did not answer, and others do")
 // Without this, sarama chooses a broker that is frozen or cut off again and again. It then waits
 // three times for the same answer, and the whole client waits with it.
 //
-// A broker is avoided only if another one has answered since. A client that reaches no broker tries
-// all of them.
+// A broker is avoided only while another one answers. A client that reaches no broker tries all of
+// them.
 type silentAvoider struct {
 	to plainDialer
 
@@ -33,7 +33,7 @@ type silentAvoider struct {
 
 type silentBroker struct {
 	since  time.Time
-	others bool // another broker has answered since
+	others bool // another broker has answered since, and connecting has not failed since that
 }
 
 // plainDialer is the proxy.Dialer of sarama's settings.
@@ -48,9 +48,7 @@ func (a *silentAvoider) Dial(network, addr string) (net.Conn, error) {
 	}
 	conn, err := a.to.Dial(network, addr)
 	if err != nil {
-		if TimedOut(err) {
-			a.fellSilent(addr)
-		}
+		a.failed(addr, err)
 		return nil, err
 	}
 	return &brokerConn{Conn: conn, avoider: a, addr: addr}, nil
@@ -64,6 +62,18 @@ func (a *silentAvoider) avoid(addr string) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", addr, errSilent)
+}
+
+// failed notes that a broker can't be reached. The others may be gone, too.
+func (a *silentAvoider) failed(addr string, err error) {
+	a.mu.Lock()
+	for _, s := range a.silent {
+		s.others = false
+	}
+	a.mu.Unlock()
+	if TimedOut(err) {
+		a.fellSilent(addr)
+	}
 }
 
 func (a *silentAvoider) fellSilent(addr string) {

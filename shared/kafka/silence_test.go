@@ -4,24 +4,29 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// pretendBrokers are brokers by their addresses. Each answers a byte with a byte, unless it is frozen
-// or unreachable.
+// pretendBrokers are brokers by their addresses. Each answers a byte with a byte, unless it is frozen,
+// or can't be reached.
 type pretendBrokers map[string]*pretendBroker
 
 type pretendBroker struct {
 	frozen      atomic.Bool
 	unreachable bool
+	refusing    bool
 	dialed      int
 }
 
 func (all pretendBrokers) Dial(network, addr string) (net.Conn, error) {
 	b := all[addr]
 	b.dialed++
+	if b.refusing {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+	}
 	if b.unreachable {
 		time.Sleep(3 * time.Second)
 		return nil, &net.OpError{Op: "dial", Net: network, Err: timeout{}}
@@ -187,6 +192,32 @@ func TestAnAnswerOnAnEarlierConnectionEndsASilence(t *testing.T) {
 		}
 		if _, err := ask(t, avoider, "a"); err != nil {
 			t.Errorf("a new connection: %v", err)
+		}
+	})
+}
+
+// The other broker is gone, so the one that was silent is asked again at once.
+func TestASilentBrokerIsAskedWhenTheOthersAreGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		brokers := pretendBrokers{"a": {}, "b": {}}
+		avoider := &silentAvoider{to: brokers}
+		brokers["a"].frozen.Store(true)
+		if _, err := ask(t, avoider, "a"); !TimedOut(err) {
+			t.Fatalf("the first answer of a frozen broker: %v", err)
+		}
+		if _, err := ask(t, avoider, "b"); err != nil {
+			t.Fatal(err)
+		}
+		brokers["a"].frozen.Store(false)
+		if _, err := ask(t, avoider, "a"); !errors.Is(err, errSilent) {
+			t.Errorf("connected to a silent broker: %v", err)
+		}
+		brokers["b"].refusing = true
+		if _, err := ask(t, avoider, "b"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+		if _, err := ask(t, avoider, "a"); err != nil {
+			t.Errorf("the only broker that is left: %v", err)
 		}
 	})
 }
