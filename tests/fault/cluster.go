@@ -167,6 +167,8 @@ func (c *cluster) startStores(keep context.Context) error {
 			return m.start(keep, append(slices.Clone(run), "etcd", "--name", m.Name, "--data-dir", filepath.Join(m.Dir, "etcd"), "--log-level", "error",
 				// Without it, a member that comes back after it was unplugged ends the term of a leader that all others follow.
 				"--pre-vote",
+				// A new leader is elected within Patroni's retry_timeout of 1 s.
+				"--heartbeat-interval", "50", "--election-timeout", "500", "--enable-v2",
 				"--listen-peer-urls", "http://"+m.Addr+":2380", "--initial-advertise-peer-urls", "http://"+m.Addr+":2380",
 				"--listen-client-urls", "http://"+m.Addr+":2379", "--advertise-client-urls", "http://"+m.Addr+":2379",
 				"--initial-cluster", strings.Join(members, ","))...)
