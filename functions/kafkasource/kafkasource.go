@@ -324,12 +324,12 @@ const (
 	// heartbeatEvery bounds how long a partition is not read while a member comes or goes.
 	heartbeatEvery = 500 * time.Millisecond
 	// silentWithin is how long a broker may be silent. Only the answer to a join may take longer,
-	// while another member drains. The member that joins then asks again.
+	// while another member drains. The member that joins then asks again, for rebalanceWithin.
 	silentWithin = 3 * time.Second
 	// rebalanceWithin is how long the members of a group have to join it again.
 	rebalanceWithin = drainWithin + 15*time.Second
-	// joinTries is how often a member asks to join before it starts anew as another member.
-	joinTries = int(rebalanceWithin/silentWithin) + 1
+	// joinsAgain is the wait of a member that could not join before it asks again.
+	joinsAgain = 250 * time.Millisecond
 )
 
 func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, error) {
@@ -380,16 +380,26 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 				return err
 			}
 			defer group.Close()
-			for asked := 0; ctx.Err() == nil; {
+			// A member that can't join, because no broker coordinates the group or a rebalance lasts, asks
+			// again as the same member. As another one it would wait until the session of the first has
+			// expired.
+			var since time.Time // when it could not join first
+			for ctx.Err() == nil {
 				// Consume returns at each rebalance.
 				err := group.Consume(ctx, spec.Topics, handler)
-				switch asked++; {
-				case err == nil:
-					asked = 0
+				if err == nil {
+					since = time.Time{}
 					wait.Reset()
-				case !kafka.TimedOut(err) || asked == joinTries:
+					continue
+				}
+				if since.IsZero() {
+					since = s.cfg.Now()
+				}
+				if !kafka.WithoutCoordinator(err) || s.cfg.Now().Sub(since) >= rebalanceWithin {
 					return err
 				}
+				src.outage.Note(ctx, err)
+				s.cfg.Sleep(ctx, joinsAgain)
 			}
 			return nil
 		}()

@@ -110,6 +110,21 @@ func broken(err error) bool {
 	return errors.As(err, &network)
 }
 
+// WithoutCoordinator reports whether an error of a consumer group means that its coordinator can't
+// be reached, or that there is none for the moment, or that a rebalance lasts. The group still has
+// its member, which asks again.
+func WithoutCoordinator(err error) bool {
+	var told sarama.KError
+	if errors.As(err, &told) {
+		switch told {
+		case sarama.ErrConsumerCoordinatorNotAvailable, sarama.ErrNotCoordinatorForConsumer, sarama.ErrOffsetsLoadInProgress,
+			sarama.ErrRebalanceInProgress:
+			return true
+		}
+	}
+	return broken(err)
+}
+
 // message is one message that was given to a link. It takes the place of the message's value, so it
 // knows when the client takes the value to write it. Before that, nothing of the message can have
 // been written.

@@ -71,7 +71,7 @@ func (a *silentAvoider) failed(addr string, err error) {
 		s.others = false
 	}
 	a.mu.Unlock()
-	if TimedOut(err) {
+	if timedOut(err) {
 		a.fellSilent(addr)
 	}
 }
@@ -116,15 +116,14 @@ func (c *brokerConn) Read(p []byte) (int, error) {
 	case n > 0:
 		c.heard.Store(true)
 		c.avoider.answered(c.addr)
-	case TimedOut(err) && !c.heard.Load():
+	case timedOut(err) && !c.heard.Load():
 		c.avoider.fellSilent(c.addr)
 		_ = c.Close()
 	}
 	return n, err
 }
 
-// TimedOut reports whether a broker did not answer, or could not be reached, in time.
-func TimedOut(err error) bool {
+func timedOut(err error) bool {
 	var failed net.Error
 	return errors.As(err, &failed) && failed.Timeout()
 }

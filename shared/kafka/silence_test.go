@@ -97,11 +97,11 @@ func TestASilentBrokerIsAvoidedWhileOthersAnswer(t *testing.T) {
 				// It is not avoided before another broker has answered since.
 				for range 2 {
 					conn, err := ask(t, avoider, "a")
-					if !TimedOut(err) {
+					if !timedOut(err) {
 						t.Fatalf("the first answer of a silent broker: %v", err)
 					}
 					if conn != nil {
-						if err := askOn(conn); TimedOut(err) || err == nil {
+						if err := askOn(conn); timedOut(err) || err == nil {
 							t.Errorf("a second request on its connection: %v", err)
 						}
 					}
@@ -119,7 +119,7 @@ func TestASilentBrokerIsAvoidedWhileOthersAnswer(t *testing.T) {
 
 				// It is asked again later, and is avoided again while it is silent.
 				time.Sleep(avoidFor)
-				if _, err := ask(t, avoider, "a"); !TimedOut(err) {
+				if _, err := ask(t, avoider, "a"); !timedOut(err) {
 					t.Errorf("asked again after %s: %v", avoidFor, err)
 				}
 				if err := askOn(other); err != nil {
@@ -154,7 +154,7 @@ func TestABrokerThatHasAnsweredMayTakeItsTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		brokers["a"].frozen.Store(true)
-		if err := askOn(conn); !TimedOut(err) {
+		if err := askOn(conn); !timedOut(err) {
 			t.Fatalf("the answer of a frozen broker: %v", err)
 		}
 		brokers["a"].frozen.Store(false)
@@ -180,7 +180,7 @@ func TestAnAnswerOnAnEarlierConnectionEndsASilence(t *testing.T) {
 			t.Fatal(err)
 		}
 		brokers["a"].frozen.Store(true)
-		if _, err := ask(t, avoider, "a"); !TimedOut(err) {
+		if _, err := ask(t, avoider, "a"); !timedOut(err) {
 			t.Fatalf("the first answer of a frozen broker: %v", err)
 		}
 		brokers["a"].frozen.Store(false)
@@ -202,7 +202,7 @@ func TestASilentBrokerIsAskedWhenTheOthersAreGone(t *testing.T) {
 		brokers := pretendBrokers{"a": {}, "b": {}}
 		avoider := &silentAvoider{to: brokers}
 		brokers["a"].frozen.Store(true)
-		if _, err := ask(t, avoider, "a"); !TimedOut(err) {
+		if _, err := ask(t, avoider, "a"); !timedOut(err) {
 			t.Fatalf("the first answer of a frozen broker: %v", err)
 		}
 		if _, err := ask(t, avoider, "b"); err != nil {
