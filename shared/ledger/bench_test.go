@@ -39,7 +39,7 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 		}
 	}
 	two := func(size int) { w.settleInTwo(b, calls(size, false)) }
-	for _, size := range []int{1, 16, 64, 256} {
+	for _, size := range []int{1, 16, 64, 256, 1024} {
 		for transactions, settle := range []func(int){one, two} {
 			b.Run(fmt.Sprintf("batch=%d/transactions=%d", size, transactions+1), func(b *testing.B) {
 				b.ReportAllocs()

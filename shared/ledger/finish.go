@@ -292,9 +292,18 @@ func (l *Ledger) finish(ctx context.Context, calls []Finish, by ending, brief bo
 	case brief:
 		return l.finishBriefly(ctx, conn, calls, by)
 	case postgres.Citus(conn.Conn()):
-		return finishOn(ctx, conn, calls, by, func(run func() error) error { return l.transact(ctx, conn, false, run) })
+		return finishOn(ctx, conn, calls, by, again(ctx, func(run func() error) error { return l.transact(ctx, conn, false, run) }))
 	}
-	return finishOn(ctx, conn, calls, by, asItIs)
+	return finishOn(ctx, conn, calls, by, again(ctx, asItIs))
+}
+
+// again runs a transaction again when it lost against another one. What a transaction before it has
+// done stays known: that a call ended a reservation would otherwise look like an earlier call's doing.
+func again(ctx context.Context, alone func(func() error) error) func(func() error) error {
+	return func(run func() error) error {
+		_, err := retry(ctx, func() (struct{}, error) { return struct{}{}, alone(run) })
+		return err
+	}
 }
 
 // finishBriefly is finishOn in a transaction that waits only briefly for locks.
@@ -350,25 +359,31 @@ func finishOn(ctx context.Context, q postgres.Querier, calls []Finish, by ending
 	// end runs a statement, and notes the calls that ended a reservation. asked makes such a call from
 	// its reservation and the statement's second column.
 	end := func(asked func(uuid.UUID, string) Finish, statement *form, args ...any) error {
-		return alone(func() error {
+		var ended []Finish
+		err := alone(func() error {
 			rows, err := statement.query(ctx, q, args...)
 			if err != nil {
 				return err
 			}
-			var id uuid.UUID
-			var text string
-			_, err = pgx.ForEachRow(rows, []any{&id, &text}, func() error {
-				c := asked(id, text)
-				f := &finished[first[c]]
-				f.Done = true
-				f.Claim = Claim{ReservationID: id, Status: payment.Committed, Reason: payment.ReasonCommitted}
-				if c.RollBack != "" {
-					f.Claim.Status, f.Claim.Reason = payment.RolledBack, c.RollBack
-				}
-				return nil
+			ended, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Finish, error) {
+				var id uuid.UUID
+				var text string
+				err := row.Scan(&id, &text)
+				return asked(id, text), err
 			})
 			return err
 		})
+		if err != nil {
+			return err
+		}
+		for _, c := range ended {
+			claim := Claim{ReservationID: c.ReservationID, Status: payment.Committed, Reason: payment.ReasonCommitted}
+			if c.RollBack != "" {
+				claim.Status, claim.Reason = payment.RolledBack, c.RollBack
+			}
+			finished[first[c]] = Finished{Done: true, Claim: claim}
+		}
+		return nil
 	}
 	if len(commits) > 0 {
 		if err := end(commitOf, commitSQL, commits, keys, false); err != nil {

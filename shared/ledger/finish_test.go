@@ -1,7 +1,12 @@
 package ledger
 
 import (
+	"context"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pgw/shared/payment"
 )
@@ -83,4 +88,38 @@ func TestCallsForOneReservationInOneBatch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// loser is a pool whose rollbacks lose against another transaction once.
+type loser struct {
+	*pgxpool.Pool
+	lost bool
+}
+
+func (l *loser) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if len(args) > 0 && args[0] == rollBackSQL && !l.lost {
+		l.lost = true
+		return nil, &pgconn.PgError{Code: "40P01", Message: "deadlock detected"}
+	}
+	return l.Pool.Query(ctx, sql, args...)
+}
+
+// The commits of a batch are a transaction of their own. They stay this batch's doing when its rollbacks
+// have to run again.
+func TestABatchKnowsWhatItHasCommittedBeforeADeadlock(t *testing.T) {
+	w := newWorld(t)
+	w.open(1000, "A", "B")
+	calls := []Finish{
+		{ReservationID: w.mustReserve(pay("committed", "A", "B", 10)).ReservationID},
+		{ReservationID: w.mustReserve(pay("rolled back", "A", "B", 10)).ReservationID, RollBack: payment.CallerRolledBack},
+	}
+	q := &loser{Pool: w.pool}
+	got, err := finishOn(t.Context(), q, calls, byCall, again(t.Context(), asItIs))
+	if err != nil || !q.lost {
+		t.Fatalf("lost %t, %v", q.lost, err)
+	}
+	if !got[0].Done || got[0].Claim.Status != payment.Committed || !got[1].Done || got[1].Claim.Status != payment.RolledBack {
+		t.Errorf("%+v", got)
+	}
+	w.checkCounters()
 }

@@ -205,14 +205,19 @@ func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, 
 }
 
 func runTransaction[C, R any](ctx context.Context, calls []C, run func(context.Context, []C) ([]R, error)) ([]R, error) {
+	return retry(ctx, func() ([]R, error) { return run(ctx, calls) })
+}
+
+// retry runs a transaction until it has not lost against another one, at most maxTries times.
+func retry[T any](ctx context.Context, run func() (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval = 2 * time.Millisecond
-	return backoff.Retry(ctx, func() ([]R, error) {
-		values, err := run(ctx, calls)
+	return backoff.Retry(ctx, func() (T, error) {
+		value, err := run()
 		if err != nil && !postgres.Transient(err) {
-			return nil, backoff.Permanent(err)
+			return value, backoff.Permanent(err)
 		}
-		return values, err
+		return value, err
 	}, backoff.WithBackOff(wait), backoff.WithMaxTries(maxTries))
 }
 

@@ -25,13 +25,18 @@ const HasCitusSQL = `SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'ci
 // fitCitusSQL lets the server choose its plans where there is Citus. It returns a row only there.
 const fitCitusSQL = `SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'`
 
-// fitToRowsSQL says whether the rows of the session's ledger are distributed. Then a transaction
-// has one connection to each node, and so prepares one commit there. The coordinator joins what the
-// nodes return, which has no index, so it needs the joins that the pools turn off elsewhere.
+// fitToRowsSQL says whether the rows of the session's ledger are distributed. Then a statement has
+// one connection to each node. Only the rows of an INSERT with a SELECT go to each shard on a
+// connection of its own. These are kept for the next transaction, because making them anew costs
+// more than the rest of it. The coordinator joins what the nodes return, which has no index, so it
+// needs the joins that the pools turn off elsewhere.
 const fitToRowsSQL = `
-SELECT set_config('citus.max_adaptive_executor_pool_size', '1', false),
+SELECT set_config('citus.max_adaptive_executor_pool_size', '1', false), set_config('citus.max_cached_conns_per_worker', (
+		SELECT least(max(shards), 8)::text FROM (
+			SELECT count(*) AS shards FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid) WHERE s.logicalrelid = p.logicalrelid GROUP BY groupid
+		) n), false),
 	set_config('enable_seqscan', 'on', false), set_config('enable_hashjoin', 'on', false), set_config('enable_mergejoin', 'on', false)
-FROM pg_dist_partition WHERE logicalrelid = to_regclass('reservations') AND partmethod = 'h'`
+FROM pg_dist_partition p WHERE logicalrelid = to_regclass('reservations') AND partmethod = 'h'`
 
 // fitToCitus makes sessions fit a database with Citus. It costs each new connection a round trip.
 func fitToCitus(c *pgx.ConnConfig) {

@@ -39,6 +39,7 @@ import (
 	"pgw/shared/function"
 	"pgw/shared/kafka"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/shared/rpc"
 	"pgw/shared/trace"
 	"pgw/tests/processes"
@@ -187,7 +188,7 @@ type options struct {
 }
 
 // migrated is a database with the schema.
-var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute}
+var migrated = embeddedtest.Template{Prepare: ledger.Migrate, Distribute: ledger.Distribute, DistributeRows: ledger.DistributeRows}
 
 func start(t testing.TB, o options) *system {
 	t.Helper()
@@ -264,7 +265,7 @@ func start(t testing.TB, o options) *system {
 		}
 	})
 	s.url = "http://" + s.Addr("gateway")
-	if s.conn, err = pgx.Connect(ctx, o.database); err != nil {
+	if s.conn, err = postgres.Connect(ctx, o.database, nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
