@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -288,13 +289,15 @@ func (l *Ledger) finish(ctx context.Context, calls []Finish, by ending, brief bo
 		return nil, err
 	}
 	defer conn.Release()
-	switch {
-	case brief:
+	if brief {
 		return l.finishBriefly(ctx, conn, calls, by)
-	case postgres.Citus(conn.Conn()):
-		return finishOn(ctx, conn, calls, by, again(ctx, func(run func() error) error { return l.transact(ctx, conn, false, run) }))
 	}
-	return finishOn(ctx, conn, calls, by, again(ctx, asItIs))
+	alone := asItIs
+	if postgres.Citus(conn.Conn()) {
+		alone = func(run func() error) error { return l.transact(ctx, conn, false, run) }
+	}
+	finished, err = finishOn(ctx, conn, calls, by, again(ctx, alone))
+	return finished, backoff.Permanent(err) // each transaction has been tried often enough
 }
 
 // again runs a transaction again when it lost against another one. What a transaction before it has

@@ -8,7 +8,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 )
 
 // Two attempts of one payment may end it at the same moment, so both calls can be in one batch. Each
@@ -122,4 +124,29 @@ func TestABatchKnowsWhatItHasCommittedBeforeADeadlock(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	w.checkCounters()
+}
+
+// A transaction that always loses is tried maxTries times, and not again for each try of its batch.
+func TestALosingBatchIsTriedSoManyTimes(t *testing.T) {
+	if embeddedtest.Citus(t) {
+		t.Skip("Citus allows no such trigger")
+	}
+	w := newWorld(t)
+	w.open(1000, "A", "B")
+	held := w.mustReserve(pay("k", "A", "B", 10))
+	w.exec(`CREATE SEQUENCE tries`)
+	w.exec(`CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM nextval('tries'); RAISE 'deadlock detected' USING ERRCODE = '40P01'; END $$`)
+	w.exec(`CREATE TRIGGER lose BEFORE UPDATE ON reservations FOR EACH ROW EXECUTE FUNCTION lose()`)
+	got := serve(w.finishAll)(t.Context(), []Finish{{ReservationID: held.ReservationID}})
+	if !postgres.Transient(got[0].Err) {
+		t.Errorf("%+v", got)
+	}
+	var tries int
+	if err := w.pool.QueryRow(t.Context(), `SELECT last_value FROM tries`).Scan(&tries); err != nil || tries != maxTries {
+		t.Errorf("%d tries, want %d: %v", tries, maxTries, err)
+	}
+	w.exec(`DROP TRIGGER lose ON reservations`)
+	w.mustFinish(Finish{ReservationID: held.ReservationID})
+	w.checkBooks()
 }
