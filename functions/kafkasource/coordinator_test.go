@@ -200,8 +200,8 @@ func TestAFrozenBroker(t *testing.T) {
 	defer thaw()
 	// The records of each second are read in turn, also when the member's place in the group is
 	// judged anew: a session lasts 10 s.
-	begun := time.Now()
-	for records := int64(2); time.Since(begun) < 15*time.Second; records++ {
+	begun, records := time.Now(), int64(2)
+	for ; time.Since(begun) < 15*time.Second; records++ {
 		n.send()
 		n.each(records)
 		if records == 2 {
@@ -210,6 +210,8 @@ func TestAFrozenBroker(t *testing.T) {
 		time.Sleep(time.Second)
 	}
 	thaw()
+	n.send()
+	n.each(records)
 	stop()
 }
 

@@ -369,45 +369,48 @@ func (s *Sources) consume(ctx context.Context, src *source) {
 	wait := backoff.NewExponentialBackOff()
 	wait.MaxInterval = 5 * time.Second
 	for ctx.Err() == nil {
-		err := func() error {
-			client, err := sarama.NewClient(s.cfg.Kafka.Brokers, src.settings)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			group, err := sarama.NewConsumerGroupFromClient(s.cfg.GroupPrefix+spec.ConsumerGroup, &groupClient{Client: client})
-			if err != nil {
-				return err
-			}
-			defer group.Close()
-			// A member that can't join, because no broker coordinates the group or a rebalance lasts, asks
-			// again as the same member. As another one it would wait until the session of the first has
-			// expired.
-			var since time.Time // when it could not join first
-			for ctx.Err() == nil {
-				// Consume returns at each rebalance.
-				err := group.Consume(ctx, spec.Topics, handler)
-				if err == nil {
-					since = time.Time{}
-					wait.Reset()
-					continue
-				}
-				if since.IsZero() {
-					since = s.cfg.Now()
-				}
-				if !kafka.WithoutCoordinator(err) || s.cfg.Now().Sub(since) >= rebalanceWithin {
-					return err
-				}
-				src.outage.Note(ctx, err)
-				s.cfg.Sleep(ctx, joinsAgain)
-			}
-			return nil
-		}()
+		err := s.consumeAsMember(ctx, src, handler, wait.Reset)
 		if err != nil && ctx.Err() == nil {
 			src.outage.Note(ctx, err)
 			s.cfg.Sleep(ctx, wait.NextBackOff())
 		}
 	}
+}
+
+// consumeAsMember joins the source's group, and consumes as the same member until ctx ends or the
+// member can't go on. consumed is called when a session of the group has ended. A member that can't
+// join, because no broker coordinates the group or a rebalance lasts, asks again. As another member
+// it would wait until the session of the first has expired.
+func (s *Sources) consumeAsMember(ctx context.Context, src *source, handler sarama.ConsumerGroupHandler, consumed func()) error {
+	client, err := sarama.NewClient(s.cfg.Kafka.Brokers, src.settings)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	group, err := sarama.NewConsumerGroupFromClient(s.cfg.GroupPrefix+src.manifest.Spec.ConsumerGroup, &groupClient{Client: client})
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	var since time.Time // when it could not join first; zero after a session
+	for ctx.Err() == nil {
+		// Consume returns at each rebalance.
+		err := group.Consume(ctx, src.manifest.Spec.Topics, handler)
+		if err == nil {
+			since = time.Time{}
+			consumed()
+			continue
+		}
+		if since.IsZero() {
+			since = s.cfg.Now()
+		}
+		if ctx.Err() != nil || !kafka.WithoutCoordinator(err) || s.cfg.Now().Sub(since) >= rebalanceWithin {
+			return err
+		}
+		src.outage.Note(ctx, err)
+		s.cfg.Sleep(ctx, joinsAgain)
+	}
+	return nil
 }
 
 // groupClient is the client of one member of a group. A member whose connection to its coordinator

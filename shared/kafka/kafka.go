@@ -95,9 +95,10 @@ var (
 func (c Config) Settings(clientID string) (*sarama.Config, error) {
 	settings := baseSettings(clientID)
 	settings.Net.Proxy.Enable = true
-	settings.Net.Proxy.Dialer = &silentAvoider{to: &net.Dialer{Timeout: settings.Net.DialTimeout}}
 	if c.Dial != nil {
 		settings.Net.Proxy.Dialer = dialer(c.Dial)
+	} else {
+		settings.Net.Proxy.Dialer = &silentAvoider{to: &net.Dialer{Timeout: settings.Net.DialTimeout}}
 	}
 	if err := c.secure(settings); err != nil {
 		return nil, err

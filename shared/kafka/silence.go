@@ -3,6 +3,7 @@ package kafka
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -92,10 +93,10 @@ func (a *silentAvoider) answered(addr string) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.silent, addr)
-	for _, s := range a.silent {
+	maps.DeleteFunc(a.silent, func(silent string, s *silentBroker) bool {
 		s.others = true
-	}
+		return silent == addr || time.Since(s.since) >= avoidFor
+	})
 	a.avoiding.Store(len(a.silent) > 0)
 }
 

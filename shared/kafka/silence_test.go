@@ -85,13 +85,8 @@ func TestASilentBrokerIsAvoidedWhileOthersAnswer(t *testing.T) {
 		"unreachable": func(b *pretendBroker, on bool) { b.unreachable = on },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				brokers := pretendBrokers{"a": {}, "b": {}}
-				avoider := &silentAvoider{to: brokers}
-				other, err := ask(t, avoider, "b")
-				if err != nil {
-					t.Fatal(err)
-				}
+			twoBrokers(t, func(t *testing.T, brokers pretendBrokers, avoider *silentAvoider) {
+				other := answered(t, avoider, "b")
 				fail(brokers["a"], true)
 
 				// It is not avoided before another broker has answered since.
@@ -144,15 +139,39 @@ func TestASilentBrokerIsAvoidedWhileOthersAnswer(t *testing.T) {
 	}
 }
 
-// The answer to a join may take long. Its broker is not silent.
-func TestABrokerThatHasAnsweredMayTakeItsTime(t *testing.T) {
+// twoBrokers runs a test with an avoider of the brokers a and b, in a bubble of time.
+func twoBrokers(t *testing.T, run func(*testing.T, pretendBrokers, *silentAvoider)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		brokers := pretendBrokers{"a": {}, "b": {}}
-		avoider := &silentAvoider{to: brokers}
-		conn, err := ask(t, avoider, "a")
-		if err != nil {
-			t.Fatal(err)
-		}
+		run(t, brokers, &silentAvoider{to: brokers})
+	})
+}
+
+// answered is ask for a broker that has to answer.
+func answered(t *testing.T, a *silentAvoider, addr string) net.Conn {
+	t.Helper()
+	conn, err := ask(t, a, addr)
+	if err != nil {
+		t.Fatalf("%s: %v", addr, err)
+	}
+	return conn
+}
+
+// fallSilent freezes a broker, asks it on a new connection, and lets it go on.
+func fallSilent(t *testing.T, a *silentAvoider, brokers pretendBrokers, addr string) {
+	t.Helper()
+	brokers[addr].frozen.Store(true)
+	if _, err := ask(t, a, addr); !timedOut(err) {
+		t.Fatalf("the first answer of a frozen broker: %v", err)
+	}
+	brokers[addr].frozen.Store(false)
+}
+
+// The answer to a join may take long. Its broker is not silent.
+func TestABrokerThatHasAnsweredMayTakeItsTime(t *testing.T) {
+	twoBrokers(t, func(t *testing.T, brokers pretendBrokers, avoider *silentAvoider) {
+		conn := answered(t, avoider, "a")
 		brokers["a"].frozen.Store(true)
 		if err := askOn(conn); !timedOut(err) {
 			t.Fatalf("the answer of a frozen broker: %v", err)
@@ -161,54 +180,29 @@ func TestABrokerThatHasAnsweredMayTakeItsTime(t *testing.T) {
 		if err := askOn(conn); err != nil {
 			t.Errorf("the connection after a late answer: %v", err)
 		}
-		if _, err := ask(t, avoider, "b"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := ask(t, avoider, "a"); err != nil {
-			t.Errorf("a new connection: %v", err)
-		}
+		answered(t, avoider, "b")
+		answered(t, avoider, "a")
 	})
 }
 
 // A connection that still works shows that its broker is not silent.
 func TestAnAnswerOnAnEarlierConnectionEndsASilence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		brokers := pretendBrokers{"a": {}, "b": {}}
-		avoider := &silentAvoider{to: brokers}
-		earlier, err := ask(t, avoider, "a")
-		if err != nil {
-			t.Fatal(err)
-		}
-		brokers["a"].frozen.Store(true)
-		if _, err := ask(t, avoider, "a"); !timedOut(err) {
-			t.Fatalf("the first answer of a frozen broker: %v", err)
-		}
-		brokers["a"].frozen.Store(false)
-		if _, err := ask(t, avoider, "b"); err != nil {
-			t.Fatal(err)
-		}
+	twoBrokers(t, func(t *testing.T, brokers pretendBrokers, avoider *silentAvoider) {
+		earlier := answered(t, avoider, "a")
+		fallSilent(t, avoider, brokers, "a")
+		answered(t, avoider, "b")
 		if err := askOn(earlier); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ask(t, avoider, "a"); err != nil {
-			t.Errorf("a new connection: %v", err)
-		}
+		answered(t, avoider, "a")
 	})
 }
 
 // The other broker is gone, so the one that was silent is asked again at once.
 func TestASilentBrokerIsAskedWhenTheOthersAreGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		brokers := pretendBrokers{"a": {}, "b": {}}
-		avoider := &silentAvoider{to: brokers}
-		brokers["a"].frozen.Store(true)
-		if _, err := ask(t, avoider, "a"); !timedOut(err) {
-			t.Fatalf("the first answer of a frozen broker: %v", err)
-		}
-		if _, err := ask(t, avoider, "b"); err != nil {
-			t.Fatal(err)
-		}
-		brokers["a"].frozen.Store(false)
+	twoBrokers(t, func(t *testing.T, brokers pretendBrokers, avoider *silentAvoider) {
+		fallSilent(t, avoider, brokers, "a")
+		answered(t, avoider, "b")
 		if _, err := ask(t, avoider, "a"); !errors.Is(err, errSilent) {
 			t.Errorf("connected to a silent broker: %v", err)
 		}
@@ -216,8 +210,18 @@ func TestASilentBrokerIsAskedWhenTheOthersAreGone(t *testing.T) {
 		if _, err := ask(t, avoider, "b"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Fatal(err)
 		}
-		if _, err := ask(t, avoider, "a"); err != nil {
-			t.Errorf("the only broker that is left: %v", err)
+		answered(t, avoider, "a")
+	})
+}
+
+// A broker that never comes back, because it has another address now, is forgotten.
+func TestASilenceIsForgotten(t *testing.T) {
+	twoBrokers(t, func(t *testing.T, brokers pretendBrokers, avoider *silentAvoider) {
+		fallSilent(t, avoider, brokers, "a")
+		time.Sleep(avoidFor)
+		answered(t, avoider, "b")
+		if avoider.avoiding.Load() || len(avoider.silent) > 0 {
+			t.Errorf("%v is avoided after %s", avoider.silent, avoidFor)
 		}
 	})
 }
