@@ -90,6 +90,13 @@ func TestASnapshotWaitsForWhatIsUnderWay(t *testing.T) {
 	go func() {
 		moved <- w.begin(context.Background(), func(pgx.Tx) error { <-release; return nil })
 	}()
+	eventually(t, "a transaction that moves money has its lock", func() error {
+		held, err := w.movesHeld()
+		if err == nil && held == 0 {
+			err = errors.New("none has it")
+		}
+		return err
+	})
 	begun := make(chan error, 1)
 	go func() {
 		conn, err := w.pool.Acquire(context.Background())
@@ -98,9 +105,6 @@ func TestASnapshotWaitsForWhatIsUnderWay(t *testing.T) {
 			return
 		}
 		defer conn.Release()
-		for len(w.locksHeld()) == 0 {
-			time.Sleep(time.Millisecond)
-		}
 		tx, err := BeginSnapshot(context.Background(), conn.Conn())
 		if err == nil {
 			err = tx.Rollback(context.Background())
@@ -119,17 +123,9 @@ func TestASnapshotWaitsForWhatIsUnderWay(t *testing.T) {
 	}
 }
 
-// locksHeld lists the transactions that move money.
-func (w *world) locksHeld() []int {
-	rows, err := w.pool.Query(context.Background(), `
-SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 21 AND objid = hashtext(current_schema())::oid AND mode = 'ShareLock' AND granted`)
-	if err != nil {
-		w.t.Error(err)
-		return []int{0}
-	}
-	pids, err := pgx.CollectRows(rows, pgx.RowTo[int])
-	if err != nil {
-		w.t.Error(err)
-	}
-	return pids
+// movesHeld counts the transactions that move money.
+func (w *world) movesHeld() (n int, err error) {
+	err = w.pool.QueryRow(context.Background(), `
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 21 AND objid = hashtext(current_schema())::oid AND mode = 'ShareLock' AND granted`).Scan(&n)
+	return n, err
 }
