@@ -86,15 +86,10 @@ func (l *Ledger) PaymentByRef(ctx context.Context, ref uuid.UUID) (payment.Recor
 	return l.onePayment(ctx, toldByRefSQL, ref)
 }
 
-func (l *Ledger) onePayment(ctx context.Context, statement *form, by ...any) (rec payment.Record, err error) {
-	err = l.reads.rows.run(ctx, func(ctx context.Context) error {
-		rows, err := statement.query(ctx, l.reads.pool, by...)
-		if err != nil {
-			return err
-		}
-		rec, err = pgx.CollectExactlyOneRow(rows, scanRecord)
-		return err
-	})
+func (l *Ledger) onePayment(ctx context.Context, statement *form, by ...any) (payment.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.reads.findWithin)
+	defer cancel()
+	rec, err := l.reads.finds.Do(ctx, find{statement, by})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return rec, ErrNotFound
 	}

@@ -169,9 +169,8 @@ func (l *Ledger) Run(ctx context.Context) error { return l.rules.Run(ctx) }
 
 // Close serves the calls that have been accepted, until ctx ends, and closes the connections.
 func (l *Ledger) Close(ctx context.Context) error {
-	err := errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx))
+	err := errors.Join(l.reserves.Close(ctx), l.finishes.Close(ctx), l.reads.close(ctx))
 	l.pool.Close()
-	l.reads.from.Close()
 	return err
 }
 

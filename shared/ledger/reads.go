@@ -9,23 +9,27 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"pgw/shared/batch"
+	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
 
 const (
-	// maxRows, maxLists, maxBooks and maxReports are the most reads that run at once: reads of one row,
-	// reads that search many rows, reads of the books, which may add up millions of rows, and reports
-	// of activity, which count up to MaxActivity payments.
-	maxRows, maxLists, maxBooks, maxReports = 3, 3, 2, 1
+	// maxFinds, maxRows, maxLists, maxBooks and maxReports are the most reads that run at once: batches of
+	// reads of one payment, reads of another row, reads that search many rows, reads of the books, which
+	// may add up millions of rows, and reports of activity, which count up to MaxActivity payments.
+	maxFinds, maxRows, maxLists, maxBooks, maxReports = 2, 2, 3, 2, 1
+	// maxFound is the most payments that are read by one batch.
+	maxFound = 64
 	// These are the most reads of each kind that run or wait.
-	maxWaitingRows, maxWaitingLists, maxWaitingBooks, maxWaitingReports = 256, 64, 64, 16
+	maxWaitingFinds, maxWaitingRows, maxWaitingLists, maxWaitingBooks, maxWaitingReports = 256, 256, 64, 64, 16
 	// readTimeout is the time limit of a read, including its wait. A read of the books may take
 	// booksTimes as long.
 	readTimeout = 5 * time.Second
 	booksTimes  = 6
 
 	// maxReads is the most reads of all kinds that run at once.
-	maxReads = maxRows + maxLists + maxBooks + maxReports
+	maxReads = maxFinds + maxRows + maxLists + maxBooks + maxReports
 )
 
 // reads are the clients' reads. They have their own connections, so that no payment waits for them.
@@ -33,14 +37,49 @@ const (
 type reads struct {
 	pool                        *pgxpool.Pool     // of the primary, with maxReads connections
 	from                        *postgres.Readers // for lists and reports, which may be a little behind
+	finds                       *batch.Batcher[find, payment.Record]
+	findWithin                  time.Duration // the time limit of one payment's read, including its wait
 	rows, lists, books, reports *readers
 }
 
 func newReads(from *postgres.Readers, within time.Duration) *reads {
-	return &reads{
-		from.Primary(), from, newReaders(maxRows, maxWaitingRows, within), newReaders(maxLists, maxWaitingLists, within),
-		newReaders(maxBooks, maxWaitingBooks, booksTimes*within), newReaders(maxReports, maxWaitingReports, within),
+	r := &reads{
+		pool: from.Primary(), from: from, findWithin: within,
+		rows: newReaders(maxRows, maxWaitingRows, within), lists: newReaders(maxLists, maxWaitingLists, within),
+		books: newReaders(maxBooks, maxWaitingBooks, booksTimes*within), reports: newReaders(maxReports, maxWaitingReports, within),
 	}
+	r.finds = batch.New(batch.Config{Max: maxFound, Lanes: maxFinds, Queue: maxWaitingFinds, Timeout: within, Kind: "find"}, r.findAll)
+	return r
+}
+
+// close ends the reads of payments, at the latest when ctx ends, and closes the connections.
+func (r *reads) close(ctx context.Context) error {
+	defer r.from.Close()
+	return r.finds.Close(ctx)
+}
+
+// find is the read of one payment: a recordForm, and its arguments.
+type find struct {
+	statement *form
+	by        []any
+}
+
+// findAll reads payments by one transaction. It tells none of them if the commit fails, because a
+// standby may lack what was read then (postgres.ReplicatedSQL).
+func (r *reads) findAll(ctx context.Context, finds []find) []batch.Result[payment.Record] {
+	results, b := make([]batch.Result[payment.Record], len(finds)), &pgx.Batch{}
+	for i, f := range finds {
+		f.statement.queue(b, f.by...).Query(func(rows pgx.Rows) error {
+			results[i].Value, results[i].Err = pgx.CollectExactlyOneRow(rows, scanRecord)
+			return nil // a payment that is not there does not concern the others
+		})
+	}
+	if err := r.pool.SendBatch(ctx, b).Close(); err != nil {
+		for i := range results {
+			results[i] = batch.Result[payment.Record]{Err: err}
+		}
+	}
+	return results
 }
 
 // behindWithin is the time limit of a list or a report at a standby. After it, the primary makes it.

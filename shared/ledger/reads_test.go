@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -132,5 +133,39 @@ func TestReadsThatWaitAreBounded(t *testing.T) {
 	}
 	if err := r.run(t.Context(), func(context.Context) error { return nil }); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Payments that are read at the same time are read together, and each reader gets its own.
+func TestPaymentsAreReadTogether(t *testing.T) {
+	w := newWorld(t)
+	w.open(1_000_000, "A", "B")
+	const payments = 40
+	for i := range payments {
+		if _, err := w.Reserve(t.Context(), pay(fmt.Sprint("k", i), "A", "B", int64(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var readers sync.WaitGroup
+	for i := range 3 * payments {
+		readers.Go(func() {
+			key := fmt.Sprint("k", i%(2*payments)) // of half of the keys there is no payment
+			got, err := w.Payment(t.Context(), payment.ScopedKey{Key: key})
+			if i%(2*payments) >= payments {
+				if !errors.Is(err, ErrNotFound) {
+					t.Errorf("%s: %+v, %v", key, got, err)
+				}
+				return
+			}
+			if err != nil || got.Key != key || got.AmountIDR != int64(i%(2*payments)+1) {
+				t.Errorf("%s: %+v, %v", key, got, err)
+			}
+		})
+	}
+	readers.Wait()
+	hungUp, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.Payment(hungUp, payment.ScopedKey{Key: "k0"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a client that has hung up: %v", err)
 	}
 }
