@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 )
 
 // One payment on a real Postgres, in batches of several sizes: in one transaction, and in two.
@@ -174,4 +175,36 @@ func (w *world) millisOf(b *testing.B, sql string) float64 {
 		}
 	}
 	return least
+}
+
+// What a webhook costs on a real Postgres: to store it, and to record the attempt that delivers it. So many
+// are told at the same time.
+func BenchmarkWebhook(b *testing.B) {
+	w, _ := openHooks(b)
+	endpoint := addEndpoint(b, w, "shop")
+	tell := func() error {
+		e := hookEvent(uuid.NewString(), "shop", "payment.settled", uuid.NewString(), SequenceDecided)
+		taken, err := w.AddEvent(b.Context(), e, []uuid.UUID{endpoint}, hookTerms)
+		if err != nil || len(taken) != 1 {
+			return fmt.Errorf("%v, %w", taken, err)
+		}
+		done := Attempt{Endpoint: endpoint, Event: e.ID, At: time.Now(), Code: 204, Result: "delivered", Delivered: true}
+		_, err = w.Finish(b.Context(), done, time.Hour)
+		return err
+	}
+	for _, callers := range []int{1, 16, 64} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var told errgroup.Group
+				for range callers {
+					told.Go(tell)
+				}
+				if err := told.Wait(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*callers), "ns/webhook")
+		})
+	}
 }

@@ -13,7 +13,7 @@ import (
 	"pgw/shared/postgres"
 )
 
-func loginTo(t *testing.T, database, user string) string {
+func loginTo(t testing.TB, database, user string) string {
 	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {

@@ -28,9 +28,9 @@ type Webhooks struct {
 	finishes *batch.Batcher[finished, bool]
 }
 
-// The bounds of batches of webhooks.
+// The bounds of batches of webhooks. With two lanes the batches are smaller, and cost more in all.
 const (
-	hooksAtOnce, hooksLanes, hooksWaiting = 64, 2, 4096
+	hooksAtOnce, hooksLanes, hooksWaiting = 64, 1, 4096
 	hooksCloseWithin                      = 5 * time.Second
 )
 

@@ -17,7 +17,7 @@ import (
 var hookTerms = Terms{Lease: time.Minute, Keep: 30 * 24 * time.Hour}
 
 // openHooks opens the store with the rights of its function.
-func openHooks(t *testing.T) (*Webhooks, string) {
+func openHooks(t testing.TB) (*Webhooks, string) {
 	t.Helper()
 	owner := migrated.Postgres(t)
 	login := loginTo(t, owner, "pgw_test_webhooks")
@@ -32,7 +32,7 @@ func openHooks(t *testing.T) (*Webhooks, string) {
 	return w, owner
 }
 
-func addEndpoint(t *testing.T, w *Webhooks, client string, types ...string) uuid.UUID {
+func addEndpoint(t testing.TB, w *Webhooks, client string, types ...string) uuid.UUID {
 	t.Helper()
 	e := Endpoint{
 		ID: uuid.New(), Client: client, URL: "https://example.com/" + client, Types: types, Format: "webhook",
