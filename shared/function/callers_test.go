@@ -3,20 +3,14 @@ package function
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -38,6 +32,7 @@ import (
 	callsv1 "pgw/proto/gen/calls/v1"
 	dbv1 "pgw/proto/gen/db/v1"
 	riskv1 "pgw/proto/gen/risk/v1"
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/rpc"
 )
@@ -202,66 +197,18 @@ func tokensRotate(t *testing.T, over Transport) {
 	becomes(otherToken, codes.OK)
 }
 
-// authority signs certificates for tests.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T) authority {
-	a := authority{t: t}
-	a.cert, a.key = a.issue("authority", nil)
-	return a
-}
-
-func (a authority) issue(name string, by *authority) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
-	}
-	parent, signer := template, key
-	if by == nil {
-		template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign
-	} else {
-		parent, signer = by.cert, by.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
 // give writes a process's certificate, its key and the trusted authorities to a directory.
-func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
-	a.t.Helper()
-	cert, key := a.issue(name, &a)
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+func give(t *testing.T, dir, name string, by *embeddedtest.Authority, trusted ...*embeddedtest.Authority) rpc.Security {
+	t.Helper()
+	cert, key := by.Issue(name)
 	var signers []byte
-	for _, by := range append(trusted, a) {
-		signers = append(signers, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: by.cert.Raw})...)
+	for _, signer := range append(trusted, by) {
+		signers = append(signers, signer.PEM()...)
 	}
 	s := rpc.Security{Mode: "required", CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"), CAFile: filepath.Join(dir, "ca.crt")}
-	for path, text := range map[string][]byte{
-		s.CAFile: signers, s.KeyFile: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
-		s.CertFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
-	} {
+	for path, text := range map[string][]byte{s.CAFile: signers, s.KeyFile: key, s.CertFile: cert} {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
-			a.t.Fatal(err)
+			t.Fatal(err)
 		}
 	}
 	return s
@@ -272,9 +219,9 @@ func (a authority) give(dir, name string, trusted ...authority) rpc.Security {
 func TestCertificates(t *testing.T) { overEach(t, certificates) }
 
 func certificates(t *testing.T, over Transport) {
-	ours, theirs := newAuthority(t), newAuthority(t)
+	ours, theirs := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
 	dir := t.TempDir()
-	server := callers(t, ours.give(dir, "risk"))
+	server := callers(t, give(t, dir, "risk", ours))
 	at := serveAll(t, over, server, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })
 	call := func(c *rpc.Callers) codes.Code {
 		ctx, cancel := context.WithTimeout(t.Context(), wait)
@@ -282,7 +229,7 @@ func certificates(t *testing.T, over Transport) {
 		_, err := riskv1.NewRiskServiceClient(dial(t, c, at)).Evaluate(ctx, &riskv1.ScoreRequest{})
 		return status.Code(err)
 	}
-	ofOurs, ofTheirs := callers(t, ours.give(t.TempDir(), "gateway")), callers(t, theirs.give(t.TempDir(), "gateway", ours))
+	ofOurs, ofTheirs := callers(t, give(t, t.TempDir(), "gateway", ours)), callers(t, give(t, t.TempDir(), "gateway", theirs, ours))
 	if got := call(ofOurs); got != codes.OK {
 		t.Errorf("with a certificate: %s", got)
 	}
@@ -293,7 +240,7 @@ func certificates(t *testing.T, over Transport) {
 		t.Errorf("without TLS: %s", got)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(ours.cert)
+	pool.AddCert(ours.Certificate)
 	for _, protocol := range []string{"h2", "http/1.1"} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, NextProtos: []string{protocol}}, ForceAttemptHTTP2: protocol == "h2"}}
 		want := http.StatusOK
@@ -322,7 +269,7 @@ func certificates(t *testing.T, over Transport) {
 		t.Errorf("another function, by HTTP: %v %v", resp, err)
 	}
 	// The authority is changed. The server uses and trusts the new one without a restart.
-	theirs.give(dir, "risk")
+	give(t, dir, "risk", theirs)
 	for deadline := time.Now().Add(wait); call(ofTheirs) != codes.OK; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the new certificates are not used")
