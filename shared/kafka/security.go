@@ -5,18 +5,21 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/IBM/sarama"
 	"github.com/xdg-go/scram"
+
+	"pgw/shared/secret"
 )
 
 // Security is the access to a Kafka that requires TLS or a login. Its files are read when a client
-// is made.
+// is made. The client's own certificate and key are read again when they change.
 type Security struct {
 	TLS           bool   `envconfig:"KAFKA_TLS" default:"false" desc:"connect with TLS"`
 	CAFile        string `envconfig:"KAFKA_CA_FILE" desc:"PEM of the authorities that sign the brokers' certificates; empty: the system's"`
-	CertFile      string `envconfig:"KAFKA_CERT_FILE" desc:"PEM of the client's own certificate, with KAFKA_KEY_FILE"`
+	CertFile      string `envconfig:"KAFKA_CERT_FILE" desc:"PEM of the client's own certificate, with KAFKA_KEY_FILE; read again when it changes"`
 	KeyFile       string `envconfig:"KAFKA_KEY_FILE" desc:"PEM of the client's own key"`
 	SASLMechanism string `envconfig:"KAFKA_SASL_MECHANISM" desc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty means none"`
 	SASLUser      string `envconfig:"KAFKA_SASL_USER"`
@@ -78,13 +81,29 @@ func (c Security) secureTLS(settings *sarama.Config) error {
 		return errors.New("KAFKA_CERT_FILE and KAFKA_KEY_FILE go together")
 	}
 	if c.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		own, err := secret.Open(c.CertFile, c.readOwn, slog.Default())
 		if err != nil {
-			return fmt.Errorf("KAFKA_CERT_FILE, KAFKA_KEY_FILE: %w", err)
+			return fmt.Errorf("KAFKA_CERT_FILE: %w", err)
 		}
-		settings.Net.TLS.Config.Certificates = []tls.Certificate{pair}
+		settings.Net.TLS.Config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return own.Get(), nil
+		}
 	}
 	return nil
+}
+
+// readOwn returns the client's certificate with its key. While only one of the two files has been
+// replaced, they do not fit, and readOwn fails.
+func (c Security) readOwn(cert []byte) (*tls.Certificate, error) {
+	key, err := os.ReadFile(c.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("KAFKA_KEY_FILE: %w", err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("with KAFKA_KEY_FILE %s: %w", c.KeyFile, err)
+	}
+	return &pair, nil
 }
 
 // scramClient is one SCRAM conversation, with the methods that sarama needs.

@@ -1,10 +1,18 @@
 package kafka_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
 
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/kafka"
@@ -44,6 +52,95 @@ func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 		if _, err := cfg.Settings("test"); err != nil {
 			t.Errorf("%s: %v", mechanism, err)
 		}
+	}
+}
+
+// A client's certificate is replaced without a restart. The next connection presents the new one.
+// As long as only one of its two files has changed, connections present the old one.
+func TestAClientsCertificateIsReplaced(t *testing.T) {
+	brokers, old, next := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
+	own, err := tls.X509KeyPair(brokers.Issue("broker"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var trusted atomic.Pointer[embeddedtest.Authority]
+	trusted.Store(old)
+	_, w, cfg := broker(t, kfake.TLS(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		pool := x509.NewCertPool()
+		pool.AddCert(trusted.Load().Certificate)
+		return &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}, nil
+	}}))
+	put := func(path string, text []byte) string {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	dir := t.TempDir()
+	as := func(name string, by *embeddedtest.Authority) kafka.Security {
+		cert, key := by.Issue(name)
+		return kafka.Security{
+			TLS: true, CAFile: put(filepath.Join(dir, "ca.pem"), brokers.PEM()),
+			CertFile: put(filepath.Join(dir, name+".crt"), cert), KeyFile: put(filepath.Join(dir, name+".key"), key),
+		}
+	}
+	logged := logs(t)
+	cfg.Security = as("client", old)
+	p := producer(t, cfg)
+	defer ended(t, p)
+	reconnects := func(key string) {
+		t.Helper()
+		w.away()
+		w.back(t)
+		until(t, p, key, succeeded)
+	}
+	until(t, p, "first", succeeded)
+
+	cert, key := next.Issue("client")
+	put(cfg.CertFile, cert)
+	for begun := time.Now(); !strings.Contains(logged(), "KAFKA_KEY_FILE "+cfg.KeyFile); {
+		if time.Since(begun) > patience {
+			t.Fatalf("logged: %q", logged())
+		}
+		reconnects("with half of a pair")
+	}
+
+	put(cfg.KeyFile, key)
+	trusted.Store(next)
+	reconnects("renewed")
+	if keys, err := read(t, cfg, kafka.Range{Topic: "t"}); err != nil || !slices.Contains(keys, "renewed") {
+		t.Errorf("read %v, %v", keys, err)
+	}
+
+	cfg.Security = as("late", old)
+	late := producer(t, cfg)
+	defer ended(t, late)
+	if err := within(t, patience, late, "late"); !notSent(err) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("with a certificate that is not trusted any more: %v", err)
+	}
+}
+
+// logs returns what the default logger has written since the call.
+func logs(t *testing.T) func() string {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(file, nil)))
+	t.Cleanup(func() {
+		slog.SetDefault(before)
+		file.Close()
+	})
+	return func() string {
+		t.Helper()
+		text, err := os.ReadFile(file.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
 	}
 }
 
