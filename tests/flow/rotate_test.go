@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/IBM/sarama"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -205,6 +207,45 @@ func TestLoginsAreRotatedUnderLoad(t *testing.T) {
 	now.drain()
 }
 
+// realKafka returns new topics in the real Kafka, a client that changes its users, and a function
+// that changes settings of the broker until the test ends. The broker notices such a change a
+// little later.
+func realKafka(t *testing.T) (at embeddedtest.Broker, admin *kadm.Client, alter func(settings map[string]string)) {
+	t.Helper()
+	topics, err := processes.Topics(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at = embeddedtest.Kafka(t, topics...)
+	client, err := kgo.NewClient(kgo.SeedBrokers(at.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	admin = kadm.NewClient(client)
+	apply := func(ctx context.Context, op kadm.IncrementalOp, settings map[string]string) {
+		t.Helper()
+		var configs []kadm.AlterConfig
+		for name, value := range settings {
+			configs = append(configs, kadm.AlterConfig{Op: op, Name: name, Value: &value})
+		}
+		responses, err := admin.AlterBrokerConfigs(ctx, configs, 1)
+		for _, r := range responses {
+			err = cmp.Or(err, r.Err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	altered := map[string]string{}
+	t.Cleanup(func() { apply(context.Background(), kadm.DeleteConfig, altered) })
+	return at, admin, func(settings map[string]string) {
+		t.Helper()
+		maps.Copy(altered, settings)
+		apply(t.Context(), kadm.SetConfig, settings)
+	}
+}
+
 // Kafka's user and the brokers' certificate are rotated as the runbook says, while clients pay. The
 // user: make a second one, replace the functions, remove the first one. The certificate: give the
 // functions both authorities, replace it at the brokers, give the functions only the new authority.
@@ -213,17 +254,7 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	if secure == "" {
 		t.Skip("PGW_TEST_KAFKA_SECURE is not set: make test-kafka starts such a Kafka")
 	}
-	topics, err := processes.Topics(4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	broker := embeddedtest.Kafka(t, topics...)
-	client, err := kgo.NewClient(kgo.SeedBrokers(broker.Brokers...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(client.Close)
-	admin := kadm.NewClient(client)
+	broker, admin, alter := realKafka(t)
 	const first, second = "rotate-first", "rotate-second"
 	add := func(user string) {
 		t.Helper()
@@ -269,16 +300,6 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	}
 	keytool("-genkeypair", "-keyalg", "EC", "-storetype", "PKCS12", "-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1", "-validity", "30")
 	newAuthority := keytool("-exportcert", "-rfc")
-	certify := func(ctx context.Context, op kadm.IncrementalOp) error {
-		of := func(name, value string) kadm.AlterConfig {
-			return kadm.AlterConfig{Op: op, Name: "listener.name.secure.ssl.keystore." + name, Value: &value}
-		}
-		responses, err := admin.AlterBrokerConfigs(ctx, []kadm.AlterConfig{of("location", store), of("password", storePassword), of("type", "PKCS12")}, 1)
-		for _, r := range responses {
-			err = cmp.Or(err, r.Err)
-		}
-		return err
-	}
 	presented := func() string {
 		t.Helper()
 		conn, err := tls.Dial("tcp", secure, &tls.Config{InsecureSkipVerify: true}) // only its certificate is looked at
@@ -290,11 +311,6 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	}
 	before := presented()
 	add(first)
-	t.Cleanup(func() {
-		if err := certify(context.Background(), kadm.DeleteConfig); err != nil {
-			t.Error(err)
-		}
-	})
 
 	// What a system has done is checked after its user is gone.
 	plainly := func(s *system) { s.kafka = broker }
@@ -304,9 +320,10 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 			plainly(old)
 		}, after: func(s *system) {
 			remove(first)
-			if err := certify(t.Context(), kadm.SetConfig); err != nil {
-				t.Fatal(err)
-			}
+			alter(map[string]string{
+				"listener.name.secure.ssl.keystore.location": store, "listener.name.secure.ssl.keystore.password": storePassword,
+				"listener.name.secure.ssl.keystore.type": "PKCS12",
+			})
 			s.eventually("the broker has its new certificate", func() error {
 				if presented() == before {
 					return errors.New("it has the old one")
@@ -319,4 +336,82 @@ func TestAccessToKafkaIsRotatedUnderLoad(t *testing.T) {
 	now.stop()
 	plainly(now)
 	remove(second)
+}
+
+// The functions' own certificate for Kafka is rotated as the runbook says, while clients pay: let
+// the broker trust both authorities, replace the files, take the old authority from the broker. No
+// function is restarted. After each change all connections end, and the functions connect again.
+func TestOwnCertificateForKafkaIsRotatedUnderLoad(t *testing.T) {
+	mutual, found := os.Getenv("PGW_TEST_KAFKA_MUTUAL"), os.Getenv("PGW_TEST_KAFKA_MUTUAL_AS")
+	if mutual == "" {
+		t.Skip("PGW_TEST_KAFKA_MUTUAL is not set: make test-kafka starts such a Kafka")
+	}
+	broker, _, alter := realKafka(t)
+	wire := embeddedtest.NewWireAt(t, found, mutual)
+	broker.Brokers = []string{found}
+	put := func(path string, text ...[]byte) {
+		t.Helper()
+		if err := os.WriteFile(path, bytes.Join(text, nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// with is how functions reach Kafka with a certificate of their own.
+	with := func(certificate, key []byte) *embeddedtest.Broker {
+		t.Helper()
+		at, dir := broker, t.TempDir()
+		at.Security = kafka.Security{
+			TLS: true, CAFile: os.Getenv("PGW_TEST_KAFKA_CA"), CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"),
+		}
+		put(at.CertFile, certificate)
+		put(at.KeyFile, key)
+		return &at
+	}
+	connects := func(at *embeddedtest.Broker) error {
+		client, err := sarama.NewClient(at.Brokers, at.Client(t))
+		if err != nil {
+			return err
+		}
+		return client.Close()
+	}
+	refuses := func(at *embeddedtest.Broker) error {
+		if err := connects(at); err == nil || !strings.Contains(err.Error(), "certificate") {
+			return fmt.Errorf("connecting ends with %v", err)
+		}
+		return nil
+	}
+	trust := func(authorities ...[]byte) {
+		t.Helper()
+		store := filepath.Join(t.TempDir(), "trusted.pem")
+		put(store, authorities...)
+		alter(map[string]string{"listener.name.mutual.ssl.truststore.location": store})
+	}
+
+	oldAuthority, newAuthority := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
+	certificate, key := oldAuthority.Issue("pgw")
+	functions, old := with(certificate, key), with(certificate, key)
+	certificate, key = newAuthority.Issue("pgw")
+	renewed := with(certificate, key)
+
+	trust(oldAuthority.PEM())
+	eventually(t, "the broker trusts the old authority", func() error { return connects(old) })
+	eventually(t, "the broker does not trust the new one", func() error { return refuses(renewed) })
+	paid := 0
+	connectAgain := func(s *system) {
+		wire.Cut()
+		for range 8 {
+			paid++
+			s.expect(s.pay(fmt.Sprintf("connected-again-%d", paid), "A", "B", "IDR", 1000), "200 SUCCESS committed")
+		}
+	}
+	now := rotate(t, options{kafka: functions}, step{before: func(s *system) {
+		trust(oldAuthority.PEM(), newAuthority.PEM())
+		s.eventually("the broker trusts both", func() error { return errors.Join(connects(old), connects(renewed)) })
+		put(functions.CertFile, certificate)
+		put(functions.KeyFile, key)
+		connectAgain(s)
+		trust(newAuthority.PEM())
+		s.eventually("the broker refuses the old certificate", func() error { return refuses(old) })
+		connectAgain(s)
+	}}) // functions also start with the new files
+	now.drain()
 }

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// Wire passes TCP connections on to a server, and can make them silent. A silent connection is
-// never closed at either end, as when a host loses its power or a firewall forgets its connections.
+// Wire passes TCP connections on to a server, and can end them or make them silent. A silent
+// connection is never closed at either end, as when a host loses its power or a firewall forgets
+// its connections.
 type Wire struct {
 	tb       testing.TB
 	listener net.Listener
@@ -28,7 +29,13 @@ type wireConn struct {
 // NewWire makes a wire to the server at upstream, and listens.
 func NewWire(tb testing.TB, upstream string) *Wire {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return NewWireAt(tb, "127.0.0.1:0", upstream)
+}
+
+// NewWireAt makes a wire that listens at addr, because clients are told to come there.
+func NewWireAt(tb testing.TB, addr, upstream string) *Wire {
+	tb.Helper()
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -36,14 +43,7 @@ func NewWire(tb testing.TB, upstream string) *Wire {
 	go w.accept()
 	tb.Cleanup(func() {
 		l.Close()
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		for _, c := range w.conns {
-			c.in.Close()
-			if c.out != nil {
-				c.out.Close()
-			}
-		}
+		w.Cut()
 	})
 	return w
 }
@@ -62,6 +62,19 @@ func NewWireTo(tb testing.TB, serverURL string) (*Wire, string) {
 	w := NewWire(tb, u.Host)
 	u.Host = w.Addr()
 	return w, u.String()
+}
+
+// Cut ends the present connections. New connections work.
+func (w *Wire) Cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.conns {
+		c.in.Close()
+		if c.out != nil {
+			c.out.Close()
+		}
+	}
+	w.conns = nil
 }
 
 // Silence makes the present connections silent for ever. New connections work.
