@@ -342,6 +342,8 @@ func groupSettings(cfg kafka.Config, manifest kafkaSource) (*sarama.Config, erro
 		settings.Consumer.Offsets.Initial = sarama.OffsetOldest
 	}
 	settings.Consumer.Group.Rebalance.Timeout = rebalanceWithin
+	// A member whose join meets another one asks again after this wait.
+	settings.Consumer.Group.Rebalance.Retry.Backoff = joinsAgain
 	settings.Net.ReadTimeout = silentWithin
 	// A partition whose broker is gone asks for its new leader after this wait.
 	settings.Consumer.Retry.Backoff = 250 * time.Millisecond
