@@ -93,11 +93,14 @@ test-broken: ## Break manifests, and check that test-manifests finds each mistak
 	tests/manifests/broken
 
 # On a database with Citus each test gets a schema of it, which is distributed. ROWS=1 distributes its rows instead.
-# SCHEMAS=1 gives each test a schema anywhere.
+# SCHEMAS=1 gives each test a schema anywhere. The flows run one at a time: each is a whole system with many connections,
+# and on Citus each of these has its own to every node.
 ledger_tests = ./shared/ledger ./functions/db ./functions/pgw/reconcile
-test-ledger: ## Run the tests of the ledger on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1, ROWS=1).
+on_ledger    = PGW_TEST_DATABASE_URL='$(LEDGER_URL)' PGW_TEST_SCHEMAS=$(SCHEMAS) PGW_TEST_ROWS=$(ROWS)
+test-ledger: ## Run the tests of the ledger and the flows on another engine (LEDGER_URL: a superuser's URL of a database; SCHEMAS=1, ROWS=1).
 ifdef LEDGER_URL
-	PGW_TEST_DATABASE_URL='$(LEDGER_URL)' PGW_TEST_SCHEMAS=$(SCHEMAS) PGW_TEST_ROWS=$(ROWS) go test -count=1 -p 1 -timeout 40m $(ledger_tests)
+	$(on_ledger) go test -count=1 -p 1 -timeout 40m $(ledger_tests)
+	$(on_ledger) go test -count=1 -parallel 1 -timeout 90m ./tests/flow
 else
 	@echo "LEDGER_URL is not set: nothing was run"
 endif

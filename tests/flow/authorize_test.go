@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	commonv1 "pgw/proto/gen/common/v1"
 	dbv1 "pgw/proto/gen/db/v1"
@@ -67,8 +68,10 @@ func TestAuthorizedPaymentsByEvents(t *testing.T) {
 		payment.Operation{Kind: payment.Capture, Key: "c", Payment: "captured", Minor: 4000, Currency: idr})
 	operate(func(o *commonv1.Operation) (*dbv1.OperationResponse, error) { return db.Void(ctx, o) },
 		payment.Operation{Kind: payment.Void, Key: "v", Payment: "voided"})
-	s.exec(`WITH r AS (UPDATE reservations SET deadline = statement_timestamp() - interval '1 ms' WHERE idempotency_key = 'expired' RETURNING reservation_id, deadline)
-		UPDATE authorizations a SET expires_at = r.deadline FROM r WHERE a.reservation_id = r.reservation_id`)
+	// Two statements: the rows may be on different servers.
+	var expired time.Time
+	s.query(&expired, `UPDATE reservations SET deadline = statement_timestamp() - interval '1 ms' WHERE idempotency_key = 'expired' RETURNING deadline`)
+	s.exec(`UPDATE authorizations SET expires_at = $1 WHERE reservation_id = (SELECT reservation_id FROM reservations WHERE idempotency_key = 'expired')`, expired)
 	if _, err := dbv1.NewAdminClient(s.Conn("db")).Sweep(ctx, &dbv1.SweepRequest{}); err != nil {
 		t.Fatal(err)
 	}

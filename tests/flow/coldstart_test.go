@@ -9,10 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/tests/processes"
 )
 
@@ -48,7 +47,7 @@ func separate(t *testing.T, log *processes.Output) *processes.System {
 // checkSumOf adds up the ledger of a database.
 func checkSumOf(t *testing.T, database string) {
 	t.Helper()
-	conn, err := pgx.Connect(context.Background(), database)
+	conn, err := postgres.Connect(context.Background(), database, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

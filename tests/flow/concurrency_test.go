@@ -219,7 +219,7 @@ func TestCommitFailed(t *testing.T) {
 					return err
 				}
 				defer conn.Close(context.Background())
-				_, err = conn.Exec(context.Background(), `UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+				_, err = conn.Exec(context.Background(), `UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'B'`)
 				return err
 			}
 			return nil
@@ -379,7 +379,7 @@ func TestAccountEvents(t *testing.T) {
 		return nil
 	})
 	var accountStatus string
-	s.query(&accountStatus, `SELECT status FROM wallet_accounts WHERE account_id = 'NEW'`)
+	s.query(&accountStatus, `SELECT status FROM balances WHERE account_id = 'NEW' AND currency = 'IDR'`)
 	if accountStatus != "BLOCKED" {
 		t.Errorf("the older event won: %s", accountStatus)
 	}

@@ -24,8 +24,8 @@ func TestOutcomes(t *testing.T) {
 	s := start(t, options{})
 	s.open(1500, "POOR")
 	s.open(0, "EMPTY", "BLOCKED", "RISKY")
-	s.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'BLOCKED'`)
-	s.exec(`UPDATE wallet_accounts SET daily_limit_idr = 5000 WHERE account_id = 'C'`)
+	s.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'BLOCKED'`)
+	s.exec(`UPDATE balances SET daily_limit = 5000 WHERE account_id = 'C'`)
 	s.rules(&riskv1.SeedRulesRequest{MaxAmount: 100_000_000, BlockedAccounts: []string{"RISKY"}})
 
 	long := strings.Repeat("x", 65)
@@ -265,7 +265,7 @@ func TestRetriesHearTheOutcome(t *testing.T) {
 		t.Errorf("at the new rate %d was paid", a-s.balance("A"))
 	}
 
-	s.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = 'B'`)
+	s.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = 'B'`)
 	s.expect(s.pay("before the rate moved", "A", "B", "USD", 10), "200 SUCCESS_REPLAY duplicate_idempo")
 	s.expect(s.pay("new", "A", "B", "USD", 10), "200 FAILED receiver_blocked")
 

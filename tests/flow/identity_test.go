@@ -268,7 +268,7 @@ func TestACapturedEventUnblocksNobody(t *testing.T) {
 		t.Errorf("from 2099: %d", code)
 	}
 	var got string
-	s.query(&got, `SELECT status FROM wallet_accounts WHERE account_id = 'NEW'`)
+	s.query(&got, `SELECT status FROM balances WHERE account_id = 'NEW' AND currency = 'IDR'`)
 	if got != "BLOCKED" {
 		t.Errorf("the account is %s", got)
 	}

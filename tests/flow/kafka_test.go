@@ -15,13 +15,14 @@ import (
 	"pgw/shared/kafka"
 	"pgw/shared/money"
 	"pgw/shared/payment"
+	"pgw/shared/postgres"
 	"pgw/tests/processes"
 )
 
 var idr = money.IDR
 
 func connect(s *system) (*pgx.Conn, error) {
-	return pgx.Connect(context.Background(), s.conn.Config().ConnString())
+	return postgres.Connect(context.Background(), s.conn.Config().ConnString(), nil)
 }
 
 // publish signs a request and puts it on its topic.

@@ -287,14 +287,25 @@ func start(t testing.TB, o options) *system {
 	return s
 }
 
+// loginTo returns the URL of a ledger for one of its logins. A ledger that shares its database with
+// others has logins of its own, which are dropped with its schema.
 func loginTo(t testing.TB, database, user string) string {
 	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.User = url.UserPassword(user, "of the tests")
+	u.User = url.UserPassword(ledger.RoleOf(user, schemaOf(t, database)), "of the tests")
 	return u.String()
+}
+
+func schemaOf(t testing.TB, database string) postgres.Schema {
+	t.Helper()
+	c, err := postgres.ParseConfig(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return postgres.SchemaOf(c)
 }
 
 // seed makes three rich accounts, the rates of the contract's examples, and rules without random

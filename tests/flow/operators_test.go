@@ -191,8 +191,8 @@ func fitting(key string) []string {
 // invented is a payment like the first one, with another key.
 func invented(attempt string) []string {
 	return append([]string{
-		`CREATE TABLE kept_claim AS SELECT * FROM reservations WHERE idempotency_key = 'one'`,
-		`CREATE TABLE kept_outcome AS SELECT * FROM payments WHERE idempotency_key = 'one'`,
+		`CREATE TEMP TABLE kept_claim AS SELECT * FROM reservations WHERE idempotency_key = 'one'`,
+		`CREATE TEMP TABLE kept_outcome AS SELECT * FROM payments WHERE idempotency_key = 'one'`,
 		`UPDATE kept_claim SET reservation_id = gen_random_uuid(), idempotency_key = 'invented', attempt_id = '` + attempt + `'`,
 		`UPDATE kept_outcome SET payment_id = (SELECT reservation_id FROM kept_claim), idempotency_key = 'invented'`,
 		`INSERT INTO reservations SELECT * FROM kept_claim`, `INSERT INTO payments SELECT * FROM kept_outcome`,
@@ -233,19 +233,48 @@ func booked(id string) []string {
 // ledgerTables are the tables that faults are planted in.
 var ledgerTables = []string{"balances", "transfers", "entries", "reservations", "payments", "operations"}
 
-// keep copies the ledger. restore brings it back. Neither runs a trigger.
+// keep copies the ledger. restore brings it back.
 func (s *system) keep() {
-	s.exec(`SET session_replication_role = replica`)
 	for _, table := range ledgerTables {
-		s.exec(`CREATE TABLE kept_` + table + ` AS TABLE ` + table)
+		s.exec(`CREATE TEMP TABLE kept_` + table + ` AS TABLE ` + table)
 	}
 }
 
-func (s *system) restore() {
+func (s *system) restore() { s.replace("kept_") }
+
+// forge runs statements on a copy of the ledger, which then takes the ledger's place. The statements
+// are the same on every engine: the copy's tables are of one session, and have the names of the ledger's.
+func (s *system) forge(statements ...string) {
+	s.t.Helper()
+	var schema string
+	s.query(&schema, `SELECT current_schema()`)
+	for _, table := range ledgerTables {
+		s.exec(fmt.Sprintf(`CREATE TEMP TABLE %[2]s (LIKE %[1]s.%[2]s INCLUDING ALL); INSERT INTO pg_temp.%[2]s SELECT * FROM %[1]s.%[2]s`, schema, table))
+	}
+	for _, sql := range statements {
+		s.exec(sql)
+	}
+	for _, table := range ledgerTables {
+		s.exec(fmt.Sprintf(`ALTER TABLE pg_temp.%[1]s RENAME TO forged_%[1]s`, table))
+	}
+	s.replace("forged_")
+	for _, table := range ledgerTables {
+		s.exec(`DROP TABLE forged_` + table)
+	}
+}
+
+// replace puts the rows of other tables in the place of the ledger's. It runs no trigger, on nodes of
+// Citus neither. Each statement goes alone: Citus passes a setting on with the whole text around it.
+func (s *system) replace(from string) {
+	s.t.Helper()
+	s.exec(`BEGIN`)
+	s.exec(`SET LOCAL citus.propagate_set_commands = 'local'`)
+	s.exec(`SET LOCAL session_replication_role = replica`)
 	for _, table := range ledgerTables {
 		s.exec(`DELETE FROM ` + table)
-		s.exec(`INSERT INTO ` + table + ` SELECT * FROM kept_` + table)
+		s.exec(`INSERT INTO ` + table + ` SELECT * FROM ` + from + table)
 	}
+	s.exec(`COMMIT`)
 }
 
 // sendFunds publishes funding events: rupiah, and dollars.
@@ -319,10 +348,9 @@ func TestReconcileSeesPlantedFaults(t *testing.T) {
 	pay("two")
 	s.sendFunds()
 	liquidity := ":seed:" + uuid.Must(uuid.NewV7()).String() + ":SGD"
-	s.exec(`INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at) VALUES ($1, 'LIQUIDITY', 'SGD', 100000, 'seeded', now())`, liquidity)
-	for _, sql := range booked(liquidity) {
-		s.exec(sql)
-	}
+	s.forge(append([]string{
+		`INSERT INTO transfers (transfer_id, account_id, currency, amount, note, booked_at) VALUES ('` + liquidity + `', 'LIQUIDITY', 'SGD', 100000, 'seeded', now())`,
+	}, booked(liquidity)...)...)
 	s.publish(fromDollars(t, "dollars"))
 	s.drain()
 	s.eventually("the exchange is settled", func() (err error) {
@@ -451,9 +479,7 @@ func TestReconcileSeesPlantedFaults(t *testing.T) {
 			check: reconcile.Position, account: "LIQUIDITY",
 		},
 	} {
-		for _, sql := range p.plant {
-			s.exec(sql)
-		}
+		s.forge(p.plant...)
 		report := reconciled()
 		found := false
 		for _, b := range report.Breaches {
@@ -572,7 +598,7 @@ func TestReconcileGoesOnFromACheckpoint(t *testing.T) {
 	if r := run(2, true); !r.Clean() {
 		t.Fatalf("%+v", r.Breaches)
 	}
-	s.exec(`UPDATE operations SET decided_at = decided_at - interval '1 hour'`)
+	s.exec(`UPDATE operations SET decided_at = (decided_at AT TIME ZONE 'UTC' - interval '1 hour') AT TIME ZONE 'UTC'`)
 	s.operate(void)
 	s.drain()
 	if r := run(1, true); !r.Clean() {
@@ -580,9 +606,7 @@ func TestReconcileGoesOnFromACheckpoint(t *testing.T) {
 	}
 	s.expect(s.pay("new", "A", "B", "USD", 10), "200 SUCCESS committed")
 	s.keep()
-	for _, sql := range forged("new", `receiver_id = 'C'`, `receiver_id = 'C'`) {
-		s.exec(sql)
-	}
+	s.forge(forged("new", `receiver_id = 'C'`, `receiver_id = 'C'`)...)
 	var differs reconcile.Report
 	for range 2 {
 		if differs = run(1, true); len(differs.Breaches) != 2 || differs.Breaches[0].Payment != "new" {

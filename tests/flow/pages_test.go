@@ -33,7 +33,7 @@ func TestEveryCommandOfThePages(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("not run: curl is not on PATH")
 	}
-	p := build(t)
+	p := build(t).onGivenServer()
 	cmd, out := p.run()
 	defer p.stop(cmd, out)
 	root, err := filepath.Abs("../..")

@@ -291,8 +291,8 @@ func (s *system) conforms(t *testing.T, w way) {
 	nobody := prefix + "-nobody"
 	s.open(1_000_000, payer, payee, limited, blocked)
 	s.open(1500, poor)
-	s.exec(`UPDATE wallet_accounts SET status = 'BLOCKED' WHERE account_id = $1`, blocked)
-	s.exec(`UPDATE wallet_accounts SET daily_limit_idr = 5000 WHERE account_id = $1`, limited)
+	s.exec(`UPDATE balances SET status = 'BLOCKED' WHERE account_id = $1`, blocked)
+	s.exec(`UPDATE balances SET daily_limit = 5000 WHERE account_id = $1`, limited)
 	pay := w.open(s)
 	refs := map[string]string{}
 

@@ -15,10 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/tests/processes"
 )
 
@@ -28,7 +27,9 @@ type program struct {
 	path string
 	dir  string
 	env  []string
-	port int // the gateway's
+	// given is the ledger that pgw run uses. If it is empty, pgw run starts a Postgres of its own.
+	given string
+	port  int // the gateway's
 	// by function, as text
 	ports map[string]string
 }
@@ -52,6 +53,25 @@ func build(t testing.TB) *program {
 	return p
 }
 
+// onGivenServer makes pgw run use a ledger of the server that PGW_TEST_DATABASE_URL names, if it
+// names one.
+func (p *program) onGivenServer() *program {
+	p.t.Helper()
+	if embeddedtest.Given() {
+		p.given = migrated.Postgres(p.t)
+	}
+	return p
+}
+
+// needsOwnPostgres skips a test of what pgw run does with its own Postgres, which would say nothing of
+// another server.
+func needsOwnPostgres(t *testing.T) {
+	t.Helper()
+	if embeddedtest.Given() {
+		t.Skip("PGW_TEST_DATABASE_URL names a server, and this test is of the Postgres that pgw run starts itself")
+	}
+}
+
 func freePort(t testing.TB) int {
 	t.Helper()
 	port, err := processes.FreePort()
@@ -72,7 +92,11 @@ func (p *program) command(args ...string) (*exec.Cmd, *processes.Output) {
 // run starts pgw run and waits until it reports its addresses.
 func (p *program) run() (*exec.Cmd, *processes.Output) {
 	p.t.Helper()
-	cmd, out := p.command("run")
+	args := []string{"run"}
+	if p.given != "" {
+		args = append(args, "--database-url="+p.given)
+	}
+	cmd, out := p.command(args...)
 	os.Remove(p.runFile())
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
@@ -128,13 +152,13 @@ func (p *program) stop(cmd *exec.Cmd, out *processes.Output) {
 // and the ledger adds up. The clients ask again with the same key, as clients should.
 func TestKillInTheMiddle(t *testing.T) {
 	t.Parallel()
-	p := build(t)
+	p := build(t).onGivenServer()
 	cmd, _ := p.run()
 	load, result := p.command("load", "--payments", "4000", "--connections", "32", "--settle")
 	if err := load.Start(); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(t.Context(), p.database())
+	conn, err := postgres.Connect(t.Context(), p.database(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +179,7 @@ func TestKillInTheMiddle(t *testing.T) {
 	if !strings.Contains(result.String(), "holds 0, ") || !strings.Contains(result.String(), "; 0 answers contradict it") {
 		t.Errorf("load says: %s", result)
 	}
-	if conn, err = pgx.Connect(t.Context(), p.database()); err != nil {
+	if conn, err = postgres.Connect(t.Context(), p.database(), nil); err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
@@ -170,6 +194,7 @@ func TestKillInTheMiddle(t *testing.T) {
 }
 
 func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
+	needsOwnPostgres(t)
 	t.Parallel()
 	p := build(t)
 	admin := freePort(t)
@@ -193,11 +218,11 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 		t.Errorf("it does not say what to try: %s", out)
 	}
 	var accounts int
-	conn, err := pgx.Connect(t.Context(), p.database())
+	conn, err := postgres.Connect(t.Context(), p.database(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM wallet_accounts WHERE NOT internal`).Scan(&accounts); err != nil || accounts < 1000 {
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM accounts WHERE NOT internal`).Scan(&accounts); err != nil || accounts < 1000 {
 		t.Errorf("%d accounts, %v", accounts, err)
 	}
 	conn.Close(t.Context())
@@ -245,6 +270,7 @@ func TestRunKeepsItsDataAndItsPlace(t *testing.T) {
 // A signal during the first start stops it, with one plain line. A second signal does not wait. No
 // Postgres is left behind.
 func TestSignalsDuringTheStart(t *testing.T) {
+	needsOwnPostgres(t)
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
 		t.Skip("there is no /proc to find processes in")
 	}
@@ -371,7 +397,7 @@ func (p *program) expectMetrics(lines ...string) {
 // result by their exit code.
 func TestOperatorsCommands(t *testing.T) {
 	t.Parallel()
-	p := build(t)
+	p := build(t).onGivenServer()
 	cmd, out := p.run()
 	sample, err := filepath.Abs("../../seeds/payments.jsonl")
 	if err != nil {
@@ -424,12 +450,12 @@ func TestOperatorsCommands(t *testing.T) {
 	do(0, "LETTER", "deadletter", "list")
 	p.expectMetrics(`pgw_reconcile_breaches{check="account"} 0`, `pgw_reconcile_runs_total{result="clean"} 1`)
 
-	conn, err := pgx.Connect(t.Context(), p.database())
+	conn, err := postgres.Connect(t.Context(), p.database(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr + 1 WHERE account_id = 'ACC002'`); err != nil {
+	if _, err := conn.Exec(t.Context(), `UPDATE balances SET available = available + 1 WHERE account_id = 'ACC002' AND currency = 'IDR'`); err != nil {
 		t.Fatal(err)
 	}
 	do(1, "account ACC002 has", "reconcile")
@@ -437,7 +463,7 @@ func TestOperatorsCommands(t *testing.T) {
 	do(1, `"account": "ACC002"`, "reconcile", "--json")
 	do(1, "the balances in IDR sum to 1, not to zero", "trial-balance")
 	do(1, `"sum": "1"`, "trial-balance", "--json")
-	if _, err := conn.Exec(t.Context(), `UPDATE wallet_accounts SET balance_idr = balance_idr - 1 WHERE account_id = 'ACC002'`); err != nil {
+	if _, err := conn.Exec(t.Context(), `UPDATE balances SET available = available - 1 WHERE account_id = 'ACC002' AND currency = 'IDR'`); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(p.env, "DATABASE_URL=postgres://nobody@127.0.0.1:1/none", "KAFKA_BROKERS=127.0.0.1:1")

@@ -25,6 +25,7 @@ import (
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/event"
 	"pgw/shared/kafka"
+	"pgw/shared/ledger"
 	"pgw/tests/processes"
 )
 
@@ -198,7 +199,7 @@ func TestLoginsAreRotatedUnderLoad(t *testing.T) {
 	const first, second = "pgw_rotate_first", "pgw_rotate_second"
 	drop := func(s *system) {
 		for _, name := range []string{"_db", "_functions", "_webhooks"} {
-			s.exec(`DROP ROLE ` + first + name)
+			s.exec(`DROP ROLE ` + ledger.RoleOf(first+name, schemaOf(t, s.conn.Config().ConnString())))
 		}
 	}
 	now := rotate(t, options{logins: first},

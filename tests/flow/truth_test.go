@@ -60,7 +60,7 @@ func (s *system) decided(key, from, to string) (got answer) {
 func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 	s := start(t, options{answerIn: 2 * time.Second})
 	set := func(sql string) func() {
-		return func() { s.exec(`UPDATE wallet_accounts SET ` + sql) }
+		return func() { s.exec(`UPDATE balances SET ` + sql) }
 	}
 	for _, tc := range []struct {
 		reason           string
@@ -72,7 +72,7 @@ func TestANoIsFinalWhileAnEarlierAttemptIsUnderWay(t *testing.T) {
 		{"insufficient_funds", func() { s.open(0, "LITTLE") }, func() { s.open(5000, "LITTLE") }, "LITTLE", "B"},
 		{"sender_blocked", set(`status = 'BLOCKED' WHERE account_id = 'C'`), set(`status = 'ACTIVE' WHERE account_id = 'C'`), "C", "B"},
 		{"receiver_blocked", set(`status = 'BLOCKED' WHERE account_id = 'C'`), set(`status = 'ACTIVE' WHERE account_id = 'C'`), "A", "C"},
-		{"daily_limit_exceeded", set(`daily_limit_idr = 1 WHERE account_id = 'C'`), set(`daily_limit_idr = 0 WHERE account_id = 'C'`), "C", "B"},
+		{"daily_limit_exceeded", set(`daily_limit = 1 WHERE account_id = 'C'`), set(`daily_limit = 0 WHERE account_id = 'C'`), "C", "B"},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
 			defer func(outer testing.TB) { s.t = outer }(s.t)
@@ -247,7 +247,7 @@ func TestWhatSetsIsNotRepeatedAfterALostAnswer(t *testing.T) {
 	if got := s.balance("D"); got != 95_000 {
 		t.Errorf("SeedAccounts (%v): D had 100000, paid 5000, but has %d", err, got)
 	}
-	if got := s.count(`SELECT sum(amount_idr) FROM fundings WHERE account_id = 'D'`); got != 100_000 {
+	if got := s.count(`SELECT sum(amount) FROM transfers WHERE account_id = 'D' AND currency = 'IDR'`); got != 100_000 {
 		t.Errorf("SeedAccounts (%v): D was given %d", err, got)
 	}
 

@@ -19,6 +19,7 @@ import (
 
 	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/ledger"
+	"pgw/shared/postgres"
 	"pgw/tests/processes"
 )
 
@@ -346,7 +347,7 @@ func TestKillsLoseNoWebhook(t *testing.T) {
 	c.ending.Store(true)
 	c.going.Wait()
 
-	conn, err := pgx.Connect(t.Context(), database)
+	conn, err := postgres.Connect(t.Context(), database, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,8 @@ func ReadPayments(ctx context.Context, q postgres.Querier, prefix string) (map[s
 SELECT r.idempotency_key, r.sender_id, r.receiver_id, r.currency_input, r.amount_minor, r.amount_idr, coalesce(r.rate::text, ''),
 	r.reservation_id::text, r.status, coalesce(p.reason, ''), coalesce(r.debit_currency, 'IDR'), coalesce(r.credit_currency, 'IDR'),
 	coalesce(r.debit_minor, 0), coalesce(r.credit_minor, 0)
-FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id WHERE starts_with(r.idempotency_key, $1)`, prefix)
+FROM reservations r LEFT JOIN payments p ON p.payment_id = r.reservation_id AND p.idempotency_key = r.idempotency_key
+WHERE starts_with(r.idempotency_key, $1)`, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}

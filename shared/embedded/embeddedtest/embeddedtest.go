@@ -94,6 +94,9 @@ func findLayout(given string) error {
 	return err
 }
 
+// Given says whether PGW_TEST_DATABASE_URL names a server for the tests.
+func Given() bool { return os.Getenv("PGW_TEST_DATABASE_URL") != "" }
+
 // Schemas says whether a test's database is a schema of one that it shares with other tests. Then it
 // can't change the settings of the database or read the server's catalogues as if it were alone.
 func Schemas(tb testing.TB) bool {
