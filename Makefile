@@ -14,7 +14,7 @@ AXE         := axe-core@4.14.1
 
 # For docker-compose 1.29: COMPOSE="env DOCKER_BUILDKIT=1 docker-compose".
 COMPOSE ?= docker compose
-compose  = $(COMPOSE) -f compose/compose.yaml $(if $(CITUS),-f compose/citus.yaml)
+compose  = $(COMPOSE) -f compose/compose.yaml $(if $(CITUS),-f compose/citus.yaml) $(if $(filter rows,$(CITUS)),-f compose/citus-rows.yaml)
 
 # The file that make run writes while it runs here. Without it, psql and topics use Compose.
 RUNNING = $(wildcard $(or $(PGW_DATA_DIR),.pgw)/run.json)
@@ -52,7 +52,7 @@ dev: build ## make run, rebuilt and restarted when a source file changes.
 		"-r '\.(go|sql|html|css|js|yaml|csv|json)$$' -R '_test\.go$$' -R '^(\.pgw|\.git|bin|tests)/' -- sh -c 'CGO_ENABLED=0 go build -trimpath -o bin/dev/next ./functions/pgw && mv bin/dev/next bin/dev/pgw'" \
 		"-s -t 30s -g bin/dev/pgw -- bin/dev/pgw run" | $(REFLEX) -d none -c /dev/stdin
 
-compose-up: ## Run everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3", CITUS=yes).
+compose-up: ## Run everything as containers, with Grafana, Kafka UI and Prometheus (docker; SCALE="--scale worker=3", CITUS=yes or rows).
 	VERSION=$$(git describe --tags --always --dirty) $(compose) up -d --build $(SCALE)
 
 compose-down: ## Stop the containers and keep the data (ARGS=-v: delete the data too).

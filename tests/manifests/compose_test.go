@@ -222,7 +222,7 @@ func containerProblems(name string, s types.ServiceConfig) (found []string) {
 }
 
 func TestComposeFitsTheCode(t *testing.T) {
-	for _, files := range [][]string{{"compose.yaml"}, {"compose.yaml", "citus.yaml"}} {
+	for _, files := range [][]string{{"compose.yaml"}, {"compose.yaml", "citus.yaml"}, {"compose.yaml", "citus.yaml", "citus-rows.yaml"}} {
 		var texts []string
 		for _, name := range files {
 			texts = append(texts, readCompose(t, name))
