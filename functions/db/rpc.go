@@ -210,6 +210,9 @@ func (d *DB) ListRefunds(ctx context.Context, in *dbv1.ListRefundsRequest) (*dbv
 	if err := payment.CheckID("payment_key", in.PaymentKey, payment.MaxKey); err != nil {
 		return nil, invalid(err)
 	}
+	if err := payment.CheckClient(in.Client); err != nil {
+		return nil, invalid(err)
+	}
 	if in.Limit < 0 || in.Limit > ledger.MaxRefunds {
 		return nil, invalid(&payment.FieldError{Field: "limit", Problem: fmt.Sprintf("is %d; at most %d", in.Limit, ledger.MaxRefunds)})
 	}

@@ -86,17 +86,19 @@ func (l *Ledger) PaymentByRef(ctx context.Context, ref uuid.UUID) (payment.Recor
 	return l.onePayment(ctx, toldByRefSQL, ref)
 }
 
-func (l *Ledger) onePayment(ctx context.Context, statement *form, by ...any) (payment.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.reads.findWithin)
-	defer cancel()
-	rec, err := l.reads.finds.Do(ctx, find{statement, by})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return rec, ErrNotFound
-	}
-	if err != nil {
-		return rec, fmt.Errorf("read payment: %w", err)
-	}
-	return rec, nil
+func (l *Ledger) onePayment(ctx context.Context, statement *form, by ...any) (rec payment.Record, err error) {
+	err = l.reads.finding.run(ctx, func(ctx context.Context) error {
+		found, err := l.reads.finds.Do(ctx, find{statement, by})
+		switch {
+		case err != nil:
+			return fmt.Errorf("read payment: %w", err)
+		case found == nil:
+			return ErrNotFound
+		}
+		rec = *found
+		return nil
+	})
+	return rec, err
 }
 
 // Search selects payments. The newest come first. A zero field selects all, except Limit and Before.

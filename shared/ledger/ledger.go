@@ -24,6 +24,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -197,6 +198,42 @@ func serve[C, R any](run func(context.Context, []C) ([]R, error)) batch.Func[C, 
 				}
 			} else {
 				results[i].Err = err
+			}
+		}
+		return results
+	}
+}
+
+// together serves calls in one transaction of one round trip. queue queues the statements of a call, which
+// fill in its result. If the transaction fails, each call runs by itself, so that one that can't succeed
+// fails alone. All transactions take their rows in the order of compare; nil: they take none.
+func together[C, R any](pool *pgxpool.Pool, compare func(a, b C) int, queue func(C, *pgx.Batch, *R)) batch.Func[C, R] {
+	return func(ctx context.Context, calls []C) []batch.Result[R] {
+		order := make([]int, len(calls))
+		for i := range order {
+			order[i] = i
+		}
+		if compare != nil {
+			slices.SortStableFunc(order, func(a, b int) int { return compare(calls[a], calls[b]) })
+		}
+		results := make([]batch.Result[R], len(calls))
+		run := func(some []int) error {
+			b := &pgx.Batch{}
+			for _, i := range some {
+				queue(calls[i], b, &results[i].Value)
+			}
+			sent := pool.SendBatch(ctx, b)
+			defer sent.Close() // gives the connection back after a panic too
+			return sent.Close()
+		}
+		err := run(order)
+		if err == nil {
+			return results
+		}
+		for n, i := range order {
+			results[i] = batch.Result[R]{Err: err}
+			if len(calls) > 1 {
+				results[i].Err = run(order[n : n+1])
 			}
 		}
 		return results

@@ -19,8 +19,8 @@ const (
 	// reads of one payment, reads of another row, reads that search many rows, reads of the books, which
 	// may add up millions of rows, and reports of activity, which count up to MaxActivity payments.
 	maxFinds, maxRows, maxLists, maxBooks, maxReports = 2, 2, 3, 2, 1
-	// maxFound is the most payments that are read by one batch.
-	maxFound = 64
+	// maxFound is the most payments that are read by one batch. Its reads follow each other.
+	maxFound = 16
 	// These are the most reads of each kind that run or wait.
 	maxWaitingFinds, maxWaitingRows, maxWaitingLists, maxWaitingBooks, maxWaitingReports = 256, 256, 64, 64, 16
 	// readTimeout is the time limit of a read, including its wait. A read of the books may take
@@ -37,18 +37,21 @@ const (
 type reads struct {
 	pool                        *pgxpool.Pool     // of the primary, with maxReads connections
 	from                        *postgres.Readers // for lists and reports, which may be a little behind
-	finds                       *batch.Batcher[find, payment.Record]
-	findWithin                  time.Duration // the time limit of one payment's read, including its wait
 	rows, lists, books, reports *readers
+	// finds reads payments. finding are its callers, who leave it when they hang up.
+	finds   *batch.Batcher[find, *payment.Record]
+	finding *readers
 }
 
 func newReads(from *postgres.Readers, within time.Duration) *reads {
 	r := &reads{
-		pool: from.Primary(), from: from, findWithin: within,
+		pool: from.Primary(), from: from, finding: newReaders(maxWaitingFinds, maxWaitingFinds, within),
 		rows: newReaders(maxRows, maxWaitingRows, within), lists: newReaders(maxLists, maxWaitingLists, within),
 		books: newReaders(maxBooks, maxWaitingBooks, booksTimes*within), reports: newReaders(maxReports, maxWaitingReports, within),
 	}
-	r.finds = batch.New(batch.Config{Max: maxFound, Lanes: maxFinds, Queue: maxWaitingFinds, Timeout: within, Kind: "find"}, r.findAll)
+	// The queue also has the finds whose callers have left, until a lane skips them.
+	bounds := batch.Config{Max: maxFound, Lanes: maxFinds, Queue: 8 * maxWaitingFinds, Timeout: within, Kind: "find"}
+	r.finds = batch.New(bounds, together(r.pool, nil, find.queue))
 	return r
 }
 
@@ -64,22 +67,16 @@ type find struct {
 	by        []any
 }
 
-// findAll reads payments by one transaction. It tells none of them if the commit fails, because a
-// standby may lack what was read then (postgres.ReplicatedSQL).
-func (r *reads) findAll(ctx context.Context, finds []find) []batch.Result[payment.Record] {
-	results, b := make([]batch.Result[payment.Record], len(finds)), &pgx.Batch{}
-	for i, f := range finds {
-		f.statement.queue(b, f.by...).Query(func(rows pgx.Rows) error {
-			results[i].Value, results[i].Err = pgx.CollectExactlyOneRow(rows, scanRecord)
-			return nil // a payment that is not there does not concern the others
-		})
-	}
-	if err := r.pool.SendBatch(ctx, b).Close(); err != nil {
-		for i := range results {
-			results[i] = batch.Result[payment.Record]{Err: err}
+// queue reads the payment. found stays nil if there is none.
+func (f find) queue(b *pgx.Batch, found **payment.Record) {
+	f.statement.queue(b, f.by...).Query(func(rows pgx.Rows) error {
+		*found = nil
+		all, err := pgx.CollectRows(rows, scanRecord)
+		if err == nil && len(all) > 0 {
+			*found = &all[0]
 		}
-	}
-	return results
+		return err
+	})
 }
 
 // behindWithin is the time limit of a list or a report at a standby. After it, the primary makes it.

@@ -136,7 +136,8 @@ func TestReadsThatWaitAreBounded(t *testing.T) {
 	}
 }
 
-// Payments that are read at the same time are read together, and each reader gets its own.
+// Payments that are read at the same time are read together, and each reader gets its own. One that can't
+// be read fails alone.
 func TestPaymentsAreReadTogether(t *testing.T) {
 	w := newWorld(t)
 	w.open(1_000_000, "A", "B")
@@ -146,26 +147,61 @@ func TestPaymentsAreReadTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	broken := "k0"
+	w.exec(`UPDATE reservations SET currency_input = '???' WHERE idempotency_key = $1`, broken)
+	read := func(key string) (payment.Record, error) {
+		return w.Payment(t.Context(), payment.ScopedKey{Key: key})
+	}
 	var readers sync.WaitGroup
 	for i := range 3 * payments {
 		readers.Go(func() {
-			key := fmt.Sprint("k", i%(2*payments)) // of half of the keys there is no payment
-			got, err := w.Payment(t.Context(), payment.ScopedKey{Key: key})
-			if i%(2*payments) >= payments {
+			i = i % (2 * payments) // of half of the keys there is no payment
+			key := fmt.Sprint("k", i)
+			got, err := read(key)
+			switch {
+			case i >= payments:
 				if !errors.Is(err, ErrNotFound) {
 					t.Errorf("%s: %+v, %v", key, got, err)
 				}
-				return
-			}
-			if err != nil || got.Key != key || got.AmountIDR != int64(i%(2*payments)+1) {
+			case key == broken:
+				if err == nil || errors.Is(err, ErrNotFound) {
+					t.Errorf("%s can't be read: %+v, %v", key, got, err)
+				}
+			case err != nil || got.Key != key || got.AmountIDR != int64(i+1):
 				t.Errorf("%s: %+v, %v", key, got, err)
 			}
 		})
 	}
 	readers.Wait()
+
+	// One batch has them all, however the calls arrive.
+	keys := []string{"k1", "nothing", broken, "k2"}
+	var finds []find
+	for _, key := range keys {
+		finds = append(finds, find{paymentSQL, []any{key, "", false}})
+	}
+	for i, got := range together(w.reads.pool, nil, find.queue)(t.Context(), finds) {
+		switch found := got.Value; keys[i] {
+		case broken:
+			if got.Err == nil {
+				t.Errorf("in one batch, %s: %+v", keys[i], found)
+			}
+		case "nothing":
+			if found != nil || got.Err != nil {
+				t.Errorf("in one batch, %s: %+v, %v", keys[i], found, got.Err)
+			}
+		default:
+			if got.Err != nil || found == nil || found.Key != keys[i] {
+				t.Errorf("in one batch, %s: %+v, %v", keys[i], found, got.Err)
+			}
+		}
+	}
+
 	hungUp, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.Payment(hungUp, payment.ScopedKey{Key: "k0"}); !errors.Is(err, context.Canceled) {
+	if _, err := w.Payment(hungUp, payment.ScopedKey{Key: "k1"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a client that has hung up: %v", err)
 	}
+	// A broken payment would fail the checks that end the test.
+	w.exec(`UPDATE reservations SET currency_input = 'IDR' WHERE idempotency_key = $1`, broken)
 }

@@ -57,36 +57,6 @@ func (w *Webhooks) Close() {
 	w.pool.Close()
 }
 
-// together serves calls in one transaction. If it fails, each call runs by itself, so that one that
-// can't succeed fails alone. All transactions take their rows in the order of compare.
-func together[C, R any](pool *pgxpool.Pool, compare func(a, b C) int, queue func(C, *pgx.Batch, *R)) batch.Func[C, R] {
-	return func(ctx context.Context, calls []C) []batch.Result[R] {
-		order := make([]int, len(calls))
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortStableFunc(order, func(a, b int) int { return compare(calls[a], calls[b]) })
-		results := make([]batch.Result[R], len(calls))
-		all := &pgx.Batch{}
-		for _, i := range order {
-			queue(calls[i], all, &results[i].Value)
-		}
-		err := pool.SendBatch(ctx, all).Close()
-		if err == nil {
-			return results
-		}
-		for _, i := range order {
-			results[i] = batch.Result[R]{Err: err}
-			if len(calls) > 1 {
-				one := &pgx.Batch{}
-				queue(calls[i], one, &results[i].Value)
-				results[i].Err = pool.SendBatch(ctx, one).Close()
-			}
-		}
-		return results
-	}
-}
-
 // Ready returns the reason why the tables can't be used.
 func (w *Webhooks) Ready(ctx context.Context) error { return CheckSchema(ctx, w.pool, KnownSchema()) }
 
