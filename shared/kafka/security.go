@@ -85,8 +85,11 @@ func (c Security) secureTLS(settings *sarama.Config) error {
 		if err != nil {
 			return fmt.Errorf("KAFKA_CERT_FILE: %w", err)
 		}
-		settings.Net.TLS.Config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return own.Get(), nil
+		settings.Net.TLS.Config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if certificate := own.Get(); asked.SupportsCertificate(certificate) == nil {
+				return certificate, nil
+			}
+			return &tls.Certificate{}, nil // none: the broker would refuse it, and may not need it
 		}
 	}
 	return nil

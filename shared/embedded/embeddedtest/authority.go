@@ -21,11 +21,11 @@ type Authority struct {
 	key *ecdsa.PrivateKey
 }
 
-// NewAuthority makes an authority that signs its own certificate.
+// NewAuthority makes an authority that signs its own certificate. It has a name of its own.
 func NewAuthority(tb testing.TB) *Authority {
 	tb.Helper()
 	a := &Authority{tb: tb}
-	a.Certificate, a.key = a.sign("authority")
+	a.Certificate, a.key = a.sign("authority " + rand.Text())
 	return a
 }
 
