@@ -7,6 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -173,4 +177,50 @@ func notReady(url string) error {
 		return fmt.Errorf("status %d", resp.StatusCode)
 	}
 	return nil
+}
+
+// The manifests and Compose say how many connections to Postgres the functions open at the most.
+func TestConnectionsAreAsTheManifestsSay(t *testing.T) {
+	s := start(t, options{})
+	read := func(path string) string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join("../..", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	manifests, compose := read("knative/base/functions.yaml"), read("compose/compose.yaml")
+	limit := regexp.MustCompile(`(?m)^pgw_postgres_connections_limit\{.*\} (\d+)$`)
+	var parts []string
+	one, all := 0, 0
+	for _, name := range []string{"db", "wallet", "fx", "risk", "webhooks"} {
+		resp, err := http.Get("http://" + s.Addr(name) + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := 0
+		for _, pool := range limit.FindAllSubmatch(text, -1) {
+			n, _ := strconv.Atoi(string(pool[1]))
+			open += n
+		}
+		scale := regexp.MustCompile(`(?s)\n  name: ` + name + `\n.*?max-scale: "(\d+)"`).FindStringSubmatch(manifests)
+		if open == 0 || scale == nil {
+			t.Fatalf("%s opens %d connections, and its largest scale is %q", name, open, scale)
+		}
+		replicas, _ := strconv.Atoi(scale[1])
+		parts = append(parts, fmt.Sprintf("%s %d x %d", name, replicas, open))
+		one, all = one+open, all+replicas*open
+	}
+	if want := fmt.Sprintf("%s = %d.", strings.Join(parts, ", "), all); !strings.Contains(manifests, want) {
+		t.Errorf("functions.yaml does not say %q", want)
+	}
+	if want := fmt.Sprintf("at most %d connections, with three replicas of each %d.", one, 3*one); !strings.Contains(compose, want) {
+		t.Errorf("compose.yaml does not say %q", want)
+	}
 }
