@@ -8,6 +8,9 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
+
+	"pgw/shared/money"
+	"pgw/shared/payment"
 )
 
 // One payment on a real Postgres, in batches of several sizes: in one transaction, and in two.
@@ -175,6 +178,77 @@ func (w *world) millisOf(b *testing.B, sql string) float64 {
 		}
 	}
 	return least
+}
+
+// What clients and operators read of 20,000 payments, and a sweep that finds nothing to do. The sender of
+// each payment is one of ten accounts, so a page of one account's payments is found at once.
+func BenchmarkReads(b *testing.B) {
+	const accounts, size, payments = 10, 256, 20_480
+	w := newWorld(b)
+	ids := make([]string, accounts)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("A%d", i)
+	}
+	w.open(1_000_000_000_000, ids...)
+	var key string
+	var ref uuid.UUID
+	for n := 0; n < payments; n += size {
+		calls := make([]reserve, size)
+		for i := range calls {
+			calls[i] = reserve{Payment: pay(uuid.NewString(), ids[i%accounts], ids[(i+1)%accounts], 1), commit: true}
+		}
+		reserved, err := w.reserveAll(b.Context(), calls)
+		if err != nil {
+			b.Fatal(err)
+		}
+		key, ref = calls[0].Key, reserved[0].ReservationID
+	}
+	w.exec(`ANALYZE`)
+	for _, read := range []struct {
+		name string
+		once func(context.Context) error
+	}{
+		{"payment/by=key", func(ctx context.Context) error {
+			_, err := w.Payment(ctx, payment.ScopedKey{Key: key})
+			return err
+		}},
+		{"payment/by=ref", func(ctx context.Context) error {
+			_, err := w.PaymentByRef(ctx, ref)
+			return err
+		}},
+		{"payments/page=100", func(ctx context.Context) error {
+			found, _, err := w.Payments(ctx, Search{Limit: 100, Before: Newest})
+			return full(len(found), err)
+		}},
+		{"payments/page=100/of=account", func(ctx context.Context) error {
+			found, _, err := w.Payments(ctx, Search{Limit: 100, Before: Newest, Account: ids[0]})
+			return full(len(found), err)
+		}},
+		{"statement/page=100", func(ctx context.Context) error {
+			page, err := w.Statement(ctx, StatementOf{Account: ids[0], Currency: money.IDR, Limit: 100})
+			return full(len(page.Entries), err)
+		}},
+		{"sweep", func(ctx context.Context) error {
+			_, err := w.Sweep(ctx, func(context.Context, Claim, time.Time) error { return nil })
+			return err
+		}},
+	} {
+		b.Run(read.name, func(b *testing.B) {
+			for b.Loop() {
+				if err := read.once(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// full returns an error unless a page has 100 lines.
+func full(lines int, err error) error {
+	if err == nil && lines != 100 {
+		return fmt.Errorf("a page of %d", lines)
+	}
+	return err
 }
 
 // What a webhook costs on a real Postgres: to store it, and to record the attempt that delivers it. So many
