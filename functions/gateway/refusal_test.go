@@ -106,6 +106,24 @@ func TestAnUnknownRefusalOfRiskCounts(t *testing.T) {
 	}
 }
 
+// An answer says how long another function took only if it has what was asked for, as openapi.yaml has it.
+func TestOnlyWhatWasReadIsTimed(t *testing.T) {
+	n := &neighbours{answer: func(_, out proto.Message) error {
+		if _, random := out.(*walletv1.GetRandomAccountsResponse); random {
+			return status.Error(codes.Unavailable, "down")
+		}
+		return nil
+	}}
+	f := gatewayBeside(t, n, notPublished)
+	for path, want := range map[string]int{"/api/random-accounts": http.StatusBadGateway, "/api/payments/k": http.StatusNotFound} {
+		w := httptest.NewRecorder()
+		f.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1"+path, nil))
+		if timed := w.Header().Get("Server-Timing"); w.Code != want || timed != "" {
+			t.Errorf("%s: %d, Server-Timing %q", path, w.Code, timed)
+		}
+	}
+}
+
 // If a refusal cannot be recorded, the client does not get it: an earlier request with the key may
 // still settle.
 func TestARefusalThatCouldNotBeRecordedIsNotReported(t *testing.T) {
