@@ -219,7 +219,7 @@ func give(t *testing.T, dir, name string, by *embeddedtest.Authority, trusted ..
 func TestCertificates(t *testing.T) { overEach(t, certificates) }
 
 func certificates(t *testing.T, over Transport) {
-	ours, theirs := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
+	ours, theirs := embeddedtest.NewAuthority(t, "authority"), embeddedtest.NewAuthority(t, "authority") // one name, two keys
 	dir := t.TempDir()
 	server := callers(t, give(t, dir, "risk", ours))
 	at := serveAll(t, over, server, func(r grpc.ServiceRegistrar) { riskv1.RegisterRiskServiceServer(r, service{evaluate: allow}) })

@@ -59,7 +59,7 @@ func TestSecurityThatIsWrongIsRefused(t *testing.T) {
 // As long as only one of its two files has changed, connections present the old one. Where a broker
 // does not know the authority and needs no certificate, the client presents none.
 func TestAClientsCertificateIsReplaced(t *testing.T) {
-	brokers, old, next := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
+	brokers, old, next := embeddedtest.NewAuthority(t, "brokers"), embeddedtest.NewAuthority(t, "old"), embeddedtest.NewAuthority(t, "next")
 	own, err := tls.X509KeyPair(brokers.Issue("broker"))
 	if err != nil {
 		t.Fatal(err)

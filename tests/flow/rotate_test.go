@@ -387,7 +387,7 @@ func TestOwnCertificateForKafkaIsRotatedUnderLoad(t *testing.T) {
 		alter(map[string]string{"listener.name.mutual.ssl.truststore.location": store})
 	}
 
-	oldAuthority, newAuthority := embeddedtest.NewAuthority(t), embeddedtest.NewAuthority(t)
+	oldAuthority, newAuthority := embeddedtest.NewAuthority(t, "old"), embeddedtest.NewAuthority(t, "new")
 	certificate, key := oldAuthority.Issue("pgw")
 	functions, old := with(certificate, key), with(certificate, key)
 	certificate, key = newAuthority.Issue("pgw")

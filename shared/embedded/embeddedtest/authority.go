@@ -21,11 +21,12 @@ type Authority struct {
 	key *ecdsa.PrivateKey
 }
 
-// NewAuthority makes an authority that signs its own certificate. It has a name of its own.
-func NewAuthority(tb testing.TB) *Authority {
+// NewAuthority makes an authority that signs its own certificate. A server tells clients the names of the
+// authorities that it trusts, and they present only certificates of these names.
+func NewAuthority(tb testing.TB, name string) *Authority {
 	tb.Helper()
 	a := &Authority{tb: tb}
-	a.Certificate, a.key = a.sign("authority " + rand.Text())
+	a.Certificate, a.key = a.sign(name)
 	return a
 }
 
