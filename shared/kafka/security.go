@@ -81,32 +81,19 @@ func (c Security) secureTLS(settings *sarama.Config) error {
 		return errors.New("KAFKA_CERT_FILE and KAFKA_KEY_FILE go together")
 	}
 	if c.CertFile != "" {
-		own, err := secret.Open(c.CertFile, c.readOwn, slog.Default())
+		read := func(cert []byte) (tls.Certificate, error) { return secret.KeyPair(cert, "KAFKA_KEY_FILE", c.KeyFile) }
+		own, err := secret.Open(c.CertFile, read, slog.Default())
 		if err != nil {
 			return fmt.Errorf("KAFKA_CERT_FILE: %w", err)
 		}
 		settings.Net.TLS.Config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			if certificate := own.Get(); asked.SupportsCertificate(certificate) == nil {
-				return certificate, nil
+			if pair := own.Get(); asked.SupportsCertificate(&pair) == nil {
+				return &pair, nil
 			}
 			return &tls.Certificate{}, nil // none: the broker would refuse it, and may not need it
 		}
 	}
 	return nil
-}
-
-// readOwn returns the client's certificate with its key. While only one of the two files has been
-// replaced, they do not fit, and readOwn fails.
-func (c Security) readOwn(cert []byte) (*tls.Certificate, error) {
-	key, err := os.ReadFile(c.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("KAFKA_KEY_FILE: %w", err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("with KAFKA_KEY_FILE %s: %w", c.KeyFile, err)
-	}
-	return &pair, nil
 }
 
 // scramClient is one SCRAM conversation, with the methods that sarama needs.

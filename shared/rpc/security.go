@@ -87,9 +87,7 @@ func (s Security) Open(log *slog.Logger) (*Callers, error) {
 		if s.CertFile == "" || s.KeyFile == "" || s.CAFile == "" {
 			return nil, errors.New("RPC_TLS_CERT_FILE, RPC_TLS_KEY_FILE and RPC_TLS_CA_FILE must go together")
 		}
-		// A certificate and its key change together, so both are read when the certificate's file
-		// changes.
-		c.identity, err = secret.Open(s.CertFile, func(cert []byte) (identity, error) { return s.readIdentity(cert) }, log)
+		c.identity, err = secret.Open(s.CertFile, s.readIdentity, log)
 		if err != nil {
 			return nil, fmt.Errorf("RPC_TLS_CERT_FILE: %w", err)
 		}
@@ -145,13 +143,9 @@ func readHash(text string) (hash [sha256.Size]byte, err error) {
 }
 
 func (s Security) readIdentity(cert []byte) (identity, error) {
-	key, err := os.ReadFile(s.KeyFile)
+	pair, err := secret.KeyPair(cert, "RPC_TLS_KEY_FILE", s.KeyFile)
 	if err != nil {
-		return identity{}, fmt.Errorf("RPC_TLS_KEY_FILE: %w", err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return identity{}, fmt.Errorf("RPC_TLS_CERT_FILE, RPC_TLS_KEY_FILE: %w", err)
+		return identity{}, err
 	}
 	authorities, err := os.ReadFile(s.CAFile)
 	if err != nil {
