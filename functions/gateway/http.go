@@ -406,7 +406,8 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	rec, err := g.find(r.Context(), &dbv1.FindRequest{
 		IdempotencyKey: key, OrRef: true, Client: clientOf(r.Context()), AnyClient: isOperator(client),
 	})
-	took := time.Since(begun)
+	var asked stages
+	asked.add("ledger", time.Since(begun))
 	// The response does not show whether another client's payment exists.
 	if err == nil && !seesPayment(client, rec) {
 		err = status.Error(codes.NotFound, "belongs to another client")
@@ -423,7 +424,7 @@ func (g *Gateway) getPayment(w http.ResponseWriter, r *http.Request) {
 	out.Refunds = refunds
 	out.Entries = entriesOf(rec, client)
 	out.Events = eventsOf(rec)
-	setTiming(w, "ledger", took)
+	w.Header().Set("Server-Timing", asked.header())
 	writeJSON(w, http.StatusOK, out)
 }
 
@@ -525,7 +526,8 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 	}
 	begun := time.Now()
 	got, err := g.wallet.GetRandomAccounts(r.Context(), &walletv1.GetRandomAccountsRequest{Count: 2})
-	took := time.Since(begun)
+	var asked stages
+	asked.add("wallet", time.Since(begun))
 	if err != nil {
 		g.writeUnreachable(r.Context(), w, err, "Wallet can't be asked now", "Try again.")
 		return
@@ -534,16 +536,11 @@ func (g *Gateway) getRandomAccounts(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusNotFound, "There are fewer than two active accounts", "Seed some.")
 		return
 	}
-	setTiming(w, "wallet", took)
+	w.Header().Set("Server-Timing", asked.header())
 	writeJSON(w, http.StatusOK, struct {
 		Sender   string `json:"sender_id"`
 		Receiver string `json:"receiver_id"`
 	}{got.AccountIds[0], got.AccountIds[1]})
-}
-
-// setTiming says how long the function took that was asked.
-func setTiming(w http.ResponseWriter, name string, took time.Duration) {
-	w.Header().Set("Server-Timing", fmt.Sprintf("%s;dur=%.3f", name, float64(took.Microseconds())/1000))
 }
 
 func writeJSON(w http.ResponseWriter, code int, body any) {

@@ -17,11 +17,7 @@ import (
 func BenchmarkReserveAndCommit(b *testing.B) {
 	const accounts = 1000
 	w := newWorld(b)
-	ids := make([]string, accounts)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("A%d", i)
-	}
-	w.open(1_000_000_000_000, ids...)
+	ids := w.openRich(accounts)
 	var n int
 	calls := func(size int, commit bool) []reserve {
 		calls := make([]reserve, size)
@@ -56,6 +52,16 @@ func BenchmarkReserveAndCommit(b *testing.B) {
 	}
 }
 
+// openRich opens accounts that have enough for any payment, and returns their ids.
+func (w *world) openRich(accounts int) []string {
+	ids := make([]string, accounts)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("A%d", i)
+	}
+	w.open(1_000_000_000_000, ids...)
+	return ids
+}
+
 // settleInTwo reserves a batch, and commits it in another transaction.
 func (w *world) settleInTwo(b *testing.B, calls []reserve) {
 	b.Helper()
@@ -85,11 +91,7 @@ func (w *world) settleInTwo(b *testing.B, calls []reserve) {
 func BenchmarkFindingHoldsByDeadline(b *testing.B) {
 	const accounts, size, rounds = 1000, 64, 20
 	w := newWorld(b)
-	ids := make([]string, accounts)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("A%d", i)
-	}
-	w.open(1_000_000_000_000, ids...)
+	ids := w.openRich(accounts)
 	var n int
 	settle := func() {
 		calls := make([]reserve, size)
@@ -185,11 +187,7 @@ func (w *world) millisOf(b *testing.B, sql string) float64 {
 func BenchmarkReads(b *testing.B) {
 	const accounts, size, payments = 10, 256, 20_480
 	w := newWorld(b)
-	ids := make([]string, accounts)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("A%d", i)
-	}
-	w.open(1_000_000_000_000, ids...)
+	ids := w.openRich(accounts)
 	var key string
 	var ref uuid.UUID
 	for n := 0; n < payments; n += size {

@@ -3,12 +3,12 @@ package ledger
 import (
 	"context"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"pgw/shared/embedded/embeddedtest"
 	"pgw/shared/payment"
 	"pgw/shared/postgres"
 )
@@ -17,7 +17,7 @@ import (
 // standby has, and they are gone when another server takes over. Nobody is told what such a row says:
 // neither a client that asks again, nor one that reads the payment.
 func TestWhatNoStandbyHasIsNotTold(t *testing.T) {
-	if os.Getenv("PGW_TEST_DATABASE_URL") != "" {
+	if embeddedtest.Given() {
 		t.Skip("it changes the settings of a server that other tests use")
 	}
 	owner := ""
