@@ -85,6 +85,9 @@ func Open(cfg Config) (*pgxpool.Pool, error) {
 		params["lock_timeout"] = milliseconds(cfg.LockTimeout)
 	}
 	params["jit"] = "off"
+	// A plan for a table that has grown since it was analyzed may start parallel workers for a few rows.
+	// Each start takes milliseconds, and a processor.
+	params["max_parallel_workers_per_gather"] = "0"
 	if cfg.Lookups {
 		params["enable_seqscan"], params["enable_hashjoin"], params["enable_mergejoin"] = "off", "off", "off"
 		params["plan_cache_mode"] = "force_generic_plan"
