@@ -19,6 +19,18 @@ const tick = 10 * time.Millisecond
 // spent is processor time by program. It is empty where the system has no /proc.
 type spent map[string]time.Duration
 
+// only is the pid of the only process of a system, by its name.
+func (s *system) only() map[string]int { return map[string]int{"pgw": s.pid} }
+
+// programs are the pids of the functions and of Kafka, by name.
+func (s *separate) programs() map[string]int {
+	programs := s.Pids()
+	if kafka, err := strconv.Atoi(os.Getenv("PGW_TEST_KAFKA_PID")); err == nil {
+		programs["kafka"] = kafka
+	}
+	return programs
+}
+
 // spentBy returns the processor time of programs by their pids, of Postgres for each of the programs
 // that asks it and for itself, and of the load generator, which is this process.
 func (b *bench) spentBy(programs map[string]int) (spent, error) {

@@ -331,7 +331,7 @@ func (m *machine) payAt(n int, gateways ...string) (float64, error) {
 // same load generator. The ratio is the flow's share of the limit.
 func (b *bench) limits() error {
 	return b.withOneProcess("limits", func(s *system) error {
-		return b.shares("limit", 0.6, s, map[string]int{"pgw": s.pid}, nil)
+		return b.shares("limit", 0.6, s, s.only(), nil)
 	})
 }
 
@@ -339,11 +339,7 @@ func (b *bench) limits() error {
 // The limit uses the same Kafka, and the same db to reserve and commit.
 func (b *bench) limitsOfProcesses() error {
 	return b.withProcesses("limits-processes", func(s *separate) error {
-		programs := s.Pids()
-		if kafka, err := strconv.Atoi(os.Getenv("PGW_TEST_KAFKA_PID")); err == nil {
-			programs["kafka"] = kafka
-		}
-		return b.shares("limit-processes", 0.5, s.system, programs, map[string]string{
+		return b.shares("limit-processes", 0.5, s.system, s.programs(), map[string]string{
 			"--db": s.Addr("db"), "--brokers": strings.Join(b.m.brokers, ","), "--topic": b.m.name("limit"),
 		})
 	})
