@@ -264,7 +264,7 @@ func serviceProblems(o object, fn made) (found []string) {
 	env := environment(c)
 	reads := fn.reads
 	for name := range env {
-		if _, ok := reads[name]; !ok && name != "GOMEMLIMIT" && !usedWithin(env, name) {
+		if _, ok := reads[name]; !ok && !readByGo(name) && !usedWithin(env, name) {
 			bad("%s is set and nobody reads it", name)
 		}
 	}
@@ -395,6 +395,9 @@ func retryBudget(o object) (all time.Duration) {
 	return all
 }
 
+// readByGo says that a variable configures Go's runtime.
+func readByGo(name string) bool { return name == "GOMEMLIMIT" || name == "GOMAXPROCS" }
+
 // standInProblems checks overlays without KafkaSource: kafkasource must find every function that
 // receives events.
 func standInProblems(all []object, fns map[string]made) (found []string) {
@@ -405,7 +408,7 @@ func standInProblems(all []object, fns map[string]made) (found []string) {
 		c := lookUp(o.get("spec", "template", "spec", "containers"), 0)
 		env := environment(c)
 		for name := range env {
-			if _, ok := fns[standIn].reads[name]; !ok && name != "GOMEMLIMIT" {
+			if _, ok := fns[standIn].reads[name]; !ok && !readByGo(name) {
 				found = append(found, fmt.Sprintf("%s: %s is set and nobody reads it", o, name))
 			}
 		}
