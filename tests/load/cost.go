@@ -19,11 +19,8 @@ const tick = 10 * time.Millisecond
 // spent is processor time by program. It is empty where the system has no /proc.
 type spent map[string]time.Duration
 
-// only is the pid of the only process of a system, by its name.
-func (s *system) only() map[string]int { return map[string]int{"pgw": s.pid} }
-
-// programs are the pids of the functions and of Kafka, by name.
-func (s *separate) programs() map[string]int {
+// withKafka returns the pids of the functions and of Kafka, by name.
+func (s *separate) withKafka() map[string]int {
 	programs := s.Pids()
 	if kafka, err := strconv.Atoi(os.Getenv("PGW_TEST_KAFKA_PID")); err == nil {
 		programs["kafka"] = kafka
@@ -123,6 +120,20 @@ func (s spent) each(before spent, n int) map[string]float64 {
 		cost[program] = round(float64((now - before[program]).Microseconds()) / float64(n))
 	}
 	return cost
+}
+
+// costOf returns what the n payments that run makes cost each program.
+func (b *bench) costOf(programs map[string]int, run func() (n int, err error)) (map[string]float64, error) {
+	before, err := b.spentBy(programs)
+	if err != nil {
+		return nil, err
+	}
+	n, err := run()
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.spentBy(programs)
+	return after.each(before, n), err
 }
 
 func costText(cost map[string]float64) string {

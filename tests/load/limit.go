@@ -287,16 +287,12 @@ type driven struct {
 
 // drive makes payments, and counts what they cost the programs that serve them.
 func (b *bench) drive(url string, programs map[string]int) (driven, error) {
-	before, err := b.spentBy(programs)
-	if err != nil {
-		return driven{}, err
-	}
-	perSecond, err := b.m.payAt(b.Payments, url)
-	if err != nil {
-		return driven{}, err
-	}
-	after, err := b.spentBy(programs)
-	return driven{perSecond, after.each(before, b.Payments)}, err
+	var perSecond float64
+	cost, err := b.costOf(programs, func() (n int, err error) {
+		perSecond, err = b.m.payAt(b.Payments, url)
+		return b.Payments, err
+	})
+	return driven{perSecond, cost}, err
 }
 
 // payAt makes n payments in rupiah between the seeds' accounts at gateways in turn, 64 at the same time. Every
@@ -331,7 +327,7 @@ func (m *machine) payAt(n int, gateways ...string) (float64, error) {
 // same load generator. The ratio is the flow's share of the limit.
 func (b *bench) limits() error {
 	return b.withOneProcess("limits", func(s *system) error {
-		return b.shares("limit", 0.6, s, s.only(), nil)
+		return b.shares("limit", 0.6, s, nil)
 	})
 }
 
@@ -339,14 +335,15 @@ func (b *bench) limits() error {
 // The limit uses the same Kafka, and the same db to reserve and commit.
 func (b *bench) limitsOfProcesses() error {
 	return b.withProcesses("limits-processes", func(s *separate) error {
-		return b.shares("limit-processes", 0.5, s.system, s.programs(), map[string]string{
+		return b.shares("limit-processes", 0.5, s.system, map[string]string{
 			"--db": s.Addr("db"), "--brokers": strings.Join(b.m.brokers, ","), "--topic": b.m.name("limit"),
 		})
 	})
 }
 
 // shares compares a system with each limit. share is the goal for the share of the last.
-func (b *bench) shares(name string, share float64, s *system, programs map[string]int, flags map[string]string) error {
+func (b *bench) shares(name string, share float64, s *system, flags map[string]string) error {
+	programs := s.programs()
 	of := maps.Clone(programs) // the programs that a limit uses as well
 	maps.DeleteFunc(of, func(program string, _ int) bool { return program != "kafka" && program != "db" })
 	var arguments []string

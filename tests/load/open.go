@@ -105,38 +105,38 @@ func answered(r *vegeta.Result) load.KeyedAnswer {
 
 // openOneProcess and openProcesses send a fifth of the floor's rate.
 func (b *bench) openOneProcess() error {
-	return b.withOneProcess("open-loop-one-process", func(s *system) error { return b.atAFifth("open-loop-one-process", 5, s, s.only()) })
+	return b.withOneProcess("open-loop-one-process", func(s *system) error { return b.atAFifth("open-loop-one-process", 5, s) })
 }
 
 func (b *bench) openProcesses() error {
-	return b.withProcesses("open-loop-processes", func(s *separate) error { return b.atAFifth("open-loop-processes", 10, s.system, s.programs()) })
+	return b.withProcesses("open-loop-processes", func(s *separate) error { return b.atAFifth("open-loop-processes", 10, s.system) })
 }
 
-func (b *bench) atAFifth(name string, times float64, s *system, programs map[string]int) error {
+func (b *bench) atAFifth(name string, times float64, s *system) error {
 	floor, err := b.m.floor(b.Floor)
 	if err != nil {
 		return err
 	}
-	return b.paced(goal{name: name, ratio: times}, s, programs, 0.2*floor, (b.Runs+1)/2, nil)
+	return b.paced(goal{name: name, ratio: times}, s, 0.2*floor, (b.Runs+1)/2, nil)
 }
 
 // latencyOneProcess and latencyProcesses send rates at which the processors are not busy.
 func (b *bench) latencyOneProcess() error {
 	return b.withOneProcess("latency-one-process", func(s *system) error {
-		return b.atRates("latency-one-process", s, s.only(), map[int]map[float64]float64{1000: {99: 10}})
+		return b.atRates("latency-one-process", s, map[int]map[float64]float64{1000: {99: 10}})
 	})
 }
 
 func (b *bench) latencyProcesses() error {
 	return b.withProcesses("latency-processes", func(s *separate) error {
-		return b.atRates("latency-processes", s.system, s.programs(), map[int]map[float64]float64{200: {50: 8, 99: 40}})
+		return b.atRates("latency-processes", s.system, map[int]map[float64]float64{200: {50: 8, 99: 40}})
 	})
 }
 
 // atRates measures three rates. wanted has milliseconds by rate and percentile.
-func (b *bench) atRates(name string, s *system, programs map[string]int, wanted map[int]map[float64]float64) error {
+func (b *bench) atRates(name string, s *system, wanted map[int]map[float64]float64) error {
 	for _, rate := range []int{50, 200, 1000} {
-		if err := b.paced(goal{name: fmt.Sprintf("%s-%d", name, rate)}, s, programs, float64(rate), b.Runs, wanted[rate]); err != nil {
+		if err := b.paced(goal{name: fmt.Sprintf("%s-%d", name, rate)}, s, float64(rate), b.Runs, wanted[rate]); err != nil {
 			return err
 		}
 	}
@@ -145,25 +145,24 @@ func (b *bench) atRates(name string, s *system, programs map[string]int, wanted 
 
 // paced sends payments at a rate, in turn with pgbench's transfers at the same rate. The ratio is that of the
 // 99th percentiles. wanted has milliseconds by percentile, for all runs together.
-func (b *bench) paced(g goal, s *system, programs map[string]int, rate float64, runs int, wanted map[float64]float64) error {
+func (b *bench) paced(g goal, s *system, rate float64, runs int, wanted map[float64]float64) error {
 	all := newHistogram()
 	var samples []sample
 	var cost map[string]float64
 	failed := 0
 	for range runs {
-		before, err := b.spentBy(programs)
+		var payments *hdrhistogram.Histogram
+		var lost int
+		var err error
+		cost, err = b.costOf(s.programs(), func() (n int, err error) {
+			if payments, lost, err = s.openLoop(rate, b.Open); err == nil {
+				n = int(payments.TotalCount())
+			}
+			return n, err
+		})
 		if err != nil {
 			return err
 		}
-		payments, lost, err := s.openLoop(rate, b.Open)
-		if err != nil {
-			return err
-		}
-		after, err := b.spentBy(programs)
-		if err != nil {
-			return err
-		}
-		cost = after.each(before, int(payments.TotalCount()))
 		failed += lost
 		all.Merge(payments)
 		transfers, err := b.m.pacedTransfers(rate, b.Open)

@@ -141,7 +141,7 @@ func (a *attack) run(name string, perSecond float64, during time.Duration) (phas
 		a.answers = append(a.answers, answer)
 		if time.Since(sampled) > 100*time.Millisecond {
 			sampled = time.Now()
-			p.Resident = max(p.Resident, resident(a.pid))
+			p.Resident = max(p.Resident, resident(a.programs()["pgw"]))
 		}
 	}
 	p.Offered = float64(len(a.answers)-before) / during.Seconds()

@@ -34,7 +34,7 @@ var eventKeys = "bench:" + base64.StdEncoding.EncodeToString([]byte("a secret th
 type system struct {
 	m        *machine
 	data     string
-	pid      int // of the only process; 0 when there are several
+	programs func() map[string]int // the pids, by name: of pgw, or of each function and Kafka
 	stop     func() error
 	Gateway  string `json:"gateway_url"`
 	Database string `json:"database_url"`
@@ -72,7 +72,7 @@ func (m *machine) oneProcess(scenario string) (*system, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	s.pid = cmd.Process.Pid
+	s.programs = func() map[string]int { return map[string]int{"pgw": cmd.Process.Pid} }
 	s.stop = func() error {
 		cmd.Process.Signal(syscall.SIGINT)
 		return errors.Join(cmd.Wait(), os.RemoveAll(s.data))
@@ -129,7 +129,7 @@ func (m *machine) separate(scenario string, partitions int32) (*separate, error)
 		return nil, err
 	}
 	s := &separate{&system{m: m, data: filepath.Join(m.dir, m.name("data")), Gateway: "http://" + procs.Addr("gateway"), Database: database, Risk: procs.Addr("risk")}, procs, all}
-	s.stop = procs.StopAll
+	s.programs, s.stop = s.withKafka, procs.StopAll
 	if err := s.start(cfg, prefix); err != nil {
 		return nil, errors.Join(err, procs.StopAll())
 	}

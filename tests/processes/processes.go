@@ -153,7 +153,8 @@ func (s *System) env(name string) []string {
 	c := s.cfg.Kafka
 	host, port, _ := net.SplitHostPort(s.Addr(name))
 	env := append(os.Environ(),
-		"HOST="+host, "PORT="+port, "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.GRPCOnly), "GOMAXPROCS=1",
+		"HOST="+host, "PORT="+port, "LOG_LEVEL=warn", "LOG_FORMAT=text", "DRAIN_TIMEOUT=20s", "HTTP2="+string(function.GRPCOnly),
+		"GOMAXPROCS=1", // as deployed
 		"DATABASE_URL="+s.cfg.Database, "EVENT_KEYS="+s.cfg.EventKeys, "RISK_SECRET=for the tests alone",
 		"WEBHOOK_SECRET_KEYS=test:"+base64.StdEncoding.EncodeToString(make([]byte, 32)), "WEBHOOK_ALLOW_HTTP=true", "WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8",
 		"KAFKA_BROKERS="+strings.Join(c.Brokers, ","), "KAFKA_REQ_TOPIC="+c.RequestTopic, "KAFKA_RES_TOPIC="+c.ResultTopic,
